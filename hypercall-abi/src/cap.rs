@@ -1,0 +1,174 @@
+//! Capabilities: selectors, object types, rights (SPEC.md 2).
+
+/// Names a capability in the object space of the calling protection domain. 0 names nothing.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Selector(pub u32);
+
+impl Selector {
+    /// Names nothing; where a call takes an optional capability, "none"; for `Derive`, the caller's own PD.
+    pub const NULL: Selector = Selector(0);
+    /// One past the largest selector.
+    pub const END: u32 = 32768;
+}
+
+/// The type of the object, or of the range, that a capability names.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectType {
+    /// An empty slot.
+    Null = 0,
+    /// Frames of kernel memory.
+    Pool = 1,
+    /// Protection domain.
+    Pd = 2,
+    /// Execution context.
+    Ec = 3,
+    /// Scheduling context.
+    Sc = 4,
+    /// Portal.
+    Pt = 5,
+    /// Semaphore.
+    Sm = 6,
+    /// Notification: 64 bits.
+    Ntfn = 7,
+    /// Guest-physical address space.
+    GuestSpace = 8,
+    /// Virtual CPU.
+    Vcpu = 9,
+    /// A range of page frames.
+    Memory = 16,
+    /// A range of I/O ports.
+    Ports = 17,
+    /// A range of global system interrupts.
+    Irqs = 18,
+    /// The kernel's log.
+    Log = 19,
+}
+
+impl ObjectType {
+    /// The type with this value, if there is one.
+    pub const fn from_raw(raw: u8) -> Option<Self> {
+        Some(match raw {
+            0 => ObjectType::Null,
+            1 => ObjectType::Pool,
+            2 => ObjectType::Pd,
+            3 => ObjectType::Ec,
+            4 => ObjectType::Sc,
+            5 => ObjectType::Pt,
+            6 => ObjectType::Sm,
+            7 => ObjectType::Ntfn,
+            8 => ObjectType::GuestSpace,
+            9 => ObjectType::Vcpu,
+            16 => ObjectType::Memory,
+            17 => ObjectType::Ports,
+            18 => ObjectType::Irqs,
+            19 => ObjectType::Log,
+            _ => return None,
+        })
+    }
+}
+
+bitflags::bitflags! {
+    /// What a capability allows. The low bits mean something else for each [`ObjectType`] (SPEC.md 2.3).
+    #[repr(transparent)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Rights: u16 {
+        /// Derive further capabilities from this one (every type).
+        const DERIVE = 1 << 15;
+
+        /// Pool: create objects paid from it.
+        const POOL_CREATE = 1 << 0;
+
+        /// PD: create execution contexts in it, bind to it.
+        const PD_CONTROL = 1 << 0;
+        /// PD: put capabilities into its object space.
+        const PD_GRANT = 1 << 1;
+        /// PD: map memory and ports into it.
+        const PD_MAP = 1 << 2;
+
+        /// EC: bind a UTCB or a fault notification, create a scheduling context for it, create portals.
+        const EC_CONTROL = 1 << 0;
+        /// EC: read why it stopped.
+        const EC_INFO = 1 << 1;
+
+        /// SC: read the time it used.
+        const SC_INFO = 1 << 0;
+
+        /// Portal: call it.
+        const PT_CALL = 1 << 0;
+
+        /// Semaphore or notification: signal it.
+        const SIGNAL = 1 << 0;
+        /// Semaphore or notification: wait on it.
+        const WAIT = 1 << 1;
+
+        /// Guest space: map memory into it.
+        const GUEST_MAP = 1 << 0;
+        /// Guest space: create vCPUs in it.
+        const GUEST_VCPU = 1 << 1;
+
+        /// vCPU: run it, read its state, bind to it.
+        const VCPU_RUN = 1 << 0;
+        /// vCPU: poke it.
+        const VCPU_POKE = 1 << 1;
+
+        /// Memory: map readable.
+        const READ = 1 << 0;
+        /// Memory: map writable.
+        const WRITE = 1 << 1;
+        /// Memory: map executable.
+        const EXECUTE = 1 << 2;
+
+        /// Ports: map. Interrupts: bind and acknowledge. Log: write.
+        const USE = 1 << 0;
+    }
+}
+
+impl Rights {
+    /// Every right.
+    pub const ALL: Rights = Rights::from_bits_retain(0xffff);
+}
+
+bitflags::bitflags! {
+    /// How `Map` maps memory: rights to use out of those of the capability, and the memory type.
+    #[repr(transparent)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct MapFlags: u32 {
+        /// Readable (always implied in a host space).
+        const READ = 1 << 0;
+        /// Writable.
+        const WRITE = 1 << 1;
+        /// Executable.
+        const EXECUTE = 1 << 2;
+        /// Uncached; without it write-back. Only for memory that is a device's.
+        const UNCACHED = 1 << 3;
+    }
+}
+
+/// What `Bind` binds (SPEC.md 4, Bind).
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BindRole {
+    /// EC: one page of memory becomes the message area; `extra` is the page offset in the capability.
+    Utcb = 0,
+    /// EC: signalled with its badge when the EC stops on a fault.
+    FaultNotification = 1,
+    /// vCPU: one page of memory becomes the state page; `extra` is the page offset in the capability.
+    VcpuPage = 2,
+    /// vCPU: pending bits of this notification make `VcpuRun` return.
+    VcpuNotification = 3,
+}
+
+impl BindRole {
+    /// The role with this value, if there is one.
+    pub const fn from_raw(raw: u64) -> Option<Self> {
+        Some(match raw {
+            0 => BindRole::Utcb,
+            1 => BindRole::FaultNotification,
+            2 => BindRole::VcpuPage,
+            3 => BindRole::VcpuNotification,
+            _ => return None,
+        })
+    }
+}

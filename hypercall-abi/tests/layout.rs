@@ -1,0 +1,67 @@
+//! Pins the layout: a failure here is a change of the ABI, and belongs into CHANGELOG.md.
+
+use core::mem::{offset_of, size_of};
+use hypercall_abi::boot_info::{BootInfo, MemoryRegion, Module};
+use hypercall_abi::exit::{ControlAccess, ControlOperation, PortIo};
+use hypercall_abi::regs::Head;
+use hypercall_abi::utcb::Utcb;
+use hypercall_abi::vcpu::{Event, Segment, VcpuPage};
+use hypercall_abi::{Hypercall, Selector, Status};
+
+#[test]
+fn vcpu_page_layout_is_pinned() {
+    assert_eq!(size_of::<VcpuPage>(), 4096);
+    assert_eq!(size_of::<Segment>(), 24);
+    assert_eq!(offset_of!(VcpuPage, gpr), 0);
+    assert_eq!(offset_of!(VcpuPage, rip), 0x80);
+    assert_eq!(offset_of!(VcpuPage, exit_kind), 0x98);
+    assert_eq!(offset_of!(VcpuPage, exit_info), 0xa0);
+    assert_eq!(offset_of!(VcpuPage, notified), 0xe0);
+    assert_eq!(offset_of!(VcpuPage, dirty), 0xe8);
+    assert_eq!(offset_of!(VcpuPage, deadline), 0xf8);
+    assert_eq!(offset_of!(VcpuPage, inject), 0x100);
+    assert_eq!(offset_of!(VcpuPage, tsc_offset), 0x118);
+    assert_eq!(offset_of!(VcpuPage, segments), 0x120);
+    assert_eq!(offset_of!(VcpuPage, ldtr), 0x1b0);
+    assert_eq!(offset_of!(VcpuPage, gdtr), 0x1e0);
+    assert_eq!(offset_of!(VcpuPage, cr0), 0x200);
+    assert_eq!(offset_of!(VcpuPage, debugctl), 0x2d0);
+}
+
+#[test]
+fn utcb_and_boot_info_layout_is_pinned() {
+    assert_eq!(size_of::<Utcb>(), 4096);
+    assert_eq!(offset_of!(Utcb, words), 256);
+    assert_eq!(size_of::<MemoryRegion>(), 24);
+    assert_eq!(size_of::<Module>(), 48);
+    assert_eq!(size_of::<BootInfo>(), 4096);
+}
+
+#[test]
+fn head_round_trips_and_refuses_reserved_bits() {
+    for &call in Hypercall::ALL {
+        let head = Head::new(call, Selector(1234));
+        assert_eq!(head.call(), Some(call));
+        assert_eq!(head.selector(), Selector(1234));
+        assert_eq!(Head(head.0 | 1 << 8).call(), None);
+    }
+    assert_eq!(Head(0xff).call(), None);
+}
+
+#[test]
+fn every_status_round_trips() {
+    for raw in 0..=14 {
+        assert_eq!(Status::from_raw(raw).map(|status| status as u32), Some(raw));
+    }
+    assert_eq!(Status::from_raw(15), None);
+}
+
+#[test]
+fn exit_details_round_trip() {
+    let io = PortIo { port: 0x3f8, size: 2, is_in: true, is_string: true, is_rep: true };
+    assert_eq!(PortIo::decode(io.encode()), io);
+    let access = ControlAccess { register: 8, operation: ControlOperation::Lmsw, gpr: 15, source: 0xfff1 };
+    assert_eq!(ControlAccess::decode(access.encode()), access);
+    assert_eq!(Event::exception(14, Some(5)).error_code(), Some(5));
+    assert_eq!(Event::interrupt(0x30).kind(), Event::EXTERNAL);
+}

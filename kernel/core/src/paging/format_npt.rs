@@ -1,0 +1,34 @@
+//! AMD nested paging (APM 2 15.25): the host's format, walked with user rights.
+
+use super::{Attr, HostFormat, PtFormat};
+use crate::addr::PhysAddr;
+
+/// [`HostFormat`] with U/S always set: the nested walk counts as a user access (APM 2 15.25.5).
+#[derive(Clone, Copy, Debug)]
+pub struct NptFormat;
+
+impl PtFormat for NptFormat {
+    fn table(table: PhysAddr) -> u64 {
+        HostFormat::table(table)
+    }
+
+    fn leaf(pa: PhysAddr, attr: Attr, level: usize) -> u64 {
+        HostFormat::leaf(pa, Attr { user: true, ..attr }, level)
+    }
+
+    fn is_present(entry: u64) -> bool {
+        HostFormat::is_present(entry)
+    }
+
+    fn is_leaf(entry: u64, level: usize) -> bool {
+        HostFormat::is_leaf(entry, level)
+    }
+
+    fn addr(entry: u64, level: usize) -> PhysAddr {
+        HostFormat::addr(entry, level)
+    }
+
+    fn attr(entry: u64) -> Attr {
+        HostFormat::attr(entry)
+    }
+}

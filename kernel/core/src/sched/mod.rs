@@ -1,0 +1,4 @@
+//! Who runs next, and for how long.
+
+pub mod budget;
+pub mod runqueue;

@@ -1,0 +1,4 @@
+//! Virtualization logic that needs no privileged instruction: layouts, control choice, exit decoding, entry rules.
+
+pub mod svm;
+pub mod vmx;

@@ -1,0 +1,180 @@
+//! FPU state: eager, owned, never by #NM (foundations.md, Kernel 7).
+//!
+//! Each CPU knows whose state is in its registers. The state of a guest stays there while its VMM runs, since both
+//! belong to the same protection domain; the kernel calls [`release`] before another domain runs.
+
+use super::cpuid;
+use core::arch::asm;
+use core::cell::Cell;
+use core::sync::atomic::{AtomicU64, Ordering};
+use hypercall_abi::boot_info::MAX_CPUS;
+use kcore::addr::PhysAddr;
+
+/// XCR0 bits the kernel can switch: x87, SSE, AVX, AVX-512, PKRU. What fits a save area of one page.
+const SUPPORTED: u64 = 0b10_1110_0111;
+
+/// Bytes of a save area: one frame.
+pub const AREA_FRAMES: usize = 1;
+
+static HOST_XCR0: AtomicU64 = AtomicU64::new(0);
+
+struct Owner {
+    area: Cell<u64>,
+    xcr0: Cell<u64>,
+}
+
+struct Owners([Owner; MAX_CPUS]);
+// SAFETY: each CPU uses only the entry of its own number.
+unsafe impl Sync for Owners {}
+static OWNERS: Owners = Owners([const { Owner { area: Cell::new(0), xcr0: Cell::new(0) } }; MAX_CPUS]);
+
+/// XCR0 bits that guests may set; 0 without XSAVE.
+pub fn guest_xcr0() -> u64 {
+    HOST_XCR0.load(Ordering::Relaxed)
+}
+
+/// Prepares this CPU. Without XSAVE the kernel falls back to FXSAVE and guests get no XSAVE.
+///
+/// # Safety
+/// CR4.OSXSAVE is set exactly if `has_xsave`.
+pub unsafe fn init_cpu(has_xsave: bool) {
+    if !has_xsave {
+        return;
+    }
+    let info = cpuid::leaf(0xd, 0);
+    let mut xcr0 = (info.eax as u64 | (info.edx as u64) << 32) & SUPPORTED;
+    // AVX-512 and its three components come together; drop what does not fit the area (CPUID.0DH:0.ECX is for all).
+    if xcr0 & 0xe0 != 0xe0 || xcr0 & 4 == 0 {
+        xcr0 &= !0xe0;
+    }
+    // SAFETY: the value is a subset of what CPUID.0DH announces, with x87 and with SSE where AVX is.
+    unsafe { write_xcr0(xcr0) };
+    if cpuid::leaf(0xd, 0).ebx > 4096 {
+        xcr0 &= 7;
+        // SAFETY: as above.
+        unsafe { write_xcr0(xcr0) };
+    }
+    HOST_XCR0.store(xcr0, Ordering::Relaxed);
+    OWNERS.0[crate::percpu::id()].xcr0.set(xcr0);
+}
+
+/// # Safety
+/// CR4.OSXSAVE is set and the CPU takes this value.
+unsafe fn write_xcr0(value: u64) {
+    // SAFETY: by the contract of this function.
+    unsafe {
+        asm!("xsetbv", in("ecx") 0, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nomem, nostack, preserves_flags));
+    }
+}
+
+/// Initializes a save area to the state after reset (SDM 1 13.6: FCW 037FH, MXCSR 1F80H, XSTATE_BV 0).
+///
+/// # Safety
+/// The frame is zeroed and exclusive.
+pub unsafe fn init_area(area: PhysAddr) {
+    let base = crate::mem::phys_to_virt(area);
+    // SAFETY: both offsets are inside the frame the caller owns.
+    unsafe {
+        base.cast::<u16>().write(0x37f);
+        base.add(24).cast::<u32>().write(0x1f80);
+    }
+}
+
+/// Puts the state of `area` into the registers, with `xcr0` active, saving whose state was there.
+///
+/// # Safety
+/// The area is initialized, exclusive to this owner, and stays until [`forget`]; `xcr0` is a valid value within
+/// [`guest_xcr0`] (ignored without XSAVE); interrupts are off.
+pub unsafe fn switch_to(area: PhysAddr, xcr0: u64) {
+    let owner = &OWNERS.0[crate::percpu::id()];
+    let host = guest_xcr0();
+    if owner.area.get() != area.0 {
+        // SAFETY: the caller's contract covers the new area; the old one was given under the same contract.
+        unsafe {
+            activate(owner, host);
+            save(owner.area.get(), host);
+            restore(area.0, host);
+        }
+        owner.area.set(area.0);
+    }
+    if host != 0 {
+        // SAFETY: the caller validated the value.
+        unsafe { activate(owner, xcr0) };
+    }
+}
+
+/// Takes the state out of the registers, leaving the initial state: nobody who runs next sees it.
+pub fn release() {
+    let owner = &OWNERS.0[crate::percpu::id()];
+    if owner.area.get() == 0 {
+        return;
+    }
+    let host = guest_xcr0();
+    // SAFETY: the area is valid by the contract of `switch_to`; `INITIAL` is an initialized area.
+    unsafe {
+        activate(owner, host);
+        save(owner.area.get(), host);
+        restore(initial_area(), host);
+    }
+    owner.area.set(0);
+}
+
+/// Drops the state of an area that goes away, on the CPU where it may be live.
+pub fn forget(area: PhysAddr) {
+    if OWNERS.0[crate::percpu::id()].area.get() == area.0 {
+        release();
+    }
+}
+
+#[repr(C, align(64))]
+struct Initial([u8; 4096]);
+static INITIAL: Initial = {
+    let mut area = [0u8; 4096];
+    (area[0], area[1], area[24], area[25]) = (0x7f, 0x03, 0x80, 0x1f);
+    Initial(area)
+};
+
+fn initial_area() -> u64 {
+    (&raw const INITIAL) as u64 - crate::mem::PHYS_BASE
+}
+
+/// # Safety
+/// The value is valid for this CPU, or `owner.xcr0` is 0 (no XSAVE) and the value too.
+unsafe fn activate(owner: &Owner, xcr0: u64) {
+    if owner.xcr0.get() != xcr0 {
+        // SAFETY: by the contract of this function.
+        unsafe { write_xcr0(xcr0) };
+        owner.xcr0.set(xcr0);
+    }
+}
+
+/// # Safety
+/// `area` is 0 or a frame of its owner.
+unsafe fn save(area: u64, host: u64) {
+    if area == 0 {
+        return;
+    }
+    let base = crate::mem::phys_to_virt(PhysAddr(area));
+    // SAFETY: the area is a 4096-byte frame, 64-byte aligned; XSAVE with the host's XCR0 fits (`init_cpu`).
+    unsafe {
+        if host != 0 {
+            asm!("xsave64 [{}]", in(reg) base, in("eax") host as u32, in("edx") (host >> 32) as u32, options(nostack, preserves_flags));
+        } else {
+            asm!("fxsave64 [{}]", in(reg) base, options(nostack, preserves_flags));
+        }
+    }
+}
+
+/// # Safety
+/// `area` is an initialized area (an address relative to the direct map).
+unsafe fn restore(area: u64, host: u64) {
+    let base = crate::mem::PHYS_BASE.wrapping_add(area) as *const u8;
+    // SAFETY: as in `save`; the header was written by XSAVE or `init_area`, so XRSTOR does not fault.
+    unsafe {
+        if host != 0 {
+            asm!("xrstor64 [{}]", in(reg) base, in("eax") host as u32, in("edx") (host >> 32) as u32, options(nostack, preserves_flags, readonly));
+        } else {
+            asm!("fxrstor64 [{}]", in(reg) base, options(nostack, preserves_flags, readonly));
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Requests between CPUs: grace periods, which are TLB shootdowns at the same time.
+//!
+//! Protocol (`doc/implementation.md`): the requester bumps its target's `requested` counter and sends an interrupt. The
+//! target, at a point where it holds no reference to kernel objects, switches to the kernel's own page table, which
+//! flushes its TLB, and publishes the counter it saw. The requester waits for that.
+
+use crate::cpu::control;
+use crate::irq::{lapic, vector};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use hypercall_abi::boot_info::MAX_CPUS;
+use kcore::addr::PhysAddr;
+
+struct Request {
+    requested: AtomicU32,
+    served: AtomicU32,
+    /// Times the CPU left whatever address space it was in.
+    epoch: AtomicU32,
+}
+
+static REQUESTS: [Request; MAX_CPUS] = [const {
+    Request { requested: AtomicU32::new(0), served: AtomicU32::new(0), epoch: AtomicU32::new(0) }
+}; MAX_CPUS];
+static CPU_COUNT: AtomicUsize = AtomicUsize::new(1);
+static KERNEL_ROOT: AtomicU64 = AtomicU64::new(0);
+
+/// Says which page table maps the kernel and nothing else.
+///
+/// # Safety
+/// The table stays for ever and maps the kernel as every other one does.
+pub unsafe fn set_kernel_root(root: PhysAddr) {
+    KERNEL_ROOT.store(root.0, Ordering::Release);
+}
+
+/// The kernel's own page table.
+pub fn kernel_root() -> PhysAddr {
+    PhysAddr(KERNEL_ROOT.load(Ordering::Acquire))
+}
+
+/// CPUs that are up.
+#[inline]
+pub fn cpu_count() -> usize {
+    CPU_COUNT.load(Ordering::Acquire)
+}
+
+/// Says that one more CPU is up, as number `cpu_count()`.
+pub fn announce() {
+    CPU_COUNT.fetch_add(1, Ordering::AcqRel);
+}
+
+/// Whether somebody waits for this CPU.
+#[inline]
+pub fn has_request() -> bool {
+    let own = &REQUESTS[crate::percpu::id()];
+    own.requested.load(Ordering::Acquire) != own.served.load(Ordering::Relaxed)
+}
+
+/// Serves this CPU's outstanding request after `work`, which lets go of what is going away.
+///
+/// Only to be called where no reference to kernel objects is held, but for those `work` looks up itself.
+pub fn serve(work: impl FnOnce()) {
+    let own = &REQUESTS[crate::percpu::id()];
+    let requested = own.requested.load(Ordering::Acquire);
+    if requested != own.served.load(Ordering::Relaxed) {
+        work();
+        leave_address_space();
+        own.served.store(requested, Ordering::Release);
+    }
+}
+
+/// Waits until every other CPU has served a request made now; leaves this CPU's address space too.
+///
+/// At most one CPU may be in here at a time: callers hold the kernel's tree lock.
+pub fn synchronize() {
+    leave_address_space();
+    let me = crate::percpu::id();
+    let count = cpu_count();
+    for cpu in (0..count).filter(|&cpu| cpu != me) {
+        REQUESTS[cpu].requested.fetch_add(1, Ordering::AcqRel);
+        interrupt(cpu);
+    }
+    for request in REQUESTS.iter().take(count).enumerate().filter(|&(cpu, _)| cpu != me).map(|(_, request)| request) {
+        while request.served.load(Ordering::Acquire) != request.requested.load(Ordering::Relaxed) {
+            core::hint::spin_loop();
+        }
+    }
+}
+
+/// Interrupts a CPU, so that it looks at its requests and queues.
+pub fn interrupt(cpu: usize) {
+    if let Some(block) = crate::percpu::block(cpu) {
+        lapic::send_ipi(block.apic_id, vector::REQUEST);
+    }
+}
+
+/// Times this CPU left its address space: whoever remembers being in one compares.
+#[inline]
+pub fn epoch() -> u32 {
+    REQUESTS[crate::percpu::id()].epoch.load(Ordering::Relaxed)
+}
+
+/// Switches to the kernel's own page table, flushing the TLB.
+pub fn leave_address_space() {
+    REQUESTS[crate::percpu::id()].epoch.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: the kernel's own table maps everything the kernel uses.
+    unsafe { control::write_cr3(kernel_root().0) }
+}

@@ -1,0 +1,115 @@
+//! Which of the two extensions this machine has, and dispatch to it.
+
+use super::{Features, GuestCpu, HostState, Returned, RunArgs, Unsupported, svm, vmx};
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU8, Ordering};
+use hypercall_abi::vcpu::{Groups, VcpuPage};
+use kcore::addr::PhysAddr;
+
+/// What [`detect`] found; written once.
+static mut FOUND: Result<Features, Unsupported> = Err(Unsupported::NoExtension);
+static STATE: AtomicU8 = AtomicU8::new(0);
+
+/// Finds out what this machine has. Once, on the boot CPU, before other CPUs run.
+pub fn detect() -> Result<Features, Unsupported> {
+    let found = match vmx::region::detect() {
+        Err(Unsupported::NoExtension) => svm::region::detect(),
+        result => result,
+    };
+    // SAFETY: only this CPU runs, and `features` does not read before `STATE` says so.
+    unsafe { FOUND = found };
+    STATE.store(1, Ordering::Release);
+    found
+}
+
+/// What [`detect`] found.
+#[inline]
+pub fn features() -> Result<Features, Unsupported> {
+    if STATE.load(Ordering::Acquire) == 0 {
+        return Err(Unsupported::NoExtension);
+    }
+    // SAFETY: written once, before `STATE` was.
+    unsafe { FOUND }
+}
+
+/// Whether the extension is VMX: after an exit TR's limit is short.
+#[inline]
+pub fn exits_shorten_tr() -> bool {
+    features().is_ok_and(|features| features.is_vmx)
+}
+
+/// Switches the extension on, on this CPU.
+///
+/// # Safety
+/// [`detect`] succeeded. The frame is zeroed kernel memory that is the CPU's for ever. Interrupts are off.
+pub unsafe fn enable_cpu(frame: PhysAddr) -> Result<(), Unsupported> {
+    // SAFETY: by the contract of this function.
+    unsafe { if features()?.is_vmx { vmx::region::enable_cpu(frame) } else { svm::region::enable_cpu(frame) } }
+}
+
+/// A vCPU of either kind.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "a machine has one kind only")]
+pub enum Backend {
+    /// VT-x.
+    Vmx(vmx::Vcpu),
+    /// AMD-V.
+    Svm(svm::Vcpu),
+}
+
+const fn max(a: usize, b: usize) -> usize {
+    if a > b { a } else { b }
+}
+
+macro_rules! dispatch {
+    ($self:ident, $vcpu:ident => $call:expr) => {
+        match $self {
+            Backend::Vmx($vcpu) => $call,
+            Backend::Svm($vcpu) => $call,
+        }
+    };
+}
+
+// SAFETY: each method hands its contract on to the implementation of the machine's kind.
+unsafe impl GuestCpu for Backend {
+    const FRAMES: usize = max(vmx::Vcpu::FRAMES, svm::Vcpu::FRAMES);
+
+    unsafe fn new(frames: &[PhysAddr], host: &HostState) -> Self {
+        // SAFETY: by the contract of this function.
+        unsafe {
+            if features().is_ok_and(|features| features.is_vmx) {
+                Backend::Vmx(vmx::Vcpu::new(&frames[..vmx::Vcpu::FRAMES], host))
+            } else {
+                Backend::Svm(svm::Vcpu::new(&frames[..svm::Vcpu::FRAMES], host))
+            }
+        }
+    }
+
+    #[inline]
+    unsafe fn load(&mut self, page: NonNull<VcpuPage>) {
+        // SAFETY: by the contract of this function.
+        dispatch!(self, vcpu => unsafe { vcpu.load(page) })
+    }
+
+    #[inline]
+    unsafe fn run(&mut self, page: NonNull<VcpuPage>, args: &RunArgs) -> Returned {
+        // SAFETY: by the contract of this function.
+        dispatch!(self, vcpu => unsafe { vcpu.run(page, args) })
+    }
+
+    unsafe fn read(&mut self, page: NonNull<VcpuPage>, groups: Groups) {
+        // SAFETY: by the contract of this function.
+        dispatch!(self, vcpu => unsafe { vcpu.read(page, groups) })
+    }
+
+    #[inline]
+    unsafe fn unload(&mut self) {
+        // SAFETY: by the contract of this function.
+        dispatch!(self, vcpu => unsafe { vcpu.unload() })
+    }
+
+    unsafe fn destroy(&mut self) {
+        // SAFETY: by the contract of this function.
+        dispatch!(self, vcpu => unsafe { vcpu.destroy() })
+    }
+}

@@ -1,0 +1,158 @@
+//! The one seam between the kernel and the virtualization extensions: nothing outside this folder names VMX or SVM.
+//!
+//! Data path: the kernel's `VcpuRun` calls [`GuestCpu::load`] once, [`GuestCpu::run`] until the exit is one for the
+//! VMM, and [`GuestCpu::unload`] before any user code or another guest runs on this CPU.
+
+use core::ptr::NonNull;
+use hypercall_abi::vcpu::{Groups, VcpuPage};
+use kcore::addr::PhysAddr;
+
+mod backend;
+pub mod nested;
+pub mod svm;
+pub mod vmx;
+
+pub use backend::{Backend, detect, enable_cpu, exits_shorten_tr, features};
+
+/// Why the CPU cannot run guests: shown to the user as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsupported {
+    /// Neither VMX nor SVM in CPUID.
+    NoExtension,
+    /// The firmware switched it off and locked the switch.
+    LockedByFirmware,
+    /// There is no EPT or NPT, or not with 4 levels and write-back tables.
+    NoNestedPaging,
+    /// VMX without unrestricted guest.
+    NoUnrestrictedGuest,
+    /// A control that isolation needs cannot be set; its name in the manual.
+    MissingControl(&'static str),
+}
+
+impl core::fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Unsupported::NoExtension => f.write_str("this CPU has neither VT-x nor AMD-V, or they are hidden"),
+            Unsupported::LockedByFirmware => {
+                f.write_str("the firmware switched virtualization off; enable VT-x or SVM in its setup")
+            }
+            Unsupported::NoNestedPaging => f.write_str("this CPU has no EPT or NPT"),
+            Unsupported::NoUnrestrictedGuest => f.write_str("this CPU's VT-x has no unrestricted guest"),
+            Unsupported::MissingControl(name) => write!(f, "this CPU's virtualization lacks \"{name}\""),
+        }
+    }
+}
+
+/// What the extensions of this machine offer, beyond what the kernel requires.
+#[derive(Clone, Copy, Debug)]
+pub struct Features {
+    /// VMX, otherwise SVM.
+    pub is_vmx: bool,
+    /// Exits say how long their instruction is.
+    pub has_instruction_length: bool,
+    /// 1 GiB pages in the nested tables.
+    pub has_nested_1g: bool,
+    /// Guests may be offered RDTSCP.
+    pub has_rdtscp: bool,
+    /// Guests may be offered INVPCID.
+    pub has_invpcid: bool,
+    /// Guests may be offered XSAVES.
+    pub has_xsaves: bool,
+}
+
+/// The host state of one CPU that world switches restore.
+#[derive(Clone, Copy, Debug)]
+pub struct HostState {
+    /// Base of the GDT.
+    pub gdt_base: u64,
+    /// Base of the IDT.
+    pub idt_base: u64,
+    /// Base of the TSS.
+    pub tss_base: u64,
+    /// Selector of the TSS.
+    pub tss_selector: u16,
+    /// Kernel code selector; the data selector is the next descriptor (+8).
+    pub code_selector: u16,
+    /// GS base in the kernel: the per-CPU block.
+    pub gs_base: u64,
+}
+
+/// What one run depends on besides the vCPU page.
+#[derive(Clone, Copy, Debug)]
+pub struct RunArgs {
+    /// Root of the EPT or NPT.
+    pub nested_root: PhysAddr,
+    /// Changes whenever a translation of that space was removed or lost rights: cached translations of an older
+    /// generation must be flushed before entry.
+    pub nested_generation: u64,
+    /// CR3 of the address space to come back to.
+    pub host_cr3: u64,
+    /// TSC ticks from now until the kernel wants the CPU back (timeslice or deadline, whichever is first).
+    pub budget_ticks: u64,
+}
+
+/// Why [`GuestCpu::run`] came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Returned {
+    /// For the VMM: the page says why.
+    Exit,
+    /// A host interrupt is pending, not yet acknowledged: open an interrupt window, then run again.
+    HostInterrupt,
+    /// An NMI arrived (and, on VMX, was delivered to us as an exit).
+    HostNmi,
+    /// A machine check arrived.
+    HostMachineCheck,
+    /// `budget_ticks` are over.
+    Timer,
+    /// The guest executed HLT, `HLT_BLOCKS` is set, RIP was advanced and the activity in the page is `HALTED`. Where the
+    /// hardware does not give the length, HLT exits as [`hypercall_abi::exit::ExitKind::Hlt`] instead.
+    Halted,
+}
+
+/// One virtual CPU's hardware state, bound to the CPU that first loads it.
+///
+/// # Safety
+/// Implementations guarantee that nothing in the page, whatever a VMM writes into it at whatever time, and nothing a
+/// guest does, breaks the host: each value that the hardware would fault or misbehave on in root mode is checked
+/// after it was copied once, and a refused entry is [`Returned::Exit`] with
+/// [`hypercall_abi::exit::ExitKind::EntryFailure`].
+pub unsafe trait GuestCpu: Sized {
+    /// Frames of kernel memory one vCPU needs (VMCS or VMCB, and what belongs to it).
+    const FRAMES: usize;
+
+    /// Initializes the state in `frames` (zeroed, owned by the vCPU from here on) as after reset.
+    ///
+    /// # Safety
+    /// The frames are in the direct map, exclusive, and stay so until after [`Self::destroy`]. [`enable_cpu`] ran here.
+    unsafe fn new(frames: &[PhysAddr], host: &HostState) -> Self;
+
+    /// Makes this the guest of the current CPU and switches in what the hardware does not switch.
+    ///
+    /// # Safety
+    /// Runs on the CPU of the vCPU, interrupts off, no other vCPU loaded.
+    unsafe fn load(&mut self, page: NonNull<VcpuPage>);
+
+    /// Takes over what the page says is dirty, enters the guest, and on the way back writes the page.
+    ///
+    /// # Safety
+    /// As [`Self::load`], and loaded.
+    unsafe fn run(&mut self, page: NonNull<VcpuPage>, args: &RunArgs) -> Returned;
+
+    /// Fills `groups` of the page from the hardware state.
+    ///
+    /// # Safety
+    /// As [`Self::load`]; loaded or not.
+    unsafe fn read(&mut self, page: NonNull<VcpuPage>, groups: Groups);
+
+    /// Switches back what [`Self::load`] switched in: afterwards user code may run.
+    ///
+    /// # Safety
+    /// As [`Self::load`], and loaded.
+    unsafe fn unload(&mut self);
+
+    /// Removes every trace from the CPU (VMCLEAR, ASID); the frames may be reused afterwards.
+    ///
+    /// # Safety
+    /// Runs on the CPU of the vCPU, interrupts off, not loaded.
+    unsafe fn destroy(&mut self);
+}

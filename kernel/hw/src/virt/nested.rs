@@ -1,0 +1,53 @@
+//! Nested page tables in the format of this machine.
+
+use super::features;
+use kcore::addr::PhysAddr;
+use kcore::paging::{self, Attr, EptFormat, MapDone, NptFormat, PageSize, Partial, PtMemory, Unmapped};
+
+fn uses_ept() -> bool {
+    features().is_ok_and(|features| features.is_vmx)
+}
+
+fn largest() -> PageSize {
+    if features().is_ok_and(|features| features.has_nested_1g) { PageSize::G1 } else { PageSize::M2 }
+}
+
+/// Maps `pages` pages at guest-physical `address` to frames from `pa` on.
+pub fn map<M: PtMemory>(
+    mem: &mut M,
+    root: PhysAddr,
+    address: u64,
+    pa: PhysAddr,
+    pages: u64,
+    attr: Attr,
+) -> Result<MapDone, Partial> {
+    if uses_ept() {
+        paging::map::<EptFormat, M>(mem, root, address, pa, pages, attr, largest())
+    } else {
+        paging::map::<NptFormat, M>(mem, root, address, pa, pages, attr, largest())
+    }
+}
+
+/// Removes translations that point at frames from `frame` on.
+pub fn unmap<M: PtMemory>(
+    mem: &mut M,
+    root: PhysAddr,
+    address: u64,
+    pages: u64,
+    frame: PhysAddr,
+) -> Result<Unmapped, Partial> {
+    if uses_ept() {
+        paging::unmap::<EptFormat, M>(mem, root, address, pages, frame)
+    } else {
+        paging::unmap::<NptFormat, M>(mem, root, address, pages, frame)
+    }
+}
+
+/// Frees all tables below `root`.
+pub fn destroy<M: PtMemory>(mem: &mut M, root: PhysAddr) {
+    if uses_ept() {
+        while !paging::destroy::<EptFormat, M>(mem, root, false, usize::MAX) {}
+    } else {
+        while !paging::destroy::<NptFormat, M>(mem, root, false, usize::MAX) {}
+    }
+}

@@ -1,0 +1,152 @@
+//! Detection, and SVM of one CPU: switching it on, its ASIDs.
+
+use super::probe;
+use crate::cpu::{cpuid, fpu, msr};
+use crate::mem::kernel_virt_to_phys;
+use crate::percpu;
+use crate::virt::{Features, Unsupported};
+use core::cell::{Cell, UnsafeCell};
+use hypercall_abi::boot_info::MAX_CPUS;
+use kcore::addr::PhysAddr;
+use kcore::virt::svm::asid::{Pool, Tag, TlbControl};
+use kcore::virt::svm::msr_bitmap::{IOPM_SIZE, MSRPM_SIZE, PermissionMap, io_map, msr_map};
+use kcore::virt::svm::processor::{Processor, SvmFeatures};
+
+/// VM_CR.
+const VM_CR: u32 = 0xc001_0114;
+/// VM_CR: SVMDIS cannot be changed.
+const VM_CR_LOCK: u64 = 1 << 3;
+/// VM_CR: EFER.SVME cannot be set.
+const VM_CR_SVMDIS: u64 = 1 << 4;
+/// VM_HSAVE_PA.
+const VM_HSAVE_PA: u32 = 0xc001_0117;
+/// EFER.SVME.
+const EFER_SVME: u64 = 1 << 12;
+
+/// The permission maps of all guests, in the kernel image because each has to be physically contiguous.
+static MSR_MAP: PermissionMap<MSRPM_SIZE> = msr_map(true);
+static MSR_MAP_WITHOUT_PAT: PermissionMap<MSRPM_SIZE> = msr_map(false);
+static IO_MAP: PermissionMap<IOPM_SIZE> = io_map();
+
+/// What one CPU has.
+struct PerCpu {
+    asids: UnsafeCell<Pool>,
+    tsc_aux: Cell<u64>,
+}
+
+struct AllCpus([PerCpu; MAX_CPUS]);
+// SAFETY: each CPU uses only the entry of its own number, with interrupts off.
+unsafe impl Sync for AllCpus {}
+static CPUS: AllCpus = AllCpus(
+    [const {
+        PerCpu {
+            asids: UnsafeCell::new(Pool::new(0)),
+            tsc_aux: Cell::new(0),
+        }
+    }; MAX_CPUS],
+);
+
+/// The features of this CPU.
+pub(super) fn processor() -> Processor {
+    let registers = |leaf, subleaf| {
+        let result = if leaf == 0x4000_0000 {
+            // Meaningful only if the hypervisor bit is set, which `Processor` looks at.
+            core::arch::x86_64::__cpuid_count(leaf, subleaf)
+        } else {
+            cpuid::leaf(leaf, subleaf)
+        };
+        [result.eax, result.ebx, result.ecx, result.edx]
+    };
+    Processor::from_cpuid(registers, fpu::guest_xcr0())
+}
+
+/// Whether this CPU can run guests, and what it offers.
+///
+/// # Errors
+/// Why not.
+pub fn detect() -> Result<Features, Unsupported> {
+    let processor = processor();
+    if !processor.has_svm {
+        return Err(Unsupported::NoExtension);
+    }
+    if let Some(control) = probe::read_msr(VM_CR)
+        && control & (VM_CR_SVMDIS | VM_CR_LOCK) == VM_CR_SVMDIS | VM_CR_LOCK
+    {
+        return Err(Unsupported::LockedByFirmware);
+    }
+    if !processor.svm.contains(SvmFeatures::NP) {
+        return Err(Unsupported::NoNestedPaging);
+    }
+    if processor.asids < 2 {
+        return Err(Unsupported::MissingControl("ASID"));
+    }
+    Ok(Features {
+        is_vmx: false,
+        has_instruction_length: processor.has_next_rip(),
+        has_nested_1g: processor.has_1g_pages,
+        has_rdtscp: processor.has_rdtscp,
+        has_invpcid: processor.has_invpcid,
+        has_xsaves: processor.has_xsaves,
+    })
+}
+
+/// Switches SVM on. `frame` is for the CPU to keep the host's state in while a guest runs.
+///
+/// # Errors
+/// As [`detect`].
+///
+/// # Safety
+/// Once per CPU, with interrupts off, after the FPU, TSC_AUX and the per-CPU block were set up. The frame belongs to
+/// this CPU from here on.
+pub unsafe fn enable_cpu(frame: PhysAddr) -> Result<(), Unsupported> {
+    detect()?;
+    let processor = processor();
+    // SAFETY: VM_CR is only written where it could be read, and it is not locked, since `detect` would have failed.
+    // EFER and VM_HSAVE_PA exist where CPUID announces SVM; the frame is exclusively the CPU's.
+    unsafe {
+        if let Some(control) = probe::read_msr(VM_CR)
+            && control & VM_CR_SVMDIS != 0
+        {
+            msr::write(VM_CR, control & !VM_CR_SVMDIS);
+        }
+        msr::write(msr::EFER, msr::read(msr::EFER) | EFER_SVME);
+        msr::write(VM_HSAVE_PA, frame.0);
+    }
+    let cpu = this_cpu();
+    if processor.has_rdtscp {
+        // SAFETY: TSC_AUX exists where RDTSCP does.
+        cpu.tsc_aux.set(unsafe { msr::read(msr::TSC_AUX) });
+    }
+    // SAFETY: only this CPU uses its pool, interrupts are off, and no reference to it is alive.
+    unsafe { *cpu.asids.get() = Pool::new(processor.asids) };
+    Ok(())
+}
+
+fn this_cpu() -> &'static PerCpu {
+    &CPUS.0[percpu::id()]
+}
+
+/// TSC_AUX of the host on this CPU.
+pub(super) fn host_tsc_aux() -> u64 {
+    this_cpu().tsc_aux.get()
+}
+
+/// The ASID for the next run on this CPU: see [`Pool::prepare`].
+pub(super) fn prepare_asid(tag: &mut Tag, flush: bool, processor: &Processor) -> (u32, TlbControl) {
+    let has_flush_by_asid = processor.svm.contains(SvmFeatures::FLUSH_BY_ASID);
+    // SAFETY: only this CPU uses its pool, the kernel is not preempted, and the reference ends with this call.
+    unsafe { (*this_cpu().asids.get()).prepare(tag, flush, has_flush_by_asid) }
+}
+
+/// Physical addresses of the MSR and of the I/O permission map.
+pub(super) fn permission_maps(processor: &Processor) -> (PhysAddr, PhysAddr) {
+    let msr_map = if processor.quirks.shares_pat {
+        &MSR_MAP_WITHOUT_PAT
+    } else {
+        &MSR_MAP
+    };
+    (
+        kernel_virt_to_phys((&raw const *msr_map) as u64),
+        kernel_virt_to_phys((&raw const IO_MAP) as u64),
+    )
+}

@@ -1,0 +1,466 @@
+//! The virtual CPU: one VMCB, and what surrounds its runs.
+
+use super::page::{Page, get, put};
+use super::state::{self, Extra, RFLAGS_IF};
+use super::{entry, insn, region};
+use crate::cpu::msr;
+use crate::mem::phys_to_virt;
+use crate::virt::{GuestCpu, HostState, Returned, RunArgs};
+use core::ptr::NonNull;
+use hypercall_abi::exit::{EntryRule, ExitKind};
+use hypercall_abi::vcpu::gpr::RAX;
+use hypercall_abi::vcpu::{ACTIVITY_HALTED, Event, Groups, Intercepts, RunFlags, VcpuPage};
+use kcore::addr::PhysAddr;
+use kcore::virt::svm::asid::{Tag, TlbControl};
+use kcore::virt::svm::checks;
+use kcore::virt::svm::event::{self, Leftover, NmiMask, Plan, Readiness};
+use kcore::virt::svm::exit::{self, GuestExit, Reason};
+use kcore::virt::svm::intercepts::{ALIGNMENT_CHECK, Choice, DEBUG_EXCEPTION};
+use kcore::virt::svm::processor::{Processor, SvmFeatures};
+use kcore::virt::svm::vmcb::{
+    Clean, INTERRUPT_SHADOW, NP_ENABLE, V_IGN_TPR, V_INTR_MASKING, V_INTR_PRIO_MAX, V_INTR_VECTOR_SHIFT,
+    V_IRQ, Vmcb,
+};
+
+/// Groups that are checked with [`checks::check_rip`] or not at all.
+const LIGHT: Groups = Groups::RIP
+    .union(Groups::INJECT)
+    .union(Groups::INTERCEPTS)
+    .union(Groups::TSC_OFFSET)
+    .union(Groups::XCR0);
+
+/// A virtual CPU on SVM.
+#[derive(Debug)]
+pub struct Vcpu {
+    vmcb: PhysAddr,
+    /// Where VMSAVE keeps the host's state while this vCPU is loaded.
+    host: PhysAddr,
+    processor: Processor,
+    extra: Extra,
+    optional: Intercepts,
+    exceptions: u32,
+    /// What the VMCB intercepts now; `None` before the first run.
+    applied: Option<Choice>,
+    clean: Clean,
+    tag: Tag,
+    /// Translations of the guest may be stale.
+    flush: bool,
+    /// Root and generation of the nested tables at the last run.
+    space: (PhysAddr, u64),
+    /// The event that the last run handed back.
+    pending: Event,
+    /// The VMCB holds values that have not passed the checks.
+    unchecked: bool,
+    /// VMRUN refused the VMCB, and QEMU overwrites it with host state then: everything comes from the page.
+    lost: bool,
+}
+
+// SAFETY: no value of the page reaches the CPU unchecked: what VMRUN loads is checked in the VMCB, which only the
+// kernel can write (`accept`); what WRMSR loads is checked in `state::take`; general-purpose and breakpoint registers take any
+// value. Every intercept that isolation needs is in `Choice::apply`, whatever the VMM asks for.
+unsafe impl GuestCpu for Vcpu {
+    const FRAMES: usize = 2;
+
+    unsafe fn new(frames: &[PhysAddr], _host: &HostState) -> Self {
+        let mut vcpu = Vcpu {
+            vmcb: frames[0],
+            host: frames[1],
+            processor: region::processor(),
+            extra: Extra::new(),
+            optional: Intercepts::empty(),
+            exceptions: 0,
+            applied: None,
+            clean: Clean::empty(),
+            tag: Tag::NONE,
+            flush: false,
+            space: (PhysAddr(0), 0),
+            pending: Event::NONE,
+            unchecked: false,
+            lost: false,
+        };
+        let (msr_map, io_map) = region::permission_maps(&vcpu.processor);
+        let vmcb = vcpu.vmcb();
+        vmcb.control.msrpm_base = msr_map.0;
+        vmcb.control.iopm_base = io_map.0;
+        vmcb.control.nested_control = NP_ENABLE;
+        vmcb.save.reset();
+        vcpu
+    }
+
+    unsafe fn load(&mut self, _page: NonNull<VcpuPage>) {
+        // SAFETY: `new`'s caller gave the frame; SVM is enabled where there are vCPUs.
+        unsafe { insn::vmsave(self.host) };
+        let dr7 = self.vmcb().save.dr7;
+        self.extra.breakpoints.load(dr7);
+        self.switch_tsc_aux(region::host_tsc_aux(), self.extra.tsc_aux);
+    }
+
+    unsafe fn run(&mut self, page: NonNull<VcpuPage>, args: &RunArgs) -> Returned {
+        // SAFETY: the caller keeps the page mapped during the call.
+        let page = unsafe { Page::new(page) };
+        self.enter_space(args);
+        if let Err(rule) = self.accept(page) {
+            return refuse(page, rule, 0);
+        }
+        let flags = RunFlags::from_bits_truncate(get!(page, run_flags));
+        let length = get!(page, inject_length);
+        let mut event = get!(page, inject);
+        loop {
+            if let Some(kind) = self.open_window(flags, event) {
+                return self.report(page, event, &GuestExit::plain(kind));
+            }
+            let plan = match self.plan(event, length) {
+                Ok(plan) => plan,
+                Err(rule) => return refuse(page, rule, 0),
+            };
+            let reason = self.enter(page, plan, length, flags);
+            if reason == Reason::Refused {
+                return self.lose(page);
+            }
+            event = self.pending;
+            let returned = match reason {
+                Reason::HostInterrupt => Returned::HostInterrupt,
+                Reason::HostNmi => Returned::HostNmi,
+                Reason::HostMachineCheck => Returned::HostMachineCheck,
+                Reason::Window if flags.contains(RunFlags::INTERRUPT_WINDOW) => {
+                    return self.report(page, event, &GuestExit::plain(ExitKind::InterruptWindow));
+                }
+                Reason::Guest(exit) if !self.answer(&exit, &mut event) => {
+                    let is_halt = exit.kind == ExitKind::Hlt && exit.length != 0;
+                    if !(is_halt && flags.contains(RunFlags::HLT_BLOCKS)) {
+                        return self.report(page, event, &exit);
+                    }
+                    return self.halt(page, event, exit.length);
+                }
+                // Answered, or an exit of the kernel's own making: on with the guest.
+                Reason::Guest(_) | Reason::Window | Reason::Iret | Reason::Refused => continue,
+            };
+            self.hand_back(page, event, Groups::empty());
+            return returned;
+        }
+    }
+
+    unsafe fn read(&mut self, page: NonNull<VcpuPage>, groups: Groups) {
+        // SAFETY: as in `run`.
+        let page = unsafe { Page::new(page) };
+        let filled = get!(page, filled) | groups.bits();
+        state::give(page, groups, vmcb_at(self.vmcb), &self.extra);
+        put!(page, filled => filled);
+    }
+
+    unsafe fn unload(&mut self) {
+        self.extra.breakpoints.unload();
+        self.switch_tsc_aux(self.extra.tsc_aux, region::host_tsc_aux());
+    }
+
+    /// Nothing is left in the CPU that could be used: the ASID is not handed out again before a full flush, and a VMCB
+    /// in the same frame starts without clean bits.
+    unsafe fn destroy(&mut self) {
+        self.tag = Tag::NONE;
+        self.clean = Clean::empty();
+    }
+}
+
+impl Vcpu {
+    fn vmcb(&mut self) -> &mut Vmcb {
+        vmcb_at(self.vmcb)
+    }
+
+    fn switch_tsc_aux(&self, from: u64, to: u64) {
+        if from != to && self.processor.has_rdtscp {
+            // SAFETY: TSC_AUX exists where RDTSCP does; both values have 32 bits (`state::take` refuses others).
+            unsafe { msr::write(msr::TSC_AUX, to) };
+        }
+    }
+
+    /// Notes which nested tables the guest runs on. Whatever changed about them makes its translations stale.
+    fn enter_space(&mut self, args: &RunArgs) {
+        let space = (args.nested_root, args.nested_generation);
+        if self.space != space {
+            self.space = space;
+            self.flush = true;
+            self.vmcb().control.nested_cr3 = args.nested_root.0;
+            self.clean -= Clean::NESTED_PAGING;
+        }
+    }
+
+    /// Takes over what the VMM changed, and checks it. The dirty bits stay until all of it passed.
+    fn accept(&mut self, page: Page) -> Result<(), EntryRule> {
+        let dirty = get!(page, dirty);
+        let mut groups = Groups::from_bits_truncate(dirty);
+        if self.lost {
+            groups = Groups::all();
+        }
+        if groups.is_empty() && !self.unchecked {
+            return Ok(());
+        }
+        if groups.contains(Groups::XCR0) {
+            self.processor.check_xcr0(get!(page, xcr0))?;
+        }
+        if groups.contains(Groups::INTERCEPTS) {
+            self.optional = Intercepts::from_bits_truncate(get!(page, intercepts));
+            self.exceptions = get!(page, exception_bitmap);
+        }
+        // The VMM stands in for instructions that flush: MOV to CR3 with the same value does, too.
+        self.flush |= groups.intersects(Groups::CONTROL | Groups::PAT);
+        let needs_full_check = self.unchecked || !LIGHT.contains(groups);
+        self.unchecked = true;
+        let tsc_aux = self.extra.tsc_aux;
+        let vmcb = vmcb_at(self.vmcb);
+        let taken = state::take(page, groups, vmcb, &mut self.extra, &mut self.clean);
+        self.switch_tsc_aux(tsc_aux, self.extra.tsc_aux);
+        taken?;
+        if needs_full_check {
+            checks::check(&vmcb.save, self.extra.hidden_cr0, &self.processor)?;
+        } else {
+            checks::check_rip(&vmcb.save)?;
+        }
+        (self.unchecked, self.lost) = (false, false);
+        // XCR0 belongs to the FPU code.
+        put!(page, dirty & Groups::XCR0.bits() => dirty);
+        Ok(())
+    }
+
+    fn readiness(&mut self) -> Readiness {
+        const EFER_LMA: u64 = 1 << 10;
+        const CS_LONG: u16 = 1 << 9;
+        let nmi_masked = self.extra.nmi.is_masked();
+        let vmcb = self.vmcb();
+        Readiness {
+            interrupt_flag: vmcb.save.rflags & RFLAGS_IF != 0,
+            shadow: vmcb.control.interrupt_shadow & INTERRUPT_SHADOW != 0,
+            nmi_masked,
+            protected_mode: vmcb.save.cr0 & 1 != 0,
+            long_mode_64: vmcb.save.efer & EFER_LMA != 0 && vmcb.save.cs.attributes & CS_LONG != 0,
+        }
+    }
+
+    /// The window exit that is due before the guest executes anything.
+    fn open_window(&mut self, flags: RunFlags, event: Event) -> Option<ExitKind> {
+        if !flags.intersects(RunFlags::INTERRUPT_WINDOW | RunFlags::NMI_WINDOW) || event.is_valid() {
+            return None;
+        }
+        let ready = self.readiness();
+        if ready.shadow {
+            None
+        } else if flags.contains(RunFlags::NMI_WINDOW) && !ready.nmi_masked {
+            Some(ExitKind::NmiWindow)
+        } else if flags.contains(RunFlags::INTERRUPT_WINDOW) && ready.interrupt_flag {
+            Some(ExitKind::InterruptWindow)
+        } else {
+            None
+        }
+    }
+
+    fn plan(&mut self, event: Event, length: u32) -> Result<Plan, EntryRule> {
+        if !event.is_valid() {
+            return Ok(Plan::Nothing);
+        }
+        let ready = self.readiness();
+        event::check(event, self.pending, &ready)?;
+        if event::is_of_instruction(event) && length > 15 {
+            return Err(EntryRule::Event);
+        }
+        Ok(Plan::new(event, &ready, &self.processor.quirks))
+    }
+
+    /// One VMRUN. Leaves the event that is still to be delivered in `self.pending`.
+    fn enter(&mut self, page: Page, plan: Plan, length: u32, flags: RunFlags) -> Reason {
+        let rip = self.vmcb().save.rip;
+        self.stage_event(plan, length);
+        self.stage_window(plan, flags);
+        self.stage_asid();
+        let has_clean_bits = self.processor.svm.contains(SvmFeatures::VMCB_CLEAN);
+        let clean = if has_clean_bits { self.clean.bits() } else { 0 };
+        let (vmcb_frame, host) = (self.vmcb, self.host);
+        let vmcb = self.vmcb();
+        vmcb.control.clean = clean;
+        vmcb.save.rax = get!(page, gpr[RAX]);
+        // SAFETY: the registers are the first field of the mapped page; the VMCB passed `accept` and intercepts what
+        // `Choice::apply` says; `load` filled the host area on this CPU.
+        unsafe { entry::enter(page.as_ptr().cast(), vmcb_frame.0, host.0) };
+
+        let vmcb = vmcb_at(vmcb_frame);
+        let reason = exit::decode(vmcb, &self.processor);
+        if reason == Reason::Refused {
+            return reason;
+        }
+        put!(page, vmcb.save.rax => gpr[RAX]);
+        self.flush = false;
+        self.clean = Clean::all();
+        self.extra.nmi = self.extra.nmi.after_exit(vmcb.save.rip);
+        let still_virtual = vmcb.control.interrupt_control & V_IRQ != 0;
+        let left = plan.leftover(vmcb.control.exit_int_info, still_virtual);
+        if matches!(left, Leftover::Unwound(_)) {
+            vmcb.save.rip = rip;
+        }
+        self.pending = left.event();
+        if self.pending.is_valid() && self.pending.kind() == Event::NMI {
+            self.extra.nmi = NmiMask::Open;
+        }
+        if reason == Reason::Iret {
+            self.extra.nmi = NmiMask::AtIret(vmcb.save.rip);
+        }
+        reason
+    }
+
+    fn stage_event(&mut self, plan: Plan, length: u32) {
+        let has_next_rip = self.processor.has_next_rip();
+        let Plan::Inject(event) = plan else {
+            self.vmcb().control.event_injection = 0;
+            return;
+        };
+        if event.kind() == Event::NMI {
+            self.extra.nmi = NmiMask::Masked;
+        }
+        let is_64_bit = self.readiness().long_mode_64;
+        let vmcb = self.vmcb();
+        vmcb.control.event_injection = event.0;
+        if event::is_of_instruction(event) {
+            // The return address is nRIP where there is one (APM 15.20), else RIP.
+            let next = advance(vmcb.save.rip, length, is_64_bit);
+            if has_next_rip {
+                vmcb.control.next_rip = next;
+            } else {
+                vmcb.save.rip = next;
+            }
+        }
+    }
+
+    fn stage_window(&mut self, plan: Plan, flags: RunFlags) {
+        const AT_ONCE: u64 = V_IRQ | V_INTR_PRIO_MAX | V_IGN_TPR;
+        let shadow = self.vmcb().control.interrupt_shadow & INTERRUPT_SHADOW != 0;
+        let window = event::wants_window(
+            flags.contains(RunFlags::INTERRUPT_WINDOW),
+            flags.contains(RunFlags::NMI_WINDOW),
+            self.extra.nmi,
+            plan,
+            shadow,
+            &self.processor.quirks,
+        );
+        let request = match plan {
+            Plan::VirtualInterrupt(event) => AT_ONCE | (event.vector() as u64) << V_INTR_VECTOR_SHIFT,
+            _ if window => AT_ONCE,
+            _ => 0,
+        };
+        let interrupt_control = V_INTR_MASKING | request;
+        let choice = Choice {
+            optional: self.optional,
+            exceptions: self.exceptions,
+            cr0: self.extra.hidden_cr0 != 0,
+            cr4_writes: self.processor.foreign_cr4 != 0,
+            debug_registers: self.extra.breakpoints.must_exit(),
+            window,
+            iret: self.extra.nmi == NmiMask::Masked,
+        };
+        if self.vmcb().control.interrupt_control != interrupt_control {
+            self.vmcb().control.interrupt_control = interrupt_control;
+            self.clean -= Clean::VIRTUAL_INTERRUPT;
+        }
+        if self.applied != Some(choice) {
+            choice.apply(&mut self.vmcb().control);
+            self.applied = Some(choice);
+            self.clean -= Clean::INTERCEPTS;
+        }
+    }
+
+    fn stage_asid(&mut self) {
+        let (asid, tlb_control) = region::prepare_asid(&mut self.tag, self.flush, &self.processor);
+        if tlb_control != TlbControl::Nothing || self.vmcb().control.asid != asid {
+            self.clean -= Clean::ASID;
+        }
+        let control = &mut self.vmcb().control;
+        (control.asid, control.tlb_control) = (asid, tlb_control as u32);
+    }
+
+    /// Answers exits that the kernel has for itself; false for those that the VMM asked for.
+    fn answer(&mut self, exit: &GuestExit, event: &mut Event) -> bool {
+        const DR7_GD: u64 = 1 << 13;
+        match exit.kind {
+            ExitKind::DebugAccess if !self.optional.contains(Intercepts::DEBUG_REGISTERS) => {
+                self.extra.breakpoints.make_live();
+                true
+            }
+            ExitKind::Exception if self.exceptions >> (exit.info[0] & 31) & 1 == 0 => {
+                // It is the guest's. If it came while another event was delivered, that one is gone, as on hardware.
+                let vector = exit.info[0] as u8;
+                let error_code = (vector == ALIGNMENT_CHECK).then_some(0);
+                if vector == DEBUG_EXCEPTION {
+                    // Taking a #DB clears DR7.GD; the exit came before that.
+                    self.vmcb().save.dr7 &= !DR7_GD;
+                    self.clean -= Clean::DEBUG_REGISTERS;
+                }
+                *event = Event::exception(vector, error_code);
+                self.pending = *event;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Writes what every return writes: the pending event, RIP and its kin, and `groups`.
+    fn hand_back(&mut self, page: Page, event: Event, groups: Groups) {
+        let groups = groups | Groups::RIP;
+        put!(page, event => inject);
+        state::give(page, groups, vmcb_at(self.vmcb), &self.extra);
+        put!(page, groups.bits() => filled);
+    }
+
+    fn report(&mut self, page: Page, event: Event, exit: &GuestExit) -> Returned {
+        put!(page, exit.kind as u32 => exit_kind);
+        put!(page, exit.length => exit_length);
+        for (index, &word) in exit.info.iter().take(exit.info_words).enumerate() {
+            put!(page, word => exit_info[index]);
+        }
+        let want = Groups::from_bits_truncate(get!(page, want));
+        self.hand_back(page, event, exit.needs | want);
+        Returned::Exit
+    }
+
+    /// HLT with `HLT_BLOCKS`: the guest continues behind it.
+    fn halt(&mut self, page: Page, event: Event, length: u32) -> Returned {
+        let is_64_bit = self.readiness().long_mode_64;
+        let vmcb = self.vmcb();
+        vmcb.save.rip = advance(vmcb.save.rip, length, is_64_bit);
+        vmcb.control.interrupt_shadow = 0;
+        self.hand_back(page, event, Groups::empty());
+        put!(page, ACTIVITY_HALTED => activity);
+        Returned::Halted
+    }
+
+    /// VMRUN refused the VMCB, which QEMU leaves with host state in the save area: nothing of it may reach the page. The next run
+    /// takes every group from there, so the VMM has to put a whole state into it.
+    fn lose(&mut self, page: Page) -> Returned {
+        let exit_code = self.vmcb().control.exit_code;
+        self.vmcb().save.reset();
+        self.extra.hidden_cr0 = checks::HIDDEN_CR0;
+        self.clean = Clean::empty();
+        self.flush = true;
+        self.lost = true;
+        refuse(page, EntryRule::Hardware, exit_code)
+    }
+}
+
+/// The address behind an instruction; outside 64-bit mode RIP wraps at 32 bits.
+fn advance(rip: u64, length: u32, is_64_bit: bool) -> u64 {
+    let next = rip.wrapping_add(length as u64);
+    if is_64_bit { next } else { next & 0xffff_ffff }
+}
+
+/// An entry that did not happen. The page's state stays as the VMM wrote it.
+fn refuse(page: Page, rule: EntryRule, detail: u64) -> Returned {
+    put!(page, ExitKind::EntryFailure as u32 => exit_kind);
+    put!(page, 0 => exit_length);
+    put!(page, rule as u64 => exit_info[0]);
+    put!(page, detail => exit_info[1]);
+    put!(page, 0 => filled);
+    Returned::Exit
+}
+
+/// The VMCB in a vCPU's frame.
+fn vmcb_at<'a>(frame: PhysAddr) -> &'a mut Vmcb {
+    // SAFETY: `new`'s caller gave the zeroed frame exclusively; any bytes are a valid `Vmcb`. Only the vCPU's methods come here, with
+    // `&mut self`, and none uses a reference after it made the next one; the CPU writes the frame only inside
+    // `entry::enter`, an opaque call.
+    unsafe { &mut *phys_to_virt(frame).cast() }
+}

@@ -1,0 +1,458 @@
+//! One guest CPU: load, run, unload.
+
+use super::entry::{self, enter};
+use super::init;
+use super::insn::{CurrentVmcs, InvEpt, invept, invvpid_single};
+use super::page::{Page, get, put};
+use super::region::{self, Machine, VPIDS};
+use super::registers::{DebugRegisters, SyscallMsrs, read_cr2, read_dr6, write_cr2, write_dr6};
+use super::state::SHADOW;
+use crate::cpu::msr;
+use crate::virt::{GuestCpu, HostState, Returned, RunArgs};
+use core::ptr::NonNull;
+use hypercall_abi::exit::{EntryRule, ExitKind};
+use hypercall_abi::vcpu::{
+    ACTIVITY_ACTIVE, ACTIVITY_HALTED, Event, Groups, Interruptibility, RunFlags, VcpuPage,
+};
+use kcore::addr::PhysAddr;
+use kcore::virt::vmx::checks::{DEBUGCTL_BTF, EventContext, RFLAGS_TF, check_event};
+use kcore::virt::vmx::controls::{ept_pointer, primary, secondary};
+use kcore::virt::vmx::exit::{
+    DEBUG_EXCEPTION, Details, ENTRY_FAILURE, Interruption, Needs, Outcome, Reason, Report, decode,
+    is_software_event, restores_nmi_blocking,
+};
+use kcore::virt::vmx::fields;
+
+/// What the VMCS holds in fields that change often, so that equal values are not written again.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Held {
+    /// Guest RIP.
+    pub(super) rip: u64,
+    /// Guest RFLAGS.
+    pub(super) rflags: u64,
+    /// Guest interruptibility state.
+    pub(super) interruptibility: u32,
+    /// Primary controls.
+    pub(super) primary: u32,
+    /// The VM-entry interruption information is valid.
+    pub(super) has_event: bool,
+    /// Host RSP.
+    pub(super) host_rsp: u64,
+    /// Host CR3.
+    pub(super) host_cr3: u64,
+    /// Host FS base.
+    pub(super) host_fs_base: u64,
+}
+
+/// A virtual CPU on VMX.
+#[derive(Debug)]
+pub struct Vcpu {
+    /// Frame of the VMCS.
+    pub(super) vmcs: PhysAddr,
+    /// What the machine offers.
+    pub(super) machine: Machine,
+    /// Its VPID; without one every entry and exit flushes.
+    pub(super) vpid: Option<u16>,
+    /// Launch state of the VMCS.
+    pub(super) is_launched: bool,
+    /// Between `load` and `unload`.
+    pub(super) is_loaded: bool,
+    /// Translations cached under the VPID must go before entry.
+    pub(super) must_flush_vpid: bool,
+    /// The pending debug exceptions may contradict the interruptibility.
+    pub(super) must_fix_pending_debug: bool,
+    /// EPT pointer in the VMCS, and the generation that was flushed last.
+    pub(super) nested: Option<(u64, u64)>,
+    /// Fields that the VMCS holds.
+    pub(super) held: Held,
+    /// Primary controls that the VMM asked for.
+    pub(super) wanted_controls: u32,
+    /// Exceptions that the VMM asked for.
+    pub(super) wanted_exceptions: u32,
+    /// CR0 read shadow.
+    pub(super) shadow_cr0: u64,
+    /// CR4 read shadow.
+    pub(super) shadow_cr4: u64,
+    /// The guest's MSRs, while it is not loaded.
+    pub(super) guest_msrs: SyscallMsrs,
+    /// The kernel's MSRs, from the first `load` on. Only KERNEL_GS_BASE varies; it is the user's GS base.
+    pub(super) host_msrs: Option<SyscallMsrs>,
+    /// The guest's debug registers, while it is not loaded.
+    pub(super) debug: DebugRegisters,
+}
+
+// SAFETY: `state` and `set_event` copy each value out of the page once, and check it before the hardware gets it; GPRs and
+// CR2 take every value. Host state comes from `HostState` alone, and each exit lands in `entry`.
+unsafe impl GuestCpu for Vcpu {
+    const FRAMES: usize = 2;
+
+    unsafe fn new(frames: &[PhysAddr], host: &HostState) -> Self {
+        // SAFETY: by the contract of this function.
+        unsafe { init::new_vcpu(frames[0], frames[1], host) }
+    }
+
+    unsafe fn load(&mut self, _page: NonNull<VcpuPage>) {
+        let has_tsc_aux = self.has_tsc_aux();
+        // SAFETY: this is the CPU of the vCPU, so its VMCS is active nowhere else. The guest's MSR values were accepted
+        // by the hardware or by `take_syscall`; `unload` puts back the kernel's. Outside of guests DR7 enables nothing.
+        // FS_BASE and KERNEL_GS_BASE exist in long mode.
+        unsafe {
+            let vmcs = region::make_current(self.vmcs);
+            let fs_base = msr::read(msr::FS_BASE);
+            if fs_base != self.held.host_fs_base {
+                vmcs.write(fields::HOST_FS_BASE, fs_base);
+                self.held.host_fs_base = fs_base;
+            }
+            let host = self
+                .host_msrs
+                .get_or_insert_with(|| SyscallMsrs::read(has_tsc_aux));
+            host.kernel_gs_base = msr::read(msr::KERNEL_GS_BASE);
+            self.guest_msrs.switch_from(host);
+            self.debug.switch_from(&DebugRegisters::RESET);
+        }
+        self.is_loaded = true;
+    }
+
+    unsafe fn run(&mut self, page: NonNull<VcpuPage>, args: &RunArgs) -> Returned {
+        // SAFETY: the caller gives a valid page, and loaded the vCPU, so that its VMCS is current.
+        let (page, vmcs) = unsafe { (Page::new(page), CurrentVmcs::assume()) };
+        let flags = RunFlags::from_bits_truncate(get!(page, run_flags));
+        if let Err(rule) = self.prepare(vmcs, page, flags, args) {
+            return refuse(page, rule, 0, 0);
+        }
+        let cr2 = get!(page, cr2);
+        // SAFETY: MOV to CR2 takes every value; the kernel reads CR2 only right after a page fault. The VMCS is
+        // complete, and `is_launched` and `host_rsp` say what it holds.
+        let status = unsafe {
+            if read_cr2() != cr2 {
+                write_cr2(cr2);
+            }
+            enter(page.as_ptr().cast(), self.is_launched, &mut self.held.host_rsp)
+        };
+        put!(page, read_cr2() => cr2);
+        match status {
+            entry::EXITED => self.after_exit(vmcs, page, flags),
+            entry::FAIL_VALID => refuse(
+                page,
+                EntryRule::Hardware,
+                vmcs.read(fields::INSTRUCTION_ERROR) as u64,
+                0,
+            ),
+            _ => refuse(page, EntryRule::Hardware, 0, 0),
+        }
+    }
+
+    unsafe fn read(&mut self, page: NonNull<VcpuPage>, groups: Groups) {
+        // SAFETY: by the contract of this function; if another vCPU's VMCS was current, that one is not loaded.
+        let (page, vmcs) = unsafe { (Page::new(page), region::make_current(self.vmcs)) };
+        self.fill(vmcs, page, groups);
+        put!(page, get!(page, filled) | groups.bits() => filled);
+    }
+
+    unsafe fn unload(&mut self) {
+        self.guest_msrs = SyscallMsrs::read(self.has_tsc_aux());
+        self.debug = DebugRegisters::read();
+        // SAFETY: the values are the kernel's own; outside of guests DR7 enables nothing.
+        unsafe {
+            if let Some(host) = &self.host_msrs {
+                host.switch_from(&self.guest_msrs);
+            }
+            DebugRegisters::RESET.switch_from(&self.debug);
+        }
+        self.is_loaded = false;
+    }
+
+    unsafe fn destroy(&mut self) {
+        // SAFETY: this is the CPU of the vCPU, the only one where its VMCS can be active.
+        unsafe { region::clear(self.vmcs) };
+        self.is_launched = false;
+        // Whoever gets the VPID next flushes it on its own CPU before its first entry.
+        if let Some(vpid) = self.vpid.take() {
+            VPIDS.give(vpid);
+        }
+    }
+}
+
+impl Vcpu {
+    /// Whether TSC_AUX is there, and switched: RDTSCP and RDPID are on together with it.
+    pub(super) fn has_tsc_aux(&self) -> bool {
+        self.machine.controls.has_secondary(secondary::RDTSCP)
+    }
+
+    /// Everything before the entry.
+    fn prepare(
+        &mut self,
+        vmcs: CurrentVmcs,
+        page: Page,
+        flags: RunFlags,
+        args: &RunArgs,
+    ) -> Result<(), EntryRule> {
+        self.take_dirty(vmcs, page)?;
+        self.set_event(vmcs, page)?;
+        if self.must_fix_pending_debug {
+            self.fix_pending_debug(vmcs);
+        }
+        self.set_controls(vmcs, flags);
+        self.set_address_spaces(vmcs, args);
+        // Always armed: it ends the timeslice, and Bochs 2.7 keeps host interrupts from ending the run of a guest that
+        // was entered with IF clear.
+        vmcs.write(
+            fields::PREEMPTION_TIMER,
+            self.machine.controls.timer_value(args.budget_ticks),
+        );
+        Ok(())
+    }
+
+    /// Hands the event of the page to the entry. An entry that fails leaves it in the VMCS.
+    fn set_event(&mut self, vmcs: CurrentVmcs, page: Page) -> Result<(), EntryRule> {
+        let event = get!(page, inject);
+        if !event.is_valid() {
+            if self.held.has_event {
+                vmcs.write(fields::ENTRY_INTERRUPTION_INFO, 0);
+                self.held.has_event = false;
+            }
+            return Ok(());
+        }
+        let is_software = is_software_event(event.kind());
+        let context = EventContext {
+            rflags: self.held.rflags,
+            interruptibility: Interruptibility::from_bits_truncate(self.held.interruptibility),
+            is_protected: event.kind() == Event::EXCEPTION && self.is_protected(vmcs),
+            length: if is_software { get!(page, inject_length) } else { 0 },
+            can_inject_length_0: self.machine.controls.can_inject_length_0,
+        };
+        check_event(event, &context)?;
+        vmcs.write(fields::ENTRY_INTERRUPTION_INFO, event.0 as u32);
+        if let Some(code) = event.error_code() {
+            vmcs.write(fields::ENTRY_ERROR_CODE, code);
+        }
+        if is_software {
+            vmcs.write(fields::ENTRY_INSTRUCTION_LENGTH, context.length);
+        }
+        self.held.has_event = true;
+        Ok(())
+    }
+
+    /// In a shadow of STI or MOV SS, a single-step trap is pending exactly if TF is set and BTF is not (SDM 3C
+    /// 26.3.1.5). Exits on #DB do not leave it so, nor does a VMM that changes flags.
+    fn fix_pending_debug(&mut self, vmcs: CurrentVmcs) {
+        const SINGLE_STEP: u64 = 1 << 14;
+        let is_in_shadow = self.held.interruptibility & SHADOW != 0;
+        let steps =
+            self.held.rflags & RFLAGS_TF != 0 && vmcs.read(fields::GUEST_DEBUGCTL) & DEBUGCTL_BTF == 0;
+        vmcs.write(
+            fields::GUEST_PENDING_DEBUG,
+            if is_in_shadow && steps { SINGLE_STEP } else { 0 },
+        );
+        self.must_fix_pending_debug = false;
+    }
+
+    /// The primary controls: what always is, what the VMM asked for, and the windows of this run.
+    fn set_controls(&mut self, vmcs: CurrentVmcs, flags: RunFlags) {
+        let mut controls = self.machine.controls.primary | self.wanted_controls;
+        if flags.contains(RunFlags::INTERRUPT_WINDOW) {
+            controls |= primary::INTERRUPT_WINDOW_EXITING;
+        }
+        if flags.contains(RunFlags::NMI_WINDOW) {
+            controls |= primary::NMI_WINDOW_EXITING;
+        }
+        if controls != self.held.primary {
+            vmcs.write(fields::PRIMARY_CONTROLS, controls);
+            self.held.primary = controls;
+        }
+    }
+
+    /// The guest's nested tables and the host's CR3, and the flushes they need (SDM 3C 28.3.3.4). A space that this
+    /// vCPU meets for the first time is flushed: its root's frame may have been another space's.
+    fn set_address_spaces(&mut self, vmcs: CurrentVmcs, args: &RunArgs) {
+        let nested = (ept_pointer(args.nested_root), args.nested_generation);
+        if self.nested != Some(nested) {
+            vmcs.write(fields::EPT_POINTER, nested.0);
+            let has_single = self.machine.controls.has_single_context_invept;
+            let what = if has_single {
+                InvEpt::Single(nested.0)
+            } else {
+                InvEpt::All
+            };
+            // SAFETY: VMX is on, and the machine has this type.
+            let flushed = unsafe { invept(what) };
+            debug_assert!(flushed.is_ok(), "INVEPT {what:?}");
+            self.nested = Some(nested);
+        }
+        if self.must_flush_vpid {
+            if let Some(vpid) = self.vpid {
+                // SAFETY: VMX is on, and VPIDs are used only where single-context INVVPID is.
+                let flushed = unsafe { invvpid_single(vpid) };
+                debug_assert!(flushed.is_ok(), "INVVPID {vpid}");
+            }
+            self.must_flush_vpid = false;
+        }
+        if self.held.host_cr3 != args.host_cr3 {
+            vmcs.write(fields::HOST_CR3, args.host_cr3);
+            self.held.host_cr3 = args.host_cr3;
+        }
+    }
+
+    /// Everything after the exit.
+    fn after_exit(&mut self, vmcs: CurrentVmcs, page: Page, flags: RunFlags) -> Returned {
+        let raw_reason: u32 = vmcs.read(fields::EXIT_REASON);
+        let reason = Reason(raw_reason as u16);
+        if raw_reason & ENTRY_FAILURE != 0 {
+            // Guest state is as it was before the entry, and so is the launch state (SDM 3C 26.8).
+            if reason == Reason::ENTRY_MACHINE_CHECK {
+                return Returned::HostMachineCheck;
+            }
+            let qualification = vmcs.read(fields::EXIT_QUALIFICATION);
+            return refuse(page, EntryRule::Hardware, raw_reason as u64, qualification);
+        }
+        self.is_launched = true;
+        self.held.rip = vmcs.read(fields::GUEST_RIP);
+        self.held.rflags = vmcs.read(fields::GUEST_RFLAGS);
+        self.held.interruptibility = vmcs.read(fields::GUEST_INTERRUPTIBILITY);
+        let needs = reason.needs();
+        let details = read_details(vmcs, needs, self.machine.controls.has_string_io_info);
+        let was_delivering = self.keep_interrupted_event(vmcs, page, reason, &details);
+        let length: u32 = if needs.contains(Needs::LENGTH) {
+            vmcs.read(fields::EXIT_INSTRUCTION_LENGTH)
+        } else {
+            0
+        };
+        put!(page, ACTIVITY_ACTIVE => activity);
+        let returned = match decode(reason, &details, self.wanted_exceptions, was_delivering) {
+            Outcome::Vmm(report) => return self.report(vmcs, page, &report, length),
+            Outcome::HostInterrupt => Returned::HostInterrupt,
+            Outcome::HostNmi => Returned::HostNmi,
+            Outcome::HostMachineCheck => Returned::HostMachineCheck,
+            Outcome::Timer => Returned::Timer,
+            Outcome::Halt if flags.contains(RunFlags::HLT_BLOCKS) => self.halt(vmcs, page, length),
+            Outcome::Halt => return self.report(vmcs, page, &Report::new(ExitKind::Hlt), length),
+            Outcome::Reflect { event, debug_bits } => self.reflect(vmcs, page, event, debug_bits, length),
+        };
+        self.fill_rip(page);
+        put!(page, Groups::RIP.bits() => filled);
+        returned
+    }
+
+    /// Puts an event whose delivery the exit interrupted into the page, where it is pending for the next entry, and sets
+    /// the blocking of NMIs right (SDM 3C 27.2.3, 27.2.4). Says whether there is such an event.
+    ///
+    /// The field is read at every exit, also where the manual rules an event out: a hypervisor below us may exit on its
+    /// own account in the middle of a delivery.
+    fn keep_interrupted_event(
+        &mut self,
+        vmcs: CurrentVmcs,
+        page: Page,
+        reason: Reason,
+        details: &Details,
+    ) -> bool {
+        let info = Interruption(vmcs.read(fields::IDT_VECTORING_INFO));
+        let had_event = core::mem::replace(&mut self.held.has_event, false);
+        let nmi_blocking = Interruptibility::NMI.bits();
+        if !info.is_valid() {
+            if had_event {
+                put!(page, Event::NONE => inject);
+            }
+            if restores_nmi_blocking(reason, details) {
+                self.set_interruptibility(vmcs, self.held.interruptibility | nmi_blocking);
+            }
+            return false;
+        }
+        let error_code = if info.has_error_code() {
+            vmcs.read(fields::IDT_VECTORING_ERROR_CODE)
+        } else {
+            0
+        };
+        let event = info.event(error_code);
+        put!(page, event => inject);
+        if info.is_software() {
+            put!(page, vmcs.read(fields::EXIT_INSTRUCTION_LENGTH) => inject_length);
+        }
+        if event.kind() == Event::NMI {
+            // The NMI that will be injected again blocks others itself.
+            self.set_interruptibility(vmcs, self.held.interruptibility & !nmi_blocking);
+        }
+        true
+    }
+
+    fn report(&mut self, vmcs: CurrentVmcs, page: Page, report: &Report, length: u32) -> Returned {
+        put!(page, report.kind as u32 => exit_kind);
+        put!(page, length => exit_length);
+        for (index, &word) in report.info[..report.info_count].iter().enumerate() {
+            put!(page, word => exit_info[index]);
+        }
+        self.must_fix_pending_debug |=
+            report.kind == ExitKind::Exception && report.info[0] == DEBUG_EXCEPTION as u64;
+        let groups = report.groups | Groups::from_bits_truncate(get!(page, want));
+        self.fill(vmcs, page, groups);
+        put!(page, groups.bits() => filled);
+        Returned::Exit
+    }
+
+    /// HLT that blocks: the guest is behind it, and whatever wakes it finds no shadow of an STI before it.
+    fn halt(&mut self, vmcs: CurrentVmcs, page: Page, length: u32) -> Returned {
+        self.held.rip = self.held.rip.wrapping_add(length as u64);
+        vmcs.write(fields::GUEST_RIP, self.held.rip);
+        self.set_interruptibility(vmcs, self.held.interruptibility & !SHADOW);
+        put!(page, ACTIVITY_HALTED => activity);
+        Returned::Halted
+    }
+
+    /// Gives the guest an exception that only the kernel had to see. A window for host interrupts in between costs
+    /// nothing and keeps guests that do nothing else from holding the CPU.
+    fn reflect(
+        &mut self,
+        vmcs: CurrentVmcs,
+        page: Page,
+        event: Event,
+        debug_bits: u64,
+        length: u32,
+    ) -> Returned {
+        const DR7_GENERAL_DETECT: u64 = 1 << 13;
+        const DR6_BREAKPOINTS: u64 = 15;
+        if event.vector() == DEBUG_EXCEPTION {
+            // What the CPU does when it delivers a #DB (SDM 3B 17.2.3, 17.2.4); the exit came before.
+            // SAFETY: the upper half of DR6 stays zero.
+            unsafe { write_dr6(read_dr6() & !DR6_BREAKPOINTS | debug_bits) };
+            vmcs.write(
+                fields::GUEST_DR7,
+                vmcs.read(fields::GUEST_DR7) & !DR7_GENERAL_DETECT,
+            );
+            self.must_fix_pending_debug = true;
+        }
+        put!(page, event => inject);
+        put!(page, length => inject_length);
+        Returned::HostInterrupt
+    }
+}
+
+fn read_details(vmcs: CurrentVmcs, needs: Needs, has_string_io_info: bool) -> Details {
+    let mut details = Details::default();
+    if needs.contains(Needs::QUALIFICATION) {
+        details.qualification = vmcs.read(fields::EXIT_QUALIFICATION);
+    }
+    if needs.contains(Needs::INTERRUPTION) {
+        details.interruption = vmcs.read(fields::EXIT_INTERRUPTION_INFO);
+        if Interruption(details.interruption).has_error_code() {
+            details.error_code = vmcs.read(fields::EXIT_ERROR_CODE);
+        }
+    }
+    if needs.contains(Needs::ADDRESSES) {
+        details.physical = vmcs.read(fields::GUEST_PHYSICAL_ADDRESS);
+        details.linear = vmcs.read(fields::GUEST_LINEAR_ADDRESS);
+    }
+    if needs.contains(Needs::INSTRUCTION_INFO) && has_string_io_info {
+        details.instruction = vmcs.read(fields::EXIT_INSTRUCTION_INFO);
+    }
+    details
+}
+
+/// Reports a refused entry. The page keeps what the VMM wrote, to be put right.
+fn refuse(page: Page, rule: EntryRule, what: u64, qualification: u64) -> Returned {
+    put!(page, ExitKind::EntryFailure as u32 => exit_kind);
+    put!(page, 0 => exit_length);
+    for (index, word) in [rule as u64, what, qualification].into_iter().enumerate() {
+        put!(page, word => exit_info[index]);
+    }
+    put!(page, Groups::empty().bits() => filled);
+    Returned::Exit
+}

@@ -1,0 +1,321 @@
+//! Capabilities: slots in object spaces, one derivation tree, one lock for changing either.
+//!
+//! A slot is named by the physical address of its 64 bytes, shifted right by six. Looking a selector up takes no lock: a slot
+//! that is emptied is reused only after a grace period, and what a look-up returns is used within one kernel entry.
+
+use crate::object::guest_space::GuestSpace;
+use crate::object::pd::Pd;
+use crate::object::signal::Signal;
+use crate::object::{Header, Object};
+use core::cell::Cell;
+use hypercall_abi::{ObjectType, Rights, Selector, Status};
+use kcore::addr::PhysAddr;
+use kcore::cap::{Slot, Slots, space, tree};
+use khw::mem::phys_to_virt;
+use khw::sync::{Guard, Lock};
+
+/// Shift from a slot's physical address to its number.
+const SLOT_SHIFT: u32 = 6;
+
+/// The right to change slots: what the tree lock guards.
+#[derive(Debug)]
+pub struct Tree(());
+
+static TREE: Lock<Tree> = Lock::new(Tree(()));
+
+/// The call must start again: another CPU holds the tree lock and waits for this one.
+#[derive(Clone, Copy, Debug)]
+pub struct Restart;
+
+/// Takes the tree lock, or says that this CPU must serve a request first.
+pub fn lock_tree() -> Result<Guard<'static, Tree>, Restart> {
+    loop {
+        if let Some(guard) = TREE.try_lock() {
+            return Ok(guard);
+        }
+        if khw::smp::has_request() {
+            return Err(Restart);
+        }
+        core::hint::spin_loop();
+    }
+}
+
+impl Slots for Tree {
+    fn slot(&self, id: u32) -> &Slot {
+        // SAFETY: ids come from `slot_id` of slots in tables that live at least as long as a capability is in them; the
+        // tree lock is held.
+        unsafe { &*slot_ptr(id) }
+    }
+
+    fn slot_mut(&mut self, id: u32) -> &mut Slot {
+        // SAFETY: as in `slot`. Look-ups on other CPUs read words of the slot at the same time; they cope with any
+        // mixture of a slot's old and new words, since memory behind either is still there.
+        unsafe { &mut *slot_ptr(id) }
+    }
+}
+
+fn slot_ptr(id: u32) -> *mut Slot {
+    phys_to_virt(PhysAddr((id as u64) << SLOT_SHIFT)).cast()
+}
+
+/// What a look-up found: a copy of the words that matter.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Its type.
+    pub kind: ObjectType,
+    /// What it allows.
+    pub rights: Rights,
+    /// Address of the object, or first unit of the range.
+    pub object: u64,
+    /// Length of the range, or badge of the notification.
+    pub count: u64,
+    /// The slot.
+    pub slot: u32,
+}
+
+impl Found {
+    /// The object, if it is a `T` and the capability has `rights`.
+    pub fn cast<T: Object>(&self, rights: Rights) -> Result<&'static T, Status> {
+        if self.kind != T::KIND {
+            return Err(Status::BadType);
+        }
+        self.demand(rights)?;
+        // SAFETY: a slot of this kind holds the address of a live `T` (or one whose grace period is not over).
+        Ok(unsafe { &*(self.object as *const T) })
+    }
+
+    /// The semaphore or notification, if it is one and the capability has `rights`.
+    pub fn signal(&self, rights: Rights) -> Result<&'static Signal, Status> {
+        if !matches!(self.kind, ObjectType::Sm | ObjectType::Ntfn) {
+            return Err(Status::BadType);
+        }
+        self.demand(rights)?;
+        // SAFETY: as in `cast`; both kinds are `Signal`.
+        Ok(unsafe { &*(self.object as *const Signal) })
+    }
+
+    /// Checks the type and rights of a range.
+    pub fn range(&self, kind: ObjectType, rights: Rights) -> Result<(), Status> {
+        if self.kind != kind { Err(Status::BadType) } else { self.demand(rights) }
+    }
+
+    fn demand(&self, rights: Rights) -> Result<(), Status> {
+        if self.rights.contains(rights) { Ok(()) } else { Err(Status::BadRights) }
+    }
+}
+
+impl Pd {
+    fn table(&self, selector: Selector) -> Option<(u64, usize)> {
+        let (directory_index, slot_index) = space::split(selector)?;
+        // SAFETY: the directory is a frame of this domain; the index is below 512.
+        let table = unsafe { phys_to_virt(self.directory).cast::<u64>().add(directory_index).read_volatile() };
+        Some((table, slot_index))
+    }
+
+    /// Looks a selector up.
+    #[inline]
+    pub fn look_up(&self, selector: Selector) -> Result<Found, Status> {
+        let (table, index) = self.table(selector).ok_or(Status::BadSelector)?;
+        if table == 0 {
+            return Err(Status::BadSelector);
+        }
+        let addr = table + index as u64 * 64;
+        let slot: *const Slot = phys_to_virt(PhysAddr(addr)).cast();
+        // SAFETY: the table is a frame of this domain; each word is read once.
+        let (kind, rights, object, count) = unsafe {
+            (
+                (&raw const (*slot).kind).read_volatile(),
+                (&raw const (*slot).rights).read_volatile(),
+                (&raw const (*slot).object).read_volatile(),
+                (&raw const (*slot).count).read_volatile(),
+            )
+        };
+        match ObjectType::from_raw(kind) {
+            None | Some(ObjectType::Null) => Err(Status::BadSelector),
+            Some(kind) => Ok(Found {
+                kind,
+                rights: Rights::from_bits_retain(rights),
+                object,
+                count,
+                slot: (addr >> SLOT_SHIFT) as u32,
+            }),
+        }
+    }
+
+    /// An empty slot at `selector`, with its table allocated. Under the tree lock.
+    pub fn empty_slot(&self, tree: &Tree, selector: Selector) -> Result<u32, Status> {
+        let (mut table, index) = self.table(selector).ok_or(Status::BadArgument)?;
+        if selector == Selector::NULL {
+            return Err(Status::BadArgument);
+        }
+        if table == 0 {
+            table = self.pool.take_frame().ok_or(Status::NoMemory)?.0;
+            let (directory_index, _) = space::split(selector).ok_or(Status::BadArgument)?;
+            // SAFETY: as in `table`; the tree lock is held.
+            unsafe { phys_to_virt(self.directory).cast::<u64>().add(directory_index).write_volatile(table) };
+        }
+        let id = ((table + index as u64 * 64) >> SLOT_SHIFT) as u32;
+        if tree.slot(id).kind != ObjectType::Null as u8 { Err(Status::Occupied) } else { Ok(id) }
+    }
+
+    /// The slot tables that exist, for the end of the domain.
+    pub fn tables(&self) -> impl Iterator<Item = PhysAddr> + use<> {
+        let directory = self.directory;
+        (0..512).filter_map(move |index| {
+            // SAFETY: the directory is a frame of this domain, the index below 512.
+            let table = unsafe { phys_to_virt(directory).cast::<u64>().add(index).read_volatile() };
+            (table != 0).then_some(PhysAddr(table))
+        })
+    }
+}
+
+/// Numbers of the slots in a table.
+pub fn slots_of(table: PhysAddr) -> impl Iterator<Item = u32> {
+    (0..64).map(move |index| ((table.0 + index * 64) >> SLOT_SHIFT) as u32)
+}
+
+/// Puts the first capability of a new object into an empty slot.
+pub fn insert_object(tree: &mut Tree, slot: u32, header: &'static Header) {
+    let entry = tree.slot_mut(slot);
+    entry.rights = Rights::ALL.bits();
+    entry.object = header as *const Header as u64;
+    entry.count = 0;
+    entry.kind = header.kind as u8;
+    header.root_slot.set(slot);
+    if let Some(pool) = header.pool {
+        pool.objects.push_back(header);
+    }
+}
+
+/// Puts a range that descends from nothing into an empty slot: at boot.
+pub fn insert_range(tree: &mut Tree, slot: u32, kind: ObjectType, rights: Rights, first: u64, count: u64) {
+    let entry = tree.slot_mut(slot);
+    entry.rights = rights.bits();
+    entry.object = first;
+    entry.count = count;
+    entry.kind = kind as u8;
+}
+
+/// Derives a capability into an empty slot; fails if the derivation would be too deep.
+pub fn insert_derived(
+    tree: &mut Tree,
+    parent: u32,
+    slot: u32,
+    rights: Rights,
+    (object, count): (u64, u64),
+) -> Result<(), Status> {
+    let kind = tree.slot(parent).kind;
+    tree::insert_child(tree, parent, slot).map_err(|_| Status::Unsupported)?;
+    let entry = tree.slot_mut(slot);
+    entry.rights = rights.bits();
+    entry.object = object;
+    entry.count = count;
+    entry.kind = kind;
+    Ok(())
+}
+
+/// The slots that are mapped into one space: a list through the slots.
+#[derive(Debug)]
+pub struct BoundList {
+    head: Cell<u32>,
+}
+
+impl BoundList {
+    /// An empty list.
+    pub const fn new() -> Self {
+        BoundList { head: Cell::new(0) }
+    }
+
+    /// The newest entry, 0 for none.
+    pub fn first(&self) -> u32 {
+        self.head.get()
+    }
+
+    /// Says that `slot` is bound to `target` from `address` on.
+    pub fn bind(&self, tree: &mut Tree, slot: u32, target: u64, address: u64) {
+        let head = self.head.get();
+        if head != 0 {
+            tree.slot_mut(head).bound_prev = slot;
+        }
+        let entry = tree.slot_mut(slot);
+        entry.bound = target;
+        entry.address = address;
+        entry.bound_next = head;
+        entry.bound_prev = 0;
+        self.head.set(slot);
+    }
+
+    /// Takes it out again.
+    pub fn unbind(&self, tree: &mut Tree, slot: u32) {
+        let entry = tree.slot_mut(slot);
+        let (next, prev) = (entry.bound_next, entry.bound_prev);
+        (entry.bound, entry.address, entry.bound_next, entry.bound_prev) = (0, 0, 0, 0);
+        if prev != 0 {
+            tree.slot_mut(prev).bound_next = next;
+        } else {
+            self.head.set(next);
+        }
+        if next != 0 {
+            tree.slot_mut(next).bound_prev = prev;
+        }
+    }
+}
+
+impl Default for BoundList {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a memory or port capability is mapped into or bound to.
+#[derive(Clone, Copy, Debug)]
+pub enum Target {
+    /// A protection domain's address space or ports.
+    Pd(&'static Pd),
+    /// A guest-physical space.
+    Guest(&'static GuestSpace),
+    /// An execution context, as its message area.
+    Utcb(&'static crate::object::ec::Ec),
+    /// A vCPU, as its state page.
+    VcpuPage(&'static crate::object::vcpu::Vcpu),
+}
+
+impl Target {
+    /// The header of the object.
+    pub fn header(self) -> &'static Header {
+        match self {
+            Target::Pd(pd) => pd.header(),
+            Target::Guest(space) => space.header(),
+            Target::Utcb(ec) => ec.header(),
+            Target::VcpuPage(vcpu) => vcpu.header(),
+        }
+    }
+
+    /// The target of a bound slot.
+    pub fn of(slot: &Slot) -> Option<Target> {
+        if slot.bound == 0 {
+            return None;
+        }
+        // SAFETY: a bound slot holds the address of a live object: its end unbinds it first (`reclaim`).
+        unsafe {
+            let header = &*(slot.bound as *const Header);
+            match header.kind {
+                ObjectType::Pd => Some(Target::Pd(&*(slot.bound as *const Pd))),
+                ObjectType::GuestSpace => Some(Target::Guest(&*(slot.bound as *const GuestSpace))),
+                ObjectType::Ec => Some(Target::Utcb(&*(slot.bound as *const crate::object::ec::Ec))),
+                ObjectType::Vcpu => Some(Target::VcpuPage(&*(slot.bound as *const crate::object::vcpu::Vcpu))),
+                _ => None,
+            }
+        }
+    }
+
+    /// The list of the object's bound slots.
+    pub fn bound_list(self) -> &'static BoundList {
+        match self {
+            Target::Pd(pd) => &pd.bound,
+            Target::Guest(space) => &space.bound,
+            Target::Utcb(ec) => &ec.bound,
+            Target::VcpuPage(vcpu) => &vcpu.bound,
+        }
+    }
+}

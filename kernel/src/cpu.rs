@@ -1,0 +1,129 @@
+//! The kernel's data for each CPU.
+
+use crate::object::ec::{Ec, Timed};
+use crate::object::sc::{InQueue, Sc};
+use crate::object::{Header, InPool, List};
+use core::cell::Cell;
+use hypercall_abi::boot_info::MAX_CPUS;
+use khw::desc::CpuTables;
+use khw::sync::Lock;
+use khw::virt::HostState;
+
+/// Priorities of scheduling contexts: 0 to 31.
+pub const PRIORITIES: usize = 32;
+
+/// What a CPU knows. Only that CPU touches it, but for [`Local::queues`].
+#[derive(Debug)]
+pub struct Local {
+    /// Number of the CPU.
+    pub id: usize,
+    /// Its stacks and descriptor tables.
+    pub tables: *mut CpuTables,
+    /// The scheduling context that pays, if one runs.
+    pub sc: Cell<Option<&'static Sc>>,
+    /// The execution context that runs.
+    pub ec: Cell<Option<&'static Ec>>,
+    /// The context whose frame, address space and ports are set up.
+    pub active: Cell<Option<&'static Ec>>,
+    /// [`khw::smp::epoch`] when `active` was set up.
+    pub epoch: Cell<u32>,
+    /// Whose ports the I/O bitmap in the TSS shows ([`crate::object::pd::Pd::id`]), and which version of them.
+    pub io_owner: Cell<(u64, u64)>,
+    /// Whether the TSS lets user code use that bitmap.
+    pub io_is_open: Cell<bool>,
+    /// A VM exit shortened TR's limit.
+    pub tr_is_short: Cell<bool>,
+    /// When the timeslice ends, TSC.
+    pub slice_end: Cell<u64>,
+    /// Since when the current scheduling context is charged, TSC.
+    pub charged_since: Cell<u64>,
+    /// What the timer is armed for, TSC.
+    pub armed: Cell<u64>,
+    /// Somebody more urgent became ready, or the slice is over.
+    pub wants_switch: Cell<bool>,
+    /// Queues that other CPUs put contexts into.
+    pub queues: Lock<Queues>,
+}
+
+/// The scheduler's queues of a CPU.
+#[derive(Debug)]
+pub struct Queues {
+    /// Bit n set: `ready[n]` is not empty.
+    pub bitmap: u32,
+    /// Ready scheduling contexts by priority.
+    pub ready: [List<Sc, InQueue>; PRIORITIES],
+    /// Scheduling contexts out of budget.
+    pub refill: List<Sc, InQueue>,
+    /// Waiting contexts with a deadline, soonest first.
+    pub timed: List<Ec, Timed>,
+    /// Objects of this CPU that are being destroyed: it lets go of them when it serves the request.
+    pub doomed: List<Header, InPool>,
+    /// Those it has let go of.
+    pub released: List<Header, InPool>,
+}
+
+// SAFETY: used under `Local::queues`.
+unsafe impl Send for Queues {}
+
+impl Local {
+    /// The data of CPU `id`.
+    pub const fn new(id: usize, tables: *mut CpuTables) -> Self {
+        Local {
+            id,
+            tables,
+            sc: Cell::new(None),
+            ec: Cell::new(None),
+            active: Cell::new(None),
+            epoch: Cell::new(0),
+            io_owner: Cell::new((0, 0)),
+            io_is_open: Cell::new(false),
+            tr_is_short: Cell::new(false),
+            slice_end: Cell::new(u64::MAX),
+            charged_since: Cell::new(0),
+            armed: Cell::new(u64::MAX),
+            wants_switch: Cell::new(false),
+            queues: Lock::new(Queues {
+                bitmap: 0,
+                ready: [const { List::new() }; PRIORITIES],
+                refill: List::new(),
+                timed: List::new(),
+                doomed: List::new(),
+                released: List::new(),
+            }),
+        }
+    }
+
+    /// The host state of this CPU for world switches.
+    pub fn host_state(&self) -> HostState {
+        HostState {
+            gdt_base: CpuTables::gdt_base(self.tables),
+            idt_base: khw::desc::idt_base(),
+            tss_base: CpuTables::tss_base(self.tables),
+            tss_selector: khw::desc::TSS,
+            code_selector: khw::desc::KERNEL_CODE,
+            gs_base: khw::percpu::block(self.id).map_or(0, |block| block.this),
+        }
+    }
+}
+
+static LOCALS: [core::sync::atomic::AtomicPtr<Local>; MAX_CPUS] =
+    [const { core::sync::atomic::AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS];
+
+/// Registers the data of a CPU; it lives for ever.
+pub fn register(local: &'static Local) {
+    LOCALS[local.id].store((local as *const Local).cast_mut(), core::sync::atomic::Ordering::Release);
+}
+
+/// This CPU's data.
+#[inline]
+pub fn local() -> &'static Local {
+    // SAFETY: boot sets the pointer to a `Local` that lives for ever before anything calls this.
+    unsafe { &*(khw::percpu::local() as *const Local) }
+}
+
+/// Another CPU's data: only for its [`Local::queues`].
+#[inline]
+pub fn of(cpu: usize) -> &'static Local {
+    // SAFETY: execution contexts exist only on CPUs that are up, and those are registered.
+    unsafe { &*LOCALS[cpu].load(core::sync::atomic::Ordering::Acquire) }
+}

@@ -1,0 +1,105 @@
+//! Binding: message areas, vCPU pages, notifications, interrupts.
+
+use super::{Call, Outcome, Result, lock_tree};
+use crate::cap::{Found, Target, Tree};
+use crate::object::ec::Ec;
+use crate::object::interrupt;
+use crate::object::vcpu::Vcpu;
+use core::sync::atomic::Ordering;
+use hypercall_abi::cap::BindRole;
+use hypercall_abi::{ObjectType, Rights, Status};
+use kcore::cap::Slots;
+use khw::irq::ioapic::Trigger;
+
+/// Binds a capability to a role of an object.
+pub fn bind(call: &Call) -> Result {
+    let other = call.selector_at(0)?;
+    let role = BindRole::from_raw(call.args[1]).ok_or(Status::BadArgument)?;
+    let extra = call.args[2];
+    let mut tree = lock_tree()?;
+    let found = call.capability()?;
+    let bound = call.ec.pd.look_up(other)?;
+    match role {
+        BindRole::Utcb => {
+            let ec = found.cast::<Ec>(Rights::EC_CONTROL)?;
+            let frame = bind_page(&mut tree, bound, extra, Target::Utcb(ec))?;
+            ec.utcb.store(frame, Ordering::Release);
+        }
+        BindRole::FaultNotification => {
+            let ec = found.cast::<Ec>(Rights::EC_CONTROL)?;
+            let signal = bound.signal(Rights::SIGNAL)?;
+            signal.watch(ec, bound.count);
+        }
+        BindRole::VcpuPage => {
+            let vcpu = found.cast::<Vcpu>(Rights::VCPU_RUN)?;
+            let frame = bind_page(&mut tree, bound, extra, Target::VcpuPage(vcpu))?;
+            vcpu.page.store(frame, Ordering::Release);
+        }
+        BindRole::VcpuNotification => {
+            let vcpu = found.cast::<Vcpu>(Rights::VCPU_RUN)?;
+            let signal = bound.signal(Rights::WAIT)?;
+            if bound.kind != ObjectType::Ntfn {
+                return Err(Status::BadType.into());
+            }
+            if signal.bound_vcpu().is_some() || vcpu.signal.get().is_some() {
+                return Err(Status::Occupied.into());
+            }
+            signal.bind_vcpu(Some(vcpu));
+            vcpu.signal.set(Some(signal));
+        }
+    }
+    Ok(Outcome::OK)
+}
+
+/// Binds one page of a memory capability; its physical address.
+fn bind_page(tree: &mut Tree, memory: Found, page: u64, target: Target) -> core::result::Result<u64, Status> {
+    memory.range(ObjectType::Memory, Rights::READ | Rights::WRITE)?;
+    if page >= memory.count || !crate::boot::memory::is_ram(memory.object + page) {
+        return Err(Status::BadArgument);
+    }
+    if tree.slot(memory.slot).bound != 0 || target.bound_list().first() != 0 {
+        return Err(Status::Occupied);
+    }
+    target.bound_list().bind(tree, memory.slot, target.header() as *const _ as u64, page);
+    Ok((memory.object + page) << 12)
+}
+
+/// Binds an interrupt to a semaphore or notification.
+pub fn irq(call: &Call) -> Result {
+    let [index, _, is_level, ..] = call.args;
+    let other = call.selector_at(1)?;
+    if is_level > 1 {
+        return Err(Status::BadArgument.into());
+    }
+    let _tree = lock_tree()?;
+    let found = call.capability()?;
+    found.range(ObjectType::Irqs, Rights::USE)?;
+    if index >= found.count {
+        return Err(Status::BadArgument.into());
+    }
+    let signal = call.ec.pd.look_up(other)?;
+    let badge = signal.count;
+    let signal = signal.signal(Rights::SIGNAL)?;
+    let (gsi, trigger) = crate::boot::irqs::resolve(
+        (found.object + index) as u32,
+        Trigger { is_level: is_level == 1, is_low: is_level == 1 },
+    );
+    let apic_id = khw::percpu::block(call.local.id).map_or(0, |block| block.apic_id);
+    interrupt::bind(gsi, signal, badge, apic_id, trigger)?;
+    Ok(Outcome::OK)
+}
+
+/// Unmasks an interrupt.
+pub fn irq_ack(call: &Call) -> Result {
+    let found = call.capability()?;
+    found.range(ObjectType::Irqs, Rights::USE)?;
+    if call.args[0] >= found.count {
+        return Err(Status::BadArgument.into());
+    }
+    let (gsi, _) = crate::boot::irqs::resolve(
+        (found.object + call.args[0]) as u32,
+        Trigger { is_level: false, is_low: false },
+    );
+    interrupt::acknowledge(gsi)?;
+    Ok(Outcome::OK)
+}

@@ -1,0 +1,192 @@
+//! Mapping memory and ports.
+
+use super::{Call, Failure, Outcome, Result, lock_tree};
+use crate::cap::{Found, Target, Tree};
+use crate::object::guest_space::GuestSpace;
+use crate::object::pd::Pd;
+use crate::reclaim::Reclaim;
+use hypercall_abi::cap::MapFlags;
+use hypercall_abi::{ObjectType, PAGE_SIZE, Rights, Selector, Status, USER_END};
+use kcore::addr::PhysAddr;
+use kcore::cap::Slots;
+use kcore::paging::{self, Attr, HostFormat, MapDone, MapError, PageSize, Partial};
+use khw::mem::Tables;
+use khw::virt::nested;
+
+/// Largest guest-physical address: what four levels of nested tables reach.
+const GUEST_END: u64 = 1 << 48;
+
+/// Pages mapped before a preemption point: a bound on how long the kernel keeps interrupts off.
+const PAGES_PER_STEP: u64 = 1024;
+
+/// Ports that the kernel keeps: the 8259s, which it masked for good.
+const KERNEL_PORTS: [u64; 4] = [0x20, 0x21, 0xa0, 0xa1];
+
+/// Maps memory or ports.
+pub fn map(call: &Call) -> Result {
+    let [_, address, offset, count, flags, _] = call.args;
+    let target = call.selector_at(0)?;
+    let flags = u32::try_from(flags).ok().and_then(MapFlags::from_bits).ok_or(Status::BadArgument)?;
+    let mut tree = lock_tree()?;
+    let found = call.capability()?;
+    let (first, count) =
+        kcore::cap::range::sub_range(found.object, found.count, offset, count).ok_or(Status::BadArgument)?;
+    match found.kind {
+        ObjectType::Memory => {
+            let request = Request { address, offset, first, pages: count, flags };
+            map_memory(call, &mut tree, found, target, request)
+        }
+        ObjectType::Ports if address == 0 => map_ports(call, &mut tree, found, target, (first, count)),
+        ObjectType::Ports => Err(Status::BadArgument.into()),
+        _ => Err(Status::BadType.into()),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Request {
+    address: u64,
+    offset: u64,
+    first: u64,
+    pages: u64,
+    flags: MapFlags,
+}
+
+fn map_memory(call: &Call, tree: &mut Tree, found: Found, target: Selector, request: Request) -> Result {
+    let Request { address, offset, first, pages, flags } = request;
+    let bytes = pages.checked_mul(PAGE_SIZE).ok_or(Status::BadArgument)?;
+    let end = address.checked_add(bytes).ok_or(Status::BadArgument)?;
+    let base = offset.checked_mul(PAGE_SIZE).and_then(|skip| address.checked_sub(skip)).ok_or(Status::BadArgument)?;
+    if !address.is_multiple_of(PAGE_SIZE) {
+        return Err(Status::BadArgument.into());
+    }
+    let target = match call.ec.pd.look_up(target)? {
+        found if found.kind == ObjectType::Pd => Target::Pd(found.cast::<Pd>(Rights::PD_MAP)?),
+        found if found.kind == ObjectType::GuestSpace => {
+            Target::Guest(found.cast::<GuestSpace>(Rights::GUEST_MAP)?)
+        }
+        _ => return Err(Status::BadType.into()),
+    };
+    let is_in_range = match target {
+        Target::Pd(_) => base >= PAGE_SIZE && end <= USER_END,
+        _ => end <= GUEST_END,
+    };
+    if !is_in_range {
+        return Err(Status::BadArgument.into());
+    }
+    check_rights(found.rights, flags)?;
+    attach(tree, found.slot, target, base)?;
+    let step = pages.min(PAGES_PER_STEP);
+    let attr = Attr {
+        read: flags.contains(MapFlags::READ),
+        write: flags.contains(MapFlags::WRITE),
+        execute: flags.contains(MapFlags::EXECUTE),
+        uncached: flags.contains(MapFlags::UNCACHED),
+        user: true,
+    };
+    let is_large = pages > PAGES_PER_STEP && (address ^ first << 12) & (PageSize::M2.bytes() - 1) == 0;
+    // Large pages cost one step each, so they are not cut.
+    let step = if is_large { pages } else { step };
+    finish(target, map_pages(target, address, PhysAddr(first << 12), step, attr), pages)
+}
+
+/// Each way of using memory that the mapping asks for is one that the capability allows.
+fn check_rights(held: Rights, flags: MapFlags) -> core::result::Result<(), Status> {
+    let pairs =
+        [(MapFlags::READ, Rights::READ), (MapFlags::WRITE, Rights::WRITE), (MapFlags::EXECUTE, Rights::EXECUTE)];
+    let is_allowed = pairs.iter().all(|&(flag, right)| !flags.contains(flag) || held.contains(right));
+    // Every format makes what is present readable.
+    if is_allowed && held.contains(Rights::READ) { Ok(()) } else { Err(Status::BadRights) }
+}
+
+/// Binds the slot to the target at `base`, or checks that it is bound just so.
+fn attach(tree: &mut Tree, slot: u32, target: Target, base: u64) -> core::result::Result<(), Status> {
+    let addr = target.header() as *const _ as u64;
+    let entry = tree.slot(slot);
+    if entry.bound == 0 {
+        target.bound_list().bind(tree, slot, addr, base);
+        return Ok(());
+    }
+    if entry.bound == addr && entry.address == base { Ok(()) } else { Err(Status::Occupied) }
+}
+
+fn map_pages(target: Target, address: u64, pa: PhysAddr, pages: u64, attr: Attr) -> core::result::Result<MapDone, Partial> {
+    // SAFETY: for all arms: the tables of a space are paid from its pool, and only changed under the tree lock, which
+    // the caller holds.
+    unsafe {
+        match target {
+            Target::Pd(pd) => {
+                paging::map::<HostFormat, _>(&mut Tables::new(pd.pool), pd.root, address, pa, pages, attr, PageSize::M2)
+            }
+            Target::Guest(space) => {
+                nested::map(&mut Tables::new(space.pool), space.root, address, pa, pages, attr)
+            }
+            Target::Utcb(_) | Target::VcpuPage(_) => Ok(MapDone { pages: 0, reduced_rights: false }),
+        }
+    }
+}
+
+fn finish(
+    target: Target,
+    mapped: core::result::Result<MapDone, Partial>,
+    wanted: u64,
+) -> Result {
+    let (pages, reduced, error) = match mapped {
+        Ok(done) => (done.pages, done.reduced_rights, None),
+        Err(partial) => (partial.pages, partial.reduced_rights, Some(partial.error)),
+    };
+    if reduced {
+        if let Target::Guest(space) = target {
+            space.bump_generation();
+        }
+        khw::smp::synchronize();
+    }
+    match error {
+        None if pages == wanted => Ok(Outcome::value(pages)),
+        None => Ok(Outcome::Done(Status::Partial, [pages, 0, 0])),
+        Some(_) if pages > 0 => Ok(Outcome::Done(Status::Partial, [pages, 0, 0])),
+        Some(MapError::NoMemory) => Err(Status::NoMemory.into()),
+        Some(MapError::Occupied) => Err(Status::Occupied.into()),
+    }
+}
+
+fn map_ports(call: &Call, tree: &mut Tree, found: Found, target: Selector, (first, count): (u64, u64)) -> Result {
+    found.range(ObjectType::Ports, Rights::USE)?;
+    let pd = call.ec.pd.look_up(target)?.cast::<Pd>(Rights::PD_MAP)?;
+    if KERNEL_PORTS.iter().any(|&port| port >= first && port - first < count) {
+        return Err(Status::BadArgument.into());
+    }
+    attach(tree, found.slot, Target::Pd(pd), 0)?;
+    if !pd.set_ports(first, count, true) {
+        return Err(Status::NoMemory.into());
+    }
+    // Another CPU may run this domain with an older bitmap: it only lacks ports, and gets them at its next activation.
+    Ok(Outcome::value(count))
+}
+
+/// Unmaps part of what a memory capability mapped, or all that a port capability opened.
+pub fn unmap(call: &Call) -> Result {
+    let [offset, count, ..] = call.args;
+    let mut tree = lock_tree()?;
+    let found = call.capability()?;
+    if !matches!(found.kind, ObjectType::Memory | ObjectType::Ports) {
+        return Err(Status::BadType.into());
+    }
+    let (first, count) =
+        kcore::cap::range::sub_range(found.object, found.count, offset, count).ok_or(Status::BadArgument)?;
+    let entry = *tree.slot(found.slot);
+    let target = Target::of(&entry).ok_or(Failure::Status(Status::Unbound))?;
+    let mut reclaim = Reclaim::default();
+    if count == found.count {
+        reclaim.unmap(&mut tree, found.slot);
+    } else {
+        let address = entry.address + offset * PAGE_SIZE;
+        match target {
+            Target::Pd(pd) if found.kind == ObjectType::Memory => reclaim.unmap_host(pd, address, first, count),
+            Target::Guest(space) => reclaim.unmap_guest(space, address, first, count),
+            // Ports, message areas and vCPU pages go as a whole.
+            _ => return Err(Status::BadArgument.into()),
+        }
+    }
+    reclaim.finish();
+    Ok(Outcome::value(count))
+}

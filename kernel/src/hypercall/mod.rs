@@ -1,0 +1,163 @@
+//! Hypercalls: decode, range, capability, rights, act.
+//!
+//! A handler gets its arguments decoded, changes nothing before its last check, and returns what to write into the caller's
+//! registers. It may be called again from the start ([`Outcome::Restart`]) after interrupts were let in.
+
+mod bind;
+mod capability;
+mod create;
+mod info;
+pub mod ipc;
+mod map;
+mod vcpu;
+mod wait;
+
+use crate::cap::{self, Restart, Tree};
+use crate::cpu::{self, Local};
+use crate::object::ec::Ec;
+use crate::sched;
+use hypercall_abi::regs::Head;
+use hypercall_abi::{Hypercall, Selector, Status};
+use khw::entry::Frame;
+use khw::sync::Guard;
+
+/// The arguments of a hypercall, and who makes it.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// The caller.
+    pub ec: &'static Ec,
+    /// Its CPU.
+    pub local: &'static Local,
+    /// The selector in the head.
+    pub selector: Selector,
+    /// Arguments 0 to 5.
+    pub args: [u64; 6],
+}
+
+impl Call {
+    /// An argument that is a selector: its upper half is zero.
+    pub fn selector_at(&self, index: usize) -> core::result::Result<Selector, Status> {
+        u32::try_from(self.args[index]).map(Selector).map_err(|_| Status::BadArgument)
+    }
+
+    /// The first capability of the call.
+    pub fn capability(&self) -> core::result::Result<cap::Found, Status> {
+        self.ec.pd.look_up(self.selector)
+    }
+}
+
+/// What a handler came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Status and results 0 to 2.
+    Done(Status, [u64; 3]),
+    /// Registers are written already, or will be when the caller is woken: go on with whoever should run.
+    Switch,
+    /// Start again after serving requests and interrupts.
+    Restart,
+}
+
+impl Outcome {
+    /// Success without results.
+    pub const OK: Outcome = Outcome::Done(Status::Success, [0; 3]);
+
+    /// Success with one result.
+    pub const fn value(value: u64) -> Outcome {
+        Outcome::Done(Status::Success, [value, 0, 0])
+    }
+}
+
+/// A handler's result: an error is written as the status.
+pub type Result = core::result::Result<Outcome, Failure>;
+
+/// Why a handler did not act.
+#[derive(Clone, Copy, Debug)]
+pub enum Failure {
+    /// The status to return.
+    Status(Status),
+    /// The tree lock is taken by somebody who waits for this CPU.
+    Restart,
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        Failure::Status(status)
+    }
+}
+
+impl From<Restart> for Failure {
+    fn from(_: Restart) -> Self {
+        Failure::Restart
+    }
+}
+
+/// The tree lock, for handlers.
+pub fn lock_tree() -> core::result::Result<Guard<'static, Tree>, Failure> {
+    cap::lock_tree().map_err(Failure::from)
+}
+
+/// Handles the hypercall whose registers are in `frame`, and returns the frame to leave with.
+pub fn dispatch(frame: *mut Frame) -> *mut Frame {
+    let local = cpu::local();
+    let Some(ec) = local.ec.get() else { return sched::schedule(local) };
+    // SAFETY: entry code saved the registers of the current context there, and nobody else uses them now.
+    let registers = unsafe { &mut *frame };
+    let head = Head(registers.rax);
+    let result = match head.call() {
+        None => Err(Status::BadHypercall.into()),
+        Some(number) => {
+            let r = &*registers;
+            let args = [r.rdi, r.rsi, r.rdx, r.r8, r.r9, r.r10];
+            handle(number, &Call { ec, local, selector: head.selector(), args })
+        }
+    };
+    match result {
+        Ok(Outcome::Done(status, values)) => {
+            registers.rax = status as u64;
+            [registers.rdi, registers.rsi, registers.rdx] = values;
+        }
+        Err(Failure::Status(status)) => registers.rax = status as u64,
+        Ok(Outcome::Switch) => {}
+        Ok(Outcome::Restart) | Err(Failure::Restart) => {
+            // SYSCALL is two bytes long: the caller executes it again, with its registers untouched.
+            registers.rip -= 2;
+            khw::cpu::interrupt_window();
+            local.wants_switch.set(true);
+        }
+    }
+    sched::resume(local)
+}
+
+fn handle(number: Hypercall, call: &Call) -> Result {
+    match number {
+        Hypercall::Call => ipc::call(call),
+        Hypercall::Reply => ipc::reply(call),
+        Hypercall::Signal => wait::signal(call),
+        Hypercall::Wait => wait::wait(call),
+        Hypercall::VcpuRun => vcpu::run(call),
+        Hypercall::VcpuPoke => vcpu::poke(call),
+        Hypercall::VcpuRead => vcpu::read(call),
+        Hypercall::CapInfo => info::capability(call),
+        Hypercall::Map => map::map(call),
+        Hypercall::Unmap => map::unmap(call),
+        Hypercall::Derive => capability::derive(call),
+        Hypercall::Revoke => capability::revoke(call),
+        Hypercall::Bind => bind::bind(call),
+        Hypercall::Yield => wait::yield_now(call),
+        Hypercall::CreatePool => create::pool(call),
+        Hypercall::CreatePd => create::pd(call),
+        Hypercall::CreateEc => create::ec(call),
+        Hypercall::CreateSc => create::sc(call),
+        Hypercall::CreatePt => create::portal(call),
+        Hypercall::CreateSm => create::semaphore(call),
+        Hypercall::CreateNtfn => create::notification(call),
+        Hypercall::CreateGuestSpace => create::guest_space(call),
+        Hypercall::CreateVcpu => create::vcpu(call),
+        Hypercall::EcInfo => info::ec(call),
+        Hypercall::ScInfo => info::sc(call),
+        Hypercall::PoolInfo => info::pool(call),
+        Hypercall::IrqBind => bind::irq(call),
+        Hypercall::IrqAck => bind::irq_ack(call),
+        Hypercall::LogWrite => info::log(call),
+    }
+}

@@ -1,0 +1,36 @@
+//! Running vCPUs.
+
+use super::{Call, Outcome, Result};
+use crate::object::vcpu::{Next, Vcpu};
+use hypercall_abi::vcpu::Groups;
+use hypercall_abi::{Rights, Status};
+
+/// Runs a vCPU until an exit for its VMM.
+pub fn run(call: &Call) -> Result {
+    let vcpu = own_vcpu(call, Rights::VCPU_RUN)?;
+    vcpu.attach(call.ec)?;
+    if vcpu.run(call.ec) == Next::Reschedule {
+        call.local.wants_switch.set(true);
+    }
+    Ok(Outcome::Switch)
+}
+
+/// Makes a run return.
+pub fn poke(call: &Call) -> Result {
+    call.capability()?.cast::<Vcpu>(Rights::VCPU_POKE)?.poke();
+    Ok(Outcome::OK)
+}
+
+/// Fills groups of the vCPU page.
+pub fn read(call: &Call) -> Result {
+    let bits = u32::try_from(call.args[0]).map_err(|_| Status::BadArgument)?;
+    let groups = Groups::from_bits(bits).ok_or(Status::BadArgument)?;
+    own_vcpu(call, Rights::VCPU_RUN)?.read(groups)?;
+    Ok(Outcome::OK)
+}
+
+/// A vCPU of the caller's CPU.
+fn own_vcpu(call: &Call, rights: Rights) -> core::result::Result<&'static Vcpu, Status> {
+    let vcpu = call.capability()?.cast::<Vcpu>(rights)?;
+    if vcpu.cpu != call.ec.cpu { Err(Status::WrongCpu) } else { Ok(vcpu) }
+}

@@ -1,0 +1,38 @@
+//! Signal, wait, yield.
+
+use super::{Call, Outcome, Result};
+use crate::sched;
+use hypercall_abi::{Rights, Status};
+use khw::cpu::tsc;
+
+/// Signals a semaphore or notification.
+pub fn signal(call: &Call) -> Result {
+    let found = call.capability()?;
+    found.signal(Rights::SIGNAL)?.signal(found.count);
+    Ok(Outcome::OK)
+}
+
+/// Waits on a semaphore or notification until a deadline; 0 only looks.
+pub fn wait(call: &Call) -> Result {
+    let deadline = call.args[0];
+    let signal = call.capability()?.signal(Rights::WAIT)?;
+    if deadline != u64::MAX && deadline <= tsc::read() {
+        return signal.try_take().map(Outcome::value).ok_or(Status::Timeout.into());
+    }
+    // From here on the caller may be woken, maybe before the next line.
+    sched::block(call.ec, deadline);
+    match signal.take_or_enqueue(call.ec) {
+        Some(value) => {
+            sched::unblock_current(call.ec);
+            Ok(Outcome::value(value))
+        }
+        None => Ok(Outcome::Switch),
+    }
+}
+
+/// Lets others of the same priority run.
+pub fn yield_now(call: &Call) -> Result {
+    call.local.slice_end.set(0);
+    call.local.wants_switch.set(true);
+    Ok(Outcome::OK)
+}

@@ -1,0 +1,197 @@
+//! Execution contexts: threads and portal handlers.
+
+use super::pd::Pd;
+use super::portal::{OfHandler, Portal};
+use super::sc::Sc;
+use super::signal::Signal;
+use super::vcpu::Vcpu;
+use super::{Header, Linked, List, ListLink, Object};
+use crate::cap::BoundList;
+use core::cell::{Cell, UnsafeCell};
+use core::sync::atomic::AtomicU64;
+use hypercall_abi::{ObjectType, Status};
+use khw::entry::Frame;
+
+/// An execution context. It belongs to one CPU; unless said otherwise only that CPU touches a field.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct Ec {
+    header: Header,
+    /// Its protection domain.
+    pub pd: &'static Pd,
+    /// Its CPU.
+    pub cpu: u16,
+    /// Runs only when called through a portal.
+    pub is_handler: bool,
+    /// Stack pointer a handler starts with.
+    pub handler_sp: u64,
+    /// What it is doing.
+    pub state: Cell<State>,
+    /// The scheduling context it blocked on, for the way back.
+    pub blocked_sc: Cell<Option<&'static Sc>>,
+    /// Its own scheduling context. Under the tree lock.
+    pub own_sc: Cell<Option<&'static Sc>>,
+    /// Handler: whose call it serves.
+    pub caller: Cell<Option<&'static Ec>>,
+    /// Caller: the handler that serves it.
+    pub callee: Cell<Option<&'static Ec>>,
+    /// Callers that wait until this handler is idle, oldest first.
+    pub queued_callers: List<Ec, Calling>,
+    /// Link of `queued_callers`.
+    pub calling: ListLink,
+    /// Queued caller: the portal it wants.
+    pub wanted: Cell<Option<&'static Portal>>,
+    /// Signal it waits on. Under that signal's lock.
+    pub waits_on: Cell<Option<&'static Signal>>,
+    /// Link of that signal's queue.
+    pub waiting: ListLink,
+    /// Deadline of its wait, TSC. Under the scheduler lock of its CPU.
+    pub deadline: Cell<u64>,
+    /// Link of the deadline queue.
+    pub timed: ListLink,
+    /// In the deadline queue.
+    pub is_timed: Cell<bool>,
+    /// vCPU whose run it is in.
+    pub vcpu: Cell<Option<&'static Vcpu>>,
+    /// Frame of its message area, 0 for none. Written under the tree lock.
+    pub utcb: AtomicU64,
+    /// Signalled when it stops on a fault, with this badge. Under the tree lock.
+    pub fault_signal: Cell<Option<(&'static Signal, u64)>>,
+    /// Link of that signal's list. Under the tree lock.
+    pub watched: ListLink,
+    /// Why it stopped: vector and address.
+    pub fault: Cell<(u64, u64)>,
+    /// Link of the protection domain's list. Under the tree lock.
+    pub of_pd: ListLink,
+    /// Portals that it handles. Under the tree lock.
+    pub portals: List<Portal, OfHandler>,
+    /// The memory capability of its message area. Under the tree lock.
+    pub bound: BoundList,
+    frame: UnsafeCell<Frame>,
+}
+
+/// What an execution context is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// A handler that waits for a call, or a thread that was not started.
+    Idle,
+    /// It runs, or its scheduling context is in a queue.
+    Active,
+    /// It waits: for a signal, a reply, a handler, or (in a vCPU run) an event.
+    Blocked,
+    /// It stopped on a fault for good.
+    Faulted,
+    /// Being destroyed.
+    Dead,
+}
+
+/// How a wait ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitResult {
+    /// With this value.
+    Done(u64),
+    /// Without.
+    Failed(Status),
+    /// The context is in a vCPU run and looks itself.
+    Look,
+}
+
+/// Callers in a handler's queue.
+#[derive(Debug)]
+pub enum Calling {}
+// SAFETY: always the same field.
+unsafe impl Linked<Calling> for Ec {
+    fn link(&self) -> &ListLink {
+        &self.calling
+    }
+}
+
+/// Contexts with a deadline on a CPU.
+#[derive(Debug)]
+pub enum Timed {}
+// SAFETY: always the same field.
+unsafe impl Linked<Timed> for Ec {
+    fn link(&self) -> &ListLink {
+        &self.timed
+    }
+}
+
+/// Contexts of a protection domain.
+#[derive(Debug)]
+pub enum OfPd {}
+// SAFETY: always the same field.
+unsafe impl Linked<OfPd> for Ec {
+    fn link(&self) -> &ListLink {
+        &self.of_pd
+    }
+}
+
+// SAFETY: each field says who touches it.
+unsafe impl Sync for Ec {}
+// SAFETY: first field is the header.
+unsafe impl Object for Ec {
+    const KIND: ObjectType = ObjectType::Ec;
+}
+
+impl Ec {
+    /// A context of `pd` on `cpu`, not started.
+    pub fn new(header: Header, pd: &'static Pd, cpu: u16, is_handler: bool, frame: Frame) -> Self {
+        Ec {
+            header,
+            pd,
+            cpu,
+            is_handler,
+            handler_sp: frame.rsp,
+            state: Cell::new(State::Idle),
+            blocked_sc: Cell::new(None),
+            own_sc: Cell::new(None),
+            caller: Cell::new(None),
+            callee: Cell::new(None),
+            queued_callers: List::new(),
+            calling: ListLink::new(),
+            wanted: Cell::new(None),
+            waits_on: Cell::new(None),
+            waiting: ListLink::new(),
+            deadline: Cell::new(u64::MAX),
+            timed: ListLink::new(),
+            is_timed: Cell::new(false),
+            vcpu: Cell::new(None),
+            utcb: AtomicU64::new(0),
+            fault_signal: Cell::new(None),
+            watched: ListLink::new(),
+            fault: Cell::new((0, 0)),
+            of_pd: ListLink::new(),
+            portals: List::new(),
+            bound: BoundList::new(),
+            frame: UnsafeCell::new(frame),
+        }
+    }
+
+    /// The header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Its registers.
+    #[inline]
+    pub fn frame_ptr(&self) -> *mut Frame {
+        self.frame.get()
+    }
+
+    /// Its registers, to change.
+    ///
+    /// Only its CPU, in the kernel, calls this, and lets go of the reference before it lets anybody else run; the kernel is
+    /// not reentered.
+    #[inline]
+    #[expect(clippy::mut_from_ref, reason = "exclusive by the rule above: one CPU, one kernel entry at a time")]
+    pub fn frame(&self) -> &mut Frame {
+        // SAFETY: by the rule above no other reference is live.
+        unsafe { &mut *self.frame.get() }
+    }
+
+    /// Where the CPU and SYSCALL entry push registers.
+    #[inline]
+    pub fn frame_end(&self) -> u64 {
+        self.frame.get() as u64 + size_of::<Frame>() as u64
+    }
+}

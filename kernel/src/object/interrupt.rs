@@ -1,0 +1,77 @@
+//! Global system interrupts and who is signalled by them.
+
+use super::signal::Signal;
+use core::cell::Cell;
+use hypercall_abi::Status;
+use khw::irq::{ioapic, vector};
+use khw::sync::Lock;
+
+/// What happens on an interrupt.
+#[derive(Clone, Copy, Debug)]
+struct Binding {
+    signal: &'static Signal,
+    badge: u64,
+    is_level: bool,
+}
+
+#[derive(Debug)]
+struct Bindings([Cell<Option<Binding>>; vector::GSI_COUNT as usize]);
+// SAFETY: only used under `BINDINGS`.
+unsafe impl Send for Bindings {}
+
+static BINDINGS: Lock<Bindings> = Lock::new(Bindings([const { Cell::new(None) }; vector::GSI_COUNT as usize]));
+
+/// Binds a GSI to a signal and unmasks it, routed to the CPU with `apic_id`.
+pub fn bind(gsi: u32, signal: &'static Signal, badge: u64, apic_id: u32, trigger: ioapic::Trigger) -> Result<(), Status> {
+    let bindings = BINDINGS.lock();
+    let slot = bindings.0.get(gsi as usize).ok_or(Status::BadArgument)?;
+    if slot.get().is_some() {
+        return Err(Status::Occupied);
+    }
+    slot.set(Some(Binding { signal, badge, is_level: trigger.is_level }));
+    drop(bindings);
+    if !ioapic::route(gsi, vector::GSI + gsi as u8, apic_id, trigger) {
+        unbind(signal);
+        return Err(Status::BadArgument);
+    }
+    Ok(())
+}
+
+/// Masks and unbinds every interrupt of a signal that goes away.
+pub fn unbind(signal: &Signal) {
+    let bindings = BINDINGS.lock();
+    for (gsi, slot) in bindings.0.iter().enumerate() {
+        if slot.get().is_some_and(|binding| core::ptr::eq(binding.signal, signal)) {
+            ioapic::set_masked(gsi as u32, true);
+            slot.set(None);
+        }
+    }
+}
+
+/// An interrupt came: signals. A level-triggered one stays masked until `IrqAck`, since its line is up until the driver has
+/// dealt with the device; an edge must not be masked, or the next one could be lost.
+pub fn arrived(gsi: u32) {
+    let bindings = BINDINGS.lock();
+    let binding = bindings.0.get(gsi as usize).and_then(Cell::get);
+    drop(bindings);
+    if binding.is_none_or(|binding| binding.is_level) {
+        ioapic::set_masked(gsi, true);
+    }
+    khw::irq::lapic::eoi();
+    if let Some(binding) = binding {
+        binding.signal.signal(binding.badge);
+    }
+}
+
+/// Unmasks a bound interrupt.
+pub fn acknowledge(gsi: u32) -> Result<(), Status> {
+    let bindings = BINDINGS.lock();
+    match bindings.0.get(gsi as usize).map(Cell::get) {
+        Some(Some(_)) => {
+            ioapic::set_masked(gsi, false);
+            Ok(())
+        }
+        Some(None) => Err(Status::Unbound),
+        None => Err(Status::BadArgument),
+    }
+}

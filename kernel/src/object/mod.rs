@@ -1,0 +1,177 @@
+//! Kernel objects: one a file, with its fields, its lifetime and its end.
+//!
+//! An object lives from its `Create…` to the deletion of its first capability, the root of its derivation tree. It is paid
+//! from one pool. References to objects are `&'static`: they are valid until the kernel entry ends, because memory
+//! of an ended object is reused only after a grace period (`khw::smp::synchronize`).
+
+pub mod ec;
+pub mod guest_space;
+pub mod interrupt;
+pub mod pd;
+pub mod pool;
+pub mod portal;
+pub mod sc;
+pub mod signal;
+pub mod vcpu;
+
+use core::cell::Cell;
+use core::marker::PhantomData;
+use hypercall_abi::ObjectType;
+use pool::Pool;
+
+/// What every object begins with.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Header {
+    /// Its type.
+    pub kind: ObjectType,
+    /// Slot of its first capability; 0 once the object is being destroyed. Under the tree lock.
+    pub root_slot: Cell<u32>,
+    /// The pool that paid for it; `None` for the root pool.
+    pub pool: Option<&'static Pool>,
+    /// Neighbours in the pool's list of objects. Under the tree lock.
+    pub in_pool: ListLink,
+}
+
+impl Header {
+    /// The header of a new object.
+    pub const fn new(kind: ObjectType, pool: Option<&'static Pool>) -> Self {
+        Header { kind, root_slot: Cell::new(0), pool, in_pool: ListLink::new() }
+    }
+}
+
+/// A type of kernel object.
+///
+/// # Safety
+/// `repr(C)` with a [`Header`] as the first field, whose `kind` is [`Self::KIND`] (semaphores and notifications share a type
+/// and have either kind).
+pub unsafe trait Object: Sized + 'static {
+    /// The type that capabilities for it have.
+    const KIND: ObjectType;
+}
+
+/// A link of an intrusive doubly linked list: addresses of neighbours, 0 for none.
+#[derive(Debug)]
+pub struct ListLink {
+    next: Cell<u64>,
+    prev: Cell<u64>,
+}
+
+impl ListLink {
+    /// Not in a list.
+    pub const fn new() -> Self {
+        ListLink { next: Cell::new(0), prev: Cell::new(0) }
+    }
+}
+
+impl Default for ListLink {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Tells a [`List`] where in `T` its links are.
+///
+/// # Safety
+/// `link` returns the same field of the same object every time.
+pub unsafe trait Linked<Tag>: Sized + 'static {
+    /// The link.
+    fn link(&self) -> &ListLink;
+}
+
+/// An intrusive doubly linked list of objects, oldest first. Whoever owns the list says which lock guards it.
+#[derive(Debug)]
+pub struct List<T: 'static, Tag> {
+    head: Cell<u64>,
+    tail: Cell<u64>,
+    marker: PhantomData<(&'static T, Tag)>,
+}
+
+impl<T: Linked<Tag>, Tag> List<T, Tag> {
+    /// An empty list.
+    pub const fn new() -> Self {
+        List { head: Cell::new(0), tail: Cell::new(0), marker: PhantomData }
+    }
+
+    fn at(addr: u64) -> Option<&'static T> {
+        // SAFETY: lists hold only addresses of live objects: an object leaves its lists before it is freed.
+        (addr != 0).then(|| unsafe { &*(addr as *const T) })
+    }
+
+    /// The oldest entry.
+    pub fn first(&self) -> Option<&'static T> {
+        Self::at(self.head.get())
+    }
+
+    /// The entry after `item`, which is in this list.
+    pub fn after(&self, item: &T) -> Option<&'static T> {
+        Self::at(item.link().next.get())
+    }
+
+    /// Appends an object that is in no list of this kind.
+    pub fn push_back(&self, item: &'static T) {
+        let (addr, tail) = (item as *const T as u64, self.tail.get());
+        item.link().next.set(0);
+        item.link().prev.set(tail);
+        match Self::at(tail) {
+            Some(last) => last.link().next.set(addr),
+            None => self.head.set(addr),
+        }
+        self.tail.set(addr);
+    }
+
+    /// Inserts before `next`, which is in this list.
+    pub fn insert_before(&self, item: &'static T, next: &'static T) {
+        let (addr, prev) = (item as *const T as u64, next.link().prev.get());
+        item.link().next.set(next as *const T as u64);
+        item.link().prev.set(prev);
+        next.link().prev.set(addr);
+        match Self::at(prev) {
+            Some(before) => before.link().next.set(addr),
+            None => self.head.set(addr),
+        }
+    }
+
+    /// Takes out an object that is in this list.
+    pub fn remove(&self, item: &T) {
+        let (next, prev) = (item.link().next.get(), item.link().prev.get());
+        match Self::at(prev) {
+            Some(before) => before.link().next.set(next),
+            None => self.head.set(next),
+        }
+        match Self::at(next) {
+            Some(after) => after.link().prev.set(prev),
+            None => self.tail.set(prev),
+        }
+        item.link().next.set(0);
+        item.link().prev.set(0);
+    }
+
+    /// Takes out the oldest entry.
+    pub fn pop_front(&self) -> Option<&'static T> {
+        let first = self.first()?;
+        self.remove(first);
+        Some(first)
+    }
+
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.head.get() == 0
+    }
+}
+
+impl<T: Linked<Tag>, Tag> Default for List<T, Tag> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// List of a pool's objects.
+#[derive(Debug)]
+pub enum InPool {}
+// SAFETY: the field of the header.
+unsafe impl Linked<InPool> for Header {
+    fn link(&self) -> &ListLink {
+        &self.in_pool
+    }
+}

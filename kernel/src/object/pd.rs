@@ -1,0 +1,111 @@
+//! Protection domains: an object space, an address space, and the I/O ports of user code.
+
+use super::ec::{Ec, OfPd};
+use super::pool::Pool;
+use super::{Header, List, Object};
+use crate::cap::BoundList;
+use core::cell::Cell;
+use core::sync::atomic::{AtomicU64, Ordering};
+use hypercall_abi::ObjectType;
+use kcore::addr::PhysAddr;
+use khw::desc::IO_BITMAP_BYTES;
+use khw::mem::phys_to_virt;
+
+/// A protection domain.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Pd {
+    header: Header,
+    /// A number that no other domain ever has.
+    pub id: u64,
+    /// The pool that pays for its tables.
+    pub pool: &'static Pool,
+    /// Directory of the object space: 512 addresses of slot tables.
+    pub directory: PhysAddr,
+    /// Top-level page table.
+    pub root: PhysAddr,
+    /// The two frames of its I/O permission bitmap, if it may use ports. Under the tree lock; read on activation.
+    pub io_bitmap: Cell<Option<[PhysAddr; 2]>>,
+    /// Counts changes of the bitmap, so that CPUs know when their copy is old.
+    pub io_version: Cell<u64>,
+    /// Its execution contexts. Under the tree lock.
+    pub ecs: List<Ec, OfPd>,
+    /// Memory and port capabilities that are mapped into it. Under the tree lock.
+    pub bound: BoundList,
+}
+
+// SAFETY: each field says who touches it.
+unsafe impl Sync for Pd {}
+// SAFETY: first field is the header.
+unsafe impl Object for Pd {
+    const KIND: ObjectType = ObjectType::Pd;
+}
+
+impl Pd {
+    /// An empty protection domain that maps only the kernel.
+    pub fn create(header: Header, pool: &'static Pool) -> Option<Pd> {
+        let directory = pool.take_frame()?;
+        let Some(root) = pool.take_frame() else {
+            // SAFETY: just taken, never used.
+            unsafe { pool.give_frame(directory) };
+            return None;
+        };
+        crate::boot::memory::map_kernel(root);
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        Some(Pd {
+            header,
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            pool,
+            directory,
+            root,
+            io_bitmap: Cell::new(None),
+            io_version: Cell::new(0),
+            ecs: List::new(),
+            bound: BoundList::new(),
+        })
+    }
+
+    /// The header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Opens or closes ports. False if there is no memory for the bitmap.
+    pub fn set_ports(&self, first: u64, count: u64, is_open: bool) -> bool {
+        if self.io_bitmap.get().is_none() {
+            let (Some(low), high) = (self.pool.take_frame(), self.pool.take_frame()) else { return false };
+            let Some(high) = high else {
+                // SAFETY: just taken, never used.
+                unsafe { self.pool.give_frame(low) };
+                return false;
+            };
+            for frame in [low, high] {
+                // SAFETY: the frame is ours and whole.
+                unsafe { phys_to_virt(frame).write_bytes(0xff, 4096) };
+            }
+            self.io_bitmap.set(Some([low, high]));
+        }
+        let Some(frames) = self.io_bitmap.get() else { return false };
+        for port in first..first + count {
+            let (frame, byte) = (frames[port as usize >> 15 & 1], port as usize >> 3 & 0xfff);
+            // SAFETY: the index is below 4096, in a frame of this domain; the tree lock is held.
+            unsafe {
+                let byte = phys_to_virt(frame).add(byte);
+                *byte = if is_open { *byte & !(1 << (port & 7)) } else { *byte | 1 << (port & 7) };
+            }
+        }
+        self.io_version.set(self.io_version.get() + 1);
+        true
+    }
+
+    /// A copy of the I/O bitmap.
+    pub fn io_bitmap_copy(&self) -> Option<[u8; IO_BITMAP_BYTES]> {
+        let frames = self.io_bitmap.get()?;
+        let mut copy = [0xff; IO_BITMAP_BYTES];
+        for (half, frame) in copy.chunks_mut(4096).zip(frames) {
+            // SAFETY: both are 4096 bytes; the frames belong to this domain.
+            unsafe { core::ptr::copy_nonoverlapping(phys_to_virt(frame), half.as_mut_ptr(), 4096) };
+        }
+        Some(copy)
+    }
+}

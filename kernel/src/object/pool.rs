@@ -1,0 +1,270 @@
+//! Pools: kernel memory, paid by whoever was given it.
+//!
+//! A pool owns frames. Its free ones form a list in the frames themselves. Small objects come from slabs: a frame cut into
+//! objects of one size, whose first object-sized piece holds the slab list. A child pool's frames come out of its
+//! parent's free list, and go back there when the child ends.
+
+use super::{Header, InPool, List, Object};
+use core::mem::{align_of, size_of};
+use hypercall_abi::{ObjectType, PAGE_SIZE};
+use kcore::addr::PhysAddr;
+use khw::mem::{FrameSource, direct_virt_to_phys, phys_to_virt, zero_frame};
+use khw::sync::Lock;
+
+/// Sizes of slab objects.
+const CLASSES: [usize; 5] = [64, 128, 256, 512, 1024];
+
+/// A pool of kernel memory.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Pool {
+    header: Header,
+    frames: Lock<Frames>,
+    /// Every object paid from this pool. Under the tree lock.
+    pub objects: List<Header, InPool>,
+}
+
+// SAFETY: `header` and `objects` are used under the tree lock, `frames` has its own.
+unsafe impl Sync for Pool {}
+// SAFETY: first field is the header.
+unsafe impl Object for Pool {
+    const KIND: ObjectType = ObjectType::Pool;
+}
+
+#[derive(Debug)]
+struct Frames {
+    /// First free frame; each holds the address of the next in its first word. 0 ends the list.
+    head: u64,
+    /// Last free frame, so that a whole list can be given away at once.
+    tail: u64,
+    free: u64,
+    total: u64,
+    slabs: [Slab; CLASSES.len()],
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slab {
+    /// First free object (direct-map address); each holds the address of the next.
+    free: u64,
+    /// First frame of the class; each holds the address of the next.
+    frames: u64,
+}
+
+/// # Safety
+/// `addr` is a free frame or object in the direct map that this pool owns.
+unsafe fn next_of(addr: u64) -> u64 {
+    // SAFETY: by the contract of this function.
+    unsafe { *(addr as *const u64) }
+}
+
+/// # Safety
+/// As [`next_of`].
+unsafe fn set_next(addr: u64, next: u64) {
+    // SAFETY: by the contract of this function.
+    unsafe { *(addr as *mut u64) = next }
+}
+
+impl Frames {
+    const fn new() -> Self {
+        Frames { head: 0, tail: 0, free: 0, total: 0, slabs: [Slab { free: 0, frames: 0 }; CLASSES.len()] }
+    }
+
+    fn take(&mut self) -> Option<PhysAddr> {
+        if self.head == 0 {
+            return None;
+        }
+        let frame = self.head;
+        // SAFETY: it is on the free list.
+        self.head = unsafe { next_of(frame) };
+        if self.head == 0 {
+            self.tail = 0;
+        }
+        self.free -= 1;
+        Some(direct_virt_to_phys(frame))
+    }
+
+    fn give(&mut self, frame: PhysAddr) {
+        let addr = phys_to_virt(frame) as u64;
+        // SAFETY: the giver owned the frame and no longer uses it.
+        unsafe { set_next(addr, self.head) };
+        if self.head == 0 {
+            self.tail = addr;
+        }
+        self.head = addr;
+        self.free += 1;
+    }
+
+    fn take_object(&mut self, class: usize) -> Option<u64> {
+        if self.slabs[class].free == 0 {
+            let base = phys_to_virt(self.take()?) as u64;
+            let size = CLASSES[class] as u64;
+            let slab = &mut self.slabs[class];
+            // SAFETY: the frame is ours; its pieces do not overlap.
+            unsafe {
+                set_next(base, slab.frames);
+                slab.frames = base;
+                for piece in 1..PAGE_SIZE / size {
+                    set_next(base + piece * size, slab.free);
+                    slab.free = base + piece * size;
+                }
+            }
+        }
+        let slab = &mut self.slabs[class];
+        let object = slab.free;
+        // SAFETY: it is on the free list of the class.
+        slab.free = unsafe { next_of(object) };
+        Some(object)
+    }
+}
+
+const fn class_of<T>() -> usize {
+    assert!(align_of::<T>() <= 64);
+    let mut class = 0;
+    while CLASSES[class] < size_of::<T>() {
+        class += 1;
+    }
+    class
+}
+
+impl Pool {
+    /// The root pool, without frames.
+    pub const fn root() -> Self {
+        Pool {
+            header: Header::new(ObjectType::Pool, None),
+            frames: Lock::new(Frames::new()),
+            objects: List::new(),
+        }
+    }
+
+    /// The header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// A pool with `count` frames out of `parent`.
+    pub fn create(parent: &'static Pool, count: u64) -> Option<&'static Pool> {
+        let pool = parent.create_object(Pool {
+            header: Header::new(ObjectType::Pool, Some(parent)),
+            frames: Lock::new(Frames::new()),
+            objects: List::new(),
+        })?;
+        let mut source = parent.frames.lock();
+        if source.free < count {
+            drop(source);
+            // SAFETY: nobody has seen the object.
+            unsafe { parent.free_object(pool) };
+            return None;
+        }
+        let mut own = pool.frames.lock();
+        for _ in 0..count {
+            if let Some(frame) = source.take() {
+                own.give(frame);
+            }
+        }
+        own.total = count;
+        source.total -= count;
+        drop(own);
+        Some(pool)
+    }
+
+    /// Adds a frame that no pool has: at boot.
+    ///
+    /// # Safety
+    /// The frame is RAM in the direct map and unused.
+    pub unsafe fn donate(&self, frame: PhysAddr) {
+        let mut frames = self.frames.lock();
+        frames.give(frame);
+        frames.total += 1;
+    }
+
+    /// Frames that are free, and all frames.
+    pub fn usage(&self) -> (u64, u64) {
+        let frames = self.frames.lock();
+        (frames.free, frames.total)
+    }
+
+    /// A zeroed frame.
+    pub fn take_frame(&self) -> Option<PhysAddr> {
+        let frame = self.frames.lock().take()?;
+        // SAFETY: it was free a moment ago and is ours now.
+        unsafe { zero_frame(frame) };
+        Some(frame)
+    }
+
+    /// Takes back a frame of [`Self::take_frame`].
+    ///
+    /// # Safety
+    /// Nothing uses the frame, and no CPU can reach it through a cached translation or a stale look-up.
+    pub unsafe fn give_frame(&self, frame: PhysAddr) {
+        self.frames.lock().give(frame);
+    }
+
+    /// Puts an object into memory of this pool. It is not in [`Self::objects`] yet.
+    pub fn create_object<T: Object>(&'static self, value: T) -> Option<&'static T> {
+        let class = const { class_of::<T>() };
+        let addr = self.frames.lock().take_object(class)?;
+        // SAFETY: the piece is as large as its class, aligned to 64 bytes at least, and ours.
+        unsafe {
+            (addr as *mut T).write(value);
+            Some(&*(addr as *const T))
+        }
+    }
+
+    /// Frees an object.
+    ///
+    /// # Safety
+    /// It came from this pool, nothing refers to it any more, and a grace period has passed since something could.
+    pub unsafe fn free_object<T: Object>(&self, object: &'static T) {
+        let addr = object as *const T as u64;
+        let mut frames = self.frames.lock();
+        let slab = &mut frames.slabs[const { class_of::<T>() }];
+        // SAFETY: the piece is free from here on.
+        unsafe { set_next(addr, slab.free) };
+        slab.free = addr;
+    }
+
+    /// Gives every frame back to the parent. All objects are gone.
+    ///
+    /// # Safety
+    /// Every object was freed and every frame given back.
+    pub unsafe fn dissolve(&self) {
+        let Some(parent) = self.header.pool else { return };
+        let mut own = self.frames.lock();
+        for class in 0..CLASSES.len() {
+            let mut frame = core::mem::replace(&mut own.slabs[class], Slab { free: 0, frames: 0 }).frames;
+            while frame != 0 {
+                // SAFETY: slab frames are chained through their first word, and no object is left in them.
+                let next = unsafe { next_of(frame) };
+                own.give(direct_virt_to_phys(frame));
+                frame = next;
+            }
+        }
+        debug_assert_eq!(own.free, own.total, "a pool lost frames");
+        if own.head == 0 {
+            return;
+        }
+        let mut target = parent.frames.lock();
+        // SAFETY: the tail of our list is a free frame.
+        unsafe { set_next(own.tail, target.head) };
+        if target.head == 0 {
+            target.tail = own.tail;
+        }
+        target.head = own.head;
+        target.free += own.free;
+        target.total += own.total;
+        *own = Frames::new();
+    }
+}
+
+/// Page tables are paid from the pool.
+impl FrameSource for &Pool {
+    fn take(&mut self) -> Option<PhysAddr> {
+        self.take_frame()
+    }
+
+    fn give(&mut self, frame: PhysAddr) {
+        // SAFETY: page tables are given back by the paging engine after they were unlinked; the callers of the engine
+        // run a grace period, which flushes, before they let anybody allocate again (tree lock held throughout).
+        unsafe { self.give_frame(frame) }
+    }
+}

@@ -1,0 +1,186 @@
+//! Semaphores and notifications: what threads wait on.
+//!
+//! A semaphore counts; a notification collects 64 bits. Both are signalled by threads, interrupts and the kernel, from any CPU.
+
+use super::ec::{Ec, WaitResult};
+use super::vcpu::Vcpu;
+use super::{Header, Linked, List, ListLink, Object};
+use crate::sched;
+use core::cell::Cell;
+use hypercall_abi::{ObjectType, Status};
+use khw::sync::Lock;
+
+/// A semaphore or a notification, by the kind in its header.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Signal {
+    header: Header,
+    inner: Lock<Inner>,
+    /// Contexts whose faults are signalled here. Under the tree lock.
+    watched: List<Ec, Watched>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Count or bits.
+    value: u64,
+    /// Waiting contexts, oldest first.
+    waiters: List<Ec, Waiting>,
+    /// Whose `VcpuRun` returns when bits are set.
+    vcpu: Cell<Option<&'static Vcpu>>,
+}
+
+// SAFETY: the list and its links are used under `Signal::inner`.
+unsafe impl Send for Inner {}
+// SAFETY: `header` is used under the tree lock.
+unsafe impl Sync for Signal {}
+// SAFETY: first field is the header.
+unsafe impl Object for Signal {
+    const KIND: ObjectType = ObjectType::Sm;
+}
+
+/// List of contexts that wait on a signal.
+#[derive(Debug)]
+pub enum Waiting {}
+// SAFETY: always the same field.
+unsafe impl Linked<Waiting> for Ec {
+    fn link(&self) -> &ListLink {
+        &self.waiting
+    }
+}
+
+/// List of contexts whose faults are signalled.
+#[derive(Debug)]
+pub enum Watched {}
+// SAFETY: always the same field.
+unsafe impl Linked<Watched> for Ec {
+    fn link(&self) -> &ListLink {
+        &self.watched
+    }
+}
+
+impl Signal {
+    /// A semaphore with a count, or a notification without bits.
+    pub fn new(header: Header, value: u64) -> Self {
+        Signal { header, watched: List::new(), inner: Lock::new(Inner { value, waiters: List::new(), vcpu: Cell::new(None) }) }
+    }
+
+    /// The header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    fn is_notification(&self) -> bool {
+        self.header.kind == ObjectType::Ntfn
+    }
+
+    /// Adds one (semaphore) or ORs `badge` (notification), and wakes who waits for it.
+    pub fn signal(&self, badge: u64) {
+        let mut inner = self.inner.lock();
+        if self.is_notification() {
+            inner.value |= badge;
+            if inner.value == 0 {
+                return;
+            }
+        } else if inner.waiters.is_empty() {
+            inner.value = inner.value.saturating_add(1);
+            return;
+        }
+        if let Some(ec) = inner.waiters.pop_front() {
+            let value = if self.is_notification() { core::mem::take(&mut inner.value) } else { 1 };
+            ec.waits_on.set(None);
+            drop(inner);
+            sched::wake(ec, WaitResult::Done(value));
+        } else if let Some(vcpu) = inner.vcpu.get() {
+            drop(inner);
+            vcpu.kick();
+        }
+    }
+
+    /// Whether there is a count or a bit to take.
+    pub fn has_value(&self) -> bool {
+        self.inner.lock().value != 0
+    }
+
+    /// Takes one, or all bits, if there are any.
+    pub fn try_take(&self) -> Option<u64> {
+        let mut inner = self.inner.lock();
+        self.take(&mut inner)
+    }
+
+    fn take(&self, inner: &mut Inner) -> Option<u64> {
+        if inner.value == 0 {
+            return None;
+        }
+        Some(if self.is_notification() {
+            core::mem::take(&mut inner.value)
+        } else {
+            inner.value -= 1;
+            1
+        })
+    }
+
+    /// Takes, or puts `ec` into the queue: `None` then, and the caller blocks it.
+    pub fn take_or_enqueue(&'static self, ec: &'static Ec) -> Option<u64> {
+        let mut inner = self.inner.lock();
+        let taken = self.take(&mut inner);
+        if taken.is_none() {
+            inner.waiters.push_back(ec);
+            ec.waits_on.set(Some(self));
+        }
+        taken
+    }
+
+    /// Takes `ec` out of the queue if it is still in it: false if it was woken meanwhile.
+    pub fn cancel(&self, ec: &'static Ec) -> bool {
+        let inner = self.inner.lock();
+        let waits_here = ec.waits_on.get().is_some_and(|signal| core::ptr::eq(signal, self));
+        if waits_here {
+            inner.waiters.remove(ec);
+            ec.waits_on.set(None);
+        }
+        waits_here
+    }
+
+    /// Binds or unbinds the vCPU whose run returns on bits.
+    pub fn bind_vcpu(&self, vcpu: Option<&'static Vcpu>) {
+        self.inner.lock().vcpu.set(vcpu);
+    }
+
+    /// The vCPU bound to it.
+    pub fn bound_vcpu(&self) -> Option<&'static Vcpu> {
+        self.inner.lock().vcpu.get()
+    }
+
+    /// Wakes everybody who waits: the object goes away.
+    pub fn abort_waiters(&self) {
+        loop {
+            let inner = self.inner.lock();
+            let Some(ec) = inner.waiters.pop_front() else { return };
+            ec.waits_on.set(None);
+            drop(inner);
+            sched::wake(ec, WaitResult::Failed(Status::Aborted));
+        }
+    }
+
+    /// Signals with `badge` when `ec` stops on a fault. Under the tree lock.
+    pub fn watch(&'static self, ec: &'static Ec, badge: u64) {
+        Self::unwatch(ec);
+        ec.fault_signal.set(Some((self, badge)));
+        self.watched.push_back(ec);
+    }
+
+    /// Nobody is told when `ec` stops. Under the tree lock.
+    pub fn unwatch(ec: &'static Ec) {
+        if let Some((signal, _)) = ec.fault_signal.take() {
+            signal.watched.remove(ec);
+        }
+    }
+
+    /// The object goes away: nobody is told any more.
+    pub fn unwatch_all(&self) {
+        while let Some(ec) = self.watched.first() {
+            Self::unwatch(ec);
+        }
+    }
+}

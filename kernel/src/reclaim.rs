@@ -1,0 +1,420 @@
+//! The end of capabilities and objects.
+//!
+//! 1. Under the tree lock, capabilities are taken out of the tree leaf first; what a capability mapped is unmapped. The first
+//!    capability of an object takes the object with it, and with that the objects that depend on it.
+//! 2. Objects that other CPUs may be using are handed to those CPUs, which let go of them ([`let_go`]).
+//! 3. After one grace period nothing refers to any of them, and their memory is freed.
+//!
+//! Every step leaves a consistent state, so a long revocation stops at a preemption point and the hypercall starts again.
+
+use crate::cap::{Target, Tree, slots_of};
+use crate::cpu::{self, Local};
+use crate::object::ec::{Ec, State, WaitResult};
+use crate::object::guest_space::GuestSpace;
+use crate::object::pd::Pd;
+use crate::object::pool::Pool;
+use crate::object::portal::Portal;
+use crate::object::sc::Sc;
+use crate::object::signal::Signal;
+use crate::object::vcpu::Vcpu;
+use crate::object::{Header, InPool, List, interrupt};
+use crate::{hypercall, sched};
+use core::sync::atomic::Ordering;
+use hypercall_abi::{ObjectType, Status};
+use kcore::addr::PhysAddr;
+use kcore::cap::{Slot, Slots, tree};
+use kcore::paging::{self, HostFormat};
+use khw::mem::Tables;
+use khw::smp;
+use khw::virt::nested;
+
+/// Steps between looks for an interrupt.
+const STEPS: usize = 64;
+
+/// Objects that are out of the tree, until [`Reclaim::finish`].
+#[derive(Debug, Default)]
+pub struct Reclaim {
+    dead: List<Header, InPool>,
+    needs_flush: bool,
+}
+
+/// Whether an operation got to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// It did.
+    Done,
+    /// It should be called again after interrupts were let in.
+    More,
+}
+
+/// Revokes what is derived from `root`, and `root` itself if asked. Afterwards the memory is free.
+pub fn revoke(tree: &mut Tree, root: u32, with_root: bool) -> Progress {
+    let mut reclaim = Reclaim::default();
+    let mut progress = Progress::Done;
+    let mut steps = 0;
+    while let Some(leaf) = tree::first_leaf_below(tree, root) {
+        if leaf == root {
+            break;
+        }
+        reclaim.delete(tree, leaf);
+        steps += 1;
+        if steps == STEPS {
+            progress = Progress::More;
+            break;
+        }
+    }
+    if progress == Progress::Done && with_root && tree.slot(root).kind != ObjectType::Null as u8 {
+        progress = reclaim.delete_root(tree, root);
+    }
+    reclaim.finish();
+    progress
+}
+
+impl Reclaim {
+    /// Deletes a capability that has no descendants.
+    fn delete(&mut self, tree: &mut Tree, slot: u32) {
+        let entry = tree.slot(slot);
+        if let Some(header) = object_of(entry)
+            && header.root_slot.get() == slot
+        {
+            self.destroy(tree, header);
+            return;
+        }
+        self.remove(tree, slot);
+    }
+
+    /// As [`Self::delete`], in steps for a pool, which may have any number of objects.
+    fn delete_root(&mut self, tree: &mut Tree, slot: u32) -> Progress {
+        if let Some(pool) = object_of(tree.slot(slot)).filter(|header| header.root_slot.get() == slot).and_then(as_pool) {
+            for _ in 0..STEPS {
+                let Some(header) = deepest(pool).objects.first() else {
+                    self.delete(tree, slot);
+                    return Progress::Done;
+                };
+                self.destroy(tree, header);
+            }
+            return Progress::More;
+        }
+        self.delete(tree, slot);
+        Progress::Done
+    }
+
+    /// Empties a slot: unmaps, unbinds, unlinks.
+    fn remove(&mut self, tree: &mut Tree, slot: u32) {
+        self.unmap(tree, slot);
+        let was_leaf = tree::remove_leaf(tree, slot);
+        debug_assert!(was_leaf, "a capability with descendants was removed");
+        *tree.slot_mut(slot) = Slot::EMPTY;
+    }
+
+    /// Undoes what a memory or port capability mapped or is bound to.
+    pub fn unmap(&mut self, tree: &mut Tree, slot: u32) {
+        let entry = *tree.slot(slot);
+        let Some(target) = Target::of(&entry) else { return };
+        target.bound_list().unbind(tree, slot);
+        match target {
+            Target::Pd(pd) if entry.kind == ObjectType::Ports as u8 => {
+                pd.set_ports(entry.object, entry.count, false);
+                self.needs_flush = true;
+            }
+            Target::Pd(pd) => self.unmap_host(pd, entry.address, entry.object, entry.count),
+            Target::Guest(space) => self.unmap_guest(space, entry.address, entry.object, entry.count),
+            Target::Utcb(ec) => {
+                ec.utcb.store(0, Ordering::Release);
+                self.needs_flush = true;
+            }
+            Target::VcpuPage(vcpu) => {
+                vcpu.page.store(0, Ordering::Release);
+                vcpu.kick();
+                self.needs_flush = true;
+            }
+        }
+    }
+
+    /// Removes translations of a host space that point at the frames from `first` on.
+    pub fn unmap_host(&mut self, pd: &'static Pd, address: u64, first: u64, pages: u64) {
+        // SAFETY: the tables of `pd` are paid from its pool, and only changed under the tree lock, which is held.
+        let mut tables = unsafe { Tables::new(pd.pool) };
+        let _ = paging::unmap::<HostFormat, _>(&mut tables, pd.root, address, pages, PhysAddr(first << 12));
+        self.needs_flush = true;
+    }
+
+    /// Removes translations of a guest space that point at the frames from `first` on.
+    pub fn unmap_guest(&mut self, space: &'static GuestSpace, address: u64, first: u64, pages: u64) {
+        // SAFETY: as in `unmap_host`.
+        let mut tables = unsafe { Tables::new(space.pool) };
+        let _ = nested::unmap(&mut tables, space.root, address, pages, PhysAddr(first << 12));
+        space.bump_generation();
+        self.needs_flush = true;
+    }
+
+    /// Takes an object out of the system: its capabilities, what depends on it, what it is bound to.
+    fn destroy(&mut self, tree: &mut Tree, header: &'static Header) {
+        let root = header.root_slot.replace(0);
+        if root != 0 {
+            while let Some(leaf) = tree::first_leaf_below(tree, root) {
+                self.remove(tree, leaf);
+                if leaf == root {
+                    break;
+                }
+            }
+            if tree.slot(root).kind != ObjectType::Null as u8 {
+                self.remove(tree, root);
+            }
+        }
+        if let Some(pool) = header.pool {
+            pool.objects.remove(header);
+        }
+        match header.kind {
+            ObjectType::Pool => {
+                while let Some(object) = as_pool(header).and_then(|pool| deepest(pool).objects.first()) {
+                    self.destroy(tree, object);
+                }
+            }
+            ObjectType::Pd => self.destroy_pd(tree, as_object::<Pd>(header)),
+            ObjectType::Ec => {
+                let ec = as_object::<Ec>(header);
+                ec.pd.ecs.remove(ec);
+                self.unbind_all(tree, &ec.bound);
+                Signal::unwatch(ec);
+                while let Some(portal) = ec.portals.first() {
+                    self.destroy(tree, portal.header());
+                }
+                if let Some(sc) = ec.own_sc.take() {
+                    self.destroy(tree, sc.header());
+                }
+                doom(ec.cpu, header);
+                return;
+            }
+            ObjectType::Sc => {
+                let sc = as_object::<Sc>(header);
+                sc.owner.own_sc.set(None);
+                sched::retire(sc);
+                doom(sc.owner.cpu, header);
+                return;
+            }
+            ObjectType::Pt => {
+                let portal = as_object::<Portal>(header);
+                portal.handler.portals.remove(portal);
+            }
+            ObjectType::Sm | ObjectType::Ntfn => {
+                let signal = as_object::<Signal>(header);
+                interrupt::unbind(signal);
+                if let Some(vcpu) = signal.bound_vcpu() {
+                    vcpu.signal.set(None);
+                }
+                signal.bind_vcpu(None);
+                signal.unwatch_all();
+                signal.abort_waiters();
+            }
+            ObjectType::GuestSpace => {
+                let space = as_object::<GuestSpace>(header);
+                self.unbind_all(tree, &space.bound);
+                while let Some(vcpu) = space.vcpus.first() {
+                    self.destroy(tree, vcpu.header());
+                }
+            }
+            ObjectType::Vcpu => {
+                let vcpu = as_object::<Vcpu>(header);
+                vcpu.space.vcpus.remove(vcpu);
+                self.unbind_all(tree, &vcpu.bound);
+                if let Some(signal) = vcpu.signal.take() {
+                    signal.bind_vcpu(None);
+                }
+                doom(vcpu.cpu, header);
+                return;
+            }
+            _ => {}
+        }
+        self.dead.push_back(header);
+    }
+
+    fn destroy_pd(&mut self, tree: &mut Tree, pd: &'static Pd) {
+        while let Some(ec) = pd.ecs.first() {
+            self.destroy(tree, ec.header());
+        }
+        for table in pd.tables() {
+            for slot in slots_of(table) {
+                if tree.slot(slot).kind == ObjectType::Null as u8 {
+                    continue;
+                }
+                while let Some(leaf) = tree::first_leaf_below(tree, slot) {
+                    self.delete(tree, leaf);
+                    if leaf == slot {
+                        break;
+                    }
+                }
+                if tree.slot(slot).kind != ObjectType::Null as u8 {
+                    self.delete(tree, slot);
+                }
+            }
+        }
+        self.unbind_all(tree, &pd.bound);
+    }
+
+    fn unbind_all(&mut self, tree: &mut Tree, list: &'static crate::cap::BoundList) {
+        while list.first() != 0 {
+            self.unmap(tree, list.first());
+        }
+    }
+
+    /// Waits for a grace period if anything was taken away, and frees the memory of what is dead.
+    pub fn finish(&mut self) {
+        let local = cpu::local();
+        let has_doomed = (0..smp::cpu_count()).any(|cpu| !cpu::of(cpu).queues.lock().doomed.is_empty());
+        if self.dead.is_empty() && !has_doomed && !self.needs_flush {
+            return;
+        }
+        let_go(local);
+        smp::synchronize();
+        self.needs_flush = false;
+        for cpu in 0..smp::cpu_count() {
+            loop {
+                let released = cpu::of(cpu).queues.lock().released.pop_front();
+                let Some(header) = released else { break };
+                free(header);
+            }
+        }
+        while let Some(header) = self.dead.pop_front() {
+            free(header);
+        }
+    }
+}
+
+/// Hands an object to the CPU that uses it.
+fn doom(cpu: u16, header: &'static Header) {
+    cpu::of(cpu as usize).queues.lock().doomed.push_back(header);
+}
+
+/// Lets go of objects of this CPU that are being destroyed.
+pub fn let_go(local: &'static Local) {
+    loop {
+        let doomed = local.queues.lock().doomed.pop_front();
+        let Some(header) = doomed else { return };
+        match header.kind {
+            ObjectType::Ec => let_go_of_ec(local, as_object::<Ec>(header)),
+            ObjectType::Sc => {
+                let sc = as_object::<Sc>(header);
+                let running = sc.running.get();
+                if !core::ptr::eq(running, sc.owner) {
+                    hypercall::ipc::strand(running);
+                }
+                if local.sc.get().is_some_and(|current| core::ptr::eq(current, sc)) {
+                    local.sc.set(None);
+                    local.wants_switch.set(true);
+                }
+            }
+            ObjectType::Vcpu => {
+                let vcpu = as_object::<Vcpu>(header);
+                if let Some(ec) = vcpu.runner.get() {
+                    vcpu.detach(ec, Status::Aborted, 0);
+                    sched::wake(ec, WaitResult::Failed(Status::Aborted));
+                }
+                vcpu.clear_hardware();
+            }
+            _ => {}
+        }
+        local.queues.lock().released.push_back(header);
+    }
+}
+
+fn let_go_of_ec(local: &'static Local, ec: &'static Ec) {
+    if let Some(signal) = ec.waits_on.get() {
+        signal.cancel(ec);
+    }
+    let queues = local.queues.lock();
+    if ec.is_timed.replace(false) {
+        queues.timed.remove(ec);
+    }
+    drop(queues);
+    if let Some(vcpu) = ec.vcpu.get() {
+        vcpu.detach(ec, Status::Aborted, 0);
+    }
+    hypercall::ipc::abort_call(ec);
+    hypercall::ipc::forget(ec);
+    ec.state.set(State::Dead);
+    if local.ec.get().is_some_and(|current| core::ptr::eq(current, ec)) {
+        local.ec.set(None);
+    }
+    if local.active.get().is_some_and(|active| core::ptr::eq(active, ec)) {
+        local.active.set(None);
+    }
+}
+
+/// Frees the memory of an object nothing refers to.
+fn free(header: &'static Header) {
+    let Some(pool) = header.pool else { return };
+    // SAFETY: for all arms: the object is out of the tree and of all lists, its CPU let go of it, and a grace period has
+    // passed. Frames are given back to the pool they came from.
+    unsafe {
+        match header.kind {
+            ObjectType::Pool => {
+                let own = as_object::<Pool>(header);
+                own.dissolve();
+                pool.free_object(own);
+            }
+            ObjectType::Pd => free_pd(pool, as_object::<Pd>(header)),
+            ObjectType::Ec => pool.free_object(as_object::<Ec>(header)),
+            ObjectType::Sc => pool.free_object(as_object::<Sc>(header)),
+            ObjectType::Pt => pool.free_object(as_object::<Portal>(header)),
+            ObjectType::Sm | ObjectType::Ntfn => pool.free_object(as_object::<Signal>(header)),
+            ObjectType::GuestSpace => {
+                let space = as_object::<GuestSpace>(header);
+                let mut tables = Tables::new(space.pool);
+                nested::destroy(&mut tables, space.root);
+                space.pool.give_frame(space.root);
+                pool.free_object(space);
+            }
+            ObjectType::Vcpu => {
+                let vcpu = as_object::<Vcpu>(header);
+                for &frame in vcpu.frames.iter().chain([&vcpu.fpu_area]) {
+                    vcpu.pool.give_frame(frame);
+                }
+                pool.free_object(vcpu);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// # Safety
+/// As the arms of [`free`].
+unsafe fn free_pd(pool: &'static Pool, pd: &'static Pd) {
+    // SAFETY: by the contract of this function.
+    unsafe {
+        let mut tables = Tables::new(pd.pool);
+        while !paging::destroy::<HostFormat, _>(&mut tables, pd.root, true, usize::MAX) {}
+        for table in pd.tables() {
+            pd.pool.give_frame(table);
+        }
+        pd.pool.give_frame(pd.root);
+        pd.pool.give_frame(pd.directory);
+        for frame in pd.io_bitmap.get().into_iter().flatten() {
+            pd.pool.give_frame(frame);
+        }
+        pool.free_object(pd);
+    }
+}
+
+/// The object that a slot's capability names, if it is one.
+fn object_of(slot: &Slot) -> Option<&'static Header> {
+    // SAFETY: slots of kinds below 16 hold the address of a live object.
+    (slot.kind != 0 && slot.kind < ObjectType::Memory as u8).then(|| unsafe { &*(slot.object as *const Header) })
+}
+
+fn as_object<T>(header: &'static Header) -> &'static T {
+    // SAFETY: the callers matched `header.kind`; the header is the first field of every object.
+    unsafe { &*(header as *const Header).cast() }
+}
+
+fn as_pool(header: &'static Header) -> Option<&'static Pool> {
+    (header.kind == ObjectType::Pool).then(|| as_object::<Pool>(header))
+}
+
+/// The first pool below `pool` whose first object is no pool with objects: so that pools end inside out.
+fn deepest(mut pool: &'static Pool) -> &'static Pool {
+    while let Some(inner) = pool.objects.first().and_then(as_pool).filter(|inner| !inner.objects.is_empty()) {
+        pool = inner;
+    }
+    pool
+}

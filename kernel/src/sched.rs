@@ -1,0 +1,330 @@
+//! Who runs: fixed priorities with budgets, per-CPU queues, one-shot timer.
+//!
+//! The kernel keeps no stack across a switch: [`schedule`] picks a scheduling context, completes what its execution context
+//! was doing in the kernel (a vCPU run), and returns the register frame to leave with.
+
+use crate::cpu::{self, Local, Queues};
+use crate::object::ec::{Ec, State, WaitResult};
+use crate::object::sc::{Place, Sc};
+use crate::object::vcpu::Next;
+use crate::reclaim;
+use hypercall_abi::Status;
+use khw::cpu::{control, fpu, tsc};
+use khw::desc::CpuTables;
+use khw::entry::Frame;
+use khw::irq::lapic;
+use khw::{percpu, smp};
+
+/// What the CPU leaves the kernel with: the current context if it may go on, otherwise the most urgent one.
+pub fn resume(local: &'static Local) -> *mut Frame {
+    match local.ec.get() {
+        Some(ec) if ec.state.get() == State::Active && !should_switch(local) => activate(local, ec),
+        _ => schedule(local),
+    }
+}
+
+/// Picks the most urgent context and returns its frame; waits if there is none.
+pub fn schedule(local: &'static Local) -> *mut Frame {
+    loop {
+        put_back(local);
+        smp::serve(|| reclaim::let_go(local));
+        expire(local, tsc::read());
+        let Some(sc) = pop_ready(&mut local.queues.lock()) else {
+            // Nobody's state may be found in the registers by whoever runs next, so idling can keep it.
+            arm(local, u64::MAX);
+            khw::cpu::idle();
+            continue;
+        };
+        let now = tsc::read();
+        let available = sc.budget().available(now);
+        if available == 0 {
+            await_refill(local, sc);
+            continue;
+        }
+        local.sc.set(Some(sc));
+        local.charged_since.set(now);
+        local.slice_end.set(now.saturating_add(available));
+        local.wants_switch.set(false);
+        let ec = sc.running.get();
+        local.ec.set(Some(ec));
+        let frame = activate(local, ec);
+        let Some(vcpu) = ec.vcpu.get() else { return frame };
+        vcpu.resume();
+        if vcpu.run(ec) == Next::Complete {
+            return activate(local, ec);
+        }
+    }
+}
+
+/// Makes `ec`'s address space, ports and register frame the active ones.
+fn activate(local: &'static Local, ec: &'static Ec) -> *mut Frame {
+    arm(local, local.slice_end.get());
+    let epoch = smp::epoch();
+    let is_active = local.active.get().is_some_and(|active| core::ptr::eq(active, ec)) && local.epoch.get() == epoch;
+    if !is_active {
+        percpu::set_frame_end(ec.frame_end());
+        // SAFETY: these are this CPU's tables; the frame end is that of a live context, aligned by its type.
+        unsafe { CpuTables::set_frame_end(local.tables, ec.frame_end()) };
+        if control::read_cr3() != ec.pd.root.0 {
+            // The FPU belongs to a guest of the domain that ran before.
+            fpu::release();
+            // SAFETY: the root of a live domain, which maps the kernel.
+            unsafe { control::write_cr3(ec.pd.root.0) };
+        }
+        local.active.set(Some(ec));
+        local.epoch.set(epoch);
+    }
+    show_ports(local, ec);
+    ec.frame_ptr()
+}
+
+/// Makes the I/O bitmap that of `ec`'s domain, copying it only if another one is in the TSS.
+fn show_ports(local: &'static Local, ec: &'static Ec) {
+    let has_ports = ec.pd.io_bitmap.get().is_some();
+    let (owner, version) = local.io_owner.get();
+    let is_owner = owner == ec.pd.id && version == ec.pd.io_version.get();
+    // SAFETY: these are this CPU's tables.
+    unsafe {
+        if has_ports && !is_owner {
+            CpuTables::use_io_bitmap(local.tables, ec.pd.io_bitmap_copy().as_ref());
+            local.io_owner.set((ec.pd.id, ec.pd.io_version.get()));
+            local.io_is_open.set(true);
+        } else if has_ports != local.io_is_open.get() {
+            CpuTables::open_io_bitmap(local.tables, has_ports);
+            local.io_is_open.set(has_ports);
+        }
+        if has_ports && local.tr_is_short.get() {
+            CpuTables::reload_tr(local.tables);
+            local.tr_is_short.set(false);
+        }
+    }
+}
+
+/// Charges the current scheduling context and puts it where it belongs. Afterwards nobody is current.
+fn put_back(local: &'static Local) {
+    let Some(sc) = local.sc.take() else {
+        local.ec.set(None);
+        return;
+    };
+    let now = tsc::read();
+    charge(local, sc, now);
+    let Some(ec) = local.ec.take() else { return };
+    let mut queues = local.queues.lock();
+    // A context that blocked may have been woken, and queued, by another CPU already.
+    if ec.state.get() == State::Active && sc.place.get() == Place::Nowhere {
+        let is_over = now >= local.slice_end.get();
+        enqueue(&mut queues, sc, !is_over);
+    }
+}
+
+fn charge(local: &Local, sc: &Sc, now: u64) {
+    let used = now.saturating_sub(local.charged_since.get());
+    local.charged_since.set(now);
+    sc.consumed.set(sc.consumed.get() + used);
+    sc.budget().charge(now, used);
+}
+
+fn enqueue(queues: &mut Queues, sc: &'static Sc, at_front: bool) {
+    let priority = sc.priority as usize & 31;
+    let list = &queues.ready[priority];
+    match list.first() {
+        Some(first) if at_front => list.insert_before(sc, first),
+        _ => list.push_back(sc),
+    }
+    queues.bitmap |= 1 << priority;
+    sc.place.set(Place::Ready);
+}
+
+fn pop_ready(queues: &mut Queues) -> Option<&'static Sc> {
+    let priority = 31u32.checked_sub(queues.bitmap.leading_zeros())? as usize;
+    let sc = queues.ready[priority].pop_front()?;
+    if queues.ready[priority].is_empty() {
+        queues.bitmap &= !(1 << priority);
+    }
+    sc.place.set(Place::Nowhere);
+    Some(sc)
+}
+
+fn await_refill(local: &Local, sc: &'static Sc) {
+    let queues = local.queues.lock();
+    queues.refill.push_back(sc);
+    sc.place.set(Place::Refill);
+}
+
+/// Takes a scheduling context out of whatever queue it is in, for good.
+pub fn retire(sc: &'static Sc) {
+    let mut queues = cpu::of(sc.owner.cpu as usize).queues.lock();
+    match sc.place.get() {
+        Place::Ready => {
+            let priority = sc.priority as usize & 31;
+            queues.ready[priority].remove(sc);
+            if queues.ready[priority].is_empty() {
+                queues.bitmap &= !(1 << priority);
+            }
+        }
+        Place::Refill => queues.refill.remove(sc),
+        Place::Nowhere | Place::Dead => {}
+    }
+    sc.place.set(Place::Dead);
+}
+
+/// Starts a thread on its new scheduling context.
+pub fn start(sc: &'static Sc) {
+    let ec = sc.owner;
+    ec.state.set(State::Active);
+    make_ready(ec, sc);
+}
+
+fn make_ready(ec: &'static Ec, sc: &'static Sc) {
+    let target = cpu::of(ec.cpu as usize);
+    let mut queues = target.queues.lock();
+    if sc.place.get() == Place::Dead {
+        return;
+    }
+    if ec.is_timed.replace(false) {
+        queues.timed.remove(ec);
+    }
+    sc.running.set(ec);
+    if sc.place.get() == Place::Nowhere {
+        enqueue(&mut queues, sc, false);
+    }
+    drop(queues);
+    if target.id != percpu::id() {
+        interrupt(target.id);
+    } else if target.sc.get().is_none_or(|current| sc.priority > current.priority) {
+        target.wants_switch.set(true);
+    }
+}
+
+/// Prepares the current context for waiting until `deadline`: from here on it may be woken.
+pub fn block(ec: &'static Ec, deadline: u64) {
+    let local = cpu::local();
+    ec.state.set(State::Blocked);
+    ec.blocked_sc.set(local.sc.get());
+    if deadline == u64::MAX {
+        return;
+    }
+    ec.deadline.set(deadline);
+    ec.is_timed.set(true);
+    let queues = local.queues.lock();
+    let mut next = queues.timed.first();
+    while let Some(other) = next {
+        if other.deadline.get() > deadline {
+            queues.timed.insert_before(ec, other);
+            return;
+        }
+        next = queues.timed.after(other);
+    }
+    queues.timed.push_back(ec);
+}
+
+/// Takes [`block`] back: what the context wanted was there already.
+pub fn unblock_current(ec: &'static Ec) {
+    let queues = cpu::local().queues.lock();
+    if ec.is_timed.replace(false) {
+        queues.timed.remove(ec);
+    }
+    drop(queues);
+    ec.state.set(State::Active);
+    ec.blocked_sc.set(None);
+}
+
+/// Ends a context's wait. The caller made sure that nobody else does.
+pub fn wake(ec: &'static Ec, result: WaitResult) {
+    if ec.state.get() != State::Blocked {
+        return;
+    }
+    let frame = ec.frame();
+    match result {
+        WaitResult::Done(value) => (frame.rax, frame.rdi) = (Status::Success as u64, value),
+        WaitResult::Failed(status) => frame.rax = status as u64,
+        WaitResult::Look => {}
+    }
+    ec.state.set(State::Active);
+    if let Some(sc) = ec.blocked_sc.take() {
+        make_ready(ec, sc);
+    }
+}
+
+/// Ends the waits whose deadline has passed, and refills budgets.
+pub fn expire(local: &'static Local, now: u64) {
+    loop {
+        let mut queues = local.queues.lock();
+        let mut next = queues.refill.first();
+        while let Some(sc) = next {
+            next = queues.refill.after(sc);
+            if sc.budget().available(now) > 0 {
+                queues.refill.remove(sc);
+                enqueue(&mut queues, sc, false);
+                local.wants_switch.set(true);
+            }
+        }
+        let Some(ec) = queues.timed.first().filter(|ec| ec.deadline.get() <= now) else { return };
+        queues.timed.remove(ec);
+        ec.is_timed.set(false);
+        drop(queues);
+        match ec.waits_on.get() {
+            Some(signal) => {
+                if signal.cancel(ec) {
+                    wake(ec, WaitResult::Failed(Status::Timeout));
+                }
+            }
+            None => wake(ec, WaitResult::Look),
+        }
+    }
+}
+
+/// The timer fired.
+pub fn timer_expired(local: &'static Local) {
+    local.armed.set(u64::MAX);
+    let now = tsc::read();
+    expire(local, now);
+    if now >= local.slice_end.get() {
+        local.wants_switch.set(true);
+    }
+}
+
+/// Whether the current context should make way.
+pub fn should_switch(local: &Local) -> bool {
+    local.wants_switch.get()
+        || smp::has_request()
+        || local.ec.get().is_none_or(|ec| ec.state.get() != State::Active)
+}
+
+/// When the current timeslice ends, TSC.
+pub fn slice_end(local: &Local) -> u64 {
+    local.slice_end.get()
+}
+
+/// Arms the timer for `when`, or for the first deadline or refill of this CPU if that comes first.
+pub fn arm(local: &Local, when: u64) {
+    let queues = local.queues.lock();
+    let mut first = when;
+    if let Some(ec) = queues.timed.first() {
+        first = first.min(ec.deadline.get());
+    }
+    let mut next = queues.refill.first();
+    while let Some(sc) = next {
+        first = first.min(sc.budget().next_refill());
+        next = queues.refill.after(sc);
+    }
+    if local.armed.get() != first {
+        local.armed.set(first);
+        lapic::arm(first);
+    }
+}
+
+/// Another CPU was given something to do, or must leave the guest.
+pub fn interrupt(cpu: usize) {
+    smp::interrupt(cpu);
+}
+
+/// A request interrupt came: somebody more urgent may be ready.
+pub fn look(local: &Local) {
+    let queues = local.queues.lock();
+    let most_urgent = 31u32.checked_sub(queues.bitmap.leading_zeros());
+    let current = local.sc.get().map(|sc| sc.priority as u32);
+    if most_urgent > current {
+        local.wants_switch.set(true);
+    }
+}

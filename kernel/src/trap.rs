@@ -1,0 +1,91 @@
+//! Exceptions and interrupts.
+
+use crate::object::ec::{Ec, State};
+use crate::object::interrupt;
+use crate::{cpu, epitaph, hypercall, sched};
+use core::sync::atomic::{AtomicU64, Ordering};
+use khw::cpu::control;
+use khw::entry::{Frame, Handlers};
+use khw::irq::{lapic, vector};
+
+/// The kernel's entry points.
+pub const HANDLERS: Handlers = Handlers { syscall, user_trap, kernel_trap, nmi };
+
+const PAGE_FAULT: u64 = 14;
+const EXCEPTIONS: u64 = 32;
+
+extern "C" fn syscall(frame: *mut Frame) -> *mut Frame {
+    hypercall::dispatch(frame)
+}
+
+extern "C" fn user_trap(frame: *mut Frame) -> *mut Frame {
+    let local = cpu::local();
+    // SAFETY: entry code saved the registers of the current context there; nobody else uses them now.
+    let number = unsafe { (*frame).vector };
+    if number < EXCEPTIONS {
+        if let Some(ec) = local.ec.get() {
+            fault(ec, number);
+        }
+    } else {
+        deliver(number as u8);
+    }
+    sched::resume(local)
+}
+
+/// Stops a context on a fault and tells who wants to know.
+fn fault(ec: &'static Ec, number: u64) {
+    let address = if number == PAGE_FAULT { control::read_cr2() } else { 0 };
+    ec.fault.set((number, address));
+    ec.state.set(State::Faulted);
+    let frame = ec.frame();
+    log::info!("fault: vector {number} at rip {:#x}, address {address:#x}, error {:#x}", frame.rip, frame.error);
+    if let Some((signal, badge)) = ec.fault_signal.get() {
+        signal.signal(badge);
+    }
+    hypercall::ipc::abort_call(ec);
+}
+
+/// An interrupt arrived while the kernel let them in, or a fault in the kernel.
+extern "C" fn kernel_trap(frame: *mut Frame) {
+    // SAFETY: entry code saved the registers on this stack.
+    let frame = unsafe { &*frame };
+    match frame.vector {
+        0..EXCEPTIONS => epitaph::kernel_fault(frame),
+        number => deliver(number as u8),
+    }
+}
+
+fn deliver(number: u8) {
+    let local = cpu::local();
+    match number {
+        vector::TIMER => {
+            lapic::eoi();
+            sched::timer_expired(local);
+        }
+        vector::REQUEST => {
+            lapic::eoi();
+            sched::look(local);
+        }
+        vector::SPURIOUS => {}
+        vector::GSI..vector::TIMER => interrupt::arrived((number - vector::GSI) as u32),
+        // The disabled 8259s have no interrupt to end.
+        _ => {}
+    }
+}
+
+static NMIS: AtomicU64 = AtomicU64::new(0);
+
+/// NMIs seen so far.
+pub fn nmi_count() -> u64 {
+    NMIS.load(Ordering::Relaxed)
+}
+
+/// An NMI came in kernel or user code. The kernel asks for none: it counts them and goes on.
+extern "C" fn nmi(_frame: *mut Frame) {
+    NMIS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// An NMI made a guest exit.
+pub fn host_nmi() {
+    NMIS.fetch_add(1, Ordering::Relaxed);
+}

@@ -1,0 +1,25 @@
+//! Tiny test guests: one module, and one binary of the same name, for each aspect of a virtual machine.
+//!
+//! `tproto::CASES` says how each is run and how it has to end.
+#![no_std]
+
+pub mod cpuid_msr;
+pub mod debug_regs;
+pub mod echo;
+pub mod exit_code;
+pub mod fpu;
+pub mod hello;
+pub mod interrupts;
+pub mod memory;
+pub mod mmio;
+pub mod modes;
+pub mod poison;
+pub mod ports;
+pub mod poweroff;
+pub mod reset;
+pub mod spin;
+pub mod stuck;
+pub mod syscalls;
+pub mod timer;
+pub mod triple_fault;
+pub mod witness;

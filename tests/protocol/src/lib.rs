@@ -1,0 +1,14 @@
+//! What the test guests and the host's test runner agree on.
+//!
+//! 1. A guest prints one line per check, `ok: …` or `FAIL: …`, then `done: N passed, M failed`.
+//! 2. It ends by writing [`exit::PASS`] or [`exit::FAIL`] to [`exit::PORT`].
+//! 3. [`cases::CASES`] says which guest runs how, and how its virtual machine has to end.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod cases;
+pub mod exit;
+pub mod line;
+pub mod poison;
+
+pub use cases::{CASES, Case, Expect, Machine};

@@ -1,0 +1,131 @@
+//! Cargo, started by the tool: building the freestanding programs and asking about the workspace.
+
+use crate::{failure, setup, workspace};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::{env, fs};
+
+/// The target of the kernel, of user space and of the test guests.
+pub const BARE_TARGET: &str = "x86_64-unknown-none";
+
+/// The programs of every boot image: package and binary, the kernel first.
+pub const SYSTEM: [(&str, &str); 4] = [
+    ("kernel", "kernel"),
+    ("root-task", "root"),
+    ("console", "console"),
+    ("monitor", "monitor"),
+];
+
+/// The package of the test guests.
+pub const GUESTS: &str = "guests";
+
+/// A cargo command in the workspace. The user's `RUSTFLAGS` would replace those of `.cargo/config.toml`, without which
+/// the kernel does not link, so they are dropped.
+pub fn cargo() -> Command {
+    let program = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let mut command = Command::new(program);
+    command.current_dir(workspace::root());
+    for variable in [
+        "RUSTFLAGS",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_BUILD_TARGET",
+        "CARGO_BUILD_RUSTFLAGS",
+    ] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// The compiler that goes with [`cargo`].
+pub fn rustc() -> Command {
+    let beside = env::var_os("CARGO")
+        .map(|cargo| Path::new(&cargo).with_file_name("rustc"))
+        .filter(|path| path.exists());
+    Command::new(beside.unwrap_or_else(|| "rustc".into()))
+}
+
+/// Builds the system and, if given, test guests, for the bare target.
+pub fn system_and_guests(guests: &[String]) -> Result<()> {
+    setup::rust_target()?;
+    let mut command = cargo();
+    command.args(["build", "--quiet", "--release", "--target", BARE_TARGET]);
+    for (package, binary) in SYSTEM {
+        command.args(["-p", package, "--bin", binary]);
+    }
+    if !guests.is_empty() {
+        command.args(["-p", GUESTS]);
+    }
+    for guest in guests {
+        command.args(["--bin", guest]);
+    }
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("the build failed; cargo's messages above say where");
+    }
+    Ok(())
+}
+
+/// Names of the test guests, sorted.
+pub fn guest_names() -> Result<Vec<String>> {
+    let metadata = metadata()?;
+    let packages = metadata["packages"]
+        .as_array()
+        .context("cargo metadata lists no packages")?;
+    let guests = packages.iter().find(|package| package["name"] == GUESTS);
+    let targets = guests
+        .and_then(|package| package["targets"].as_array())
+        .into_iter()
+        .flatten();
+    let is_binary = |target: &&Value| {
+        target["kind"]
+            .as_array()
+            .is_some_and(|kinds| kinds.iter().any(|kind| kind == "bin"))
+    };
+    let mut names: Vec<String> = targets
+        .filter(is_binary)
+        .filter_map(|target| target["name"].as_str())
+        .map(str::to_owned)
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+/// `cargo metadata` of the workspace's own packages.
+pub fn metadata() -> Result<Value> {
+    let output = cargo()
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("cargo metadata failed; its message is above");
+    }
+    serde_json::from_slice(&output.stdout).context("cargo metadata printed no JSON")
+}
+
+/// Refuses a name that is no test guest, and says which there are.
+pub fn check_guest_name(name: &str) -> Result<()> {
+    let names = guest_names()?;
+    if names.iter().any(|known| known == name) {
+        return Ok(());
+    }
+    Err(failure::usage(format!(
+        "there is no guest `{name}`; there are: linux {}",
+        names.join(" ")
+    )))
+}
+
+/// What is wrong with a boot image's parts after a build, if something is missing.
+pub fn check_built() -> Result<()> {
+    for (_, binary) in SYSTEM {
+        let path = workspace::bare_binary(binary);
+        fs::metadata(&path).with_context(|| format!("the build left no {}", path.display()))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,293 @@
+//! What the options of `run` and `image` mean: which VMs, from what, on which machine.
+
+use crate::guest::{self, debian, initramfs, kernel_file};
+use crate::image::elf;
+use crate::image::manifest::{self, Host, Plan};
+use crate::image::modules::Collector;
+use crate::run::machine::Machine;
+use crate::run::outcome::Report;
+use crate::run::{self, Options, Output, Script, terminal};
+use crate::{compile, failure, progress, workspace};
+use anyhow::{Context, Result};
+use clap::{Args, Parser};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use vmm_protocol::manifest::{ConsoleMode, Manifest, OnCrash, OnReset, VmConfig, WhenDone};
+
+/// Memory for Linux in MiB.
+const LINUX_MEMORY_MIB: u32 = 256;
+/// Memory for any other guest in MiB.
+const GUEST_MEMORY_MIB: u32 = 64;
+/// Time limit of a run that nobody types to.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(900);
+
+/// Options of `run`.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    /// The machine to run on
+    #[arg(long, value_enum, default_value_t = Machine::Auto)]
+    pub machine: Machine,
+    /// The guest: `linux`, or a test guest
+    #[arg(long, value_name = "NAME", default_value = guest::LINUX, conflicts_with_all = ["kernel", "manifest"])]
+    pub guest: String,
+    /// A kernel of yours: bzImage, PVH ELF or Multiboot1 ELF32
+    #[arg(long, value_name = "FILE", conflicts_with = "manifest")]
+    pub kernel: Option<PathBuf>,
+    /// Its initial file system, or a Multiboot module (may be repeated)
+    #[arg(long, value_name = "FILE", conflicts_with = "manifest")]
+    pub initrd: Vec<PathBuf>,
+    /// The guest kernel's command line (for Linux: added to the usual one)
+    #[arg(long, value_name = "STR", conflicts_with = "manifest")]
+    pub cmdline: Option<String>,
+    /// The guest's memory
+    #[arg(long, value_name = "MiB", conflicts_with = "manifest")]
+    pub memory: Option<u32>,
+    /// The machine's memory
+    #[arg(long, value_name = "MiB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(64..=65536))]
+    pub host_memory: u32,
+    /// The machine's CPUs
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub host_cpus: Option<u16>,
+    /// The VMs, from a TOML file
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    /// Run a command in the guest's shell; its output and status are passed on
+    #[arg(long, value_name = "CMD", conflicts_with = "manifest")]
+    pub exec: Option<String>,
+    /// End the run after this many seconds
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    pub timeout: Option<u64>,
+    /// Where the log goes
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Repeat exactly: the guests' clocks count instructions
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Print how it ended, as JSON, and nothing else, on stdout
+    #[arg(long)]
+    pub json: bool,
+    /// The machine's CPU model, as the emulator calls it
+    #[arg(long, value_name = "MODEL", hide = true)]
+    pub host_cpu: Option<String>,
+    /// Nacre's own command line
+    #[arg(long, value_name = "STR", default_value = "loglevel=info")]
+    pub kernel_cmdline: String,
+    /// Everything is built already.
+    #[arg(skip)]
+    pub is_built: bool,
+}
+
+/// Options from words, as on the command line.
+pub fn parse(words: &[&str]) -> Result<RunArgs> {
+    #[derive(Parser)]
+    #[command(no_binary_name = true)]
+    struct Words {
+        #[command(flatten)]
+        args: RunArgs,
+    }
+    let words = Words::try_parse_from(words).map_err(|error| failure::usage(error.to_string()))?;
+    Ok(words.args)
+}
+
+/// The machine that the options ask for.
+pub fn host(args: &RunArgs) -> Host {
+    Host {
+        memory_mib: args.host_memory,
+        cpus: args.host_cpus(args.machine.resolve()),
+    }
+}
+
+/// Who reads the console of the system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForWhom {
+    /// A person at a terminal.
+    Person,
+    /// This tool.
+    Tool,
+}
+
+impl RunArgs {
+    /// What becomes of the guests' output.
+    pub fn output(&self) -> Output {
+        match (self.json, &self.exec) {
+            (true, _) => Output::Collect,
+            (false, Some(_)) => Output::Command,
+            (false, None) => Output::Interactive,
+        }
+    }
+
+    /// Where the log goes.
+    pub fn log_path(&self) -> Result<PathBuf> {
+        self.log.clone().map_or_else(run::default_log, Ok)
+    }
+
+    fn host_cpus(&self, machine: Machine) -> u16 {
+        // A second CPU takes as much of the emulator's time as the first, and under QEMU 7.2 it does not go together with
+        // counting instructions.
+        let default = if machine.is_bochs() || self.deterministic {
+            1
+        } else {
+            2
+        };
+        self.host_cpus.unwrap_or(default)
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        let is_attended = self.output() == Output::Interactive && terminal::is_interactive();
+        let default = (!is_attended).then_some(DEFAULT_TIMEOUT);
+        self.timeout.map(Duration::from_secs).or(default)
+    }
+}
+
+/// Builds what is needed, runs it and reports.
+pub fn run(args: &RunArgs, output: Output) -> Result<Report> {
+    let machine = args.machine.resolve();
+    crate::setup::packages(machine.needs())?;
+    let plan = plan(args, ForWhom::Tool)?;
+    let options = options(args, output)?;
+    if output == Output::Interactive && terminal::is_interactive() {
+        progress::step(format_args!(
+            "starting machine {}; Ctrl-A X leaves, Ctrl-A ? lists the keys",
+            machine.name()
+        ));
+    }
+    run::run(&plan, &options)
+}
+
+/// How the options say to run.
+pub fn options(args: &RunArgs, output: Output) -> Result<Options> {
+    let machine = args.machine.resolve();
+    Ok(Options {
+        machine,
+        host_memory_mib: args.host_memory,
+        host_cpus: args.host_cpus(machine),
+        deterministic: args.deterministic,
+        timeout: args.timeout(),
+        log: args.log_path()?,
+        kernel_cmdline: args.kernel_cmdline.clone(),
+        output,
+        exec: args.exec.is_some(),
+        script: Script::default(),
+        cpu_model: args.host_cpu.clone(),
+    })
+}
+
+/// The VMs that the options describe, built and packed.
+pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
+    let host = host(args);
+    if let Some(path) = &args.manifest {
+        let mut manifest = manifest::read(path)?;
+        manifest::check(&manifest, host)
+            .map_err(|error| failure::usage(format!("manifest {}: {error}", path.display())))?;
+        build(args, &manifest::test_guests(&manifest))?;
+        set_console(&mut manifest, for_whom);
+        return manifest::resolve(manifest, path.parent().unwrap_or(Path::new("")), host);
+    }
+    // Mistakes are told before anything is built or fetched.
+    args.initrd.iter().try_for_each(|path| check_readable(path))?;
+    let kernel = args.kernel.as_deref().map(check_kernel).transpose()?;
+    let is_linux = match kernel {
+        Some(kind) => kind != kernel_file::Kind::Multiboot,
+        None => args.guest == guest::LINUX,
+    };
+    if args.exec.is_some() && !is_linux {
+        return Err(failure::usage("--exec needs Linux, whose shell runs the command"));
+    }
+    manifest::check_memory(u64::from(memory(args, is_linux)), &[], host).map_err(failure::usage)?;
+    if args.kernel.is_none() && !is_linux {
+        compile::check_guest_name(&args.guest)?;
+        build(args, std::slice::from_ref(&args.guest))?;
+    } else {
+        build(args, &[])?;
+    }
+    let mut collector = Collector::default();
+    let vm = vm(args, is_linux, &mut collector)?;
+    let mut manifest = Manifest {
+        console: ConsoleMode::default(),
+        when_done: WhenDone::Poweroff,
+        vms: vec![vm],
+    };
+    set_console(&mut manifest, for_whom);
+    manifest::check_all(&manifest, collector, host)
+}
+
+fn set_console(manifest: &mut Manifest, for_whom: ForWhom) {
+    if for_whom == ForWhom::Tool {
+        manifest.console = ConsoleMode::Framed;
+    }
+}
+
+fn build(args: &RunArgs, guests: &[String]) -> Result<()> {
+    if args.is_built {
+        return Ok(());
+    }
+    progress::timed("building the kernel and user space", || {
+        compile::system_and_guests(guests)
+    })
+}
+
+fn check_readable(path: &Path) -> Result<()> {
+    let opened = std::fs::File::open(path).map(drop);
+    opened.map_err(|error| failure::usage(format!("cannot read {}: {error}", path.display())))
+}
+
+fn check_kernel(path: &Path) -> Result<kernel_file::Kind> {
+    let bytes = std::fs::read(path)
+        .map_err(|error| failure::usage(format!("cannot read {}: {error}", path.display())))?;
+    kernel_file::recognise(&bytes).map_err(|error| failure::usage(format!("{}: {error}", path.display())))
+}
+
+fn memory(args: &RunArgs, is_linux: bool) -> u32 {
+    args.memory.unwrap_or(if is_linux {
+        LINUX_MEMORY_MIB
+    } else {
+        GUEST_MEMORY_MIB
+    })
+}
+
+/// The one VM of a run without a manifest.
+fn vm(args: &RunArgs, is_linux: bool, collector: &mut Collector) -> Result<VmConfig> {
+    let (name, kernel) = match &args.kernel {
+        Some(path) => ("guest", collector.add_file(path)?),
+        None if is_linux => (guest::LINUX, collector.add_file(&debian::fetch()?.kernel)?),
+        None => {
+            let program = elf::loadable(&workspace::bare_binary(&args.guest))?;
+            ("guest", collector.add_bytes(&args.guest, program)?)
+        }
+    };
+    let mut initrd = args
+        .initrd
+        .iter()
+        .map(|path| collector.add_file(path))
+        .collect::<Result<Vec<_>>>()?;
+    let mut cmdline = args.cmdline.clone().unwrap_or_default();
+    if is_linux {
+        // The system of ours goes where the user has none; the agent that runs a command goes to either.
+        let is_whole = initrd.is_empty();
+        let mut ours = String::new();
+        if is_whole || args.exec.is_some() {
+            let archive = initramfs::build(&debian::fetch()?.busybox, args.exec.as_deref(), is_whole)?;
+            initrd.push(
+                collector
+                    .add_bytes("initrd", archive)
+                    .context("cannot add the initial file system")?,
+            );
+            ours = format!(" {}", initramfs::RDINIT);
+        }
+        cmdline = format!("{}{ours} {cmdline}", guest::DEFAULT_CMDLINE)
+            .trim_end()
+            .to_owned();
+    }
+    Ok(VmConfig {
+        name: name.into(),
+        kernel,
+        initrd,
+        cmdline,
+        memory_mib: memory(args, is_linux),
+        cpu: 0,
+        priority: manifest::DEFAULT_PRIORITY,
+        on_reset: OnReset::End,
+        on_crash: OnCrash::Report,
+        hide_features: Vec::new(),
+    })
+}

@@ -1,0 +1,145 @@
+//! Bochs: the machines `vtx` and `svm-bochs`.
+
+use super::Options;
+use super::machine::Machine;
+use crate::image::iso;
+use crate::workspace;
+use anyhow::Result;
+use std::fmt::Write;
+use std::path::Path;
+use std::process::Command;
+
+/// Exit code of Bochs when the root task ends the machine ("Shutdown" to port 0x8900).
+pub const END: i32 = 1;
+
+/// 50 MHz: what an ordinary PC emulates without falling behind.
+const INSTRUCTIONS_PER_SECOND: u32 = 50_000_000;
+/// 2000-01-01 00:20:00 UTC, in runs that repeat exactly.
+const FIXED_TIME: &str = "946681200";
+
+const CONFIGURATION: &str = "bochsrc";
+const DEBUGGER_COMMANDS: &str = "debugger-commands";
+const LOG: &str = "bochs.log";
+
+/// The command that boots [`iso::FILE`] in `folder`, with COM1 connected to a local TCP port.
+pub fn command(options: &Options, folder: &Path, port: u16) -> Result<Command> {
+    workspace::write(
+        &folder.join(CONFIGURATION),
+        configuration(
+            options,
+            options.cpu_model.as_deref().unwrap_or(model(options.machine)),
+            port,
+        ),
+    )?;
+    // Debian's Bochs stops in its debugger before the first instruction.
+    workspace::write(&folder.join(DEBUGGER_COMMANDS), "c\n")?;
+    let mut command = Command::new("bochs");
+    command.args(["-f", CONFIGURATION, "-rc", DEBUGGER_COMMANDS]);
+    // The "term" display draws nothing without a terminal, but it wants to know which one.
+    command.env("TERM", "xterm");
+    Ok(command)
+}
+
+const fn model(machine: Machine) -> &'static str {
+    match machine {
+        Machine::SvmBochs => "ryzen",
+        _ => "corei7_skylake_x",
+    }
+}
+
+fn configuration(options: &Options, model: &str, port: u16) -> String {
+    let clock = if options.deterministic {
+        format!("sync=none, time0={FIXED_TIME}")
+    } else {
+        // Never faster than the wall clock: an idle guest does not run ahead.
+        "sync=slowdown, time0=utc".to_owned()
+    };
+    let mut text = String::from(
+        "display_library: term\n\
+         config_interface: textconfig\n\
+         romimage: file=/usr/share/bochs/BIOS-bochs-latest, options=fastboot\n\
+         vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n",
+    );
+    let _ = writeln!(text, "megs: {}", options.host_memory_mib);
+    let _ = writeln!(
+        text,
+        "cpu: model={model}, count={}, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0, ignore_bad_msrs=0",
+        options.host_cpus
+    );
+    let _ = writeln!(text, "clock: {clock}");
+    text.push_str(
+        "pci: enabled=1, chipset=i440fx\n\
+         ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
+         boot: cdrom\n",
+    );
+    let _ = writeln!(
+        text,
+        "ata0-master: type=cdrom, path={}, status=inserted",
+        iso::FILE
+    );
+    let _ = writeln!(text, "com1: enabled=1, mode=socket-client, dev=localhost:{port}");
+    let _ = writeln!(
+        text,
+        "port_e9_hack: enabled=1\n\
+         speaker: enabled=0\n\
+         mouse: enabled=0\n\
+         log: {LOG}\n\
+         panic: action=fatal\n\
+         error: action=report\n\
+         info: action=ignore\n\
+         debug: action=ignore"
+    );
+    text
+}
+
+/// A line of Bochs's stdout as a line of the kernel's log, unless it is the debugger's own.
+pub fn kernel_line(line: &str) -> Option<&str> {
+    let is_banner = line.starts_with("=====")
+        || line.starts_with("Next at t=")
+        || ["Bochs x86 Emulator", "Built from", "Timestamp:"]
+            .iter()
+            .any(|start| line.trim_start().starts_with(start));
+    let is_disassembly = line
+        .strip_prefix('(')
+        .and_then(|rest| rest.split_once(')'))
+        .is_some_and(|(cpu, rest)| {
+            cpu.parse::<u8>().is_ok() && (rest.starts_with(" [0x") || rest.starts_with(".["))
+        });
+    (!is_banner && !is_disassembly).then_some(line)
+}
+
+/// What Bochs says about why it stopped, for a message.
+pub fn last_words(folder: &Path) -> Option<String> {
+    let log = std::fs::read_to_string(folder.join(LOG)).ok()?;
+    let panic = log.lines().find(|line| line.contains(">>PANIC<<"))?;
+    Some(panic.trim().to_owned())
+}
+
+/// Copies Bochs's own log next to the run's log, as the run's folder vanishes.
+pub fn keep_log(folder: &Path, run_log: &Path) {
+    // A convenience for whoever looks into a failure; that it fails must not hide the run's result.
+    let _ = std::fs::copy(folder.join(LOG), run_log.with_extension("bochs.log"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_debuggers_lines_are_not_the_kernels() {
+        assert_eq!(
+            kernel_line("(0) [0x0000fffffff0] f000:fff0 (unk. ctxt): jmpf 0xf000:e05b"),
+            None
+        );
+        assert_eq!(
+            kernel_line("(0).[50525531] [0x00000020001c] 0010:000000000020001c (unk. ctxt): out dx, al"),
+            None
+        );
+        assert_eq!(
+            kernel_line("                        Bochs x86 Emulator 2.7"),
+            None
+        );
+        assert_eq!(kernel_line("nacre: hello"), Some("nacre: hello"));
+        assert_eq!(kernel_line("(x) is a line"), Some("(x) is a line"));
+    }
+}

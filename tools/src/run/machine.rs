@@ -1,0 +1,69 @@
+//! The machines that Nacre runs on.
+
+use crate::setup::{self, Need};
+use clap::ValueEnum;
+use std::fs::{self, OpenOptions};
+
+/// A machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Machine {
+    /// `kvm` where nested virtualization works, else `svm`.
+    Auto,
+    /// Bochs with VT-x and EPT.
+    Vtx,
+    /// QEMU's emulator with AMD-V and NPT.
+    Svm,
+    /// Bochs with AMD-V and NPT.
+    SvmBochs,
+    /// QEMU with nested KVM.
+    Kvm,
+}
+
+impl Machine {
+    /// Its name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Machine::Auto => "auto",
+            Machine::Vtx => "vtx",
+            Machine::Svm => "svm",
+            Machine::SvmBochs => "svm-bochs",
+            Machine::Kvm => "kvm",
+        }
+    }
+
+    /// Whether Bochs runs it.
+    pub const fn is_bochs(self) -> bool {
+        matches!(self, Machine::Vtx | Machine::SvmBochs)
+    }
+
+    /// `auto` made one of the others.
+    pub fn resolve(self) -> Machine {
+        match self {
+            Machine::Auto if kvm_is_usable() && nesting().is_some() => Machine::Kvm,
+            Machine::Auto => Machine::Svm,
+            machine => machine,
+        }
+    }
+
+    /// The packages it needs.
+    pub const fn needs(self) -> &'static [&'static [Need]] {
+        if self.is_bochs() {
+            &[setup::BOCHS, setup::IMAGE]
+        } else {
+            &[setup::QEMU]
+        }
+    }
+}
+
+/// Whether this user may use KVM.
+pub fn kvm_is_usable() -> bool {
+    OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
+}
+
+/// The KVM module that offers nested virtualization, if one does.
+pub fn nesting() -> Option<&'static str> {
+    ["kvm_intel", "kvm_amd"].into_iter().find(|module| {
+        let value = fs::read_to_string(format!("/sys/module/{module}/parameters/nested")).unwrap_or_default();
+        matches!(value.trim(), "Y" | "1")
+    })
+}

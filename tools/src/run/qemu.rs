@@ -1,0 +1,84 @@
+//! QEMU: the machines `svm` and `kvm`.
+
+use super::Options;
+use super::machine::Machine;
+use crate::image::{BootImage, KERNEL_FILE, iso};
+use std::process::Command;
+
+/// Name of the socket that COM1 is connected to, in the run's folder.
+pub const LINK_SOCKET: &str = "link.sock";
+/// Exit code of QEMU when the root task ends the machine: isa-debug-exit, `(0x10 << 1) | 1`.
+pub const END: i32 = 33;
+
+const PROGRAM: &str = "qemu-system-x86_64";
+
+/// The command that boots `image`, laid out in the folder in which the command will run. Relative names keep spaces and
+/// commas in paths away from QEMU's own syntax.
+pub fn command(options: &Options, image: &BootImage) -> Command {
+    let mut command = machine(options);
+    let modules: Vec<String> = image
+        .modules
+        .iter()
+        .map(|module| format!("{0} {0}", module.name))
+        .collect();
+    command.args([
+        "-kernel",
+        KERNEL_FILE,
+        "-append",
+        &image.cmdline,
+        "-initrd",
+        &modules.join(","),
+    ]);
+    command
+}
+
+/// The command that boots [`iso::FILE`]: by UEFI with the given firmware file, else by BIOS.
+pub fn iso_command(options: &Options, uefi: Option<&str>) -> Command {
+    let mut command = machine(options);
+    if let Some(firmware) = uefi {
+        command.args([
+            "-drive",
+            &format!("if=pflash,format=raw,unit=0,readonly=on,file={firmware}"),
+        ]);
+    }
+    command.args(["-cdrom", iso::FILE]);
+    command
+}
+
+/// The machine without what it boots.
+fn machine(options: &Options) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.args(["-machine", "q35", "-nodefaults", "-display", "none", "-no-reboot"]);
+    let (accelerator, model) = if options.machine == Machine::Kvm {
+        ("kvm", "host")
+    } else {
+        ("tcg", "EPYC,+svm,+npt")
+    };
+    command.args([
+        "-accel",
+        accelerator,
+        "-cpu",
+        options.cpu_model.as_deref().unwrap_or(model),
+    ]);
+    command.args([
+        "-m",
+        &options.host_memory_mib.to_string(),
+        "-smp",
+        &options.host_cpus.to_string(),
+    ]);
+    if options.deterministic {
+        command.args(["-icount", "shift=0,sleep=off", "-rtc", "base=2000-01-01,clock=vm"]);
+    } else {
+        command.args(["-rtc", "base=utc,clock=host"]);
+    }
+    command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+    command.args([
+        "-chardev",
+        &format!("socket,id=link,path={LINK_SOCKET}"),
+        "-serial",
+        "chardev:link",
+    ]);
+    // The kernel's log, port 0xE9, is QEMU's stdout.
+    command.args(["-debugcon", "stdio"]);
+    command
+}

@@ -1,0 +1,81 @@
+//! Names for the addresses in a kernel's epitaph.
+
+use addr2line::Loader;
+use std::path::Path;
+
+/// Lowest address of the kernel's half of the address space.
+const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
+
+/// Knows the kernel's functions.
+pub struct Symbols {
+    loader: Option<Loader>,
+}
+
+impl Symbols {
+    /// Reads an executable's symbols and line numbers; without them, nothing has a name.
+    pub fn read(executable: &Path) -> Self {
+        Symbols {
+            loader: Loader::new(executable).ok(),
+        }
+    }
+
+    /// The lines that explain the kernel addresses in `line`: function, file and line, the innermost inlined call first.
+    pub fn explain(&self, line: &str) -> Vec<String> {
+        kernel_addresses(line)
+            .flat_map(|address| self.describe(address))
+            .collect()
+    }
+
+    fn describe(&self, address: u64) -> Vec<String> {
+        let Some(loader) = &self.loader else {
+            return Vec::new();
+        };
+        let mut calls = Vec::new();
+        if let Ok(mut frames) = loader.find_frames(address) {
+            while let Ok(Some(frame)) = frames.next() {
+                let function = frame
+                    .function
+                    .as_ref()
+                    .and_then(|name| name.demangle().ok().map(|name| name.into_owned()));
+                let place = frame
+                    .location
+                    .and_then(|at| Some(format!("{}:{}", at.file?, at.line?)));
+                if let Some(function) = function {
+                    calls.push(format!("{address:#x} {function} {}", place.unwrap_or_default()));
+                }
+            }
+        }
+        if calls.is_empty()
+            && let Some(symbol) = loader.find_symbol(address)
+        {
+            calls.push(format!(
+                "{address:#x} {}",
+                addr2line::demangle_auto(symbol.into(), None)
+            ));
+        }
+        calls
+    }
+}
+
+/// The numbers in a line that are addresses of the kernel: sixteen hexadecimal digits, with or without `0x`.
+fn kernel_addresses(line: &str) -> impl Iterator<Item = u64> {
+    line.split(|c: char| !c.is_ascii_alphanumeric())
+        .map(|word| word.strip_prefix("0x").unwrap_or(word))
+        .filter(|word| word.len() == 16)
+        .filter_map(|word| u64::from_str_radix(word, 16).ok())
+        .filter(|&address| address >= KERNEL_HALF)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernel_addresses_are_found_in_a_line() {
+        let line = "rip ffffffff80001234 rsp=0xffffffff80200000 rax 0000000000000001 deadbeef";
+        assert_eq!(
+            kernel_addresses(line).collect::<Vec<_>>(),
+            [0xffff_ffff_8000_1234, 0xffff_ffff_8020_0000]
+        );
+    }
+}

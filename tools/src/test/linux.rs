@@ -1,0 +1,176 @@
+//! Debian's kernel as a guest: its shell, commands, and the ways in which it can end too early.
+
+use super::Test;
+use super::guests::{log_path, verdict};
+use super::record::Outcome;
+use crate::guest::initramfs;
+use crate::request;
+use crate::run::machine::Machine;
+use crate::run::outcome::{Report, Verdict};
+use crate::run::{self, Options, Output, Script};
+use anyhow::{Context, Result};
+use std::time::Duration;
+
+/// What the names of these tests contain.
+pub const TOPIC: &str = "/linux";
+
+/// How long a boot may take on a loaded machine.
+const TIME_LIMIT: Duration = Duration::from_secs(900);
+
+/// Prints bytes of every kind, facts about the VM, and ends with a status of its own.
+const COMMAND: &str = r#"printf 'a\000b\377\r\n'; printf 'e\200\n' >&2; uname -r; dmesg | grep -i -E 'kvm-clock|Linux version'
+cat /proc/interrupts; exit 7"#;
+
+/// A run of Linux and what it has to show.
+struct Case {
+    name: &'static str,
+    shows: &'static str,
+    options: &'static [&'static str],
+    /// Text at the end of the console, and what is typed then.
+    answer: Option<(&'static str, &'static str)>,
+    judge: fn(&Report) -> Result<(), String>,
+}
+
+/// The cases that run on every machine.
+const EVERYWHERE: &[Case] = &[
+    Case {
+        name: "exec",
+        shows: "Debian's unmodified kernel runs a command; its stdout, stderr and status come back byte for byte",
+        options: &["--exec", COMMAND],
+        answer: None,
+        judge: judge_command,
+    },
+    Case {
+        name: "shell",
+        shows: "Debian's unmodified kernel reaches a shell that answers on the console and powers off when it is left",
+        options: &[],
+        answer: Some(("#", "echo $((6 * 7))-answers; exit\r")),
+        judge: |report| {
+            let console = String::from_utf8_lossy(&report.vms[0].console).into_owned();
+            check(console.contains("42-answers"), "the shell did not answer")?;
+            ended_with(report, &Verdict::PoweredOff)
+        },
+    },
+];
+
+/// What does not depend on the machine runs on the fastest.
+const ON_SVM: &[Case] = &[
+    Case {
+        name: "early-poweroff",
+        shows: "a guest that powers off before its command ends is told apart",
+        options: &["--exec", "poweroff -f; sleep 100"],
+        answer: None,
+        judge: |report| ended_with(report, &Verdict::EndedEarly),
+    },
+    Case {
+        name: "panic",
+        shows: "a guest kernel's panic ends the run",
+        options: &["--exec", "echo c > /proc/sysrq-trigger; sleep 100"],
+        answer: None,
+        judge: |report| ended_with(report, &Verdict::EndedEarly),
+    },
+];
+
+/// The tests of a machine.
+pub fn tests(machine: Machine) -> Vec<Test> {
+    let of_machine: &[Case] = if machine == Machine::Svm { ON_SVM } else { &[] };
+    let mut tests: Vec<Test> = EVERYWHERE
+        .iter()
+        .chain(of_machine)
+        .map(|case| {
+            let name = format!("{}{TOPIC}-{}", machine.name(), case.name);
+            let test_name = name.clone();
+            Test {
+                name,
+                shows: case.shows.into(),
+                machine: Some(machine),
+                run: Box::new(move || run(machine, case, &test_name)),
+            }
+        })
+        .collect();
+    if machine == Machine::Svm {
+        let name = format!("{}{TOPIC}-own-initrd", machine.name());
+        tests.push(Test {
+            name,
+            shows: "a command runs in a user's own initial file system".into(),
+            machine: Some(machine),
+            run: Box::new(own_initrd),
+        });
+    }
+    tests
+}
+
+fn run(machine: Machine, case: &Case, name: &str) -> Result<Outcome> {
+    let words = [&["--machine", machine.name(), "--deterministic"], case.options].concat();
+    let answer = case
+        .answer
+        .map(|(prompt, text)| (prompt.to_owned(), text.to_owned()));
+    let (report, options) = boot(&words, answer, name)?;
+    Ok(verdict(&report, &options.log, || (case.judge)(&report)))
+}
+
+fn boot(words: &[&str], answer: Option<(String, String)>, name: &str) -> Result<(Report, Options)> {
+    let mut args = request::parse(words)?;
+    args.is_built = true;
+    let plan = request::plan(&args, request::ForWhom::Tool)?;
+    let options = Options {
+        timeout: Some(TIME_LIMIT),
+        log: log_path(name)?,
+        script: Script { answer, until: None },
+        ..request::options(&args, Output::Collect)?
+    };
+    Ok((run::run(&plan, &options)?, options))
+}
+
+fn own_initrd() -> Result<Outcome> {
+    const NAME: &str = "svm/linux-own-initrd";
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let initrd = folder.path().join("initrd");
+    crate::workspace::write(&initrd, initramfs::with_file("etc/whose", b"mine\n"))?;
+    let initrd = initrd.to_string_lossy();
+    let words = [
+        "--machine",
+        "svm",
+        "--deterministic",
+        "--initrd",
+        &*initrd,
+        "--exec",
+        "read line < /etc/whose; echo $line",
+    ];
+    let (report, options) = boot(&words, None, NAME)?;
+    Ok(verdict(&report, &options.log, || {
+        check(
+            report.stdout == b"mine\n",
+            "the command did not see the user's file",
+        )?;
+        ended_with(&report, &Verdict::Command(0))
+    }))
+}
+
+fn judge_command(report: &Report) -> Result<(), String> {
+    check(
+        report.stdout.starts_with(b"a\0b\xff\r\n"),
+        "stdout is not what the command wrote",
+    )?;
+    check(
+        report.stderr == b"e\x80\n",
+        "stderr is not what the command wrote",
+    )?;
+    let text = String::from_utf8_lossy(&report.stdout);
+    check(text.contains("cloud-amd64"), "uname did not answer")?;
+    check(text.contains("kvm-clock"), "Linux did not find kvm-clock")?;
+    check(text.contains("LOC:"), "/proc/interrupts is not there")?;
+    ended_with(report, &Verdict::Command(7))
+}
+
+fn check(holds: bool, otherwise: &str) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(otherwise.into()) }
+}
+
+fn ended_with(report: &Report, wanted: &Verdict) -> Result<(), String> {
+    if report.verdict == *wanted {
+        Ok(())
+    } else {
+        Err(format!("the run ended with {:?}, not {wanted:?}", report.verdict))
+    }
+}

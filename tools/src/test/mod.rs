@@ -1,0 +1,163 @@
+//! `cargo nacre test`: every test there is, and what they showed.
+
+pub mod checks;
+pub mod graph;
+pub mod guests;
+pub mod images;
+pub mod linux;
+pub mod mistakes;
+pub mod record;
+
+use crate::run::machine::Machine;
+use crate::{compile, progress, setup, workspace};
+use anyhow::{Context, Result};
+use clap::Args;
+use record::{Outcome, Record};
+use std::thread;
+use std::time::Instant;
+
+/// Options of `test`.
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    /// Only tests whose name contains this (names: `--list`)
+    #[arg(long, value_name = "PATTERN")]
+    pub only: Option<String>,
+    /// Only this machine's system tests, and the tests of the host
+    #[arg(long, value_enum)]
+    pub machine: Option<Machine>,
+    /// List the tests and run none
+    #[arg(long)]
+    pub list: bool,
+    /// Print the results as JSON on stdout
+    #[arg(long)]
+    pub json: bool,
+    /// Write the status table into README.md
+    #[arg(long)]
+    pub update_readme: bool,
+}
+
+/// A test.
+pub struct Test {
+    /// Its name: `check/…`, or the machine, `/` and what is run.
+    pub name: String,
+    /// What it shows, as a sentence.
+    pub shows: String,
+    /// The machine it runs on, if it runs on one.
+    pub machine: Option<Machine>,
+    /// Runs it.
+    pub run: Box<dyn Fn() -> Result<Outcome> + Send + Sync>,
+}
+
+/// The machines that are tested, if the user does not say: one per vendor.
+const MACHINES: [Machine; 2] = [Machine::Vtx, Machine::Svm];
+
+/// Runs the tests; the exit code is 1 if one failed.
+pub fn test(args: &TestArgs) -> Result<u8> {
+    let machines = args
+        .machine
+        .map_or(MACHINES.to_vec(), |machine| vec![machine.resolve()]);
+    let tests: Vec<Test> = all(&machines)
+        .into_iter()
+        .filter(|test| {
+            args.only
+                .as_ref()
+                .is_none_or(|pattern| test.name.contains(pattern.as_str()))
+        })
+        .collect();
+    if args.list {
+        tests
+            .iter()
+            .for_each(|test| println!("{:<36} {}", test.name, test.shows));
+        return Ok(0);
+    }
+    prepare(&tests)?;
+    let start = Instant::now();
+    let records = run_all(&tests);
+    let took = start.elapsed();
+    let folder = workspace::own_dir("")?;
+    workspace::write(&folder.join("status.json"), record::json(&records).to_string())?;
+    workspace::write(&folder.join("status.md"), record::status_table(&records))?;
+    if args.update_readme {
+        record::update_readme(&workspace::root().join("README.md"), &records)?;
+    }
+    if args.json {
+        println!("{}", record::json(&records));
+    } else {
+        print!("{}", record::summary(&records, took));
+        println!("{}", record::closing_line(&records));
+    }
+    Ok(u8::from(records.iter().any(|record| record.outcome.failed() > 0)))
+}
+
+/// Every test on these machines.
+fn all(machines: &[Machine]) -> Vec<Test> {
+    let mut tests = checks::tests();
+    tests.extend(mistakes::tests());
+    for &machine in machines {
+        tests.extend(guests::tests(machine));
+        tests.extend(linux::tests(machine));
+        tests.extend(images::tests(machine));
+    }
+    tests
+}
+
+/// Installs and builds what the tests need, once.
+fn prepare(tests: &[Test]) -> Result<()> {
+    setup::rust_components()?;
+    let mut needs = Vec::new();
+    for machine in tests.iter().filter_map(|test| test.machine) {
+        needs.extend(machine.needs());
+    }
+    if tests.iter().any(|test| test.name.contains(images::TOPIC)) {
+        needs.extend([&setup::IMAGE, &setup::UEFI_IMAGE, &setup::OVMF]);
+    }
+    setup::packages(&needs)?;
+    if tests.iter().any(|test| !test.name.starts_with(checks::GROUP)) {
+        let guests = compile::guest_names()?;
+        progress::timed("building the kernel, user space and the test guests", || {
+            compile::system_and_guests(&guests)
+        })?;
+    }
+    if tests.iter().any(|test| test.name.contains(linux::TOPIC)) {
+        crate::guest::debian::fetch().context("the Linux tests need a guest")?;
+    }
+    Ok(())
+}
+
+/// The host's tests first, as they use every core; then the emulators, which use one each, side by side.
+fn run_all(tests: &[Test]) -> Vec<Record> {
+    let (host, system): (Vec<&Test>, Vec<&Test>) = tests.iter().partition(|test| test.machine.is_none());
+    let (bochs, qemu): (Vec<&Test>, Vec<&Test>) = system
+        .into_iter()
+        .partition(|test| test.machine.is_some_and(Machine::is_bochs));
+    let mut records = run_in_turn(&host);
+    thread::scope(|scope| {
+        let beside = scope.spawn(|| run_in_turn(&bochs));
+        let qemu = run_in_turn(&qemu);
+        records.extend(beside.join().unwrap_or_default());
+        records.extend(qemu);
+    });
+    records
+}
+
+fn run_in_turn(tests: &[&Test]) -> Vec<Record> {
+    let mut records = Vec::new();
+    for test in tests {
+        let start = Instant::now();
+        let outcome = (test.run)().unwrap_or_else(|error| Outcome::Failed(format!("{error:#}")));
+        let record = Record {
+            name: test.name.clone(),
+            shows: test.shows.clone(),
+            machine: test.machine,
+            outcome,
+            took: start.elapsed(),
+        };
+        progress::step(record.line());
+        let is_end = record.outcome == Outcome::Interrupted;
+        records.push(record);
+        if is_end {
+            break;
+        }
+    }
+    records
+}

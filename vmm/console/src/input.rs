@@ -1,0 +1,162 @@
+//! From the line to the VMs.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use usys::ring::{MAX_RECORD, Producer};
+use vmm_protocol::link::{Decoder, Stream};
+use vmm_protocol::manifest::ConsoleMode;
+
+/// In plain mode, the VM that the person at the other end talks to.
+const FOCUS: u8 = 0;
+/// Bytes kept for a VM that does not read; what comes then is lost, as on a real line.
+const KEEP: usize = 64 * 1024;
+
+/// Input on its way to the VMs.
+#[derive(Debug)]
+pub struct Input {
+    mode: ConsoleMode,
+    decoder: Decoder,
+    vms: Vec<Destination>,
+}
+
+#[derive(Debug)]
+struct Destination {
+    ring: Producer,
+    /// What is not in the ring yet: runs of bytes of one stream.
+    waiting: VecDeque<(Stream, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Input {
+    /// Input for the VMs with these rings.
+    pub fn new(mode: ConsoleMode, rings: Vec<Producer>) -> Self {
+        let vms = rings.into_iter().map(|ring| Destination {
+            ring,
+            waiting: VecDeque::new(),
+            bytes: 0,
+        });
+        Input {
+            mode,
+            decoder: Decoder::default(),
+            vms: vms.collect(),
+        }
+    }
+
+    /// Takes a byte from the line.
+    pub fn push(&mut self, byte: u8) {
+        match self.mode {
+            ConsoleMode::Plain => self.add(FOCUS, Stream::Console, &[byte]),
+            ConsoleMode::Framed => {
+                if let Some(frame) = self.decoder.push(byte) {
+                    self.add(frame.vm, frame.stream, &frame.payload);
+                }
+            }
+        }
+    }
+
+    fn add(&mut self, vm: u8, stream: Stream, bytes: &[u8]) {
+        let is_input = matches!(
+            stream,
+            Stream::Console | Stream::Stdout | Stream::Stderr | Stream::Agent
+        );
+        let Some(destination) = self.vms.get_mut(usize::from(vm)).filter(|_| is_input) else {
+            return;
+        };
+        let bytes = &bytes[..bytes.len().min(KEEP - destination.bytes)];
+        destination.bytes += bytes.len();
+        for &byte in bytes {
+            match destination.waiting.back_mut() {
+                Some((last, run)) if *last == stream && run.len() < MAX_RECORD => run.push(byte),
+                _ => destination.waiting.push_back((stream, alloc::vec![byte])),
+            }
+        }
+    }
+
+    /// Moves what fits into the rings. Returns the VMs, as bits, that have new input.
+    pub fn deliver(&mut self) -> u64 {
+        let mut signals = 0;
+        for (index, destination) in self.vms.iter_mut().enumerate() {
+            while let Some((stream, run)) = destination.waiting.front() {
+                if !destination.ring.push(*stream as u8, index as u8, run) {
+                    break;
+                }
+                signals |= 1 << index;
+                destination.bytes -= run.len();
+                destination.waiting.pop_front();
+            }
+        }
+        signals
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use usys::Window;
+    use usys::ring::Consumer;
+    use vmm_protocol::link::header;
+
+    fn fixture(mode: ConsoleMode, vms: usize) -> (Input, Vec<Consumer>) {
+        let windows: Vec<_> = (0..vms).map(|_| Window::leak(4096 + 1024)).collect();
+        let rings = windows
+            .iter()
+            .map(|window| Producer::attach(*window).unwrap())
+            .collect();
+        let consumers: Vec<_> = windows
+            .iter()
+            .map(|window| Consumer::attach(*window).unwrap())
+            .collect();
+        (Input::new(mode, rings), consumers)
+    }
+
+    #[test]
+    fn what_a_person_types_reaches_the_first_vm() {
+        let (mut input, mut rings) = fixture(ConsoleMode::Plain, 2);
+        b"ls\r".iter().for_each(|&byte| input.push(byte));
+        assert_eq!(input.deliver(), 0b01);
+        assert_eq!(rings[0].pop().unwrap().bytes(), b"ls\r");
+        assert!(rings[1].is_empty());
+    }
+
+    #[test]
+    fn frames_reach_the_vm_and_stream_they_name() {
+        let (mut input, mut rings) = fixture(ConsoleMode::Framed, 2);
+        let mut bytes = header(Stream::Agent, 1, 2).to_vec();
+        bytes.extend(b"hi");
+        bytes.extend(header(Stream::Outcome, 0, 1));
+        bytes.push(0);
+        bytes.extend(header(Stream::Console, 7, 1));
+        bytes.push(0);
+        bytes.into_iter().for_each(|byte| input.push(byte));
+        assert_eq!(input.deliver(), 0b10);
+        let record = rings[1].pop().unwrap();
+        assert_eq!(
+            (record.stream, record.bytes()),
+            (Stream::Agent as u8, b"hi".as_slice())
+        );
+        assert!(rings[0].is_empty());
+    }
+
+    #[test]
+    fn input_waits_for_a_slow_reader_and_keeps_its_order() {
+        let (mut input, mut rings) = fixture(ConsoleMode::Plain, 1);
+        let sent: Vec<u8> = (0..5000).map(|index| index as u8).collect();
+        sent.iter().for_each(|&byte| input.push(byte));
+        let mut got: Vec<u8> = Vec::new();
+        while input.deliver() != 0 {
+            while let Some(record) = rings[0].pop() {
+                got.extend(record.bytes());
+            }
+        }
+        assert_eq!(got, sent);
+    }
+
+    #[test]
+    fn a_vm_that_never_reads_costs_limited_memory() {
+        let (mut input, _rings) = fixture(ConsoleMode::Plain, 1);
+        for _ in 0..2 * KEEP {
+            input.push(b'x');
+        }
+        assert_eq!(input.vms[0].bytes, KEEP);
+    }
+}

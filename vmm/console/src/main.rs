@@ -1,0 +1,8 @@
+//! The console server's executable.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+usys::program!(console::main);
+
+#[cfg(not(target_os = "none"))]
+fn main() {}

@@ -1,0 +1,360 @@
+//! The board `reduced`: its devices, what connects them, and where the guest finds them.
+//!
+//! Data goes one way: the guest's access reaches a device by port or address; the devices' interrupt lines are sampled
+//! behind it and go through the I/O APIC to the local APIC; the next entry asks the local APIC what to inject.
+//!
+//! There is no PIC, PIT or PCI: as on a PC without a device, ports that nobody claims read as ones and ignore writes.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use vdev::acpi_pm::{self, AcpiPm};
+use vdev::bus::Bus;
+use vdev::debug::{self, DebugEvent, DebugPorts};
+use vdev::i8042::{self, I8042};
+use vdev::interrupt::{DeliveryMode, Message};
+use vdev::ioapic::{self, IoApic};
+use vdev::lapic::{self, Effect, Lapic};
+use vdev::rtc::{self, Rtc};
+use vdev::uart16550::{self, Uart};
+use vdev::{Request, pvclock::PvClock, pvclock::VcpuClock};
+
+use crate::acpi::SERIAL_PORTS;
+use crate::layout::{self, Layout};
+
+/// System control port A of the PS/2: fast reset and address line 20.
+const CONTROL_PORT_A: u16 = 0x92;
+const CONTROL_RESET: u8 = 1 << 0;
+const CONTROL_A20: u8 = 1 << 1;
+/// Console input that waits for the guest's FIFO, in bytes.
+const INPUT_MAX: usize = 64 << 10;
+
+/// A moment on both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Time {
+    /// Host TSC: what the board's own clocks count, whatever the guest does to its TSC.
+    pub(crate) host: u64,
+    /// Guest TSC: what the local APIC's timer counts.
+    pub(crate) guest: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PortDevice {
+    Uart(usize),
+    Rtc,
+    I8042,
+    Debug,
+    AcpiPm,
+    ControlA,
+}
+
+/// What a board is made with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BoardSetup {
+    pub(crate) layout: Layout,
+    /// Rate of the local APIC's timer.
+    pub(crate) crystal_hz: u32,
+    pub(crate) tsc_hz: u64,
+    /// Unix time in nanoseconds at `now`.
+    pub(crate) unix_ns: u64,
+    pub(crate) now: Time,
+}
+
+/// All devices.
+pub(crate) struct Board {
+    ports: Bus<PortDevice>,
+    uarts: [Uart; SERIAL_PORTS.len()],
+    input: [VecDeque<u8>; SERIAL_PORTS.len()],
+    rtc: Rtc,
+    i8042: I8042,
+    debug: DebugPorts,
+    debug_output: Vec<u8>,
+    acpi_pm: AcpiPm,
+    control_a: u8,
+    ioapic: IoApic,
+    pub(crate) lapic: Lapic,
+    pub(crate) clock: PvClock,
+    /// Guest TSC at which [`Self::clock`] was 0.
+    clock_zero: u64,
+    clock_unix_ns: u64,
+    tsc_hz: u64,
+    pub(crate) vcpu_clock: VcpuClock,
+    is_nmi_pending: bool,
+    request: Option<Request>,
+}
+
+impl Board {
+    pub(crate) fn new(setup: &BoardSetup) -> Board {
+        let BoardSetup { layout, crystal_hz, tsc_hz, unix_ns, now } = *setup;
+        let mut rtc = Rtc::new(unix_ns / 1_000_000_000, now.host, tsc_hz);
+        rtc.set_memory_size(layout.low_end(), layout.memory_bytes() - layout.low_end());
+        Board {
+            ports: port_map(),
+            uarts: core::array::from_fn(|_| Uart::new()),
+            input: Default::default(),
+            rtc,
+            i8042: I8042::new(),
+            debug: DebugPorts::new(),
+            debug_output: Vec::new(),
+            acpi_pm: AcpiPm::new(tsc_hz),
+            control_a: CONTROL_A20,
+            ioapic: IoApic::new(0),
+            lapic: Lapic::new(0, true, crystal_hz.into(), tsc_hz),
+            clock: PvClock::new(tsc_hz, now.guest, unix_ns, true),
+            clock_zero: now.guest,
+            clock_unix_ns: unix_ns,
+            tsc_hz,
+            vcpu_clock: VcpuClock::new(),
+            is_nmi_pending: false,
+            request: None,
+        }
+    }
+
+    /// Reads 1, 2 or 4 bytes from a port. The device at the first port answers; ports behind it float.
+    pub(crate) fn read_port(&mut self, port: u16, size: u8, now: Time) -> u32 {
+        let mut value = u32::MAX;
+        if let Some((device, _)) = self.ports.find(port.into()) {
+            let mut bytes = value.to_le_bytes();
+            for (port, byte) in owned(&self.ports, device, port, size).zip(&mut bytes) {
+                *byte = match device {
+                    PortDevice::Uart(index) => {
+                        let offset = port.wrapping_sub(SERIAL_PORTS[index].port) as u8;
+                        self.uarts[index].read(offset, now.host)
+                    }
+                    PortDevice::Rtc => self.rtc.read(port, now.host),
+                    PortDevice::I8042 => self.i8042.read(port),
+                    PortDevice::Debug => self.debug.read(port),
+                    PortDevice::AcpiPm => self.acpi_pm.read(port, now.host),
+                    PortDevice::ControlA => self.control_a,
+                };
+            }
+            value = u32::from_le_bytes(bytes);
+        }
+        self.update_lines();
+        value & u32::MAX >> (32 - 8 * u32::from(size.clamp(1, 4)))
+    }
+
+    /// Writes 1, 2 or 4 bytes to a port. The device at the first port takes them; bytes for ports behind it are lost.
+    /// So a double word to 0xcf8, the PCI configuration address, is no reset by 0xcf9.
+    pub(crate) fn write_port(&mut self, port: u16, size: u8, value: u32, now: Time) {
+        let Some((device, _)) = self.ports.find(port.into()) else { return };
+        if device == PortDevice::Debug {
+            // The exit device takes the whole value.
+            let event = self.debug.write(port, value & u32::MAX >> (32 - 8 * u32::from(size.clamp(1, 4))));
+            return self.take_debug_event(event);
+        }
+        for (port, byte) in owned(&self.ports, device, port, size).zip(value.to_le_bytes()) {
+            let request = match device {
+                PortDevice::Uart(index) => {
+                    self.uarts[index].write(port.wrapping_sub(SERIAL_PORTS[index].port) as u8, byte);
+                    None
+                }
+                PortDevice::Rtc => {
+                    self.rtc.write(port, byte, now.host);
+                    None
+                }
+                PortDevice::I8042 => self.i8042.write(port, byte),
+                PortDevice::AcpiPm => self.acpi_pm.write(port, byte),
+                PortDevice::ControlA => self.write_control_a(byte),
+                PortDevice::Debug => None,
+            };
+            self.request = self.request.or(request);
+        }
+        self.update_lines();
+    }
+
+    /// Reads 1 to 8 bytes of device memory.
+    pub(crate) fn read_memory(&mut self, address: u64, size: u8, now: Time) -> u64 {
+        let Some((is_lapic, offset)) = self.find_memory(address) else { return u64::MAX };
+        let mut bytes = [0xff; 8];
+        // Registers have 32 bits on 16-byte boundaries; what is wider or crosses them is split.
+        let mut done = 0;
+        while done < usize::from(size.min(8)) {
+            let at = offset + done as u64;
+            let word = if is_lapic {
+                self.lapic.mmio_read(at & !3, now.guest)
+            } else {
+                self.ioapic.mmio_read(at & !3)
+            };
+            let skip = (at & 3) as usize;
+            let part = &word.to_le_bytes()[skip..];
+            let count = part.len().min(usize::from(size.min(8)) - done);
+            bytes[done..done + count].copy_from_slice(&part[..count]);
+            done += count;
+        }
+        u64::from_le_bytes(bytes)
+    }
+
+    /// Writes 1 to 8 bytes of device memory. What does not start at a register is lost.
+    pub(crate) fn write_memory(&mut self, address: u64, size: u8, value: u64, now: Time) {
+        let Some((is_lapic, offset)) = self.find_memory(address).filter(|(_, offset)| offset % 4 == 0) else {
+            return;
+        };
+        let mask = u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)));
+        let value = value & mask;
+        for (index, word) in [value as u32, (value >> 32) as u32].into_iter().enumerate() {
+            if index == 1 && size <= 4 {
+                break;
+            }
+            let offset = offset + index as u64 * 4;
+            if is_lapic {
+                let effect = self.lapic.mmio_write(offset, word, now.guest);
+                self.apply(effect);
+            } else {
+                let messages = self.ioapic.mmio_write(offset, word);
+                messages.iter().for_each(|message| self.deliver(message));
+            }
+        }
+    }
+
+    /// Which device has this address: the local APIC if true, else the I/O APIC; and the offset in it.
+    fn find_memory(&self, address: u64) -> Option<(bool, u64)> {
+        let within = |base: u64, size: u64| address.checked_sub(base).filter(|offset| *offset < size);
+        if let Some(offset) = self.lapic.mmio_base().and_then(|base| within(base, lapic::MMIO_BYTES)) {
+            return Some((true, offset));
+        }
+        within(layout::IO_APIC, ioapic::MMIO_BYTES).map(|offset| (false, offset))
+    }
+
+    /// Does what a local APIC's register write asks of the board. There is one CPU: IPIs reach it or nobody.
+    pub(crate) fn apply(&mut self, effect: Effect) {
+        if let Some(vector) = effect.eoi_broadcast() {
+            let messages = self.ioapic.eoi(vector);
+            messages.iter().for_each(|message| self.deliver(message));
+        }
+        if let Some(ipi) = effect.ipi()
+            && self.lapic.is_addressed_by(ipi, self.lapic.apic_id())
+        {
+            self.interrupt(ipi.mode, ipi.vector, false);
+        }
+    }
+
+    fn deliver(&mut self, message: &Message) {
+        if self.lapic.is_destination(message.destination, message.logical) {
+            self.interrupt(message.mode, message.vector, message.level);
+        }
+    }
+
+    fn interrupt(&mut self, mode: DeliveryMode, vector: u8, level: bool) {
+        match mode {
+            DeliveryMode::Nmi => self.is_nmi_pending = true,
+            mode if mode.has_vector() => _ = self.lapic.accept(vector, level),
+            // No firmware handles SMIs, no PIC gives a vector, and the only CPU does not start itself.
+            _ => {}
+        }
+    }
+
+    /// Lets timers expire, and the serial ports take input.
+    pub(crate) fn advance(&mut self, now: Time) {
+        self.lapic.advance(now.guest);
+        for (uart, input) in self.uarts.iter_mut().zip(&mut self.input) {
+            let room = uart.room().min(input.len());
+            if room > 0 {
+                let bytes: Vec<u8> = input.drain(..room).collect();
+                uart.receive(&bytes);
+            }
+        }
+        self.update_lines();
+    }
+
+    fn update_lines(&mut self) {
+        for (index, serial) in SERIAL_PORTS.iter().enumerate() {
+            let level = self.uarts[index].irq_level();
+            if let Some(message) = self.ioapic.set_line(serial.gsi.into(), level) {
+                self.deliver(&message);
+            }
+        }
+    }
+
+    /// The guest's TSC jumped by `delta`; the clock goes on as if nothing had happened.
+    pub(crate) fn shift_clock(&mut self, delta: u64) {
+        self.clock_zero = self.clock_zero.wrapping_add(delta);
+        self.clock = PvClock::new(self.tsc_hz, self.clock_zero, self.clock_unix_ns, true);
+    }
+
+    /// Queues input for a serial port; returns how many bytes were taken.
+    pub(crate) fn queue_input(&mut self, port: usize, bytes: &[u8]) -> usize {
+        let Some(input) = self.input.get_mut(port) else { return 0 };
+        let taken = bytes.len().min(INPUT_MAX.saturating_sub(input.len()));
+        input.extend(&bytes[..taken]);
+        taken
+    }
+
+    /// Takes what the guest sent to a serial port.
+    pub(crate) fn take_output(&mut self, port: usize) -> Vec<u8> {
+        self.uarts.get_mut(port).map(|uart| uart.take_output().collect()).unwrap_or_default()
+    }
+
+    /// Takes what the guest sent to the debug consoles.
+    pub(crate) fn take_debug_output(&mut self) -> Vec<u8> {
+        core::mem::take(&mut self.debug_output)
+    }
+
+    pub(crate) fn has_nmi(&self) -> bool {
+        self.is_nmi_pending
+    }
+
+    pub(crate) fn take_nmi(&mut self) {
+        self.is_nmi_pending = false;
+    }
+
+    pub(crate) fn take_request(&mut self) -> Option<Request> {
+        self.request.take()
+    }
+
+    fn write_control_a(&mut self, value: u8) -> Option<Request> {
+        let does_rise = value & !self.control_a & CONTROL_RESET != 0;
+        self.control_a = value & (CONTROL_RESET | CONTROL_A20);
+        does_rise.then_some(Request::Reset)
+    }
+
+    fn take_debug_event(&mut self, event: Option<DebugEvent>) {
+        match event {
+            Some(DebugEvent::Console(byte) | DebugEvent::Firmware(byte)) => self.debug_output.push(byte),
+            Some(DebugEvent::Request(request)) => self.request = self.request.or(Some(request)),
+            Some(DebugEvent::Post(_)) | None => {}
+        }
+    }
+}
+
+/// The ports of an access that belong to the device at its first port, in order.
+fn owned(ports: &Bus<PortDevice>, device: PortDevice, port: u16, size: u8) -> impl Iterator<Item = u16> + use<> {
+    let count = (0..size.min(4))
+        .take_while(|index| {
+            let next = u64::from(port) + u64::from(*index);
+            ports.find(next).is_some_and(|(other, _)| other == device)
+        })
+        .count();
+    (0..count).map(move |index| port.wrapping_add(index as u16))
+}
+
+fn port_map() -> Bus<PortDevice> {
+    let mut ranges = alloc::vec![
+        (rtc::INDEX_PORT, 2, PortDevice::Rtc),
+        (debug::EXIT_PORT, debug::EXIT_PORTS, PortDevice::Debug),
+        (acpi_pm::PM_TIMER_PORT, acpi_pm::PM_TIMER_PORTS, PortDevice::AcpiPm),
+    ];
+    let singles = [
+        (i8042::DATA_PORT, PortDevice::I8042),
+        (i8042::COMMAND_PORT, PortDevice::I8042),
+        (debug::POST_PORT, PortDevice::Debug),
+        (debug::CONSOLE_PORT, PortDevice::Debug),
+        (debug::FIRMWARE_PORT, PortDevice::Debug),
+        (acpi_pm::SLEEP_PORT, PortDevice::AcpiPm),
+        (acpi_pm::RESET_CONTROL_PORT, PortDevice::AcpiPm),
+        (CONTROL_PORT_A, PortDevice::ControlA),
+    ];
+    ranges.extend(singles.map(|(port, device)| (port, 1, device)));
+    for (index, serial) in SERIAL_PORTS.iter().enumerate() {
+        ranges.push((serial.port, uart16550::PORTS.into(), PortDevice::Uart(index)));
+    }
+    let mut ports = Bus::new();
+    for (port, count, device) in ranges {
+        let inserted = ports.insert(port.into()..u64::from(port) + u64::from(count), device);
+        debug_assert!(inserted.is_ok(), "the board's devices do not overlap");
+    }
+    ports
+}
+
+#[cfg(test)]
+#[path = "board_tests.rs"]
+mod tests;

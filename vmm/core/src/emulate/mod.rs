@@ -1,0 +1,132 @@
+//! Instructions that the hardware leaves to us: those that reach device memory, and string I/O.
+//!
+//! [`decode`] fetches and decodes, [`execute`](self) works on operands by [`operand`] and [`string`], and memory is
+//! reached through [`access`] by [`walk`]. Every step may end in a [`Fault`] for the guest, with nothing done but the
+//! completed iterations of a string instruction, as on a CPU.
+
+mod access;
+mod alu;
+mod decode;
+mod operand;
+mod string;
+mod walk;
+
+pub use decode::{Bytes, decode_exiting, verify_length};
+pub use operand::gpr_operand;
+pub use walk::{Access, Paging};
+
+use alloc::format;
+use iced_x86::{Instruction, Mnemonic};
+use vdev::guest_mem::GuestMemory;
+
+use crate::fault::Trouble;
+use crate::vcpu::{MODE, Vcpu, complete_instruction};
+use access::LinearSpace;
+use alu::Operation;
+use operand::Operands;
+
+/// What answers where there is no RAM.
+pub trait Devices {
+    /// Reads `size` bytes (1 to 8) at a guest-physical address.
+    fn read_memory(&mut self, address: u64, size: u8) -> u64;
+    /// Writes the low `size` bytes (1 to 8) of `value` to a guest-physical address.
+    fn write_memory(&mut self, address: u64, size: u8, value: u64);
+    /// Reads 1, 2 or 4 bytes from a port.
+    fn read_port(&mut self, port: u16, size: u8) -> u32;
+    /// Writes 1, 2 or 4 bytes to a port.
+    fn write_port(&mut self, port: u16, size: u8, value: u32);
+}
+
+/// Executes the instruction that the vCPU is on. `known` are bytes of it that are known already.
+///
+/// A string instruction with REP does a bounded number of iterations and leaves the rest to the next exit.
+///
+/// # Errors
+/// The fault that it raises, or that this kind of instruction is not supported on device memory.
+pub fn emulate<M: GuestMemory>(
+    vcpu: &mut impl Vcpu,
+    memory: &mut M,
+    devices: &mut impl Devices,
+    known: Bytes,
+) -> Result<(), Trouble> {
+    let instruction = decode::decode(vcpu, memory, known)?;
+    let paging = Paging::of(vcpu.state(MODE));
+    let mut space = LinearSpace { memory, devices, paging };
+    let is_complete = if string::is_string(instruction.mnemonic()) {
+        string::execute(vcpu, &mut space, &instruction)?
+    } else {
+        execute(vcpu, &mut space, &instruction)?;
+        true
+    };
+    if is_complete {
+        complete_instruction(vcpu, instruction.len() as u8);
+    }
+    Ok(())
+}
+
+fn execute<M: GuestMemory, D: Devices>(
+    vcpu: &mut impl Vcpu,
+    space: &mut LinearSpace<'_, M, D>,
+    instruction: &Instruction,
+) -> Result<(), Trouble> {
+    let mut operands = Operands::new(vcpu, space, instruction)?;
+    match instruction.mnemonic() {
+        Mnemonic::Mov | Mnemonic::Movzx | Mnemonic::Movnti => {
+            let value = operands.read(1)?;
+            operands.write(0, value)?;
+        }
+        Mnemonic::Movsx | Mnemonic::Movsxd => {
+            let value = operands.read(1)?;
+            operands.write(0, alu::sign_extend(value, operands.size(1)))?;
+        }
+        Mnemonic::Xchg => {
+            let (first, second) = (operands.read(0)?, operands.read(1)?);
+            // The memory operand, which may fault, goes first.
+            let memory = usize::from(operands.is_memory(1));
+            let values = [second, first];
+            operands.write(memory, values[memory])?;
+            operands.write(1 - memory, values[1 - memory])?;
+        }
+        Mnemonic::Not => {
+            let value = operands.read(0)?;
+            operands.write(0, !value)?;
+        }
+        mnemonic => match operation(mnemonic) {
+            Some((operation, writes)) => operands.apply(operation, writes)?,
+            None => return Err(unsupported(vcpu, instruction)),
+        },
+    }
+    Ok(())
+}
+
+/// The arithmetic of an instruction, and whether it writes its destination.
+fn operation(mnemonic: Mnemonic) -> Option<(Operation, bool)> {
+    Some(match mnemonic {
+        Mnemonic::Add => (Operation::Add, true),
+        Mnemonic::Adc => (Operation::AddWithCarry, true),
+        Mnemonic::Sub => (Operation::Subtract, true),
+        Mnemonic::Sbb => (Operation::SubtractWithBorrow, true),
+        Mnemonic::And => (Operation::And, true),
+        Mnemonic::Or => (Operation::Or, true),
+        Mnemonic::Xor => (Operation::Xor, true),
+        Mnemonic::Cmp => (Operation::Subtract, false),
+        Mnemonic::Test => (Operation::And, false),
+        Mnemonic::Bt => (Operation::BitTest, false),
+        Mnemonic::Bts => (Operation::BitSet, true),
+        Mnemonic::Btr => (Operation::BitReset, true),
+        Mnemonic::Btc => (Operation::BitComplement, true),
+        Mnemonic::Inc => (Operation::Increment, true),
+        Mnemonic::Dec => (Operation::Decrement, true),
+        Mnemonic::Neg => (Operation::Negate, true),
+        _ => return None,
+    })
+}
+
+fn unsupported(vcpu: &mut impl Vcpu, instruction: &Instruction) -> Trouble {
+    let rip = vcpu.page().rip;
+    let mnemonic = instruction.mnemonic();
+    Trouble::Unsupported(format!("{mnemonic:?} at {rip:#x} works on memory where there is no RAM"))
+}
+
+#[cfg(test)]
+mod tests;

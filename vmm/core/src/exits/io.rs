@@ -1,0 +1,88 @@
+//! Ports and device memory.
+
+use alloc::format;
+use hypercall_abi::exit::{ExitKind, NestedFault, PortIo};
+use hypercall_abi::vcpu::gpr;
+use vdev::guest_mem::GuestMemory;
+
+use super::{Exit, Handled};
+use crate::board::{Board, Time};
+use crate::emulate::{Bytes, Devices, emulate};
+use crate::fault::{Fault, Trouble};
+use crate::vcpu::{Vcpu, complete_instruction};
+
+/// The board at one moment.
+struct BoardNow<'a> {
+    board: &'a mut Board,
+    now: Time,
+}
+
+impl Devices for BoardNow<'_> {
+    fn read_memory(&mut self, address: u64, size: u8) -> u64 {
+        self.board.read_memory(address, size, self.now)
+    }
+
+    fn write_memory(&mut self, address: u64, size: u8, value: u64) {
+        self.board.write_memory(address, size, value, self.now);
+    }
+
+    fn read_port(&mut self, port: u16, size: u8) -> u32 {
+        self.board.read_port(port, size, self.now)
+    }
+
+    fn write_port(&mut self, port: u16, size: u8, value: u32) {
+        self.board.write_port(port, size, value, self.now);
+    }
+}
+
+impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
+    pub(super) fn port_io(&mut self) -> Result<Handled, Trouble> {
+        let PortIo { port, size, is_in, is_string, .. } = PortIo::decode(self.vcpu.page().exit_info[0]);
+        if is_string {
+            // Segment and address size are in the instruction, and in no vendor's exit information.
+            return self.emulate(Bytes::default());
+        }
+        let length = self.length(ExitKind::PortIo)?;
+        let rax = self.vcpu.page().gpr[gpr::RAX];
+        if is_in {
+            let value = u64::from(self.board.read_port(port, size, self.now));
+            self.vcpu.page().gpr[gpr::RAX] = match size {
+                1 => rax & !0xff | value & 0xff,
+                2 => rax & !0xffff | value & 0xffff,
+                _ => value,
+            };
+        } else {
+            self.board.write_port(port, size, rax as u32, self.now);
+        }
+        complete_instruction(self.vcpu, length);
+        Ok(Handled::Resume)
+    }
+
+    pub(super) fn nested_fault(&mut self) -> Result<Handled, Trouble> {
+        let [address, cause, _, count, low, high, ..] = self.vcpu.page().exit_info;
+        let cause = NestedFault::from_bits_retain(cause);
+        let inject = self.vcpu.page().inject;
+        if inject.is_valid() {
+            let vector = inject.vector();
+            return Err(self.unsupported(&format!(
+                "delivery of vector {vector} reached {address:#x}, where there is no RAM,"
+            )));
+        }
+        if self.layout.is_ram(address) {
+            return Err(self.unsupported(&format!("the host refused access to the guest's RAM {address:#x}")));
+        }
+        if cause.contains(NestedFault::EXECUTE) && !cause.contains(NestedFault::PAGE_WALK) {
+            // What the CPU would fetch there are ones, which are no instruction.
+            let rip = self.vcpu.page().rip;
+            self.log.add(self.now.host, || format!("the guest executes {address:#x}, where there is no RAM, at {rip:#x}"));
+            return Err(Fault::UNDEFINED.into());
+        }
+        self.emulate(Bytes::from_exit(count, [low, high]))
+    }
+
+    fn emulate(&mut self, known: Bytes) -> Result<Handled, Trouble> {
+        let mut devices = BoardNow { board: self.board, now: self.now };
+        emulate(self.vcpu, self.memory, &mut devices, known)?;
+        Ok(Handled::Resume)
+    }
+}

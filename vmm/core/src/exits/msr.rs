@@ -1,0 +1,85 @@
+//! RDMSR and WRMSR: who answers for which MSR.
+
+use alloc::format;
+use hypercall_abi::exit::ExitKind;
+use hypercall_abi::vcpu::{Groups, gpr};
+use vdev::guest_mem::GuestMemory;
+use vdev::lapic::Lapic;
+use vdev::pvclock::VcpuClock;
+
+use super::{Exit, Handled};
+use crate::fault::{Fault, Trouble};
+use crate::msr;
+use crate::vcpu::{Vcpu, complete_instruction, read_edx_eax, write_edx_eax};
+
+/// IA32_APIC_BASE: x2APIC mode.
+const APIC_BASE_X2APIC: u64 = 1 << 10;
+
+impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
+    pub(super) fn msr_read(&mut self) -> Result<Handled, Trouble> {
+        let length = self.length(ExitKind::MsrRead)?;
+        let index = self.vcpu.page().gpr[gpr::RCX] as u32;
+        let Some(value) = self.read_msr(index) else {
+            let rip = self.vcpu.page().rip;
+            self.log.add(self.now.host, || format!("the guest reads MSR {index:#x}, which it does not have, at {rip:#x}"));
+            return Err(Fault::PROTECTION.into());
+        };
+        write_edx_eax(self.vcpu.page(), value);
+        complete_instruction(self.vcpu, length);
+        Ok(Handled::Resume)
+    }
+
+    pub(super) fn msr_write(&mut self) -> Result<Handled, Trouble> {
+        let length = self.length(ExitKind::MsrWrite)?;
+        let page = self.vcpu.page();
+        let (index, value) = (page.gpr[gpr::RCX] as u32, read_edx_eax(page));
+        if self.write_msr(index, value).is_none() {
+            let rip = self.vcpu.page().rip;
+            self.log.add(self.now.host, || format!("the guest's write of {value:#x} to MSR {index:#x} faults at {rip:#x}"));
+            return Err(Fault::PROTECTION.into());
+        }
+        complete_instruction(self.vcpu, length);
+        Ok(Handled::Resume)
+    }
+
+    fn read_msr(&mut self, index: u32) -> Option<u64> {
+        match index {
+            msr::TSC => Some(self.now.guest),
+            msr::TSC_ADJUST => Some(self.msrs.tsc_adjust),
+            _ if Lapic::owns_msr(index) => self.board.lapic.msr_read(index, self.now.guest),
+            _ if VcpuClock::owns_msr(index) => self.board.vcpu_clock.msr_read(index),
+            _ => self.msrs.read(index, self.vcpu, self.cpu),
+        }
+    }
+
+    fn write_msr(&mut self, index: u32, value: u64) -> Option<()> {
+        match index {
+            msr::TSC => self.shift_tsc(value.wrapping_sub(self.now.guest)),
+            msr::TSC_ADJUST => self.shift_tsc(value.wrapping_sub(self.msrs.tsc_adjust)),
+            _ if Lapic::owns_msr(index) => {
+                let has_x2apic = self.cpu.features().has("x2apic");
+                if index == vdev::lapic::IA32_APIC_BASE && value & APIC_BASE_X2APIC != 0 && !has_x2apic {
+                    return None;
+                }
+                let effect = self.board.lapic.msr_write(index, value, self.now.guest)?;
+                self.board.apply(effect);
+            }
+            _ if VcpuClock::owns_msr(index) => {
+                return self.board.vcpu_clock.msr_write(index, value, &self.board.clock, self.memory);
+            }
+            _ => return self.msrs.write(index, value, self.vcpu, self.cpu),
+        }
+        Some(())
+    }
+
+    /// The guest's TSC jumps by `delta`, IA32_TSC_ADJUST with it (SDM 3B 18.17.3), and the clock that is told by it.
+    fn shift_tsc(&mut self, delta: u64) {
+        self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(delta);
+        let page = self.vcpu.state(Groups::TSC_OFFSET);
+        page.tsc_offset = page.tsc_offset.wrapping_add(delta);
+        page.dirty |= Groups::TSC_OFFSET.bits();
+        self.now.guest = self.now.guest.wrapping_add(delta);
+        self.board.shift_clock(delta);
+        self.board.vcpu_clock.refresh(&self.board.clock, self.memory);
+    }
+}

@@ -1,0 +1,264 @@
+//! A virtual machine with one CPU on the board `reduced`.
+//!
+//! The run loop of a monitor is: [`Machine::prepare_entry`], run the vCPU, [`Machine::handle_exit`], take output, again.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use hypercall_abi::vcpu::{
+    ACTIVITY_ACTIVE, ACTIVITY_HALTED, Event, Groups, Interruptibility, RunFlags, VcpuPage,
+};
+use vdev::Request;
+use vdev::guest_mem::GuestMemory;
+use vmm_protocol::manifest::VmConfig;
+use vmm_protocol::outcome::Outcome;
+
+use crate::board::{Board, BoardSetup, Time};
+use crate::cpuid::GuestCpu;
+use crate::exits::{Exit, Handled};
+use crate::facts::{HostCpuid, HostFacts};
+use crate::image::BootImages;
+use crate::layout::Layout;
+use crate::loader::{self, BootProtocol, BootRequest, LoadError};
+use crate::log::Log;
+use crate::msr::Msrs;
+use crate::vcpu::{RFLAGS_IF, Vcpu};
+
+/// What the monitor does after an exit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Runs the guest.
+    Run,
+    /// The guest reset its machine: [`Machine::reset`], or the end of the VM, as its manifest says.
+    Reset,
+    /// The VM ended.
+    End(Outcome),
+}
+
+/// The host under a machine.
+#[derive(Clone, Copy)]
+pub struct Host<'a> {
+    /// Its CPUID instruction.
+    pub cpuid: &'a dyn HostCpuid,
+    /// What the kernel said about it.
+    pub facts: HostFacts,
+    /// Unix time in nanoseconds at the moment of the call; 0 if nobody knows.
+    pub unix_ns: u64,
+}
+
+/// A virtual machine, without its memory and its vCPU.
+pub struct Machine {
+    layout: Layout,
+    command_line: String,
+    facts: HostFacts,
+    cpu: GuestCpu,
+    msrs: Msrs,
+    board: Board,
+    log: Log,
+    protocol: BootProtocol,
+}
+
+impl Machine {
+    /// The guest-physical map for this configuration: what memory the monitor has to provide.
+    pub fn layout(config: &VmConfig) -> Layout {
+        Layout::new(u64::from(config.memory_mib) << 20)
+    }
+
+    /// Loads the guest into `memory` and `vcpu`, whose TSC becomes 0 at host TSC `now`.
+    ///
+    /// # Errors
+    /// The guest cannot be started; the text of the error is for the user.
+    pub fn boot(
+        config: &VmConfig,
+        images: &BootImages<'_>,
+        host: &Host<'_>,
+        memory: &mut impl GuestMemory,
+        vcpu: &mut impl Vcpu,
+        now: u64,
+    ) -> Result<Machine, LoadError> {
+        let cpu = GuestCpu::new(host.cpuid, &host.facts, &config.hide_features)
+            .map_err(|error| LoadError::UnknownFeature { name: error.0 })?;
+        let layout = Self::layout(config);
+        let board = new_board(layout, &cpu, &host.facts, host.unix_ns, now);
+        let mut machine = Machine {
+            layout,
+            command_line: config.cmdline.clone(),
+            facts: host.facts,
+            cpu,
+            msrs: Msrs::default(),
+            board,
+            log: Log::new(host.facts.tsc_hz),
+            protocol: BootProtocol::Linux,
+        };
+        machine.load(images, memory, vcpu, now)?;
+        Ok(machine)
+    }
+
+    /// Starts the guest again from its kernel, as after power-on; output that was not taken is lost.
+    ///
+    /// # Errors
+    /// As [`Self::boot`].
+    pub fn reset(
+        &mut self,
+        images: &BootImages<'_>,
+        memory: &mut impl GuestMemory,
+        vcpu: &mut impl Vcpu,
+        now: u64,
+    ) -> Result<(), LoadError> {
+        let unix_ns = self.board.clock.unix_nanoseconds(time(vcpu, now).guest);
+        self.board = new_board(self.layout, &self.cpu, &self.facts, unix_ns, now);
+        self.msrs = Msrs::default();
+        self.load(images, memory, vcpu, now)
+    }
+
+    fn load(
+        &mut self,
+        images: &BootImages<'_>,
+        memory: &mut impl GuestMemory,
+        vcpu: &mut impl Vcpu,
+        now: u64,
+    ) -> Result<(), LoadError> {
+        let request = BootRequest { images: *images, command_line: &self.command_line, layout: self.layout };
+        let page = vcpu.page();
+        self.protocol = loader::load(&request, memory, page)?;
+        page.tsc_offset = 0u64.wrapping_sub(now);
+        Ok(())
+    }
+
+    /// How the guest's kernel was booted.
+    pub fn protocol(&self) -> BootProtocol {
+        self.protocol
+    }
+
+    /// Writes into the page what the next run needs: the event to inject, whether to stop when one could be, whether
+    /// HLT may block in the kernel, and the deadline. `now` is the host's TSC.
+    pub fn prepare_entry(&mut self, vcpu: &mut impl Vcpu, now: u64) {
+        let time = time(vcpu, now);
+        self.board.advance(time);
+        let page = vcpu.page();
+        let mut flags = self.choose_event(page);
+        page.deadline = match self.board.lapic.next_event(time.guest) {
+            Some(event) => now.saturating_add(event.saturating_sub(time.guest)),
+            None => u64::MAX,
+        };
+        // A guest that halts with interrupts off is stuck. With a deadline it is found then; without one its HLT must
+        // come here.
+        if page.deadline != u64::MAX {
+            flags |= RunFlags::HLT_BLOCKS;
+        }
+        page.run_flags = flags.bits();
+    }
+
+    /// Injects the most urgent event if the guest can take it; else says which window to wait for.
+    fn choose_event(&mut self, page: &mut VcpuPage) -> RunFlags {
+        let mut flags = RunFlags::empty();
+        let shadow = Interruptibility::from_bits_retain(page.interruptibility);
+        let is_shadowed = shadow.intersects(Interruptibility::STI | Interruptibility::MOV_SS);
+        // An event that is in the page is an exception of the last instruction, or one whose delivery was interrupted:
+        // it goes first.
+        let mut is_free = !page.inject.is_valid();
+        if self.board.has_nmi() {
+            if is_free && !is_shadowed && !shadow.contains(Interruptibility::NMI) {
+                self.board.take_nmi();
+                inject(page, Event::nmi());
+                is_free = false;
+            } else {
+                flags |= RunFlags::NMI_WINDOW;
+            }
+        }
+        if let Some(vector) = self.board.lapic.pending() {
+            if is_free && !is_shadowed && page.rflags & RFLAGS_IF != 0 {
+                self.board.lapic.acknowledge(vector);
+                inject(page, Event::interrupt(vector));
+            } else {
+                flags |= RunFlags::INTERRUPT_WINDOW;
+            }
+            // A higher vector may wait behind the one just taken.
+            if self.board.lapic.pending().is_some() {
+                flags |= RunFlags::INTERRUPT_WINDOW;
+            }
+        }
+        flags
+    }
+
+    /// Handles the exit that the page describes. `now` is the host's TSC.
+    pub fn handle_exit<V: Vcpu, M: GuestMemory>(
+        &mut self,
+        vcpu: &mut V,
+        memory: &mut M,
+        now: u64,
+    ) -> Action {
+        let now = time(vcpu, now);
+        let handled = Exit {
+            vcpu,
+            memory,
+            board: &mut self.board,
+            msrs: &mut self.msrs,
+            cpu: &self.cpu,
+            layout: self.layout,
+            log: &mut self.log,
+            now,
+        }
+        .handle();
+        match (handled, self.board.take_request()) {
+            (Handled::End(outcome), _) => Action::End(outcome),
+            (Handled::Resume, Some(Request::PowerOff)) => Action::End(Outcome::PoweredOff),
+            (Handled::Resume, Some(Request::Exit(code))) => Action::End(Outcome::ExitCode(code)),
+            (Handled::Resume, Some(Request::Reset)) => Action::Reset,
+            (Handled::Resume, None) if self.is_stuck(vcpu.page()) => {
+                Action::End(Outcome::Stuck { rip: vcpu.page().rip })
+            }
+            (Handled::Resume, None) => Action::Run,
+        }
+    }
+
+    /// Halted with interrupts off: only an NMI could wake the guest, and nothing sends it one.
+    fn is_stuck(&self, page: &VcpuPage) -> bool {
+        page.activity == ACTIVITY_HALTED
+            && page.rflags & RFLAGS_IF == 0
+            && !page.inject.is_valid()
+            && !self.board.has_nmi()
+    }
+
+    /// Takes what the guest sent to a serial port (0 to 3: ttyS0 to ttyS3).
+    pub fn take_output(&mut self, port: usize) -> Vec<u8> {
+        self.board.take_output(port)
+    }
+
+    /// Takes what the guest sent to the debug consoles (ports 0xe9 and 0x402).
+    pub fn take_debug_output(&mut self) -> Vec<u8> {
+        self.board.take_debug_output()
+    }
+
+    /// Takes lines for the VMM's log about what the guest did.
+    pub fn take_log(&mut self) -> Vec<String> {
+        self.log.take()
+    }
+
+    /// Queues input for a serial port; the guest gets it from the next [`Self::prepare_entry`] on, as fast as it reads.
+    /// Returns how many bytes were taken: fewer if the guest has not read what it got before.
+    pub fn input(&mut self, port: usize, bytes: &[u8]) -> usize {
+        self.board.queue_input(port, bytes)
+    }
+}
+
+fn new_board(layout: Layout, cpu: &GuestCpu, facts: &HostFacts, unix_ns: u64, now: u64) -> Board {
+    Board::new(&BoardSetup {
+        layout,
+        crystal_hz: cpu.crystal_hz(),
+        tsc_hz: facts.tsc_hz,
+        unix_ns,
+        now: Time { host: now, guest: 0 },
+    })
+}
+
+/// The moment `now` of the host's TSC on both clocks.
+fn time(vcpu: &mut impl Vcpu, now: u64) -> Time {
+    Time { host: now, guest: now.wrapping_add(vcpu.page().tsc_offset) }
+}
+
+/// Puts an event into the page, which also ends a halt.
+fn inject(page: &mut VcpuPage, event: Event) {
+    page.inject = event;
+    page.activity = ACTIVITY_ACTIVE;
+    page.dirty |= (Groups::INJECT | Groups::RIP).bits();
+}

@@ -1,0 +1,79 @@
+//! The rings to and from the console server.
+
+use crate::output::STREAMS;
+use alloc::boxed::Box;
+use usys::abi::Selector;
+use usys::cap::{Cap, Ntfn};
+use usys::lock::Mutex;
+use usys::process::{self, ProcessInfo};
+use usys::ring::{Consumer, Producer};
+use usys::cpu;
+use vmm_protocol::link::Stream;
+use vmm_protocol::process::{INPUT, OUTPUT, monitor};
+
+/// How long the console server may make no room before output is given up, in ms: it, or the line, is dead.
+const PATIENCE_MS: u64 = 2000;
+
+/// The VM's connection to the console server.
+#[derive(Debug)]
+pub struct Channel {
+    index: u8,
+    tsc_hz: u64,
+    producer: &'static Mutex<Producer>,
+    consumer: Consumer,
+    doorbell: Cap<Ntfn>,
+    /// The last record was given up: until there is room again, nothing is waited for.
+    is_dead: bool,
+}
+
+impl Channel {
+    /// Connects, and sends this process's log there.
+    pub fn new(info: &'static ProcessInfo, index: u8) -> Result<Self, &'static str> {
+        let window = |name: &str| info.window(name).ok_or("a ring is missing");
+        let producer = Producer::attach(window(OUTPUT)?).map_err(|_| "a ring is too small")?;
+        let consumer = Consumer::attach(window(INPUT)?).map_err(|_| "a ring is too small")?;
+        let producer: &'static Mutex<Producer> = Box::leak(Box::new(Mutex::new(producer)));
+        let doorbell = Cap::new(Selector(monitor::CONSOLE));
+        usys::logger::to_ring(producer, doorbell, Stream::Log as u8, index);
+        Ok(Channel { index, tsc_hz: info.header.tsc_hz, producer, consumer, doorbell, is_dead: false })
+    }
+
+    /// Sends a record, waiting while the console server makes room. The guest stands still meanwhile, as with a slow line.
+    pub fn send(&mut self, stream: Stream, bytes: &[u8]) {
+        while !self.push(stream, bytes) {
+            let consumed = self.producer.lock().consumed();
+            if self.is_dead {
+                return;
+            }
+            let deadline = cpu::deadline_in(PATIENCE_MS, self.tsc_hz);
+            // The bit is for input too; nothing is lost, since input is looked at after every exit.
+            let raised = process::events().wait(deadline).unwrap_or(0);
+            self.is_dead = raised == 0 && self.producer.lock().consumed() == consumed;
+        }
+        self.is_dead = false;
+        // A console server that is gone is the root task's matter.
+        let _ = self.doorbell.signal();
+    }
+
+    fn push(&self, stream: Stream, bytes: &[u8]) -> bool {
+        self.producer.lock().push(stream as u8, self.index, bytes)
+    }
+
+    /// Takes input, each piece with the number of its serial port, until `take` returns `false` (it has no room) or there is
+    /// no more.
+    pub fn receive(&mut self, mut take: impl FnMut(usize, &[u8]) -> bool) {
+        let mut took = false;
+        while let Some(record) = self.consumer.peek() {
+            let port = STREAMS.iter().position(|&stream| stream as u8 == record.stream);
+            if let Some(port) = port
+                && !take(port, record.bytes())
+            {
+                break;
+            }
+            took = self.consumer.pop().is_some();
+        }
+        if took && self.consumer.take_starved() {
+            let _ = self.doorbell.signal();
+        }
+    }
+}

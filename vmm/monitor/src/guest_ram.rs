@@ -1,0 +1,97 @@
+//! The guest's memory: in the VMM's address space, and in the guest's.
+
+use usys::abi::cap::MapFlags;
+use usys::abi::{PAGE_SIZE, Rights};
+use usys::cap::{Cap, GuestSpace, Memory, Narrow};
+use usys::{Window, memory, selector};
+use vdev::guest_mem::{GuestMemory, OutOfRange};
+use vmm_core::layout::Layout;
+
+/// A VM's memory by guest-physical address. The ranges of RAM lie one behind the other in the window.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestRam {
+    window: Window,
+    layout: Layout,
+}
+
+impl GuestRam {
+    /// Guest memory of this layout in `window`, which is as long as all RAM.
+    pub const fn new(window: Window, layout: Layout) -> Self {
+        GuestRam { window, layout }
+    }
+
+    /// Maps the memory into this process and into the guest's space.
+    pub fn map(source: Cap<Memory>, space: Cap<GuestSpace>, layout: Layout) -> usys::Result<Self> {
+        let mut offset = 0;
+        for range in layout.ram() {
+            let pages = (range.end - range.start) / PAGE_SIZE;
+            // Each range needs a capability: below and above 4 GiB, address and offset differ by different amounts.
+            let rights = Rights::READ | Rights::WRITE | Rights::EXECUTE;
+            let part = source.derive(selector::allocate()?, Narrow::rights(rights).range(offset, pages))?;
+            part.map(space, range.start, 0, pages, MapFlags::READ | MapFlags::WRITE | MapFlags::EXECUTE)?;
+            offset += pages;
+        }
+        let own = source.derive(selector::allocate()?, Narrow::rights(Rights::READ | Rights::WRITE))?;
+        Ok(GuestRam { window: memory::map_guest_memory(own, offset)?, layout })
+    }
+
+    /// Where in the window `len` bytes from `gpa` are, if all of them are RAM.
+    fn offset(&self, gpa: u64, len: usize) -> Result<usize, OutOfRange> {
+        let mut before = 0;
+        for range in self.layout.ram() {
+            if (range.start..=range.end).contains(&gpa) && len as u64 <= range.end - gpa {
+                return Ok((before + gpa - range.start) as usize);
+            }
+            before += range.end - range.start;
+        }
+        Err(OutOfRange { gpa, len })
+    }
+}
+
+impl GuestMemory for GuestRam {
+    fn read(&self, gpa: u64, into: &mut [u8]) -> Result<(), OutOfRange> {
+        let len = into.len();
+        self.window.read(self.offset(gpa, len)?, into).map_err(|_| OutOfRange { gpa, len })
+    }
+
+    fn write(&mut self, gpa: u64, from: &[u8]) -> Result<(), OutOfRange> {
+        let len = from.len();
+        self.window.write(self.offset(gpa, len)?, from).map_err(|_| OutOfRange { gpa, len })
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.layout.memory_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ram(bytes: u64) -> GuestRam {
+        GuestRam::new(Window::leak(bytes as usize), Layout::new(bytes))
+    }
+
+    #[test]
+    fn an_access_is_all_in_memory_or_nothing() {
+        let mut ram = ram(1 << 20);
+        assert_eq!(ram.write_u64((1 << 20) - 8, 7), Ok(()));
+        assert_eq!(ram.read_u64((1 << 20) - 8), Ok(7));
+        assert_eq!(ram.write_u64((1 << 20) - 4, 9), Err(OutOfRange { gpa: (1 << 20) - 4, len: 8 }));
+        assert_eq!(ram.read_u64((1 << 20) - 8), Ok(7));
+        assert!(ram.read_u8(0xfee0_0000).is_err());
+        assert!(ram.read(u64::MAX, &mut [0; 2]).is_err());
+        assert!(ram.read(1 << 20, &mut []).is_ok());
+    }
+
+    #[test]
+    fn memory_above_the_devices_follows_that_below_in_the_window() {
+        // Only addresses are looked at, so that no gigabytes are needed.
+        let ram = GuestRam::new(Window::leak(8), Layout::new(5 << 30));
+        assert_eq!(ram.offset(0xbfff_ffff, 1), Ok(0xbfff_ffff));
+        assert!(ram.offset(0xbfff_ffff, 2).is_err());
+        assert_eq!(ram.offset(1 << 32, 8), Ok(0xc000_0000));
+        assert_eq!(ram.offset((1 << 32) + (2 << 30) - 1, 1), Ok((5 << 30) - 1));
+        assert!(ram.offset((1 << 32) + (2 << 30), 1).is_err());
+    }
+}

@@ -1,0 +1,8 @@
+//! The VMM's executable.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+usys::program!(monitor::main);
+
+#[cfg(not(target_os = "none"))]
+fn main() {}

@@ -1,0 +1,15 @@
+//! What the host tool, the root task and the VMM processes say to each other.
+//!
+//! - [`manifest`]: which VMs to start and from what; TOML on the host, postcard in the boot image.
+//! - [`link`]: frames on the serial line between the console server and `cargo nacre`.
+//! - [`outcome`]: how a VM ended.
+//! - [`process`]: what the root task and the processes it starts say to each other.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod link;
+pub mod manifest;
+pub mod outcome;
+pub mod process;

@@ -1,0 +1,283 @@
+//! Which VMs to start and from what.
+//!
+//! The host tool reads TOML, checks it, and puts the postcard form into the boot image as the module [`MODULE`].
+
+use crate::process::MAX_VMS;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use serde::{Deserialize, Serialize};
+
+/// Name of the boot module that holds the manifest.
+pub const MODULE: &str = "manifest";
+/// Name of the boot module with the VMM's executable.
+pub const MONITOR_MODULE: &str = "monitor";
+/// Name of the boot module with the console server's executable.
+pub const CONSOLE_MODULE: &str = "console";
+/// Name of the boot module with the root task's executable: always the first module.
+pub const ROOT_MODULE: &str = "root";
+
+/// The whole system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// How the console server uses the serial line.
+    #[serde(default)]
+    pub console: ConsoleMode,
+    /// What the root task does when every VM has ended.
+    #[serde(default)]
+    pub when_done: WhenDone,
+    /// The VMs; at least one, names distinct.
+    #[serde(rename = "vm")]
+    pub vms: Vec<VmConfig>,
+}
+
+/// How the console server uses COM1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleMode {
+    /// Text for a person at the other end: with one VM its console as it is, with several each line behind the VM's name.
+    #[default]
+    Plain,
+    /// Frames of [`crate::link`], for `cargo nacre`.
+    Framed,
+}
+
+/// What to do when every VM has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenDone {
+    /// Power the machine off (on test machines, end the emulator).
+    #[default]
+    Poweroff,
+    /// Stay.
+    Halt,
+}
+
+/// One VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// Its name: 1 to 15 letters, digits, `-`, `_`.
+    pub name: String,
+    /// Boot module with the kernel: bzImage, PVH ELF or Multiboot1 ELF32.
+    pub kernel: String,
+    /// Boot modules that make up the initrd, concatenated (each padded to 4 bytes); for Multiboot, the modules.
+    #[serde(default)]
+    pub initrd: Vec<String>,
+    /// Kernel command line.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Guest memory in MiB (1 to 1 048 576).
+    pub memory_mib: u32,
+    /// Host CPU of its vCPU.
+    #[serde(default)]
+    pub cpu: u16,
+    /// Scheduling priority (1 to 30); the console server has 31.
+    #[serde(default = "default_priority")]
+    pub priority: u8,
+    /// What a reset by the guest does.
+    #[serde(default)]
+    pub on_reset: OnReset,
+    /// What a crash of the VMM does.
+    #[serde(default)]
+    pub on_crash: OnCrash,
+    /// CPU features to hide, by their name in Linux's /proc/cpuinfo (`avx2`, `x2apic`, …).
+    #[serde(default)]
+    pub hide_features: Vec<String>,
+}
+
+const fn default_priority() -> u8 {
+    16
+}
+
+/// What a reset by the guest does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnReset {
+    /// The VM ends.
+    #[default]
+    End,
+    /// The VM starts again from its kernel.
+    Restart,
+}
+
+/// What a crash of the VMM does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCrash {
+    /// It is reported.
+    #[default]
+    Report,
+    /// It is reported, and the VM starts again in a new VMM, at most three times.
+    Restart,
+}
+
+/// Longest name of a VM, in bytes.
+pub const MAX_NAME: usize = 15;
+/// Most guest memory, in MiB.
+pub const MAX_MEMORY_MIB: u32 = 1 << 20;
+/// Least and most important priority of a VM.
+pub const PRIORITIES: core::ops::RangeInclusive<u8> = 1..=30;
+
+/// What is wrong with a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ManifestError {
+    /// It lists no VM.
+    NoVm,
+    /// It lists more VMs than [`MAX_VMS`].
+    TooManyVms(usize),
+    /// A VM's name is not 1 to [`MAX_NAME`] letters, digits, `-`, `_`.
+    Name(String),
+    /// Two VMs have this name.
+    Duplicate(String),
+    /// The memory of this VM is not 1 to [`MAX_MEMORY_MIB`] MiB.
+    Memory(String),
+    /// The priority of this VM is not in [`PRIORITIES`].
+    Priority(String),
+    /// This VM names no kernel.
+    Kernel(String),
+}
+
+impl fmt::Display for ManifestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ManifestError::NoVm => write!(f, "it lists no VM: add a [[vm]] section"),
+            ManifestError::TooManyVms(count) => write!(f, "{count} VMs, at most {MAX_VMS} are possible"),
+            ManifestError::Name(name) => {
+                write!(
+                    f,
+                    "VM name {name:?}: give 1 to {MAX_NAME} letters, digits, '-' or '_'"
+                )
+            }
+            ManifestError::Duplicate(name) => write!(f, "two VMs are named {name:?}: rename one"),
+            ManifestError::Memory(name) => {
+                write!(f, "VM {name:?}: memory_mib must be 1 to {MAX_MEMORY_MIB}")
+            }
+            ManifestError::Priority(name) => {
+                let (low, high) = (PRIORITIES.start(), PRIORITIES.end());
+                write!(f, "VM {name:?}: priority must be {low} to {high}")
+            }
+            ManifestError::Kernel(name) => write!(f, "VM {name:?}: kernel is empty"),
+        }
+    }
+}
+
+impl core::error::Error for ManifestError {}
+
+impl Manifest {
+    /// Checks what the types leave open.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        if self.vms.is_empty() {
+            return Err(ManifestError::NoVm);
+        }
+        if self.vms.len() > MAX_VMS {
+            return Err(ManifestError::TooManyVms(self.vms.len()));
+        }
+        for (index, vm) in self.vms.iter().enumerate() {
+            vm.check()?;
+            if self.vms[..index].iter().any(|other| other.name == vm.name) {
+                return Err(ManifestError::Duplicate(vm.name.clone()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl VmConfig {
+    fn check(&self) -> Result<(), ManifestError> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if !(1..=MAX_NAME).contains(&self.name.len()) || !self.name.bytes().all(is_plain) {
+            return Err(ManifestError::Name(self.name.clone()));
+        }
+        if !(1..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
+            return Err(ManifestError::Memory(self.name.clone()));
+        }
+        if !PRIORITIES.contains(&self.priority) {
+            return Err(ManifestError::Priority(self.name.clone()));
+        }
+        if self.kernel.is_empty() {
+            return Err(ManifestError::Kernel(self.name.clone()));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm(name: &str) -> VmConfig {
+        VmConfig {
+            name: name.into(),
+            kernel: "kernel".into(),
+            initrd: Vec::new(),
+            cmdline: String::new(),
+            memory_mib: 64,
+            cpu: 0,
+            priority: 16,
+            on_reset: OnReset::End,
+            on_crash: OnCrash::Report,
+            hide_features: Vec::new(),
+        }
+    }
+
+    fn check(vms: Vec<VmConfig>) -> Result<(), ManifestError> {
+        Manifest {
+            console: ConsoleMode::Plain,
+            when_done: WhenDone::Poweroff,
+            vms,
+        }
+        .check()
+    }
+
+    #[test]
+    fn a_plain_manifest_passes() {
+        assert_eq!(check(alloc::vec![vm("linux"), vm("second-vm_2")]), Ok(()));
+    }
+
+    #[test]
+    fn every_impossible_value_is_named() {
+        assert_eq!(check(Vec::new()), Err(ManifestError::NoVm));
+        assert_eq!(
+            check(alloc::vec![vm("a"); 31]),
+            Err(ManifestError::TooManyVms(31))
+        );
+        assert_eq!(
+            check(alloc::vec![vm("a"), vm("a")]),
+            Err(ManifestError::Duplicate("a".into()))
+        );
+        assert_eq!(
+            check(alloc::vec![vm("a b")]),
+            Err(ManifestError::Name("a b".into()))
+        );
+        assert_eq!(
+            check(alloc::vec![vm("sixteen-letters-")]),
+            Err(ManifestError::Name("sixteen-letters-".into()))
+        );
+        for broken in [
+            VmConfig {
+                memory_mib: 0,
+                ..vm("a")
+            },
+            VmConfig {
+                memory_mib: MAX_MEMORY_MIB + 1,
+                ..vm("a")
+            },
+            VmConfig {
+                priority: 31,
+                ..vm("a")
+            },
+            VmConfig {
+                priority: 0,
+                ..vm("a")
+            },
+            VmConfig {
+                kernel: String::new(),
+                ..vm("a")
+            },
+        ] {
+            assert!(check(alloc::vec![broken]).is_err());
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What the root task tells the processes it starts, and what they tell it.
+
+use crate::manifest::{ConsoleMode, VmConfig};
+use alloc::string::String;
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// Most VMs in a system.
+pub const MAX_VMS: usize = 30;
+
+/// Name of the shared region with the records that a VM, or the root task, sends to the console server. In the console
+/// server the name has the VM's number behind it.
+pub const OUTPUT: &str = "output";
+/// Name of the shared region with the input that the console server sends to a VM. In the console server the name has
+/// the VM's number behind it.
+pub const INPUT: &str = "input";
+/// Name of the console server's shared region with the root task's records.
+pub const ROOT_OUTPUT: &str = "root-output";
+/// Name of the shared page of a monitor's [`Report`].
+pub const REPORT: &str = "report";
+/// Name of a monitor's shared region with the kernel image.
+pub const KERNEL: &str = "kernel";
+/// Name of a monitor's shared region with a piece of the initrd; the piece's number, from 0, is behind it.
+pub const INITRD: &str = "initrd";
+
+/// Selectors and notification bits of the console server.
+pub mod console {
+    /// Selector: interrupt of COM1, a range of one.
+    pub const IRQ: u32 = 16;
+    /// Selector: the console server's own notification with the badge [`IRQ_BIT`].
+    pub const IRQ_NTFN: u32 = 17;
+    /// First selector of the VMs' notifications; VM n's is n further.
+    pub const DOORBELLS: u32 = 32;
+    /// Notification bit: the root task wrote. VM n has bit n.
+    pub const ROOT_BIT: u64 = 1 << 62;
+    /// Notification bit: COM1 interrupted.
+    pub const IRQ_BIT: u64 = 1 << 63;
+    /// First port of COM1.
+    pub const COM1: u16 = 0x3f8;
+    /// Ports of COM1.
+    pub const COM1_PORTS: u16 = 8;
+}
+
+/// Selectors and notification bits of a monitor.
+pub mod monitor {
+    /// Selector: the VM's memory, one range.
+    pub const GUEST_MEMORY: u32 = 16;
+    /// Selector: the console server's notification with this VM's bit.
+    pub const CONSOLE: u32 = 17;
+    /// Selector: one page of memory, for the vCPU's state.
+    pub const VCPU_PAGE: u32 = 18;
+    /// Notification bit: the console server has input, or made room.
+    pub const CONSOLE_BIT: u64 = 1 << 0;
+}
+
+/// Configuration of the console server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleConfig {
+    /// How to use the line.
+    pub mode: ConsoleMode,
+    /// Names of the VMs, by number.
+    pub vms: Vec<String>,
+}
+
+/// Configuration of a monitor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MonitorConfig {
+    /// The VM's number.
+    pub index: u8,
+    /// The VM.
+    pub vm: VmConfig,
+}
+
+/// How a monitor's report lies in its shared page.
+pub struct Report;
+
+impl Report {
+    /// Offset of a 32-bit word: bytes of the outcome, 0 while the VM lives. Written last.
+    pub const LEN: usize = 0;
+    /// Offset of the [`crate::outcome::Outcome`], postcard.
+    pub const OUTCOME: usize = 8;
+    /// Most bytes of the outcome: what a record of the console line can carry.
+    pub const MAX: usize = crate::link::MAX_PAYLOAD;
+}

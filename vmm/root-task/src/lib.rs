@@ -1,0 +1,46 @@
+//! The first process: it takes the machine from the kernel, starts what the manifest says, and reports what ends.
+//!
+//! 1. It hands out each page once ([`frames`]), and takes everything of a process back when the process ends
+//!    ([`process`]).
+//! 2. A VMM gets its VM's memory, its modules, its notification and two rings to the console server; nothing of another VM
+//!    ([`vm`]).
+//! 3. What a process says (its report, its rings) is input from a stranger; that it crashed, the kernel says.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod console;
+pub mod error;
+pub mod frames;
+pub mod loader;
+pub mod memory;
+pub mod power;
+pub mod process;
+pub mod supervisor;
+pub mod system;
+pub mod vm;
+pub mod wall_clock;
+
+use crate::error::StartError;
+use crate::power::Ending;
+use crate::supervisor::Supervisor;
+use crate::system::System;
+use usys::abi::boot_info::BootInfo;
+
+/// Runs the system until every VM has ended.
+pub fn main(info: &'static BootInfo) -> ! {
+    usys::logger::to_kernel();
+    let error = match start(info) {
+        Ok(supervisor) => supervisor.run(),
+        Err(error) => error,
+    };
+    log::error!("{error}");
+    power::off(Ending::Failed)
+}
+
+fn start(info: &'static BootInfo) -> Result<Supervisor, StartError> {
+    let mut system = System::new(info)?;
+    let manifest = system.manifest()?;
+    Supervisor::start(system, manifest)
+}

@@ -1,0 +1,172 @@
+//! Starting everything, and waiting for what ends.
+
+use crate::console::Console;
+use crate::error::StartError;
+use crate::power::{self, Ending};
+use crate::system::System;
+use crate::vm::Vm;
+use alloc::vec::Vec;
+use usys::object::{FOREVER, Fault};
+use usys::{cpu, process};
+use vmm_protocol::manifest::{Manifest, OnCrash, VmConfig, WhenDone};
+use vmm_protocol::outcome::Outcome;
+use vmm_protocol::process::MAX_VMS;
+
+/// Bits of the root task's notification.
+pub mod events {
+    use super::MAX_VMS;
+
+    const FAULTS: usize = 32;
+    const _: () = assert!(MAX_VMS <= FAULTS && FAULTS + MAX_VMS <= 62);
+
+    /// The VMM of VM `index` reported an outcome.
+    pub const fn report(index: usize) -> u64 {
+        1 << index
+    }
+
+    /// The VMM of VM `index` stopped on a fault.
+    pub const fn fault(index: usize) -> u64 {
+        1 << (FAULTS + index)
+    }
+
+    /// The console server stopped on a fault.
+    pub const CONSOLE_FAULT: u64 = 1 << 62;
+    /// The console server has sent everything.
+    pub const CONSOLE_DONE: u64 = 1 << 63;
+}
+
+/// How often a VMM, or the console server, is started again.
+const MAX_RESTARTS: u32 = 3;
+/// How long the console server may take to send what is left, in ms: 64 KiB at 115200 baud are 6 s.
+const BYE_MS: u64 = 30_000;
+
+/// The running system.
+#[derive(Debug)]
+pub struct Supervisor {
+    system: System,
+    when_done: WhenDone,
+    console: Console,
+    console_crashes: u32,
+    vms: Vec<Vm>,
+    /// Crashes of each VM's VMM.
+    crashes: Vec<u32>,
+}
+
+impl Supervisor {
+    /// Starts the console server and every VM. A VM that cannot start is reported, and no error.
+    pub fn start(mut system: System, manifest: Manifest) -> Result<Self, StartError> {
+        let new_vm = |(index, config): (usize, VmConfig)| Vm::new(&mut system, index, config);
+        let vms: Vec<Vm> = manifest
+            .vms
+            .into_iter()
+            .enumerate()
+            .map(new_vm)
+            .collect::<Result<_, _>>()?;
+        let mut console = Console::new(&mut system, manifest.console, &vms)?;
+        console.start(&mut system, &vms)?;
+        console.take_log();
+        let crashes = alloc::vec![0; vms.len()];
+        let when_done = manifest.when_done;
+        let mut supervisor = Supervisor {
+            system,
+            when_done,
+            console,
+            console_crashes: 0,
+            vms,
+            crashes,
+        };
+        for index in 0..supervisor.vms.len() {
+            supervisor.start_vm(index);
+        }
+        Ok(supervisor)
+    }
+
+    /// Reports what ends, until every VM has; returns only with what makes going on impossible.
+    pub fn run(mut self) -> StartError {
+        while self.vms.iter().any(Vm::is_running) || self.when_done == WhenDone::Halt {
+            let raised = match process::events().wait(FOREVER) {
+                Ok(raised) => raised,
+                Err(error) => return error.into(),
+            };
+            if let Err(error) = self.handle(raised) {
+                return error;
+            }
+        }
+        self.finish()
+    }
+
+    fn handle(&mut self, raised: u64) -> Result<(), StartError> {
+        if raised & events::CONSOLE_FAULT != 0 {
+            self.restart_console()?;
+        }
+        for index in 0..self.vms.len() {
+            if raised & (events::report(index) | events::fault(index)) != 0 {
+                self.look_at(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// A VMM reported, or crashed.
+    fn look_at(&mut self, index: usize) {
+        let vm = &mut self.vms[index];
+        if let Some(outcome) = vm.report() {
+            vm.stop(&mut self.system.memory);
+            self.console.report(index, &outcome);
+        } else if let Some(fault) = vm.fault() {
+            vm.stop(&mut self.system.memory);
+            self.handle_crash(index, fault);
+        }
+    }
+
+    fn handle_crash(&mut self, index: usize, fault: Fault) {
+        let Fault { vector, rip, address } = fault;
+        let outcome = Outcome::VmmCrashed { vector, rip, address };
+        let config = self.vms[index].config();
+        let restarts = self.crashes[index];
+        if config.on_crash == OnCrash::Report || restarts >= MAX_RESTARTS {
+            self.console.report(index, &outcome);
+            return;
+        }
+        self.crashes[index] = restarts + 1;
+        log::warn!(
+            "VM {}: {outcome}; starting it again ({} of {MAX_RESTARTS})",
+            config.name,
+            restarts + 1
+        );
+        self.start_vm(index);
+    }
+
+    fn start_vm(&mut self, index: usize) {
+        if let Err(error) = self.vms[index].start(&mut self.system, &self.console) {
+            self.console.report(index, &Outcome::not_started(error));
+        }
+    }
+
+    fn restart_console(&mut self) -> Result<(), StartError> {
+        let Some(Fault { vector, rip, address }) = self.console.take_crash(&mut self.system) else {
+            return Ok(());
+        };
+        usys::logger::to_kernel();
+        log::error!("the console server crashed: vector {vector} at {rip:#x}, address {address:#x}");
+        self.console_crashes += 1;
+        if self.console_crashes <= MAX_RESTARTS {
+            self.console.start(&mut self.system, &self.vms)?;
+            self.console.take_log();
+        }
+        Ok(())
+    }
+
+    /// Every VM has ended: lets the console server send what is left, and turns the machine off.
+    fn finish(&mut self) -> ! {
+        self.console.say_bye();
+        let deadline = cpu::deadline_in(BYE_MS, self.system.info.tsc_hz);
+        while let Ok(raised) = process::events().wait(deadline) {
+            // No bits: the deadline.
+            if raised == 0 || raised & (events::CONSOLE_DONE | events::CONSOLE_FAULT) != 0 {
+                break;
+            }
+        }
+        power::off(Ending::Done)
+    }
+}

@@ -1,0 +1,224 @@
+//! One VM: what belongs to it for good, and its VMM while that lives.
+
+use crate::console::{Console, ring_pages};
+use crate::error::StartError;
+use crate::memory::{Allocation, FreeMemory};
+use crate::process::{Blueprint, Process, Shared};
+use crate::supervisor::events;
+use crate::system::System;
+use alloc::format;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+use usys::abi::{PAGE_SIZE, Rights, Selector};
+use usys::cap::{Cap, Narrow, Ntfn};
+use usys::memory::Mapping;
+use usys::object::{Fault, Schedule};
+use usys::{process, selector};
+use vmm_protocol::manifest::{MONITOR_MODULE, VmConfig};
+use vmm_protocol::outcome::Outcome;
+use vmm_protocol::process::{INITRD, INPUT, KERNEL, MonitorConfig, OUTPUT, REPORT, Report, monitor};
+
+/// KiB for records from the VM.
+const OUTPUT_KIB: u64 = 64;
+/// KiB for input to the VM.
+const INPUT_KIB: u64 = 16;
+/// Pages of a VMM's heap: 2 MiB.
+const HEAP_PAGES: u64 = 512;
+/// Frames of kernel memory for a VMM, besides the page tables for its guest.
+const POOL_FRAMES: u64 = 256;
+/// Pages of a superpage: guest memory begins at one.
+const SUPERPAGE: u64 = 512;
+/// Pages in a MiB.
+const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
+
+/// One VM. Its rings and its notification outlive its VMM, so that the console server need not notice a restart.
+#[derive(Debug)]
+pub struct Vm {
+    index: usize,
+    config: VmConfig,
+    events: Cap<Ntfn>,
+    output: Allocation,
+    input: Allocation,
+    report: Allocation,
+    report_view: Mapping,
+    instance: Option<Instance>,
+}
+
+/// A living VMM.
+#[derive(Debug)]
+struct Instance {
+    process: Process,
+    memory: Vec<Allocation>,
+}
+
+impl Vm {
+    /// Makes what outlives the VMM; [`Self::start`] makes the VMM.
+    pub fn new(system: &mut System, index: usize, config: VmConfig) -> Result<Self, StartError> {
+        let output = system.memory.allocate_zeroed(ring_pages(OUTPUT_KIB))?;
+        let input = system.memory.allocate_zeroed(ring_pages(INPUT_KIB))?;
+        let report = system.memory.allocate_zeroed(1)?;
+        let report_view = Mapping::new(report.memory(), 0, 1, true)?;
+        let events = process::pool().create_ntfn(selector::allocate()?)?;
+        Ok(Vm {
+            index,
+            config,
+            events,
+            output,
+            input,
+            report,
+            report_view,
+            instance: None,
+        })
+    }
+
+    /// What the manifest says.
+    pub fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// The notification that its VMM waits on.
+    pub fn events(&self) -> Cap<Ntfn> {
+        self.events
+    }
+
+    /// Ring with its records.
+    pub fn output(&self) -> &Allocation {
+        &self.output
+    }
+
+    /// Ring with its input.
+    pub fn input(&self) -> &Allocation {
+        &self.input
+    }
+
+    /// Whether its VMM lives.
+    pub fn is_running(&self) -> bool {
+        self.instance.is_some()
+    }
+
+    /// Starts a VMM for it.
+    pub fn start(&mut self, system: &mut System, console: &Console) -> Result<(), StartError> {
+        let count = system.info.cpu_count;
+        if self.config.cpu >= count {
+            return Err(StartError::Cpu {
+                cpu: self.config.cpu,
+                count,
+            });
+        }
+        self.report_view
+            .window()
+            .atomic_u32(Report::LEN)?
+            .store(0, Ordering::Relaxed);
+        let process = self.create_process(system)?;
+        let mut instance = Instance {
+            process,
+            memory: Vec::new(),
+        };
+        match self.equip(system, console, &mut instance) {
+            Ok(()) => {
+                self.instance = Some(instance);
+                Ok(())
+            }
+            Err(error) => {
+                instance.destroy(&mut system.memory);
+                Err(error)
+            }
+        }
+    }
+
+    fn create_process(&self, system: &mut System) -> Result<Process, StartError> {
+        let kernel = system.module(&self.config.kernel)?;
+        let names: Vec<_> = (0..self.config.initrd.len())
+            .map(|piece| format!("{INITRD}{piece}"))
+            .collect();
+        let mut windows = vec![
+            Shared::writable(OUTPUT, &self.output),
+            Shared::writable(INPUT, &self.input),
+            Shared::writable(REPORT, &self.report),
+            Shared::module(KERNEL, kernel),
+        ];
+        for (module, name) in self.config.initrd.iter().zip(&names) {
+            windows.push(Shared::module(name, system.module(module)?));
+        }
+        let config = MonitorConfig {
+            index: self.index as u8,
+            vm: self.config.clone(),
+        };
+        let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;
+        let plan = Blueprint {
+            name: &self.config.name,
+            program: MONITOR_MODULE,
+            cpu: self.config.cpu,
+            // Page tables for the guest's memory, once in the guest space and once in the VMM: two frames for each
+            // 2 MiB, if the kernel finds no superpage.
+            pool_frames: POOL_FRAMES + u64::from(self.config.memory_mib),
+            heap_pages: HEAP_PAGES,
+            config: &config,
+            events: self.events,
+            parent_badge: events::report(self.index),
+            fault_badge: events::fault(self.index),
+            windows: &windows,
+        };
+        Process::create(system, &plan)
+    }
+
+    /// Gives the VMM its guest's memory and its doorbell, and starts it.
+    fn equip(
+        &self,
+        system: &mut System,
+        console: &Console,
+        instance: &mut Instance,
+    ) -> Result<(), StartError> {
+        let pages = u64::from(self.config.memory_mib) * PAGES_PER_MIB;
+        let pd = instance.process.pd();
+        let guest = system.memory.allocate(pages, SUPERPAGE)?;
+        let guest_cap = guest.memory();
+        instance.memory.push(guest);
+        guest_cap.delegate(pd, Selector(monitor::GUEST_MEMORY), Narrow::ALL)?;
+        let page = system.memory.allocate_zeroed(1)?;
+        let page_cap = page.memory();
+        instance.memory.push(page);
+        let keep = Rights::READ | Rights::WRITE | Rights::DERIVE;
+        page_cap.delegate(pd, Selector(monitor::VCPU_PAGE), Narrow::rights(keep))?;
+        console.delegate_doorbell(self.index, &instance.process, Selector(monitor::CONSOLE))?;
+        instance.process.start(Schedule::whole(self.config.priority))
+    }
+
+    /// How the VM ended, if its VMM says so. The VMM may say anything.
+    pub fn report(&self) -> Option<Outcome> {
+        let window = self.report_view.window();
+        let len = window.atomic_u32(Report::LEN).ok()?.load(Ordering::Acquire) as usize;
+        if !self.is_running() || len == 0 {
+            return None;
+        }
+        let mut bytes = vec![0; len.min(Report::MAX)];
+        let decoded = window
+            .read(Report::OUTCOME, &mut bytes)
+            .ok()
+            .and_then(|()| Outcome::decode(&bytes));
+        Some(decoded.unwrap_or_else(|| Outcome::unsupported("the VMM's report is damaged")))
+    }
+
+    /// Why its VMM crashed, if it did.
+    pub fn fault(&self) -> Option<Fault> {
+        self.instance.as_ref()?.process.fault()
+    }
+
+    /// Ends its VMM, and frees what that had.
+    pub fn stop(&mut self, memory: &mut FreeMemory) {
+        if let Some(instance) = self.instance.take() {
+            instance.destroy(memory);
+        }
+    }
+}
+
+impl Instance {
+    fn destroy(self, memory: &mut FreeMemory) {
+        // The process first: afterwards nothing uses the memory.
+        self.process.destroy(memory);
+        for allocation in self.memory {
+            memory.free(allocation);
+        }
+    }
+}

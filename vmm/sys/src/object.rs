@@ -1,0 +1,339 @@
+//! What can be done with the objects of the kernel, as methods of their capabilities (SPEC.md 4).
+
+use crate::cap::{Cap, Ec, GuestSpace, Irqs, Log, Ntfn, Pd, Pool, Ports, Pt, Sc, Sm, Vcpu};
+use crate::error::{Error, Result};
+use crate::hypercall::{call_portal, invoke, invoke_range};
+use crate::process;
+use hypercall_abi::cap::BindRole;
+use hypercall_abi::regs::{LOG_BYTES, MESSAGE_WORDS, pack_ec_place};
+use hypercall_abi::{Hypercall, Selector, Status};
+
+/// A deadline that never comes.
+pub const FOREVER: u64 = u64::MAX;
+
+/// When and for how long a thread may run.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    /// 0 to 31; more is more important.
+    pub priority: u8,
+    /// Processor time in each period, in µs.
+    pub budget_us: u64,
+    /// Period in µs.
+    pub period_us: u64,
+}
+
+impl Schedule {
+    /// All the time there is at this priority, in slices of 10 ms.
+    pub const fn whole(priority: u8) -> Self {
+        Schedule {
+            priority,
+            budget_us: 10_000,
+            period_us: 10_000,
+        }
+    }
+}
+
+/// Where a new thread begins.
+#[derive(Clone, Copy, Debug)]
+pub struct ThreadStart {
+    /// Its CPU.
+    pub cpu: u16,
+    /// Instruction pointer.
+    pub ip: u64,
+    /// Stack pointer.
+    pub sp: u64,
+    /// RDI.
+    pub argument: u64,
+}
+
+/// Why a thread stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// Exception vector.
+    pub vector: u8,
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Faulting address of a page fault.
+    pub address: u64,
+}
+
+fn create(call: Hypercall, to: Selector, arguments: [u64; 6]) -> Result<()> {
+    // SAFETY: creating an object changes no mapping; `CreateEc` in this process is `thread::spawn`'s alone.
+    unsafe { invoke(call, to, arguments) }.map(drop)
+}
+
+impl Cap<Pool> {
+    /// Makes a pool of `frames` frames out of this one.
+    pub fn create_pool(self, to: Selector, frames: u64) -> Result<Cap<Pool>> {
+        create(
+            Hypercall::CreatePool,
+            to,
+            [self.selector().0.into(), frames, 0, 0, 0, 0],
+        )?;
+        Ok(Cap::new(to))
+    }
+
+    /// Makes a protection domain; its page tables and capability tables are paid from this pool.
+    pub fn create_pd(self, to: Selector) -> Result<Cap<Pd>> {
+        create(Hypercall::CreatePd, to, [self.selector().0.into(), 0, 0, 0, 0, 0])?;
+        Ok(Cap::new(to))
+    }
+
+    /// Makes a thread in another process. For one in this process see [`crate::thread::spawn`].
+    pub fn create_ec(self, to: Selector, pd: Cap<Pd>, start: ThreadStart) -> Result<Cap<Ec>> {
+        if pd.selector() == process::selector::PD {
+            return Err(Error {
+                call: Hypercall::CreateEc,
+                status: Status::BadArgument,
+            });
+        }
+        self.create_any_ec(to, pd, start)
+    }
+
+    pub(crate) fn create_any_ec(self, to: Selector, pd: Cap<Pd>, start: ThreadStart) -> Result<Cap<Ec>> {
+        let place = pack_ec_place(start.cpu, false);
+        let arguments = [
+            self.selector().0.into(),
+            pd.selector().0.into(),
+            place,
+            start.ip,
+            start.sp,
+            start.argument,
+        ];
+        create(Hypercall::CreateEc, to, arguments)?;
+        Ok(Cap::new(to))
+    }
+
+    /// Makes a scheduling context for a thread and starts it.
+    pub fn create_sc(self, to: Selector, ec: Cap<Ec>, schedule: Schedule) -> Result<Cap<Sc>> {
+        let arguments = [
+            self.selector().0.into(),
+            ec.selector().0.into(),
+            schedule.priority.into(),
+            schedule.budget_us,
+            schedule.period_us,
+            0,
+        ];
+        create(Hypercall::CreateSc, to, arguments)?;
+        Ok(Cap::new(to))
+    }
+
+    /// Makes a semaphore.
+    pub fn create_sm(self, to: Selector, count: u64) -> Result<Cap<Sm>> {
+        create(
+            Hypercall::CreateSm,
+            to,
+            [self.selector().0.into(), count, 0, 0, 0, 0],
+        )?;
+        Ok(Cap::new(to))
+    }
+
+    /// Makes a notification.
+    pub fn create_ntfn(self, to: Selector) -> Result<Cap<Ntfn>> {
+        create(
+            Hypercall::CreateNtfn,
+            to,
+            [self.selector().0.into(), 0, 0, 0, 0, 0],
+        )?;
+        Ok(Cap::new(to))
+    }
+
+    /// Makes a guest-physical address space; its page tables are paid from this pool.
+    pub fn create_guest_space(self, to: Selector) -> Result<Cap<GuestSpace>> {
+        create(
+            Hypercall::CreateGuestSpace,
+            to,
+            [self.selector().0.into(), 0, 0, 0, 0, 0],
+        )?;
+        Ok(Cap::new(to))
+    }
+
+    /// Makes a vCPU that runs on one CPU.
+    pub fn create_vcpu(self, to: Selector, space: Cap<GuestSpace>, cpu: u16) -> Result<Cap<Vcpu>> {
+        let arguments = [
+            self.selector().0.into(),
+            space.selector().0.into(),
+            cpu.into(),
+            0,
+            0,
+            0,
+        ];
+        create(Hypercall::CreateVcpu, to, arguments)?;
+        Ok(Cap::new(to))
+    }
+
+    /// Free frames.
+    pub fn free_frames(self) -> Result<u64> {
+        // SAFETY: reads only.
+        unsafe { invoke(Hypercall::PoolInfo, self.selector(), [0; 6]) }.map(|results| results[0])
+    }
+}
+
+pub(crate) fn bind(object: Selector, what: Selector, role: BindRole, extra: u64) -> Result<()> {
+    // SAFETY: a bound page is one that the binder gave away: the kernel writes it in calls that say so.
+    unsafe {
+        invoke(
+            Hypercall::Bind,
+            object,
+            [what.0.into(), role as u64, extra, 0, 0, 0],
+        )
+    }
+    .map(drop)
+}
+
+impl Cap<Ec> {
+    /// Makes a one-page memory capability the thread's message area.
+    pub fn bind_utcb(self, page: Cap<crate::cap::Memory>) -> Result<()> {
+        bind(self.selector(), page.selector(), BindRole::Utcb, 0)
+    }
+
+    /// Signals this notification, with its badge, when the thread stops on a fault.
+    pub fn bind_fault_notification(self, ntfn: Cap<Ntfn>) -> Result<()> {
+        bind(self.selector(), ntfn.selector(), BindRole::FaultNotification, 0)
+    }
+
+    /// Why the thread stopped, if it did.
+    pub fn fault(self) -> Result<Option<Fault>> {
+        // SAFETY: reads only.
+        let [state, rip, address] = unsafe { invoke(Hypercall::EcInfo, self.selector(), [0; 6]) }?;
+        let is_stopped = state >> 63 != 0;
+        Ok(is_stopped.then_some(Fault {
+            vector: state as u8,
+            rip,
+            address,
+        }))
+    }
+}
+
+impl Cap<Sc> {
+    /// Processor time used so far, in TSC ticks.
+    pub fn time_used(self) -> Result<u64> {
+        // SAFETY: reads only.
+        unsafe { invoke(Hypercall::ScInfo, self.selector(), [0; 6]) }.map(|results| results[0])
+    }
+}
+
+impl Cap<Pt> {
+    /// Calls the portal and waits for the reply.
+    pub fn call(self, words: [u64; MESSAGE_WORDS]) -> Result<[u64; MESSAGE_WORDS]> {
+        call_portal(self.selector(), words)
+    }
+}
+
+fn signal(selector: Selector) -> Result<()> {
+    // SAFETY: touches no memory.
+    unsafe { invoke(Hypercall::Signal, selector, [0; 6]) }.map(drop)
+}
+
+/// Waits until the TSC passes `deadline`; running out of time is `None`.
+fn wait(selector: Selector, deadline: u64) -> Result<Option<u64>> {
+    // SAFETY: touches no memory.
+    match unsafe { invoke(Hypercall::Wait, selector, [deadline, 0, 0, 0, 0, 0]) } {
+        Ok(results) => Ok(Some(results[0])),
+        Err(Error {
+            status: Status::Timeout,
+            ..
+        }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+impl Cap<Sm> {
+    /// Adds one.
+    pub fn up(self) -> Result<()> {
+        signal(self.selector())
+    }
+
+    /// Takes one; `false` if the TSC passed `deadline` first.
+    pub fn down(self, deadline: u64) -> Result<bool> {
+        Ok(wait(self.selector(), deadline)?.is_some())
+    }
+}
+
+impl Cap<Ntfn> {
+    /// Raises the bits of this capability's badge.
+    pub fn signal(self) -> Result<()> {
+        signal(self.selector())
+    }
+
+    /// Takes all bits, waiting for one until the TSC passes `deadline`: then none.
+    pub fn wait(self, deadline: u64) -> Result<u64> {
+        Ok(wait(self.selector(), deadline)?.unwrap_or(0))
+    }
+}
+
+impl Cap<Ports> {
+    /// Lets a process use `count` ports from `offset` in this range.
+    pub fn map(self, pd: Cap<Pd>, offset: u64, count: u64) -> Result<()> {
+        let step = |done: u64| {
+            [
+                pd.selector().0.into(),
+                0,
+                offset + done,
+                count - done.min(count),
+                0,
+                0,
+            ]
+        };
+        // SAFETY: ports are no memory.
+        unsafe { invoke_range(Hypercall::Map, self.selector(), step) }
+    }
+}
+
+/// What asserts an interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// A rising edge.
+    Edge = 0,
+    /// A level, masked at each interrupt until it is acknowledged.
+    Level = 1,
+}
+
+impl Cap<Irqs> {
+    /// Signals `ntfn`, with its badge, at interrupt `index` of this range, and unmasks it.
+    pub fn bind(self, index: u64, ntfn: Cap<Ntfn>, trigger: Trigger) -> Result<()> {
+        let arguments = [index, ntfn.selector().0.into(), trigger as u64, 0, 0, 0];
+        // SAFETY: touches no memory.
+        unsafe { invoke(Hypercall::IrqBind, self.selector(), arguments) }.map(drop)
+    }
+
+    /// Unmasks interrupt `index` of this range after it was handled.
+    pub fn acknowledge(self, index: u64) -> Result<()> {
+        // SAFETY: touches no memory.
+        unsafe { invoke(Hypercall::IrqAck, self.selector(), [index, 0, 0, 0, 0, 0]) }.map(drop)
+    }
+}
+
+impl Cap<Log> {
+    /// Writes to the kernel's log; `\n` ends a line.
+    pub fn write(self, bytes: &[u8]) -> Result<()> {
+        for chunk in bytes.chunks(LOG_BYTES) {
+            let mut arguments = [chunk.len() as u64, 0, 0, 0, 0, 0];
+            for (index, &byte) in chunk.iter().enumerate() {
+                arguments[1 + index / 8] |= u64::from(byte) << (index % 8 * 8);
+            }
+            // SAFETY: touches no memory.
+            unsafe { invoke(Hypercall::LogWrite, self.selector(), arguments) }?;
+        }
+        Ok(())
+    }
+}
+
+impl Cap<Vcpu> {
+    /// Makes the current or the next run return.
+    pub fn poke(self) -> Result<()> {
+        // SAFETY: touches no memory.
+        unsafe { invoke(Hypercall::VcpuPoke, self.selector(), [0; 6]) }.map(drop)
+    }
+
+    /// Makes a run return while `ntfn` has bits.
+    pub fn bind_notification(self, ntfn: Cap<Ntfn>) -> Result<()> {
+        bind(self.selector(), ntfn.selector(), BindRole::VcpuNotification, 0)
+    }
+}
+
+/// Gives up the processor until the next period of this thread's scheduling context.
+pub fn yield_now() {
+    // SAFETY: touches no memory. It cannot fail in a way that matters: the thread goes on.
+    let _ = unsafe { invoke(Hypercall::Yield, Selector::NULL, [0; 6]) };
+}

@@ -1,0 +1,50 @@
+//! I/O ports.
+
+use core::arch::asm;
+
+/// Ports that a capability opened to this process. An access to a port that none opened faults and ends the process.
+#[derive(Clone, Copy, Debug)]
+pub struct PortRange {
+    base: u16,
+    count: u16,
+}
+
+impl PortRange {
+    /// `count` ports from `base`.
+    pub const fn new(base: u16, count: u16) -> Self {
+        PortRange { base, count }
+    }
+
+    /// Reads a byte from the port at `offset`; 0xff, what an absent device reads as, outside the range.
+    pub fn read(&self, offset: u16) -> u8 {
+        let mut value = 0xff;
+        if let Some(port) = self.port(offset, 1) {
+            // SAFETY: IN touches no memory; the kernel refuses ports that this process has no authority for.
+            unsafe { asm!("in al, dx", out("al") value, in("dx") port, options(nomem, nostack)) };
+        }
+        value
+    }
+
+    /// Writes a byte to the port at `offset`; outside the range nothing happens.
+    pub fn write(&self, offset: u16, value: u8) {
+        if let Some(port) = self.port(offset, 1) {
+            // SAFETY: as in `read`.
+            unsafe { asm!("out dx, al", in("al") value, in("dx") port, options(nomem, nostack)) };
+        }
+    }
+
+    /// Writes two bytes to the ports from `offset`; outside the range nothing happens.
+    pub fn write16(&self, offset: u16, value: u16) {
+        if let Some(port) = self.port(offset, 2) {
+            // SAFETY: as in `read`.
+            unsafe { asm!("out dx, ax", in("ax") value, in("dx") port, options(nomem, nostack)) };
+        }
+    }
+
+    fn port(&self, offset: u16, size: u16) -> Option<u16> {
+        if offset.checked_add(size)? > self.count {
+            return None;
+        }
+        self.base.checked_add(offset)
+    }
+}

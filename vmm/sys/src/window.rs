@@ -1,0 +1,223 @@
+//! Memory that others can change at any moment: copied in and out, never borrowed.
+
+use core::arch::asm;
+use core::fmt;
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+/// An access would leave the window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutOfWindow;
+
+impl fmt::Display for OutOfWindow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("outside the shared region")
+    }
+}
+
+impl core::error::Error for OutOfWindow {}
+
+/// A region of shared memory.
+///
+/// It may be unmapped under its user (a peer that goes away revokes it): an access then faults and ends the
+/// process. It can never show the process's own memory, because addresses of windows are used for nothing else.
+#[derive(Clone, Copy)]
+pub struct Window {
+    base: *mut u8,
+    len: usize,
+}
+
+// SAFETY: every access is a copy by assembly or an atomic; there is no state to race on but the bytes, which are
+// shared with strangers anyway.
+unsafe impl Send for Window {}
+// SAFETY: as for `Send`.
+unsafe impl Sync for Window {}
+
+impl fmt::Debug for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Window({:p}, {:#x} bytes)", self.base, self.len)
+    }
+}
+
+impl Window {
+    /// A window over `len` bytes at `base`, a multiple of 8.
+    ///
+    /// # Safety
+    ///
+    /// No Rust reference to these addresses exists or is made while a copy of the window is in use; they are mapped,
+    /// or an access faults.
+    pub const unsafe fn from_raw(base: *mut u8, len: usize) -> Self {
+        Window { base, len }
+    }
+
+    /// A window over fresh zeroed memory of this process, never freed.
+    pub fn leak(len: usize) -> Self {
+        let words = alloc::vec![0u64; len.div_ceil(8)].leak();
+        // SAFETY: the leaked memory is reachable through this window alone.
+        unsafe { Window::from_raw(words.as_mut_ptr().cast(), len) }
+    }
+
+    /// Bytes.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The part of `len` bytes at `offset`, a multiple of 8.
+    pub fn slice(&self, offset: usize, len: usize) -> Result<Window, OutOfWindow> {
+        if !offset.is_multiple_of(8) {
+            return Err(OutOfWindow);
+        }
+        let base = self.at(offset, len)?;
+        Ok(Window { base, len })
+    }
+
+    /// Copies `into.len()` bytes from `offset`; all or nothing.
+    pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfWindow> {
+        let from = self.at(offset, into.len())?;
+        // SAFETY: both sides are `into.len()` bytes; they cannot overlap, since windows are no Rust memory.
+        unsafe { copy(into.as_mut_ptr(), from, into.len()) };
+        Ok(())
+    }
+
+    /// Copies `from` to `offset`; all or nothing.
+    pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfWindow> {
+        let to = self.at(offset, from.len())?;
+        // SAFETY: as in `read`.
+        unsafe { copy(to, from.as_ptr(), from.len()) };
+        Ok(())
+    }
+
+    /// Copies `len` bytes from `offset` of another window to `to` of this one. Overlapping ranges end up with any mix of
+    /// their bytes.
+    pub fn copy_from(&self, to: usize, from: &Window, offset: usize, len: usize) -> Result<(), OutOfWindow> {
+        let (to, from) = (self.at(to, len)?, from.at(offset, len)?);
+        // SAFETY: both ranges are inside windows; the copy is by assembly, to which overlap is no matter of soundness.
+        unsafe { copy(to, from, len) };
+        Ok(())
+    }
+
+    /// Zeroes `len` bytes from `offset`.
+    pub fn zero(&self, offset: usize, len: usize) -> Result<(), OutOfWindow> {
+        let to = self.at(offset, len)?;
+        // SAFETY: the range is inside the window; STOS writes `len / 8` words and `len % 8` bytes from `to` on.
+        unsafe {
+            asm!(
+                "rep stosq",
+                "mov rcx, rdx",
+                "rep stosb",
+                inout("rcx") len / 8 => _,
+                inout("rdi") to => _,
+                in("rdx") len % 8,
+                in("rax") 0u64,
+                options(nostack, preserves_flags),
+            );
+        }
+        Ok(())
+    }
+
+    /// The 32-bit word at `offset`, a multiple of 4.
+    pub fn atomic_u32(&self, offset: usize) -> Result<&AtomicU32, OutOfWindow> {
+        if !offset.is_multiple_of(4) {
+            return Err(OutOfWindow);
+        }
+        let word = self.at(offset, 4)?;
+        // SAFETY: inside the window and aligned, since windows begin at multiples of 8. Others change the word, which an
+        // atomic allows.
+        Ok(unsafe { AtomicU32::from_ptr(word.cast()) })
+    }
+
+    /// The 64-bit word at `offset`, a multiple of 8.
+    pub fn atomic_u64(&self, offset: usize) -> Result<&AtomicU64, OutOfWindow> {
+        if !offset.is_multiple_of(8) {
+            return Err(OutOfWindow);
+        }
+        let word = self.at(offset, 8)?;
+        // SAFETY: as in `atomic_u32`.
+        Ok(unsafe { AtomicU64::from_ptr(word.cast()) })
+    }
+
+    /// The address of `offset`, if `len` bytes from there are inside.
+    fn at(&self, offset: usize, len: usize) -> Result<*mut u8, OutOfWindow> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len => Ok(self.base.wrapping_add(offset)),
+            _ => Err(OutOfWindow),
+        }
+    }
+}
+
+/// Copies by assembly: the compiler can neither split, merge nor repeat accesses to memory that others change.
+/// Aligned copies of 1, 2, 4 or 8 bytes are single accesses.
+///
+/// # Safety
+///
+/// `len` bytes are readable at `from` and writable at `to`.
+unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
+    // SAFETY: volatile accesses and MOVS touch `len` bytes on both sides, as the caller allows; the small sizes are for
+    // the accesses of emulated devices, and need alignment for `read_volatile` and `write_volatile`.
+    unsafe {
+        let aligned = (to as usize | from as usize).is_multiple_of(len.max(1));
+        match len {
+            0 => {}
+            1 => to.write_volatile(from.read_volatile()),
+            2 if aligned => to
+                .cast::<u16>()
+                .write_volatile(from.cast::<u16>().read_volatile()),
+            4 if aligned => to
+                .cast::<u32>()
+                .write_volatile(from.cast::<u32>().read_volatile()),
+            8 if aligned => to
+                .cast::<u64>()
+                .write_volatile(from.cast::<u64>().read_volatile()),
+            _ => asm!(
+                "rep movsq",
+                "mov rcx, rdx",
+                "rep movsb",
+                inout("rcx") len / 8 => _,
+                inout("rdi") to => _,
+                inout("rsi") from => _,
+                in("rdx") len % 8,
+                options(nostack, preserves_flags),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back_at_any_offset_and_length() {
+        let window = Window::leak(8192);
+        for len in [0, 1, 2, 3, 4, 7, 8, 9, 100, 4096] {
+            for offset in [0, 1, 5, 4090] {
+                let bytes: alloc::vec::Vec<u8> =
+                    (0..len).map(|index| (index * 7 + offset) as u8 | 1).collect();
+                window.write(offset, &bytes).unwrap();
+                let mut back = alloc::vec![0; len];
+                window.read(offset, &mut back).unwrap();
+                assert_eq!(back, bytes);
+            }
+        }
+        window.zero(3, 4097).unwrap();
+        let mut back = [1; 4097];
+        window.read(3, &mut back).unwrap();
+        assert_eq!(back, [0; 4097]);
+    }
+
+    #[test]
+    fn nothing_outside_is_touched() {
+        let window = Window::leak(4096).slice(8, 16).unwrap();
+        assert_eq!(window.write(9, &[0; 8]), Err(OutOfWindow));
+        assert_eq!(window.read(usize::MAX, &mut [0; 2]), Err(OutOfWindow));
+        assert_eq!(window.zero(0, 17), Err(OutOfWindow));
+        assert!(window.atomic_u32(14).is_err());
+        assert!(window.atomic_u64(12).is_err());
+        assert!(window.slice(8, 9).is_err());
+        assert!(window.read(16, &mut []).is_ok());
+    }
+}
