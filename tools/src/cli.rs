@@ -106,7 +106,10 @@ fn explain(report: &Report, args: &RunArgs) -> Result<()> {
     }
     progress::step(&report.detail);
     report.epitaph.iter().for_each(|line| eprintln!("{line}"));
-    if report.verdict != Verdict::NotStarted && !matches!(report.verdict, Verdict::ExitCode(_)) {
+    if !matches!(
+        report.verdict,
+        Verdict::NotStarted | Verdict::Refused | Verdict::ExitCode(_)
+    ) {
         progress::step(format_args!("the log is {}", args.log_path()?.display()));
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! Physical memory: what the kernel keeps, its final page tables, and what is left for the root task.
 
 use super::System;
+use super::start::TRAMPOLINE;
 use kcore::addr::PhysAddr;
 use kcore::boot::PhysRead;
 use kcore::boot::regions::{self, LOW_MEMORY, Region, RegionSet};
@@ -145,6 +146,9 @@ fn build_tables(frames: &mut BootFrames, ram: &RegionSet<64>, system: &System) -
     for region in ram.regions() {
         map(&mut tables, root, PHYS_BASE + region.base, *region, data, largest);
     }
+    // The other CPUs' first page is in low memory, which counts as nobody's RAM.
+    let trampoline = Region { base: TRAMPOLINE, end: TRAMPOLINE + 4096 };
+    map(&mut tables, root, PHYS_BASE + TRAMPOLINE, trampoline, data, PageSize::K4);
     let code = Attr { write: false, execute: true, ..data };
     let constants = Attr { write: false, ..data };
     let starts = [

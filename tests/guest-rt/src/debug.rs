@@ -37,14 +37,18 @@ macro_rules! debug_registers {
         pub fn $read() -> u64 {
             let value: u64;
             // SAFETY: reading a debug register has no effect.
-            unsafe { asm!(concat!("mov {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags)) };
+            unsafe {
+                asm!(concat!("mov {}, ", $name), out(reg) value, options(nomem, nostack, preserves_flags));
+            }
             value
         }
 
         #[doc = concat!("Writes ", $name, ".")]
         pub fn $write(value: u64) {
             // SAFETY: what it leads to are debug exceptions, which the runtime takes.
-            unsafe { asm!(concat!("mov ", $name, ", {}"), in(reg) value, options(nomem, nostack, preserves_flags)) };
+            unsafe {
+                asm!(concat!("mov ", $name, ", {}"), in(reg) value, options(nomem, nostack, preserves_flags));
+            }
         }
     )*};
 }
@@ -64,8 +68,8 @@ pub extern "C" fn target(value: u64) -> u64 {
     naked_asm!("lea rax, [rdi + 1]", "ret")
 }
 
-/// Single-steps NOP, CPUID, OUT 80H and a CLI: the CPU raises #DB after each, and the last time after the POPFQ that
-/// clears TF. Returns how many instructions ran with TF set: six, with the PUSHFQ and the AND that clear it, and the POPFQ.
+/// Sets TF and runs NOP, CPUID, OUT 80H and the three instructions that clear TF again; the processor raises #DB after
+/// each. Returns how often it has to.
 pub fn single_step() -> u64 {
     // SAFETY: the handler of #DB returns; the stack is left as it was.
     unsafe {
@@ -74,7 +78,7 @@ pub fn single_step() -> u64 {
             "pushfq",
             "or qword ptr [rsp], 0x100",
             "popfq",
-            // From here on: the trap follows the first instruction after POPFQ.
+            // The instruction that sets TF is not stepped itself.
             "nop",
             "cpuid",
             "out 0x80, al",
@@ -88,7 +92,7 @@ pub fn single_step() -> u64 {
             out("edx") _,
         );
     }
-    // The POPFQ that clears TF is stepped as well: TF was set when it began.
+    // The POPFQ that clears TF counts: TF was set when it began.
     6
 }
 

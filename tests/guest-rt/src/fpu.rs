@@ -59,7 +59,9 @@ pub fn enable_xsave() -> Option<u64> {
 pub fn xgetbv(index: u32) -> u64 {
     let (low, high): (u32, u32);
     // SAFETY: XGETBV has no effect; an exception is taken by the runtime.
-    unsafe { asm!("xgetbv", in("ecx") index, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("xgetbv", in("ecx") index, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    };
     u64::from(high) << 32 | u64::from(low)
 }
 
@@ -67,7 +69,10 @@ pub fn xgetbv(index: u32) -> u64 {
 pub fn xsetbv(index: u32, value: u64) {
     // SAFETY: the runtime uses no extended state; an exception is taken by the runtime.
     unsafe {
-        asm!("xsetbv", in("ecx") index, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nomem, nostack, preserves_flags));
+        asm!(
+            "xsetbv",
+            in("ecx") index, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nomem, nostack, preserves_flags),
+        );
     }
 }
 
@@ -104,20 +109,26 @@ macro_rules! sixteen {
 /// Loads XMM0 to XMM15 with the low halves of `values`.
 pub fn load_xmm(values: &Ymm) {
     // SAFETY: reads 16 times 16 bytes of `values`; the runtime uses no XMM register.
-    unsafe { asm!(sixteen!(load "movdqu", "xmm"), in("rdi") values, options(nostack, readonly, preserves_flags)) };
+    unsafe {
+        asm!(sixteen!(load "movdqu", "xmm"), in("rdi") values, options(nostack, readonly, preserves_flags))
+    };
 }
 
 /// Loads YMM0 to YMM15; AVX must be enabled in XCR0.
 pub fn load_ymm(values: &Ymm) {
     // SAFETY: reads 16 times 32 bytes of `values`; the runtime uses no YMM register.
-    unsafe { asm!(sixteen!(load "vmovdqu", "ymm"), in("rdi") values, options(nostack, readonly, preserves_flags)) };
+    unsafe {
+        asm!(sixteen!(load "vmovdqu", "ymm"), in("rdi") values, options(nostack, readonly, preserves_flags))
+    };
 }
 
 /// Stores XMM0 to XMM15 in the low halves of a result whose upper halves are 0.
 pub fn store_xmm() -> Ymm {
     let mut values = [[0; 4]; 16];
     // SAFETY: writes 16 times 16 bytes, 32 apart, to `values`.
-    unsafe { asm!(sixteen!(store "movdqu", "xmm"), in("rdi") &raw mut values, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!(sixteen!(store "movdqu", "xmm"), in("rdi") &raw mut values, options(nostack, preserves_flags))
+    };
     values
 }
 
@@ -125,7 +136,9 @@ pub fn store_xmm() -> Ymm {
 pub fn store_ymm() -> Ymm {
     let mut values = [[0; 4]; 16];
     // SAFETY: writes 16 times 32 bytes to `values`.
-    unsafe { asm!(sixteen!(store "vmovdqu", "ymm"), in("rdi") &raw mut values, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!(sixteen!(store "vmovdqu", "ymm"), in("rdi") &raw mut values, options(nostack, preserves_flags))
+    };
     values
 }
 

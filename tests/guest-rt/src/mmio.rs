@@ -89,7 +89,10 @@ pub fn mov_store_imm(address: u64) {
 pub fn copy_from(address: u64, to: &mut [u32]) {
     // SAFETY: a mapped device address (module documentation); the destination is as long as the count says.
     unsafe {
-        asm!("rep movsd", inout("rcx") to.len() => _, inout("rsi") address => _, inout("rdi") to.as_mut_ptr() => _, options(nostack));
+        asm!(
+            "rep movsd",
+            inout("rcx") to.len() => _, inout("rsi") address => _, inout("rdi") to.as_mut_ptr() => _, options(nostack),
+        );
     }
 }
 
@@ -97,7 +100,10 @@ pub fn copy_from(address: u64, to: &mut [u32]) {
 pub fn copy_to(address: u64, from: &[u32]) {
     // SAFETY: a mapped device address (module documentation); the source is as long as the count says.
     unsafe {
-        asm!("rep movsd", inout("rcx") from.len() => _, inout("rsi") from.as_ptr() => _, inout("rdi") address => _, options(nostack));
+        asm!(
+            "rep movsd",
+            inout("rcx") from.len() => _, inout("rsi") from.as_ptr() => _, inout("rdi") address => _, options(nostack),
+        );
     }
 }
 
@@ -105,6 +111,9 @@ pub fn copy_to(address: u64, from: &[u32]) {
 pub fn fill(address: u64, value: u32, count: usize) {
     // SAFETY: a mapped device address (module documentation).
     unsafe {
-        asm!("rep stosd", inout("rcx") count => _, in("eax") value, inout("rdi") address => _, options(nostack));
+        asm!(
+            "rep stosd",
+            inout("rcx") count => _, in("eax") value, inout("rdi") address => _, options(nostack),
+        );
     }
 }

@@ -1,15 +1,13 @@
 //! Leaving long mode and coming back: the same instructions in every mode a processor boots through.
 
-use core::mem::offset_of;
-
 #[cfg(target_os = "none")]
 core::arch::global_asm!(
     include_str!("modes.S"),
-    EBX = const LOW_DATA + offset_of!(Outcome, cpuid_ebx) as u64,
-    PORT = const LOW_DATA + offset_of!(Outcome, port_value) as u64,
-    SOFT = const LOW_DATA + offset_of!(Outcome, software_interrupts) as u64,
-    TIMER = const LOW_DATA + offset_of!(Outcome, timer_interrupts) as u64,
-    DONE = const LOW_DATA + offset_of!(Outcome, done) as u64,
+    EBX = const LOW_DATA + core::mem::offset_of!(Outcome, cpuid_ebx) as u64,
+    PORT = const LOW_DATA + core::mem::offset_of!(Outcome, port_value) as u64,
+    SOFT = const LOW_DATA + core::mem::offset_of!(Outcome, software_interrupts) as u64,
+    TIMER = const LOW_DATA + core::mem::offset_of!(Outcome, timer_interrupts) as u64,
+    DONE = const LOW_DATA + core::mem::offset_of!(Outcome, done) as u64,
     options(att_syntax)
 );
 
@@ -84,13 +82,21 @@ pub fn run(mode: Mode) -> Outcome {
 
         let low = |symbol: *const u8| (symbol as u64 - code as u64 + LOW_CODE) as u32;
         let ivt = IVT as *mut u32;
-        ivt.add(SOFTWARE_VECTOR.into()).write_volatile(low(&raw const trt_low_soft_real));
-        ivt.add(TIMER_VECTOR.into()).write_volatile(low(&raw const trt_low_timer_real));
+        ivt.add(SOFTWARE_VECTOR.into())
+            .write_volatile(low(&raw const trt_low_soft_real));
+        ivt.add(TIMER_VECTOR.into())
+            .write_volatile(low(&raw const trt_low_timer_real));
 
         let (soft, timer) = if mode == Mode::Protected16 {
-            (gate16(low(&raw const trt_low_soft16)), gate16(low(&raw const trt_low_timer16)))
+            (
+                gate16(low(&raw const trt_low_soft16)),
+                gate16(low(&raw const trt_low_timer16)),
+            )
         } else {
-            (gate32(&raw const trt_soft32 as u32), gate32(&raw const trt_timer32 as u32))
+            (
+                gate32(&raw const trt_soft32 as u32),
+                gate32(&raw const trt_timer32 as u32),
+            )
         };
         let idt = IDT32 as *mut u64;
         idt.add(SOFTWARE_VECTOR.into()).write_volatile(soft);

@@ -32,11 +32,11 @@ pub fn map_gib(address: u64) {
         for (index, entry) in (*WINDOW.0.get()).iter_mut().enumerate() {
             *entry = gib as u64 * GIB + index as u64 * (2 << 20) + (PRESENT_WRITE_USER | LARGE);
         }
-        let pdpt = &mut *(&raw mut trt_pdpt);
-        for entry in &mut pdpt[4..] {
-            *entry = 0;
+        let pdpt = (&raw mut trt_pdpt).cast::<u64>();
+        for entry in 4..512 {
+            pdpt.add(entry).write_volatile(0);
         }
-        pdpt[gib] = WINDOW.0.get() as u64 | PRESENT_WRITE_USER;
+        *pdpt.add(gib) = WINDOW.0.get() as u64 | PRESENT_WRITE_USER;
         asm!("mov {t}, cr3", "mov cr3, {t}", t = out(reg) _, options(nostack, preserves_flags));
     }
 }

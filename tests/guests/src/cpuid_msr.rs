@@ -28,7 +28,14 @@ pub fn run() {
 }
 
 fn is_gp(result: Result<(), Trap>) -> bool {
-    matches!(result, Err(Trap { vector: GENERAL_PROTECTION, error_code: 0, .. }))
+    matches!(
+        result,
+        Err(Trap {
+            vector: GENERAL_PROTECTION,
+            error_code: 0,
+            ..
+        })
+    )
 }
 
 fn common_cpuid() {
@@ -38,7 +45,10 @@ fn common_cpuid() {
     check!(cpuid(0x8000_0001, 0).edx >> 29 & 1 != 0, "CPUID has long mode");
     let bits = cpuid(0x8000_0008, 0).eax & 0xff;
     check!((36..=52).contains(&bits), "physical addresses have {bits} bits");
-    check!(eq leaf1.ebx >> 24, lapic::Lapic::enable(lapic::Mode::Xapic).id(), "CPUID and the APIC agree on the APIC ID");
+    check!(
+        eq leaf1.ebx >> 24, lapic::Lapic::enable(lapic::Mode::Xapic).id(),
+        "CPUID and the APIC agree on the APIC ID",
+    );
 
     if leaf1.ecx >> 26 & 1 != 0 {
         let cr4 = cpu::cr4();
@@ -48,7 +58,7 @@ fn common_cpuid() {
         // SAFETY: as it was before.
         unsafe { cpu::set_cr4(cr4 & !CR4_OSXSAVE) };
         let off = cpuid(1, 0).ecx >> 27 & 1;
-        check!(eq (on, off), (1, 0), "CPUID's OSXSAVE follows CR4");
+        check!(eq(on, off), (1, 0), "CPUID's OSXSAVE follows CR4");
     }
 }
 
@@ -108,7 +118,10 @@ fn efer() {
 }
 
 fn hypervisor_cpuid() {
-    check!(cpuid(0x4000_0000, 0).eax >= 0x4000_0001, "KVM's CPUID leaves are there");
+    check!(
+        cpuid(0x4000_0000, 0).eax >= 0x4000_0001,
+        "KVM's CPUID leaves are there"
+    );
     check!(clock::has_kvmclock(), "KVM's CPUID leaf offers kvmclock");
     check!(cpuid(1, 0).ecx >> 5 & 1 == 0, "VMX is hidden");
     check!(cpuid(0x8000_0001, 0).ecx >> 2 & 1 == 0, "SVM is hidden");
@@ -116,29 +129,46 @@ fn hypervisor_cpuid() {
     let before = cpu::rdtsc();
     let tsc = rdmsr(msr::TSC);
     let after = cpu::rdtsc();
-    check!((before..=after).contains(&tsc), "IA32_TIME_STAMP_COUNTER is what RDTSC gives");
+    check!(
+        (before..=after).contains(&tsc),
+        "IA32_TIME_STAMP_COUNTER is what RDTSC gives"
+    );
     if cpuid(0, 0).eax >= 0x15 && cpuid(0x15, 0).eax != 0 {
         let leaf = cpuid(0x15, 0);
         let hz = u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax);
         let kvmclock_hz = clock::tsc_hz();
-        check!(hz.abs_diff(kvmclock_hz) <= kvmclock_hz / 100, "leaf 15H's TSC rate of {hz} Hz is kvmclock's of {kvmclock_hz} Hz");
+        check!(
+            hz.abs_diff(kvmclock_hz) <= kvmclock_hz / 100,
+            "leaf 15H's TSC rate of {hz} Hz is kvmclock's of {kvmclock_hz} Hz"
+        );
     } else {
         skip!("leaf 15H is not offered");
     }
 }
 
+/// Whether a WRMSR raises #GP.
+fn is_refused(number: u32, value: u64) -> bool {
+    // SAFETY: only for values that raise #GP, or else enable what the runtime does not use.
+    let write = || unsafe { wrmsr(number, value) };
+    is_gp(trap::catch(write))
+}
+
 fn refusals() {
-    check!(is_gp(trap::catch(|| rdmsr(UNKNOWN_MSR)).map(|_| ())), "RDMSR of an unknown MSR raises #GP");
-    // SAFETY: raises #GP or writes what does not exist.
-    check!(is_gp(trap::catch(|| unsafe { wrmsr(UNKNOWN_MSR, 0) })), "WRMSR of an unknown MSR raises #GP");
+    check!(
+        is_gp(trap::catch(|| rdmsr(UNKNOWN_MSR)).map(|_| ())),
+        "RDMSR of an unknown MSR raises #GP"
+    );
+    check!(is_refused(UNKNOWN_MSR, 0), "WRMSR of an unknown MSR raises #GP");
     let efer = rdmsr(msr::EFER);
-    // SAFETY: raises #GP, else enables what is not used.
-    check!(is_gp(trap::catch(|| unsafe { wrmsr(msr::EFER, efer | EFER_SVME) })), "EFER.SVME cannot be set");
+    check!(is_refused(msr::EFER, efer | EFER_SVME), "EFER.SVME cannot be set");
+    check!(
+        is_refused(msr::PAT, 2),
+        "a reserved memory type in IA32_PAT raises #GP"
+    );
     let cr4 = cpu::cr4();
     // SAFETY: raises #GP, else enables what is not used.
-    check!(is_gp(trap::catch(|| unsafe { cpu::set_cr4(cr4 | CR4_VMXE) })), "CR4.VMXE cannot be set");
-    // SAFETY: raises #GP, else only says how memory is cached.
-    check!(is_gp(trap::catch(|| unsafe { wrmsr(msr::PAT, 2) })), "a reserved memory type in IA32_PAT raises #GP");
+    let set_vmxe = || unsafe { cpu::set_cr4(cr4 | CR4_VMXE) };
+    check!(is_gp(trap::catch(set_vmxe)), "CR4.VMXE cannot be set");
     check!(eq cpu::cr4(), cr4, "CR4 is unchanged after a refused write");
     check!(eq rdmsr(msr::EFER), efer, "EFER is unchanged after a refused write");
 }

@@ -95,7 +95,7 @@ fn data() {
     check!(eq LAST_DR6.load(Relaxed) & debug::DR6_HIT, 0b0100, "DR6 names the breakpoint on writes");
     let mut seen = 0;
     let reads = hits(|| seen = WATCHED.load(Relaxed));
-    check!(eq (reads, seen), (0, 1), "a breakpoint on writes lets reads pass");
+    check!(eq(reads, seen), (0, 1), "a breakpoint on writes lets reads pass");
 
     debug::set_dr0(WATCHED_LONG.as_ptr() as u64);
     debug::set_dr7(debug::dr7_enable(0, Watch::Access8));
@@ -110,7 +110,10 @@ fn stepping() {
     let mut expected = 0;
     let steps = hits(|| expected = debug::single_step());
     check!(eq u64::from(steps), expected, "single step stops after each instruction, exits among them");
-    check!(LAST_DR6.load(Relaxed) & debug::DR6_SINGLE_STEP != 0, "DR6 names the single step");
+    check!(
+        LAST_DR6.load(Relaxed) & debug::DR6_SINGLE_STEP != 0,
+        "DR6 names the single step"
+    );
 }
 
 fn breakpoints() {

@@ -13,7 +13,11 @@ pub fn run() {
     match fpu::enable_xsave() {
         Some(xcr0) => {
             xcr0_checks(xcr0);
-            if xcr0 & XCR0_AVX != 0 { avx() } else { skip!("AVX is not offered") }
+            if xcr0 & XCR0_AVX != 0 {
+                avx()
+            } else {
+                skip!("AVX is not offered")
+            }
         }
         None => skip!("XSAVE is not offered"),
     }
@@ -54,11 +58,23 @@ fn x87_and_sse() {
     fpu::fxsave(&mut before);
     exits();
     fpu::fxsave(&mut after);
-    check!(before.x87_registers().iter().any(|byte| *byte != 0), "the x87 registers hold something to lose");
-    check!(before.x87_control() == after.x87_control(), "x87 control, status and tags survive exits and HLT");
+    check!(
+        before.x87_registers().iter().any(|byte| *byte != 0),
+        "the x87 registers hold something to lose"
+    );
+    check!(
+        before.x87_control() == after.x87_control(),
+        "x87 control, status and tags survive exits and HLT"
+    );
     check!(before.mxcsr() == after.mxcsr(), "MXCSR survives exits and HLT");
-    check!(before.x87_registers() == after.x87_registers(), "the x87 registers survive exits and HLT");
-    check!(before.xmm() == after.xmm(), "the XMM registers survive exits and HLT");
+    check!(
+        before.x87_registers() == after.x87_registers(),
+        "the x87 registers survive exits and HLT"
+    );
+    check!(
+        before.xmm() == after.xmm(),
+        "the XMM registers survive exits and HLT"
+    );
     let seen = fpu::store_xmm();
     let same = values.iter().zip(&seen).all(|(a, b)| a[..2] == b[..2]);
     check!(same, "the XMM registers hold what was loaded");
@@ -67,8 +83,13 @@ fn x87_and_sse() {
 fn xcr0_checks(xcr0: u64) {
     check!(eq xcr0 & (XCR0_X87 | XCR0_SSE), XCR0_X87 | XCR0_SSE, "XSAVE offers x87 and SSE state");
     check!(eq fpu::xgetbv(0), xcr0, "XCR0 holds what was written");
-    for (what, value) in [("without x87", XCR0_SSE), ("with AVX but without SSE", XCR0_X87 | XCR0_AVX), ("with a reserved bit", 1 << 62 | xcr0)] {
-        let refused = trap::catch(|| fpu::xsetbv(0, value)).is_err_and(|trap| trap.vector == GENERAL_PROTECTION);
+    for (what, value) in [
+        ("without x87", XCR0_SSE),
+        ("with AVX but without SSE", XCR0_X87 | XCR0_AVX),
+        ("with a reserved bit", 1 << 62 | xcr0),
+    ] {
+        let refused =
+            trap::catch(|| fpu::xsetbv(0, value)).is_err_and(|trap| trap.vector == GENERAL_PROTECTION);
         check!(refused, "XSETBV {what} raises #GP");
     }
     let refused = trap::catch(|| fpu::xsetbv(1, 1)).is_err_and(|trap| trap.vector == GENERAL_PROTECTION);
@@ -85,10 +106,16 @@ fn avx() {
     let values = lanes(0xfedc_ba98_7654_3211);
     fpu::load_ymm(&values);
     exits();
-    check!(fpu::store_ymm() == values, "the YMM registers survive exits and HLT");
+    check!(
+        fpu::store_ymm() == values,
+        "the YMM registers survive exits and HLT"
+    );
     // What the guest disables in XCR0 has to be there when it enables it again.
     fpu::xsetbv(0, XCR0_X87 | XCR0_SSE);
     exits();
     fpu::xsetbv(0, XCR0_X87 | XCR0_SSE | XCR0_AVX);
-    check!(fpu::store_ymm() == values, "the YMM registers survive exits while XCR0 has AVX off");
+    check!(
+        fpu::store_ymm() == values,
+        "the YMM registers survive exits while XCR0 has AVX off"
+    );
 }

@@ -46,12 +46,18 @@ fn self_ipis(apic: &Lapic) {
     let mode = apic.mode();
     count_all();
     apic.send_self(LOW);
-    check!(apic.vector_bit(reg::IRR, LOW), "{mode:?}: an IPI to self is requested");
+    check!(
+        apic.vector_bit(reg::IRR, LOW),
+        "{mode:?}: an IPI to self is requested"
+    );
     check!(eq irq::seen(LOW), 0, "{mode:?}: it does not arrive with interrupts off");
     open_window();
     check!(eq irq::seen(LOW), 1, "{mode:?}: it arrives when interrupts are switched on");
     let left = apic.vector_bit(reg::IRR, LOW) || apic.vector_bit(reg::ISR, LOW);
-    check!(!left, "{mode:?}: after its end it is neither requested nor in service");
+    check!(
+        !left,
+        "{mode:?}: after its end it is neither requested nor in service"
+    );
     cpu::sti();
     apic.send_self(LOW);
     let arrived = clock::wait_until(100, || irq::seen(LOW) == 2);
@@ -103,7 +109,10 @@ fn priorities(apic: &Lapic) {
     let all = clock::wait_until(100, || irq::order(2).is_some());
     cpu::cli();
     check!(all, "{:?}: three pending interrupts arrive", apic.mode());
-    check!(eq [0, 1, 2].map(irq::order), [Some(HIGH), Some(MIDDLE), Some(LOW)], "{:?}: the highest vector comes first", apic.mode());
+    check!(
+        eq [0, 1, 2].map(irq::order), [Some(HIGH), Some(MIDDLE), Some(LOW)],
+        "{:?}: the highest vector comes first", apic.mode(),
+    );
 }
 
 fn task_priority(apic: &Lapic) {
@@ -111,18 +120,29 @@ fn task_priority(apic: &Lapic) {
     count_all();
     apic.write(reg::TPR, 0x60);
     check!(eq cpu::cr8(), 6, "{mode:?}: CR8 shows the task priority");
-    check!(eq apic.read(reg::PPR), 0x60, "{mode:?}: with nothing in service the processor priority is the task priority");
+    check!(
+        eq apic.read(reg::PPR), 0x60,
+        "{mode:?}: with nothing in service the processor priority is the task priority",
+    );
     for vector in [LOW, MIDDLE, HIGH] {
         apic.send_self(vector);
     }
     open_window();
     open_window();
-    check!(eq (irq::seen(LOW), irq::seen(MIDDLE), irq::seen(HIGH)), (0, 0, 1), "{mode:?}: the task priority holds back its class and those below");
+    check!(
+        eq(irq::seen(LOW), irq::seen(MIDDLE), irq::seen(HIGH)),
+        (0, 0, 1),
+        "{mode:?}: the task priority holds back its class and those below"
+    );
     cpu::set_cr8(5);
     check!(eq apic.read(reg::TPR), 0x50, "{mode:?}: a write to CR8 changes the task priority");
     open_window();
     open_window();
-    check!(eq (irq::seen(LOW), irq::seen(MIDDLE)), (0, 1), "{mode:?}: CR8 lets the next class in");
+    check!(
+        eq(irq::seen(LOW), irq::seen(MIDDLE)),
+        (0, 1),
+        "{mode:?}: CR8 lets the next class in"
+    );
     cpu::sti();
     cpu::set_cr8(0);
     let arrived = clock::wait_until(100, || irq::seen(LOW) == 1);
@@ -179,8 +199,14 @@ fn nested(apic: &Lapic) {
     apic.send_self(MIDDLE);
     open_window();
     open_window();
-    check!(eq NESTED_PPR.load(Relaxed), u32::from(MIDDLE & 0xf0), "{mode:?}: in service, the processor priority is the vector's class");
-    check!(NESTED_BY_HIGH.load(Relaxed), "{mode:?}: a higher vector interrupts a handler");
+    check!(
+        eq NESTED_PPR.load(Relaxed), u32::from(MIDDLE & 0xf0),
+        "{mode:?}: in service, the processor priority is the vector's class",
+    );
+    check!(
+        NESTED_BY_HIGH.load(Relaxed),
+        "{mode:?}: a higher vector interrupts a handler"
+    );
     check!(!NESTED_BY_LOW.load(Relaxed), "{mode:?}: a lower vector does not");
     check!(eq irq::seen(LOW), 1, "{mode:?}: the lower vector arrives after the end of the handler's");
     trap::set_handler(MIDDLE, None);
@@ -230,7 +256,10 @@ fn io_apic(apic: &Lapic) {
         check!(eq UART_INTERRUPTS.load(Relaxed), 1, "{mode:?}, {trigger}: it does so once");
         check!(eq UART_REASON.load(Relaxed), 2, "{mode:?}, {trigger}: the UART names the reason");
         let remote_irr = u64::from(UART_ENTRY.load(Relaxed)) & ioapic::REMOTE_IRR != 0;
-        check!(eq remote_irr, flags != 0, "{mode:?}, {trigger}: only a level-triggered interrupt shows in its entry as accepted");
+        check!(
+            eq remote_irr, flags != 0,
+            "{mode:?}, {trigger}: only a level-triggered interrupt shows in its entry as accepted",
+        );
         check!(ended, "{mode:?}, {trigger}: it no longer does after its end");
     }
     trap::set_handler(MIDDLE, None);
@@ -265,8 +294,14 @@ fn nmis(apic: &Lapic) {
     trap::set_handler(NMI, Some(on_nmi));
     send_nmi(apic);
     let both = clock::wait_until(100, || NMIS.load(Relaxed) == 2);
-    check!(both, "{mode:?}: an NMI arrives with interrupts off, and one sent meanwhile after it");
-    check!(!NMI_NESTED.load(Relaxed), "{mode:?}: an NMI does not interrupt the handler of another");
+    check!(
+        both,
+        "{mode:?}: an NMI arrives with interrupts off, and one sent meanwhile after it"
+    );
+    check!(
+        !NMI_NESTED.load(Relaxed),
+        "{mode:?}: an NMI does not interrupt the handler of another"
+    );
 }
 
 fn software() {

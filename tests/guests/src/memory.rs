@@ -15,17 +15,31 @@ pub fn run() {
     let ram = || pvh::memory_map().iter().filter(|region| region.is_ram());
     check!(ram().count() >= 2, "the memory map has RAM below and above 1 MiB");
     check!(disjoint(pvh::memory_map()), "regions of the memory map are apart");
+    let rsdp = pvh::rsdp();
+    // SAFETY: the loader's pointer to eight bytes below 4 GiB, or 0, which is mapped too.
+    let signature = unsafe { (rsdp as *const [u8; 8]).read_volatile() };
+    check!(eq signature, *b"RSD PTR ", "the loader's ACPI root pointer {rsdp:#x} points to one");
     for region in ram() {
         test_region(region);
     }
-    let top = ram().map(Region::end).filter(|end| *end <= DEVICES).max().unwrap_or(0);
+    let top = ram()
+        .map(Region::end)
+        .filter(|end| *end <= DEVICES)
+        .max()
+        .unwrap_or(0);
     run_code(top - 64 * 1024);
-    if is_nacre() { beyond_ram(top) } else { skip!("what is behind the RAM is the board's own") }
+    if is_nacre() {
+        beyond_ram(top)
+    } else {
+        skip!("what is behind the RAM is the board's own")
+    }
 }
 
 fn disjoint(regions: &[Region]) -> bool {
     regions.iter().enumerate().all(|(index, a)| {
-        regions[..index].iter().all(|b| a.end() <= b.start || b.end() <= a.start)
+        regions[..index]
+            .iter()
+            .all(|b| a.end() <= b.start || b.end() <= a.start)
     })
 }
 
@@ -40,7 +54,11 @@ fn test_region(region: &Region) {
     let mut gib = first & !(GIB - 1);
     while gib < last {
         paging::map_gib(gib);
-        let within = || addresses().skip_while(|page| *page < gib).take_while(|page| *page < gib + GIB);
+        let within = || {
+            addresses()
+                .skip_while(|page| *page < gib)
+                .take_while(|page| *page < gib + GIB)
+        };
         for page in within() {
             for address in [page, page + PAGE - 8] {
                 // SAFETY: RAM by the memory map that the guest does not use itself.

@@ -21,7 +21,11 @@ pub fn run() {
     strings();
     local_apic(&apic);
     io_apic();
-    if is_nacre() { hole() } else { skip!("what an address without a device does is the board's own") }
+    if is_nacre() {
+        hole()
+    } else {
+        skip!("what an address without a device does is the board's own")
+    }
 }
 
 fn scratch(value: u32) {
@@ -35,7 +39,10 @@ fn moves() {
     check!(eq m::read32(SCRATCH), 0x5a00_0000, "MOV stores an immediate operand");
     scratch(VALUE);
     check!(eq m::movsxd(SCRATCH, 0), 0xffff_ffff_a1b2_c3d4, "MOVSXD extends the sign");
-    check!(eq m::mov_load_sib(SCRATCH - 0x80, 0x80), VALUE.into(), "MOV finds base, scaled index and displacement");
+    check!(
+        eq m::mov_load_sib(SCRATCH - 0x80, 0x80), VALUE.into(),
+        "MOV finds base, scaled index and displacement",
+    );
     check!(eq m::xchg(SCRATCH, 0x1234_5678), VALUE.into(), "XCHG returns what the register held");
     check!(eq m::read32(SCRATCH), 0x1234_5678, "XCHG stores what the operand held");
 }
@@ -58,7 +65,10 @@ fn arithmetic() {
     }
     scratch(VALUE);
     check!(eq m::or_register(SCRATCH, 0x0f), (VALUE | 0x0f).into(), "OR with a memory operand as source");
-    check!(eq m::and_register(SCRATCH, 0xffff), (VALUE & 0xffff).into(), "AND with a memory operand as source");
+    check!(
+        eq m::and_register(SCRATCH, 0xffff), (VALUE & 0xffff).into(),
+        "AND with a memory operand as source",
+    );
     check!(eq m::add_register(SCRATCH, 1), (VALUE + 1).into(), "ADD with a memory operand as source");
 }
 
@@ -85,8 +95,14 @@ fn strings() {
 
 fn local_apic(apic: &Lapic) {
     let version = apic.read(reg::VERSION);
-    check!((0x10..0x20).contains(&(version & 0xff)), "the local APIC is an integrated one");
-    check!(version >> 16 & 0xff >= 3, "the local APIC has at least four local vectors");
+    check!(
+        (0x10..0x20).contains(&(version & 0xff)),
+        "the local APIC is an integrated one"
+    );
+    check!(
+        version >> 16 & 0xff >= 3,
+        "the local APIC has at least four local vectors"
+    );
     apic.write(reg::TPR, 0x35);
     check!(eq apic.read(reg::TPR), 0x35, "the task priority holds what was written");
     apic.write(reg::TPR, 0);
@@ -105,7 +121,10 @@ fn io_apic() {
         check!(eq ioapic::entry(line), entry, "line {line}'s redirection entry holds what was written");
     }
     ioapic::set_entry(23, !0);
-    check!(eq ioapic::entry(23) & (ioapic::REMOTE_IRR | 1 << 12), 0, "status bits of a redirection entry are read-only");
+    check!(
+        eq ioapic::entry(23) & (ioapic::REMOTE_IRR | 1 << 12), 0,
+        "status bits of a redirection entry are read-only",
+    );
     ioapic::set_entry(23, ioapic::MASKED);
     m::write32(ioapic::BASE, 0x11 + 2 * 23);
     m::write32(ioapic::BASE + ioapic::DATA, 0);
@@ -116,8 +135,14 @@ fn io_apic() {
 fn hole() {
     check!(eq m::read32(HOLE), u32::MAX, "four bytes from a hole are all ones");
     check!(eq m::mov_load64(HOLE, 0), u64::MAX, "eight bytes from a hole are all ones");
-    check!(eq m::mov_load16(HOLE, 0x1122_3344_5566_7788), 0x1122_3344_5566_ffff, "MOV r16 keeps the rest of the register");
-    check!(eq m::mov_load8(HOLE, 0x1122_3344_5566_7788), 0x1122_3344_5566_77ff, "MOV r8 keeps the rest of the register");
+    check!(
+        eq m::mov_load16(HOLE, 0x1122_3344_5566_7788), 0x1122_3344_5566_ffff,
+        "MOV r16 keeps the rest of the register",
+    );
+    check!(
+        eq m::mov_load8(HOLE, 0x1122_3344_5566_7788), 0x1122_3344_5566_77ff,
+        "MOV r8 keeps the rest of the register",
+    );
     check!(eq m::movzx8(HOLE, 1 << 63), 0xff, "MOVZX extends a byte with zeroes");
     check!(eq m::movzx16(HOLE, 1 << 63), 0xffff, "MOVZX extends two bytes with zeroes");
     check!(eq m::movsx8(HOLE, 0), u64::MAX, "MOVSX extends a byte with its sign");
@@ -128,7 +153,10 @@ fn hole() {
     check!(eq m::read32(HOLE), u32::MAX, "writes to a hole of every size are lost");
     let mut words = [0; 65];
     m::copy_from(HOLE, &mut words[..64]);
-    check!(words[..64].iter().all(|word| *word == u32::MAX) && words[64] == 0, "REP MOVSD reads 64 double words of a hole");
+    check!(
+        words[..64].iter().all(|word| *word == u32::MAX) && words[64] == 0,
+        "REP MOVSD reads 64 double words of a hole"
+    );
     m::copy_to(HOLE, &words);
     check!(eq m::read32(HOLE), u32::MAX, "REP MOVSD to a hole is lost");
 }

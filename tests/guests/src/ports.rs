@@ -29,21 +29,39 @@ fn unclaimed() {
 
 fn registers() {
     let before = 0x1122_3344_5566_7788;
-    check!(eq port::in_al(UNCLAIMED, before), 0x1122_3344_5566_77ff, "IN AL changes the low byte of RAX only");
-    check!(eq port::in_ax(UNCLAIMED, before), 0x1122_3344_5566_ffff, "IN AX changes the low two bytes of RAX only");
+    check!(
+        eq port::in_al(UNCLAIMED, before), 0x1122_3344_5566_77ff,
+        "IN AL changes the low byte of RAX only",
+    );
+    check!(
+        eq port::in_ax(UNCLAIMED, before), 0x1122_3344_5566_ffff,
+        "IN AX changes the low two bytes of RAX only",
+    );
     check!(eq port::in_eax(UNCLAIMED, before), 0xffff_ffff, "IN EAX clears the upper half of RAX");
 }
 
 fn absent_devices() {
     // The interrupt controllers' initialisation, as every operating system does it.
-    for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0xa0, 0x11), (0xa1, 0x28), (0xa1, 2), (0xa1, 1)] {
+    for (port, value) in [
+        (0x20, 0x11),
+        (0x21, 0x20),
+        (0x21, 4),
+        (0x21, 1),
+        (0xa0, 0x11),
+        (0xa1, 0x28),
+        (0xa1, 2),
+        (0xa1, 1),
+    ] {
         outb(port, value);
     }
     outb(0x21, 0xff);
     outb(0xa1, 0xff);
     check!(eq inb(0x21), 0xff, "after initialisation the PIC's mask reads all ones, with or without a PIC");
     outb(0x80, 0x42);
-    check!(inb(0x64) & 2 == 0, "the keyboard controller is ready for a command, or Linux's reset would wait");
+    check!(
+        inb(0x64) & 2 == 0,
+        "the keyboard controller is ready for a command, or Linux's reset would wait"
+    );
     if is_nacre() {
         check!(eq inb(0xe9), 0xe9, "port E9H identifies itself");
         outl(0xcf8, 0x8000_0000);
@@ -96,7 +114,11 @@ fn strings() {
         wait_for_data();
         port::outsb_insb_backwards(0x80, COM1, b'y')
     });
-    check!(eq (byte, from, to), (b'x', -1, -1), "OUTSB and INSB step backwards with DF set");
+    check!(
+        eq(byte, from, to),
+        (b'x', -1, -1),
+        "OUTSB and INSB step backwards with DF set"
+    );
 
     port::outsb(UNCLAIMED, &[]);
     check!(true, "REP OUTSB of no bytes ends at once");
@@ -108,13 +130,19 @@ fn string_reads() {
     check!(eq words, [0xffff, 0xffff, 0xffff, 0xffff, 0], "REP INSW writes just as many words as asked for");
     let mut dwords = [0_u32; 3];
     port::insd(UNCLAIMED, &mut dwords[..2]);
-    check!(eq dwords, [0xffff_ffff, 0xffff_ffff, 0], "REP INSD writes just as many double words as asked for");
+    check!(
+        eq dwords, [0xffff_ffff, 0xffff_ffff, 0],
+        "REP INSD writes just as many double words as asked for",
+    );
 
     // A buffer across a page boundary, and longer than one transfer of any buffer in between.
     let mut long = [0_u8; 8192];
     port::insb(UNCLAIMED, &mut long[1..8191]);
     let ends = (long[0], long[8191]);
-    check!(ends == (0, 0) && long[1..8191].iter().all(|byte| *byte == 0xff), "REP INSB of 8190 bytes crosses pages");
+    check!(
+        ends == (0, 0) && long[1..8191].iter().all(|byte| *byte == 0xff),
+        "REP INSB of 8190 bytes crosses pages"
+    );
 }
 
 fn rtc_register(index: u8) -> u8 {
@@ -127,7 +155,11 @@ fn rtc() {
     let binary = rtc_register(0x0b) & 4 != 0;
     let number = |index| {
         let value = rtc_register(index);
-        if binary { value } else { (value >> 4) * 10 + (value & 15) }
+        if binary {
+            value
+        } else {
+            (value >> 4) * 10 + (value & 15)
+        }
     };
     clock::wait_until(10, || rtc_register(0x0a) >> 7 == 0);
     let (second, minute, hour) = (number(0), number(2), number(4));
@@ -138,7 +170,10 @@ fn rtc() {
         && (1..=31).contains(&day)
         && (1..=12).contains(&month)
         && year < 100;
-    check!(plausible, "the RTC tells a date and time: {year:02}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}");
+    check!(
+        plausible,
+        "the RTC tells a date and time: {year:02}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}"
+    );
 
     let mut now = second;
     let ticked = (0..150).any(|_| {
@@ -147,5 +182,8 @@ fn rtc() {
         now != second
     });
     check!(ticked, "the RTC's second changes within 1.5 s");
-    check!((now + 60 - second) % 60 <= 2, "the RTC's next second follows the last");
+    check!(
+        (now + 60 - second) % 60 <= 2,
+        "the RTC's next second follows the last"
+    );
 }

@@ -87,7 +87,8 @@ pub fn run() {
     trap::set_handler(BREAKPOINT, Some(on_breakpoint));
     check!(eq user::run(breakpoint, 7), 7, "an exception in ring 3 returns there");
     check!(eq TRAP_CS.load(Relaxed), u64::from(desc::USER_CODE), "it came from ring 3");
-    let refused = trap::catch(|| user::run(port_write, 1)).is_err_and(|trap| trap.vector == GENERAL_PROTECTION);
+    let refused =
+        trap::catch(|| user::run(port_write, 1)).is_err_and(|trap| trap.vector == GENERAL_PROTECTION);
     check!(refused, "OUT in ring 3 raises #GP and reaches no device");
 
     if cpu::cpuid(0x8000_0001, 0).edx >> 27 & 1 != 0 {
@@ -100,7 +101,10 @@ pub fn run() {
 
     if is_intel() {
         user::enable_sysenter();
-        check!(eq user::run(fast_calls, ROUNDS), 0, "{ROUNDS} rounds of SYSENTER, SYSEXIT and exits go right");
+        check!(
+            eq user::run(fast_calls, ROUNDS), 0,
+            "{ROUNDS} rounds of SYSENTER, SYSEXIT and exits go right",
+        );
     } else {
         skip!("SYSENTER in long mode is Intel's");
     }

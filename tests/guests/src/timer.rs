@@ -13,7 +13,11 @@ pub fn run() {
     one_shot(&apic, ticks);
     periodic(&apic, ticks);
     registers_survive(&apic, ticks);
-    if lapic::has_tsc_deadline() { tsc_deadline(&apic) } else { skip!("the TSC-deadline mode is not offered") }
+    if lapic::has_tsc_deadline() {
+        tsc_deadline(&apic)
+    } else {
+        skip!("the TSC-deadline mode is not offered")
+    }
     if clock::has_kvmclock() {
         rate(ticks);
         kvmclock(&apic, ticks);
@@ -34,7 +38,10 @@ fn one_shot(apic: &Lapic, ticks: u32) {
         cpu::sti_hlt_cli();
     }
     let passed_us = (rdtsc() - start) / (clock::tsc_hz() / 1_000_000);
-    check!(passed_us >= 4_900, "a one-shot of 5 ms takes at least that: {passed_us} us");
+    check!(
+        passed_us >= 4_900,
+        "a one-shot of 5 ms takes at least that: {passed_us} us"
+    );
     check!(eq apic.read(reg::CURRENT_COUNT), 0, "a one-shot ends at 0");
     cpu::sti();
     clock::wait(10);
@@ -46,7 +53,10 @@ fn one_shot(apic: &Lapic, ticks: u32) {
     cpu::sti();
     let ended = clock::wait_until(100, || apic.read(reg::CURRENT_COUNT) == 0);
     cpu::cli();
-    check!(ended && irq::seen(VECTOR) == 0, "a masked timer counts and does not interrupt");
+    check!(
+        ended && irq::seen(VECTOR) == 0,
+        "a masked timer counts and does not interrupt"
+    );
 
     apic.start_timer(VECTOR, 0, ticks * 5);
     apic.write(reg::INITIAL_COUNT, 0);
@@ -64,7 +74,10 @@ fn periodic(apic: &Lapic, ticks: u32) {
         cpu::sti_hlt_cli();
     }
     let passed_us = (rdtsc() - start) / (clock::tsc_hz() / 1_000_000);
-    check!(passed_us >= 18_000, "ten periods of 2 ms take at least 18 ms: {passed_us} us");
+    check!(
+        passed_us >= 18_000,
+        "ten periods of 2 ms take at least 18 ms: {passed_us} us"
+    );
     apic.stop_timer();
     cpu::sti();
     clock::wait(5);
@@ -85,7 +98,10 @@ fn registers_survive(apic: &Lapic, ticks: u32) {
     }
     cpu::cli();
     apic.stop_timer();
-    check!(irq::seen(VECTOR) >= 10, "a periodic timer interrupts a loop of exits");
+    check!(
+        irq::seen(VECTOR) >= 10,
+        "a periodic timer interrupts a loop of exits"
+    );
     check!(eq wrong, 0, "all general registers survive exits and interrupts");
 }
 
@@ -98,7 +114,10 @@ fn tsc_deadline(apic: &Lapic) {
     };
     let deadline = rdtsc() + clock::tsc_hz() / 1000 * 3;
     arm(deadline);
-    check!(eq rdmsr(msr::TSC_DEADLINE), deadline, "IA32_TSC_DEADLINE holds what was written while it is ahead");
+    check!(
+        eq rdmsr(msr::TSC_DEADLINE), deadline,
+        "IA32_TSC_DEADLINE holds what was written while it is ahead",
+    );
     while irq::seen(VECTOR) == 0 {
         cpu::sti_hlt_cli();
     }
@@ -142,7 +161,10 @@ fn rate(ticks_per_ms: u32) {
 fn kvmclock(apic: &Lapic, ticks: u32) {
     clock::enable_kvmclock();
     let first = clock::kvmclock();
-    check!(first.version % 2 == 0 && first.version != 0, "kvmclock's page has been written");
+    check!(
+        first.version.is_multiple_of(2) && first.version != 0,
+        "kvmclock's page has been written"
+    );
     let mut last = first.now_ns;
     let mut falls = 0;
     for round in 0..1000 {
@@ -160,7 +182,10 @@ fn kvmclock(apic: &Lapic, ticks: u32) {
     clock::wait(50);
     let (ticks, passed) = (rdtsc() - tsc, clock::kvmclock().now_ns - ns);
     let expected = (u128::from(ticks) * 1_000_000_000 / u128::from(first.tsc_hz)) as u64;
-    check!(within(1, passed, expected), "kvmclock's {passed} ns are the TSC's {expected} ns");
+    check!(
+        within(1, passed, expected),
+        "kvmclock's {passed} ns are the TSC's {expected} ns"
+    );
 
     let second = |_| {
         let now = rtc_second();
@@ -168,7 +193,11 @@ fn kvmclock(apic: &Lapic, ticks: u32) {
         clock::kvmclock().now_ns
     };
     let [begin, end] = [0, 1].map(second);
-    check!(within(5, end - begin, 1_000_000_000), "a second of the RTC is {} ns of kvmclock", end - begin);
+    check!(
+        within(5, end - begin, 1_000_000_000),
+        "a second of the RTC is {} ns of kvmclock",
+        end - begin
+    );
     clock::disable_kvmclock();
 }
 
@@ -186,7 +215,12 @@ fn rtc_time_of_day() -> u64 {
     let binary = rtc_register(0x0b) & 4 != 0;
     [4, 2, 0].into_iter().fold(0, |seconds, index| {
         let value = u64::from(rtc_register(index) & 0x7f);
-        seconds * 60 + if binary { value } else { (value >> 4) * 10 + (value & 15) }
+        seconds * 60
+            + if binary {
+                value
+            } else {
+                (value >> 4) * 10 + (value & 15)
+            }
     })
 }
 
@@ -195,8 +229,14 @@ fn wall_clock() {
     const YEAR_1999: u32 = 915_148_800;
     clock::enable_kvmclock();
     let (boot, nanoseconds) = clock::wall_clock();
-    check!(boot > YEAR_1999 && nanoseconds < 1_000_000_000, "the wall clock says that boot was {boot} s after 1970");
+    check!(
+        boot > YEAR_1999 && nanoseconds < 1_000_000_000,
+        "the wall clock says that boot was {boot} s after 1970"
+    );
     let now = u64::from(boot) + (u64::from(nanoseconds) + clock::kvmclock().now_ns) / 1_000_000_000;
     let apart = (now % 86_400).abs_diff(rtc_time_of_day());
-    check!(apart.min(86_400 - apart) <= 2, "wall clock and RTC are at most 2 s apart: {apart}");
+    check!(
+        apart.min(86_400 - apart) <= 2,
+        "wall clock and RTC are at most 2 s apart: {apart}"
+    );
 }

@@ -29,10 +29,14 @@ impl Log {
 
     /// Adds a line that `who` said.
     pub fn line(&mut self, who: &str, text: &str) {
-        let line = format!("{who}: {text}");
+        self.raw(&format!("{who}: {text}"));
+    }
+
+    /// Adds a line as it is.
+    pub fn raw(&mut self, line: &str) {
         // A full disk must not end a run whose result does not depend on the log.
         let _ = writeln!(self.file, "{line}");
-        self.last.push_back(line);
+        self.last.push_back(line.to_owned());
         if self.last.len() > KEPT_LINES {
             self.last.pop_front();
         }

@@ -33,6 +33,8 @@ pub enum Verdict {
     GuestDied,
     /// The VM could not be started.
     NotStarted,
+    /// The kernel cannot run on this machine.
+    Refused,
     /// The VMM process crashed, or the kernel or the emulator did.
     NacreFailed,
     /// The time was up.
@@ -68,7 +70,7 @@ impl Verdict {
             Verdict::Reset => RESET,
             Verdict::ExitCode(value) => debug_exit_code(*value),
             Verdict::GuestDied => GUEST_DIED,
-            Verdict::NotStarted => Kind::Setup.code(),
+            Verdict::NotStarted | Verdict::Refused => Kind::Setup.code(),
             Verdict::NacreFailed => Kind::Internal.code(),
             Verdict::TimedOut => TIMED_OUT,
             Verdict::Signalled(signal) => SIGNALLED.wrapping_add(*signal),
@@ -85,6 +87,7 @@ impl Verdict {
             Verdict::ExitCode(_) => "exit-code",
             Verdict::GuestDied => "guest-died",
             Verdict::NotStarted => "not-started",
+            Verdict::Refused => "refused",
             Verdict::NacreFailed => Kind::Internal.name(),
             Verdict::TimedOut => "timed-out",
             Verdict::Left => "left",

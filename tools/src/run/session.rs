@@ -25,8 +25,10 @@ const CLOSING_TIME: Duration = Duration::from_secs(5);
 const EPITAPH_TIME: Duration = Duration::from_secs(2);
 /// How often the emulator's process is looked at.
 const TICK: Duration = Duration::from_millis(50);
-/// What the kernel's epitaph begins with.
-const EPITAPH: &str = "kernel panic";
+/// What the lines of the kernel's epitaph begin with.
+const EPITAPH: &str = "epitaph: ";
+/// What is around the kernel's reason not to run on a machine.
+const REFUSAL: (&str, &str) = ("nacre: ", ": Nacre cannot run here");
 
 /// A run.
 pub struct Session<'a> {
@@ -48,6 +50,7 @@ pub struct Session<'a> {
     link_closed: bool,
     closing: Option<Instant>,
     epitaph: Vec<String>,
+    refusal: Option<String>,
     emulator_errors: Vec<String>,
     start: Instant,
 }
@@ -93,6 +96,7 @@ impl<'a> Session<'a> {
             link_closed: false,
             closing: None,
             epitaph: Vec::new(),
+            refusal: None,
             emulator_errors: Vec::new(),
             start: Instant::now(),
         })
@@ -224,9 +228,12 @@ impl<'a> Session<'a> {
             Some(line)
         };
         let Some(line) = line else { return };
-        self.log.line("kernel", line);
-        if !self.epitaph.is_empty() || line.to_ascii_lowercase().contains(EPITAPH) {
+        self.log.raw(line);
+        if line.starts_with(EPITAPH) {
             self.epitaph.push(line.to_owned());
+            self.close_within(EPITAPH_TIME);
+        } else if let Some(why) = refusal(line) {
+            self.refusal = Some(why.to_owned());
             self.close_within(EPITAPH_TIME);
         }
     }
@@ -364,6 +371,13 @@ impl<'a> Session<'a> {
         let command = self.options.exec.then_some(self.command_status);
         let (verdict, detail) = match stop {
             Stop::Verdict(verdict, detail) => (verdict, detail),
+            _ if self.refusal.is_some() => {
+                let why = self.refusal.take().unwrap_or_default();
+                (
+                    Verdict::Refused,
+                    format!("Nacre cannot run on this machine: {why}"),
+                )
+            }
             _ if !self.epitaph.is_empty() => (
                 Verdict::NacreFailed,
                 "the kernel panicked; its epitaph is below".into(),
@@ -378,7 +392,7 @@ impl<'a> Session<'a> {
         epitaph
             .iter()
             .filter(|line| line.starts_with(' '))
-            .for_each(|line| self.log.line("kernel", line));
+            .for_each(|line| self.log.raw(line));
         Report {
             verdict,
             detail,
@@ -418,6 +432,11 @@ fn exit_status(line: &str) -> Option<u8> {
     line.strip_prefix("exit ")?.trim().parse().ok()
 }
 
+/// The reason in a line with which the kernel refuses a machine.
+fn refusal(line: &str) -> Option<&str> {
+    line.strip_prefix(REFUSAL.0)?.strip_suffix(REFUSAL.1)
+}
+
 /// The epitaph with a line of explanation under each line that has kernel addresses.
 fn explained(epitaph: &[String]) -> Vec<String> {
     if epitaph.is_empty() {
@@ -449,5 +468,11 @@ mod tests {
         assert_eq!(exit_status("exit 7"), Some(7));
         assert_eq!(exit_status("exit 255\r"), Some(255));
         assert_eq!(exit_status("exiting"), None);
+    }
+
+    #[test]
+    fn a_refusal_is_told_from_other_lines() {
+        assert_eq!(refusal("nacre: no EPT: Nacre cannot run here"), Some("no EPT"));
+        assert_eq!(refusal("[kernel INFO] Nacre 0.1.0"), None);
     }
 }

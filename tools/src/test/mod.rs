@@ -7,6 +7,7 @@ pub mod images;
 pub mod linux;
 pub mod mistakes;
 pub mod record;
+pub mod refusals;
 
 use crate::run::machine::Machine;
 use crate::{compile, progress, setup, workspace};
@@ -97,6 +98,7 @@ fn all(machines: &[Machine]) -> Vec<Test> {
         tests.extend(guests::tests(machine));
         tests.extend(linux::tests(machine));
         tests.extend(images::tests(machine));
+        tests.extend(refusals::tests(machine));
     }
     tests
 }

@@ -1,6 +1,6 @@
 //! The console server: owns COM1 and merges every VM's streams on it.
 //!
-//! Records come from the rings of the VMs and of the root task ([`switch`]), become text or frames ([`line`]), and leave
+//! Records come from the rings of the VMs and of the root task ([`switch`]), become text or frames ([`mod@line`]), and leave
 //! through a queue that the interrupts of COM1 empty ([`uart`]). What arrives goes to the VMs' input rings
 //! ([`input`]). Nothing here waits for anybody: a VM that writes too fast finds its ring full, one that does not read
 //! loses input.
@@ -21,7 +21,7 @@ use crate::uart::Uart;
 use alloc::collections::VecDeque;
 use alloc::format;
 use alloc::vec::Vec;
-use usys::abi::Selector;
+use usys::abi::{Selector, Status};
 use usys::cap::{Cap, Irqs, Ntfn};
 use usys::object::{FOREVER, Trigger};
 use usys::port::PortRange;
@@ -94,12 +94,18 @@ impl Server {
         if !self.uart.is_present() {
             log::error!("no COM1: consoles go nowhere");
         }
-        if let Err(error) = self
+        match self
             .irq
             .bind(0, Cap::new(Selector(protocol::IRQ_NTFN)), Trigger::Edge)
         {
+            // A predecessor bound it to the same notification.
+            Ok(())
+            | Err(usys::Error {
+                status: Status::Occupied,
+                ..
+            }) => {}
             // The watchdog still moves bytes, slowly.
-            log::error!("no interrupt for COM1: {error}");
+            Err(error) => log::error!("no interrupt for COM1: {error}"),
         }
         self.line.hello(&mut self.queue);
         loop {

@@ -84,7 +84,13 @@ pub(crate) struct Board {
 
 impl Board {
     pub(crate) fn new(setup: &BoardSetup) -> Board {
-        let BoardSetup { layout, crystal_hz, tsc_hz, unix_ns, now } = *setup;
+        let BoardSetup {
+            layout,
+            crystal_hz,
+            tsc_hz,
+            unix_ns,
+            now,
+        } = *setup;
         let mut rtc = Rtc::new(unix_ns / 1_000_000_000, now.host, tsc_hz);
         rtc.set_memory_size(layout.low_end(), layout.memory_bytes() - layout.low_end());
         Board {
@@ -136,10 +142,14 @@ impl Board {
     /// Writes 1, 2 or 4 bytes to a port. The device at the first port takes them; bytes for ports behind it are lost.
     /// So a double word to 0xcf8, the PCI configuration address, is no reset by 0xcf9.
     pub(crate) fn write_port(&mut self, port: u16, size: u8, value: u32, now: Time) {
-        let Some((device, _)) = self.ports.find(port.into()) else { return };
+        let Some((device, _)) = self.ports.find(port.into()) else {
+            return;
+        };
         if device == PortDevice::Debug {
             // The exit device takes the whole value.
-            let event = self.debug.write(port, value & u32::MAX >> (32 - 8 * u32::from(size.clamp(1, 4))));
+            let event = self
+                .debug
+                .write(port, value & u32::MAX >> (32 - 8 * u32::from(size.clamp(1, 4))));
             return self.take_debug_event(event);
         }
         for (port, byte) in owned(&self.ports, device, port, size).zip(value.to_le_bytes()) {
@@ -164,7 +174,9 @@ impl Board {
 
     /// Reads 1 to 8 bytes of device memory.
     pub(crate) fn read_memory(&mut self, address: u64, size: u8, now: Time) -> u64 {
-        let Some((is_lapic, offset)) = self.find_memory(address) else { return u64::MAX };
+        let Some((is_lapic, offset)) = self.find_memory(address) else {
+            return u64::MAX;
+        };
         let mut bytes = [0xff; 8];
         // Registers have 32 bits on 16-byte boundaries; what is wider or crosses them is split.
         let mut done = 0;
@@ -209,7 +221,11 @@ impl Board {
     /// Which device has this address: the local APIC if true, else the I/O APIC; and the offset in it.
     fn find_memory(&self, address: u64) -> Option<(bool, u64)> {
         let within = |base: u64, size: u64| address.checked_sub(base).filter(|offset| *offset < size);
-        if let Some(offset) = self.lapic.mmio_base().and_then(|base| within(base, lapic::MMIO_BYTES)) {
+        if let Some(offset) = self
+            .lapic
+            .mmio_base()
+            .and_then(|base| within(base, lapic::MMIO_BYTES))
+        {
             return Some((true, offset));
         }
         within(layout::IO_APIC, ioapic::MMIO_BYTES).map(|offset| (false, offset))
@@ -273,7 +289,9 @@ impl Board {
 
     /// Queues input for a serial port; returns how many bytes were taken.
     pub(crate) fn queue_input(&mut self, port: usize, bytes: &[u8]) -> usize {
-        let Some(input) = self.input.get_mut(port) else { return 0 };
+        let Some(input) = self.input.get_mut(port) else {
+            return 0;
+        };
         let taken = bytes.len().min(INPUT_MAX.saturating_sub(input.len()));
         input.extend(&bytes[..taken]);
         taken
@@ -281,7 +299,10 @@ impl Board {
 
     /// Takes what the guest sent to a serial port.
     pub(crate) fn take_output(&mut self, port: usize) -> Vec<u8> {
-        self.uarts.get_mut(port).map(|uart| uart.take_output().collect()).unwrap_or_default()
+        self.uarts
+            .get_mut(port)
+            .map(|uart| uart.take_output().collect())
+            .unwrap_or_default()
     }
 
     /// Takes what the guest sent to the debug consoles.
@@ -317,7 +338,12 @@ impl Board {
 }
 
 /// The ports of an access that belong to the device at its first port, in order.
-fn owned(ports: &Bus<PortDevice>, device: PortDevice, port: u16, size: u8) -> impl Iterator<Item = u16> + use<> {
+fn owned(
+    ports: &Bus<PortDevice>,
+    device: PortDevice,
+    port: u16,
+    size: u8,
+) -> impl Iterator<Item = u16> + use<> {
     let count = (0..size.min(4))
         .take_while(|index| {
             let next = u64::from(port) + u64::from(*index);
@@ -331,7 +357,11 @@ fn port_map() -> Bus<PortDevice> {
     let mut ranges = alloc::vec![
         (rtc::INDEX_PORT, 2, PortDevice::Rtc),
         (debug::EXIT_PORT, debug::EXIT_PORTS, PortDevice::Debug),
-        (acpi_pm::PM_TIMER_PORT, acpi_pm::PM_TIMER_PORTS, PortDevice::AcpiPm),
+        (
+            acpi_pm::PM_TIMER_PORT,
+            acpi_pm::PM_TIMER_PORTS,
+            PortDevice::AcpiPm
+        ),
     ];
     let singles = [
         (i8042::DATA_PORT, PortDevice::I8042),
@@ -354,7 +384,3 @@ fn port_map() -> Bus<PortDevice> {
     }
     ports
 }
-
-#[cfg(test)]
-#[path = "board_tests.rs"]
-mod tests;

@@ -79,7 +79,12 @@ const fn features(
     register: Register,
     features: &'static [(u8, &'static str)],
 ) -> Word {
-    Word { leaf, subleaf, register, features }
+    Word {
+        leaf,
+        subleaf,
+        register,
+        features,
+    }
 }
 
 /// The model. Bits on both vendors' CPUs mean the same (SDM 2A CPUID; APM 3 appendix E).
@@ -127,10 +132,53 @@ pub const WORDS: [Word; word::COUNT] = [
 
 /// Well-known features that no guest has: hiding them changes nothing.
 const NEVER_OFFERED: &[&str] = &[
-    "vmx", "svm", "monitor", "monitorx", "mwaitx", "smx", "est", "tm2", "pdcm", "dca", "dts", "acpi", "ht", "tm",
-    "pbe", "ds_cpl", "dtes64", "xtpr", "hle", "rtm", "mpx", "cqm", "rdt_a", "intel_pt", "la57", "waitpkg", "enqcmd",
-    "user_shstk", "ibt", "amx_bf16", "amx_tile", "amx_int8", "ibrs", "ibpb", "stibp", "ssbd", "arch_capabilities",
-    "osvw", "ibs", "topoext", "perfctr_core", "perfctr_nb", "fxsr_opt", "3dnow", "3dnowext", "arch_perfmon", "sgx",
+    "vmx",
+    "svm",
+    "monitor",
+    "monitorx",
+    "mwaitx",
+    "smx",
+    "est",
+    "tm2",
+    "pdcm",
+    "dca",
+    "dts",
+    "acpi",
+    "ht",
+    "tm",
+    "pbe",
+    "ds_cpl",
+    "dtes64",
+    "xtpr",
+    "hle",
+    "rtm",
+    "mpx",
+    "cqm",
+    "rdt_a",
+    "intel_pt",
+    "la57",
+    "waitpkg",
+    "enqcmd",
+    "user_shstk",
+    "ibt",
+    "amx_bf16",
+    "amx_tile",
+    "amx_int8",
+    "ibrs",
+    "ibpb",
+    "stibp",
+    "ssbd",
+    "arch_capabilities",
+    "osvw",
+    "ibs",
+    "topoext",
+    "perfctr_core",
+    "perfctr_nb",
+    "fxsr_opt",
+    "3dnow",
+    "3dnowext",
+    "arch_perfmon",
+    "sgx",
 ];
 
 /// Features that need another one: without the second the first is meaningless.
@@ -209,8 +257,11 @@ mod tests {
 
     #[test]
     fn every_name_is_there_once_and_every_dependency_is_a_name() {
-        let mut names: alloc::vec::Vec<_> =
-            WORDS.iter().flat_map(|word| word.features).map(|(_, name)| name).collect();
+        let mut names: alloc::vec::Vec<_> = WORDS
+            .iter()
+            .flat_map(|word| word.features)
+            .map(|(_, name)| name)
+            .collect();
         let all = names.len();
         names.sort();
         names.dedup();

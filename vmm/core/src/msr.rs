@@ -1,6 +1,6 @@
 //! MSRs of the CPU itself: what the guest may read and write, and what is kept for it.
 //!
-//! The local APIC's MSRs, the clock's and the TSC are devices' and answered by [`crate::exits`]. An MSR that is in neither
+//! The local APIC's MSRs, the clock's and the TSC are devices' and answered by `exits`. An MSR that is in neither
 //! place does not exist: reading or writing it is a #GP, as on a CPU that does not have it.
 
 use hypercall_abi::vcpu::{FS, GS, Groups, VcpuPage};
@@ -48,15 +48,35 @@ const AMD_VM_CR: u32 = 0xc001_0114;
 
 /// MSRs of AMD CPUs that Linux touches without asking first; they read as zero and ignore writes: SYS_CFG, IORR and
 /// TOP_MEM, NB_CFG, PATCH_LOADER, interrupt pending message, MMIO configuration base, P-state limit to status, SMM
-/// address and mask, VM_HSAVE_PA, DC_CFG, BU_CFG2, EX_CFG.
+/// address and mask, VM_HSAVE_PA, DC_CFG, TW_CFG, BU_CFG2, EX_CFG.
 const AMD_ZERO: &[u32] = &[
-    0xc001_0010, 0xc001_0016, 0xc001_0017, 0xc001_0018, 0xc001_0019, 0xc001_001a, 0xc001_001d, 0xc001_001f,
-    0xc001_0020, 0xc001_0055, 0xc001_0058, 0xc001_0061, 0xc001_0062, 0xc001_0063, 0xc001_0112, 0xc001_0113,
-    0xc001_0117, 0xc001_1022, 0xc001_102a, 0xc001_102c,
+    0xc001_0010,
+    0xc001_0016,
+    0xc001_0017,
+    0xc001_0018,
+    0xc001_0019,
+    0xc001_001a,
+    0xc001_001d,
+    0xc001_001f,
+    0xc001_0020,
+    0xc001_0055,
+    0xc001_0058,
+    0xc001_0061,
+    0xc001_0062,
+    0xc001_0063,
+    0xc001_0112,
+    0xc001_0113,
+    0xc001_0117,
+    0xc001_1022,
+    0xc001_1023,
+    0xc001_102a,
+    0xc001_102c,
 ];
 
 /// Fixed-range MTRRs, in the order of [`Msrs::mtrr_fixed`].
-const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
+const MTRR_FIXED: [u32; 11] = [
+    0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
+];
 
 /// Eight variable ranges, fixed ranges, write combining.
 const MTRR_CAP_VALUE: u64 = 0x508;
@@ -121,9 +141,10 @@ impl Msrs {
             MCG_CAP | MCG_STATUS => Some(0),
             MTRR_CAP => Some(MTRR_CAP_VALUE),
             MTRR_DEF_TYPE => Some(self.mtrr_def_type),
-            MTRR_PHYS_FIRST..=MTRR_PHYS_LAST => {
-                self.mtrr_variable.get((index - MTRR_PHYS_FIRST) as usize).copied()
-            }
+            MTRR_PHYS_FIRST..=MTRR_PHYS_LAST => self
+                .mtrr_variable
+                .get((index - MTRR_PHYS_FIRST) as usize)
+                .copied(),
             PAT => Some(vcpu.state(Groups::PAT).pat),
             DEBUGCTL => Some(vcpu.state(Groups::PAT).debugctl),
             EFER => Some(vcpu.state(Groups::CONTROL).efer),
@@ -280,7 +301,11 @@ mod tests {
             0x8000_0000 => CpuidRegs::new(0x8000_0008, 0, 0, 0),
             _ => CpuidRegs::new(u32::MAX, u32::MAX, u32::MAX, u32::MAX),
         };
-        let facts = HostFacts { machine: Machine::all(), guest_xcr0: 7, tsc_hz: 1_000_000_000 };
+        let facts = HostFacts {
+            machine: Machine::all(),
+            guest_xcr0: 7,
+            tsc_hz: 1_000_000_000,
+        };
         GuestCpu::new(&host, &facts, &[]).unwrap()
     }
 
@@ -334,7 +359,10 @@ mod tests {
         let (mut msrs, mut vcpu, cpu) = (Msrs::default(), FakeVcpu::new(), cpu(b"Auth"));
         for index in [LSTAR, FS_BASE, KERNEL_GS_BASE, SYSENTER_EIP] {
             assert_eq!(msrs.write(index, 1 << 47, &mut vcpu, &cpu), None);
-            assert_eq!(msrs.write(index, 0xffff_8000_0000_0000, &mut vcpu, &cpu), Some(()));
+            assert_eq!(
+                msrs.write(index, 0xffff_8000_0000_0000, &mut vcpu, &cpu),
+                Some(())
+            );
             assert_eq!(msrs.read(index, &mut vcpu, &cpu), Some(0xffff_8000_0000_0000));
         }
     }

@@ -132,7 +132,11 @@ fn wrap_rip(page: &VcpuPage, next: u64) -> u64 {
 /// Reads a general-purpose register; RSP needs `CS_SS`.
 pub fn read_gpr(vcpu: &mut impl Vcpu, index: u8) -> u64 {
     let index = usize::from(index & 15);
-    if index == gpr::RSP { vcpu.state(Groups::CS_SS).gpr[index] } else { vcpu.page().gpr[index] }
+    if index == gpr::RSP {
+        vcpu.state(Groups::CS_SS).gpr[index]
+    } else {
+        vcpu.page().gpr[index]
+    }
 }
 
 /// Writes a general-purpose register.
@@ -234,7 +238,10 @@ impl FakeVcpu {
             debugctl: 0,
         });
         reset(&mut page);
-        FakeVcpu { page, required: Groups::empty() }
+        FakeVcpu {
+            page,
+            required: Groups::empty(),
+        }
     }
 
     /// A CPU in flat 64-bit mode, CPL 0, at `rip`, with the page tables at `cr3`.
@@ -281,7 +288,10 @@ mod tests {
         vcpu.page.interruptibility = Interruptibility::STI.bits();
         vcpu.page.rflags |= RFLAGS_RF;
         complete_instruction(&mut vcpu, 3);
-        assert_eq!((vcpu.page.rip, vcpu.page.interruptibility, vcpu.page.rflags), (0x1003, 0, 2));
+        assert_eq!(
+            (vcpu.page.rip, vcpu.page.interruptibility, vcpu.page.rflags),
+            (0x1003, 0, 2)
+        );
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! The rings to and from the console server.
 
-use crate::output::STREAMS;
+use crate::output::{SERIAL_PORTS as INPUT_PORTS, STREAMS};
 use alloc::boxed::Box;
 use usys::abi::Selector;
 use usys::cap::{Cap, Ntfn};
+use usys::cpu;
 use usys::lock::Mutex;
 use usys::process::{self, ProcessInfo};
 use usys::ring::{Consumer, Producer};
-use usys::cpu;
 use vmm_protocol::link::Stream;
 use vmm_protocol::process::{INPUT, OUTPUT, monitor};
 
@@ -22,6 +22,8 @@ pub struct Channel {
     producer: &'static Mutex<Producer>,
     consumer: Consumer,
     doorbell: Cap<Ntfn>,
+    /// Bytes of the next record of input that were taken already.
+    taken: usize,
     /// The last record was given up: until there is room again, nothing is waited for.
     is_dead: bool,
 }
@@ -35,7 +37,15 @@ impl Channel {
         let producer: &'static Mutex<Producer> = Box::leak(Box::new(Mutex::new(producer)));
         let doorbell = Cap::new(Selector(monitor::CONSOLE));
         usys::logger::to_ring(producer, doorbell, Stream::Log as u8, index);
-        Ok(Channel { index, tsc_hz: info.header.tsc_hz, producer, consumer, doorbell, is_dead: false })
+        Ok(Channel {
+            index,
+            tsc_hz: info.header.tsc_hz,
+            producer,
+            consumer,
+            doorbell,
+            taken: 0,
+            is_dead: false,
+        })
     }
 
     /// Sends a record, waiting while the console server makes room. The guest stands still meanwhile, as with a slow line.
@@ -59,20 +69,24 @@ impl Channel {
         self.producer.lock().push(stream as u8, self.index, bytes)
     }
 
-    /// Takes input, each piece with the number of its serial port, until `take` returns `false` (it has no room) or there is
-    /// no more.
-    pub fn receive(&mut self, mut take: impl FnMut(usize, &[u8]) -> bool) {
-        let mut took = false;
+    /// Takes input: `take` gets the number of the serial port and bytes, and says how many it has room for. What it has no
+    /// room for comes again.
+    pub fn receive(&mut self, mut take: impl FnMut(usize, &[u8]) -> usize) {
+        let mut is_relieved = false;
         while let Some(record) = self.consumer.peek() {
             let port = STREAMS.iter().position(|&stream| stream as u8 == record.stream);
-            if let Some(port) = port
-                && !take(port, record.bytes())
-            {
-                break;
+            // Records of other streams are nobody's.
+            if let Some(port) = port.filter(|&port| port < INPUT_PORTS) {
+                let rest = record.bytes().get(self.taken..).unwrap_or_default();
+                self.taken += take(port, rest);
+                if self.taken < record.bytes().len() {
+                    break;
+                }
             }
-            took = self.consumer.pop().is_some();
+            self.taken = 0;
+            is_relieved |= self.consumer.pop().is_some();
         }
-        if took && self.consumer.take_starved() {
+        if is_relieved && self.consumer.take_starved() {
             let _ = self.doorbell.signal();
         }
     }

@@ -1,1 +1,35 @@
+//! The VMM process: one for each VM, with that VM's memory, vCPU and devices, and nothing of another's.
+//!
+//! What a virtual machine is, is in `vmm-core`. Here is what needs the kernel: memory ([`guest_ram`]), the vCPU
+//! ([`guest_cpu`]), the console server ([`console`]), the root task ([`report`]), and the loop that connects them ([`vm`]).
 #![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod console;
+pub mod guest_cpu;
+pub mod guest_ram;
+pub mod images;
+pub mod output;
+pub mod report;
+pub mod vm;
+
+use crate::console::Channel;
+use crate::vm::Vm;
+use usys::process::ProcessInfo;
+use vmm_protocol::outcome::Outcome;
+use vmm_protocol::process::MonitorConfig;
+
+/// Runs the VM until it ends.
+pub fn main(info: &'static ProcessInfo) -> ! {
+    let outcome = run(info).unwrap_or_else(Outcome::not_started);
+    report::end(info, &outcome)
+}
+
+fn run(info: &'static ProcessInfo) -> Result<Outcome, &'static str> {
+    let config: MonitorConfig =
+        postcard::from_bytes(info.config()).map_err(|_| "the VMM's configuration is damaged")?;
+    let channel = Channel::new(info, config.index)?;
+    Ok(Vm::new(info, config.vm, channel)?.run())
+}

@@ -1,15 +1,25 @@
-//! What the guest writes to its serial ports, on its way to the console server.
+//! What the guest writes to its serial ports and debug consoles, on its way to the console server.
 //!
 //! A guest writes byte by byte, each with an exit; the line carries records. Bytes are gathered until a line ends, a record
-//! is full, the guest goes to sleep, or [`GATHER_US`] have passed.
+//! is full, the guest goes to sleep, or 2 ms have passed.
 
 use crate::console::Channel;
 use alloc::vec::Vec;
 use usys::ring::MAX_RECORD;
 use vmm_protocol::link::Stream;
 
-/// The streams of the four serial ports, by port.
-pub const STREAMS: [Stream; 4] = [Stream::Console, Stream::Stdout, Stream::Stderr, Stream::Agent];
+/// Serial ports of the guest.
+pub const SERIAL_PORTS: usize = 4;
+/// The port that stands for the debug consoles (0xe9 and 0x402).
+pub const DEBUG_PORT: usize = SERIAL_PORTS;
+/// The streams of the serial ports and the debug consoles, by port.
+pub const STREAMS: [Stream; SERIAL_PORTS + 1] = [
+    Stream::Console,
+    Stream::Stdout,
+    Stream::Stderr,
+    Stream::Agent,
+    Stream::Log,
+];
 
 /// How long a byte may wait for company, in µs.
 const GATHER_US: u64 = 2000;
@@ -45,14 +55,15 @@ impl Output {
         }
     }
 
-    /// Takes bytes that the guest wrote to serial port `port` at TSC `now`.
+    /// Takes bytes that the guest wrote to `port` at TSC `now`.
     pub fn put(&mut self, port: usize, bytes: impl IntoIterator<Item = u8>, now: u64, sink: &mut impl Sink) {
-        let Some((buffer, &stream)) = self.ports.get_mut(port).zip(STREAMS.get(port)) else { return };
+        let Some((buffer, &stream)) = self.ports.get_mut(port).zip(STREAMS.get(port)) else {
+            return;
+        };
         for byte in bytes {
             buffer.push(byte);
             if byte == b'\n' || buffer.len() == MAX_RECORD {
-                sink.send(stream, buffer);
-                buffer.clear();
+                send(stream, buffer, sink);
             } else if self.deadline == u64::MAX {
                 self.deadline = now.saturating_add(self.gather_ticks);
             }
@@ -75,11 +86,19 @@ impl Output {
     pub fn flush(&mut self, sink: &mut impl Sink) {
         self.deadline = u64::MAX;
         for (buffer, &stream) in self.ports.iter_mut().zip(&STREAMS) {
-            if !buffer.is_empty() {
-                sink.send(stream, buffer);
-                buffer.clear();
-            }
+            send(stream, buffer, sink);
         }
+    }
+}
+
+fn send(stream: Stream, buffer: &mut Vec<u8>, sink: &mut impl Sink) {
+    // A record of the log is a line by itself.
+    if stream == Stream::Log {
+        buffer.retain(|&byte| byte != b'\n' && byte != b'\r');
+    }
+    if !buffer.is_empty() {
+        sink.send(stream, buffer);
+        buffer.clear();
     }
 }
 
@@ -116,12 +135,17 @@ mod tests {
             output.put(2, *b"e", 0, &mut sink);
         }
         output.put(9, *b"?", 0, &mut sink);
+        output.put(DEBUG_PORT, *b"debug\r\n", 0, &mut sink);
         output.flush(&mut sink);
         let of = |stream| {
             let records = sink.0.iter().filter(move |record| record.0 == stream);
             records.flat_map(|record| record.1.clone()).collect::<Vec<_>>()
         };
-        assert_eq!((of(Stream::Stdout), of(Stream::Stderr)), (b"o".repeat(300), b"e".repeat(300)));
+        assert_eq!(
+            (of(Stream::Stdout), of(Stream::Stderr)),
+            (b"o".repeat(300), b"e".repeat(300))
+        );
+        assert_eq!(of(Stream::Log), b"debug");
         assert!(sink.0.iter().all(|record| record.1.len() <= MAX_RECORD));
     }
 }

@@ -29,8 +29,8 @@ const ROOT_OUTPUT_PAGES: u64 = ring_pages(16);
 const COM1_IRQ: u64 = 4;
 /// More important than every VM.
 const PRIORITY: u8 = 31;
-/// Frames of kernel memory.
-const POOL_FRAMES: u64 = 256;
+/// Frames of kernel memory for what it makes: a bitmap of its ports, and capability tables for the doorbells.
+const EXTRA_FRAMES: u64 = 16;
 /// Pages of heap.
 const HEAP_PAGES: u64 = 128;
 
@@ -82,7 +82,7 @@ impl Console {
             name: CONSOLE_MODULE,
             program: CONSOLE_MODULE,
             cpu: 0,
-            pool_frames: POOL_FRAMES,
+            extra_frames: EXTRA_FRAMES,
             heap_pages: HEAP_PAGES,
             config: &config,
             events: self.events,

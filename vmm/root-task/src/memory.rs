@@ -10,8 +10,8 @@ use usys::memory::Mapping;
 use usys::selector;
 use usys::start::RootHeap;
 
-/// Pages that are mapped at a time to scrub memory: 64 MiB.
-const SCRUB_PAGES: u64 = 16384;
+/// Pages that are mapped at a time to zero memory: 16 MiB.
+const SCRUB_PAGES: u64 = 4096;
 
 /// Pages in use, with the capability that everything about them is derived from.
 #[derive(Debug)]

@@ -24,8 +24,8 @@ pub struct Blueprint<'a> {
     pub program: &'a str,
     /// CPU of its first thread.
     pub cpu: u16,
-    /// Frames of kernel memory for all that it is and makes.
-    pub pool_frames: u64,
+    /// Frames of kernel memory for what it makes itself.
+    pub extra_frames: u64,
     /// Pages of heap.
     pub heap_pages: u64,
     /// Its configuration, postcard.
@@ -38,6 +38,30 @@ pub struct Blueprint<'a> {
     pub fault_badge: u64,
     /// Memory that it shares with others.
     pub windows: &'a [Shared<'a>],
+}
+
+/// Frames of kernel memory for any process: its objects, its capability tables, and the page tables of its image, stack and
+/// information pages.
+const BASE_FRAMES: u64 = 64;
+
+/// Page tables for `pages` pages in a row, if the kernel finds no superpage there.
+pub const fn page_tables(pages: u64) -> u64 {
+    const ENTRIES: u64 = 512;
+    // Two more where the range straddles tables, and one for each higher level.
+    pages.div_ceil(ENTRIES) + 4
+}
+
+impl Blueprint<'_> {
+    /// Frames of kernel memory for all that the process is and makes.
+    fn pool_frames(&self) -> u64 {
+        // Between two regions a page stays free.
+        let shared = self
+            .windows
+            .iter()
+            .map(|shared| shared.bytes.div_ceil(PAGE_SIZE) + 1)
+            .sum();
+        BASE_FRAMES + page_tables(self.heap_pages) + page_tables(shared) + self.extra_frames
+    }
 }
 
 /// Memory that a process shares with others.
@@ -92,7 +116,7 @@ pub struct Process {
 impl Process {
     /// Makes a process that does not run yet.
     pub fn create(system: &mut System, plan: &Blueprint<'_>) -> Result<Self, StartError> {
-        let pool = process::pool().create_pool(selector::allocate()?, plan.pool_frames)?;
+        let pool = process::pool().create_pool(selector::allocate()?, plan.pool_frames())?;
         let mut process = Process {
             pool,
             pd: Cap::new(Selector::NULL),

@@ -3,7 +3,7 @@
 use crate::console::{Console, ring_pages};
 use crate::error::StartError;
 use crate::memory::{Allocation, FreeMemory};
-use crate::process::{Blueprint, Process, Shared};
+use crate::process::{Blueprint, Process, Shared, page_tables};
 use crate::supervisor::events;
 use crate::system::System;
 use alloc::format;
@@ -25,12 +25,18 @@ const OUTPUT_KIB: u64 = 64;
 const INPUT_KIB: u64 = 16;
 /// Pages of a VMM's heap: 2 MiB.
 const HEAP_PAGES: u64 = 512;
-/// Frames of kernel memory for a VMM, besides the page tables for its guest.
-const POOL_FRAMES: u64 = 256;
+/// Frames of kernel memory for a vCPU and a guest space, without page tables for the guest's memory.
+const VCPU_FRAMES: u64 = 32;
 /// Pages of a superpage: guest memory begins at one.
 const SUPERPAGE: u64 = 512;
 /// Pages in a MiB.
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
+
+/// Page tables for the guest's memory, in the guest space and in the VMM: it is made of superpages, but for what is left of
+/// the last one.
+const fn guest_tables(memory_mib: u32) -> u64 {
+    2 * (page_tables(memory_mib as u64 / 2) + page_tables(SUPERPAGE))
+}
 
 /// One VM. Its rings and its notification outlive its VMM, so that the console server need not notice a restart.
 #[derive(Debug)]
@@ -150,9 +156,7 @@ impl Vm {
             name: &self.config.name,
             program: MONITOR_MODULE,
             cpu: self.config.cpu,
-            // Page tables for the guest's memory, once in the guest space and once in the VMM: two frames for each
-            // 2 MiB, if the kernel finds no superpage.
-            pool_frames: POOL_FRAMES + u64::from(self.config.memory_mib),
+            extra_frames: VCPU_FRAMES + guest_tables(self.config.memory_mib),
             heap_pages: HEAP_PAGES,
             config: &config,
             events: self.events,

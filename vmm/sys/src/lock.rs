@@ -6,7 +6,7 @@ use talc::lock_api::{self, GuardSend};
 /// How often a waiter looks before it gives the processor up.
 const SPINS: u32 = 100;
 
-/// Spins a little, then yields: a more important thread on the same CPU must let the holder run.
+/// Spins a little, then yields: the holder may be waiting for this CPU.
 #[derive(Debug)]
 pub struct RawYieldLock(AtomicBool);
 

@@ -53,10 +53,20 @@ impl<M: GuestMemory, D: Devices> LinearSpace<'_, M, D> {
         let first = self.paging.translate(self.memory, linear, access)?;
         let in_page = (PAGE_SIZE - linear % PAGE_SIZE) as usize;
         if size <= in_page {
-            return Ok(Place { first, first_size: size, second: 0 });
+            return Ok(Place {
+                first,
+                first_size: size,
+                second: 0,
+            });
         }
-        let second = self.paging.translate(self.memory, linear.wrapping_add(in_page as u64), access)?;
-        Ok(Place { first, first_size: in_page, second })
+        let second = self
+            .paging
+            .translate(self.memory, linear.wrapping_add(in_page as u64), access)?;
+        Ok(Place {
+            first,
+            first_size: in_page,
+            second,
+        })
     }
 
     fn read_part(&mut self, address: u64, into: &mut [u8]) {
@@ -73,6 +83,7 @@ impl<M: GuestMemory, D: Devices> LinearSpace<'_, M, D> {
         }
         let mut value = [0; 8];
         value[..from.len()].copy_from_slice(from);
-        self.devices.write_memory(address, from.len() as u8, u64::from_le_bytes(value));
+        self.devices
+            .write_memory(address, from.len() as u8, u64::from_le_bytes(value));
     }
 }

@@ -28,7 +28,10 @@ impl Bytes {
         for (byte, from) in bytes.iter_mut().zip(words.into_iter().flat_map(u64::to_le_bytes)) {
             *byte = from;
         }
-        Bytes { bytes, length: usize::try_from(count).unwrap_or(MAX_LENGTH).min(MAX_LENGTH) }
+        Bytes {
+            bytes,
+            length: usize::try_from(count).unwrap_or(MAX_LENGTH).min(MAX_LENGTH),
+        }
     }
 
     fn as_slice(&self) -> &[u8] {
@@ -100,7 +103,11 @@ fn fetch(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory) -> Result<(Bytes, 
 
 /// What cannot be fetched matters only if the instruction is not complete without it.
 fn stop(fetched: Bytes, fault: Fault) -> Result<(Bytes, Option<Fault>), Fault> {
-    if fetched.length == 0 { Err(fault) } else { Ok((fetched, Some(fault))) }
+    if fetched.length == 0 {
+        Err(fault)
+    } else {
+        Ok((fetched, Some(fault)))
+    }
 }
 
 /// Fetches the instruction that caused an exit of this kind, prefixes included, and checks that it is one that does.
@@ -118,7 +125,9 @@ pub fn decode_exiting(
     }
     let rip = vcpu.page().rip;
     let found = instruction.mnemonic();
-    Err(Trouble::Unsupported(format!("{kind:?} exit at {rip:#x}, where the instruction is {found:?}")))
+    Err(Trouble::Unsupported(format!(
+        "{kind:?} exit at {rip:#x}, where the instruction is {found:?}"
+    )))
 }
 
 /// Length of the instruction that caused the last exit: what the hardware said, else what [`decode_exiting`] finds.

@@ -1,8 +1,8 @@
 //! Instructions that the hardware leaves to us: those that reach device memory, and string I/O.
 //!
-//! [`decode`] fetches and decodes, [`execute`](self) works on operands by [`operand`] and [`string`], and memory is
-//! reached through [`access`] by [`walk`]. Every step may end in a [`Fault`] for the guest, with nothing done but the
-//! completed iterations of a string instruction, as on a CPU.
+//! `decode` fetches and decodes, `operand` and `string` execute, and memory is reached through `access` by `walk`. Every
+//! step may end in a [`crate::fault::Fault`] for the guest, with nothing done but the completed iterations of a string
+//! instruction, as on a CPU.
 
 mod access;
 mod alu;
@@ -51,7 +51,11 @@ pub fn emulate<M: GuestMemory>(
 ) -> Result<(), Trouble> {
     let instruction = decode::decode(vcpu, memory, known)?;
     let paging = Paging::of(vcpu.state(MODE));
-    let mut space = LinearSpace { memory, devices, paging };
+    let mut space = LinearSpace {
+        memory,
+        devices,
+        paging,
+    };
     let is_complete = if string::is_string(instruction.mnemonic()) {
         string::execute(vcpu, &mut space, &instruction)?
     } else {
@@ -125,7 +129,9 @@ fn operation(mnemonic: Mnemonic) -> Option<(Operation, bool)> {
 fn unsupported(vcpu: &mut impl Vcpu, instruction: &Instruction) -> Trouble {
     let rip = vcpu.page().rip;
     let mnemonic = instruction.mnemonic();
-    Trouble::Unsupported(format!("{mnemonic:?} at {rip:#x} works on memory where there is no RAM"))
+    Trouble::Unsupported(format!(
+        "{mnemonic:?} at {rip:#x} works on memory where there is no RAM"
+    ))
 }
 
 #[cfg(test)]

@@ -57,7 +57,12 @@ impl<'a, 'b, V: Vcpu, M: GuestMemory, D: Devices> Operands<'a, 'b, V, M, D> {
         if let Operand::Immediate(_) = operands[1] {
             sizes[1] = sizes[0];
         }
-        Ok(Operands { vcpu, space, operands, sizes })
+        Ok(Operands {
+            vcpu,
+            space,
+            operands,
+            sizes,
+        })
     }
 
     pub(super) fn size(&self, index: usize) -> usize {
@@ -106,30 +111,34 @@ impl<'a, 'b, V: Vcpu, M: GuestMemory, D: Devices> Operands<'a, 'b, V, M, D> {
 
 fn is_bit_operation(instruction: &Instruction) -> bool {
     use iced_x86::Mnemonic;
-    matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+    matches!(
+        instruction.mnemonic(),
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
+    )
 }
 
 fn locate(vcpu: &mut impl Vcpu, instruction: &Instruction, index: u32) -> Option<(Operand, usize)> {
     match instruction.op_kind(index) {
         OpKind::Register => {
             let register = instruction.op_register(index);
-            register.is_gpr().then(|| (Operand::Gpr(register), register.size()))
+            register
+                .is_gpr()
+                .then(|| (Operand::Gpr(register), register.size()))
         }
         OpKind::Memory => {
             let size = instruction.memory_size().size();
             let address = effective_address(vcpu, instruction, index)?;
             matches!(size, 1 | 2 | 4 | 8).then_some((Operand::Memory(address), size))
         }
-        _ => instruction.try_immediate(index).ok().map(|value| (Operand::Immediate(value), 8)),
+        _ => instruction
+            .try_immediate(index)
+            .ok()
+            .map(|value| (Operand::Immediate(value), 8)),
     }
 }
 
 /// The linear address of a memory operand. The CPU checked segment limits before it accessed memory and exited.
-pub(super) fn effective_address(
-    vcpu: &mut impl Vcpu,
-    instruction: &Instruction,
-    index: u32,
-) -> Option<u64> {
+pub(super) fn effective_address(vcpu: &mut impl Vcpu, instruction: &Instruction, index: u32) -> Option<u64> {
     vcpu.require(ADDRESSING);
     let address = instruction.virtual_address(index, 0, |register, _, _| {
         if register.is_segment_register() {
@@ -143,7 +152,11 @@ pub(super) fn effective_address(
 
 /// Linear addresses have 32 bits outside 64-bit mode.
 fn wrap(vcpu: &mut impl Vcpu, address: u64) -> u64 {
-    if code_bits(vcpu.state(MODE)) == 64 { address } else { address & 0xffff_ffff }
+    if code_bits(vcpu.state(MODE)) == 64 {
+        address
+    } else {
+        address & 0xffff_ffff
+    }
 }
 
 fn segment_base(page: &VcpuPage, register: Register) -> u64 {
@@ -156,7 +169,11 @@ fn segment_base(page: &VcpuPage, register: Register) -> u64 {
         _ => DS,
     };
     // In 64-bit mode only FS and GS have a base (SDM 1 3.3.4).
-    if code_bits(page) == 64 && !matches!(index, FS | GS) { 0 } else { page.segments[index].base }
+    if code_bits(page) == 64 && !matches!(index, FS | GS) {
+        0
+    } else {
+        page.segments[index].base
+    }
 }
 
 /// The number of a general-purpose register.
@@ -165,12 +182,19 @@ fn number(register: Register) -> u8 {
 }
 
 fn is_high_byte(register: Register) -> bool {
-    matches!(register, Register::AH | Register::CH | Register::DH | Register::BH)
+    matches!(
+        register,
+        Register::AH | Register::CH | Register::DH | Register::BH
+    )
 }
 
 pub(super) fn read_register(vcpu: &mut impl Vcpu, register: Register) -> u64 {
     let full = read_gpr(vcpu, number(register));
-    if is_high_byte(register) { full >> 8 & 0xff } else { truncate(full, register.size()) }
+    if is_high_byte(register) {
+        full >> 8 & 0xff
+    } else {
+        truncate(full, register.size())
+    }
 }
 
 /// Writes a register as instructions do: 32-bit results clear the upper half, smaller ones leave the rest.

@@ -112,10 +112,16 @@ fn iterate<M: GuestMemory, D: Devices>(
         Kind::Out => {
             let from = address(1);
             let value = space.read(from, size)?;
-            space.devices.write_port(port(vcpu.page()), size as u8, value as u32);
+            space
+                .devices
+                .write_port(port(vcpu.page()), size as u8, value as u32);
         }
     }
-    let step = if vcpu.page().rflags & RFLAGS_DF == 0 { size as u64 } else { (size as u64).wrapping_neg() };
+    let step = if vcpu.page().rflags & RFLAGS_DF == 0 {
+        size as u64
+    } else {
+        (size as u64).wrapping_neg()
+    };
     for index in 0..instruction.op_count() {
         if let Some(register) = pointer(instruction.op_kind(index)) {
             let next = read_register(vcpu, register).wrapping_add(step);

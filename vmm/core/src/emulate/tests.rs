@@ -50,10 +50,16 @@ impl Machine {
         let mut memory = VecMemory::new(0x10_0000);
         memory.write_u64(0x1_0000, 0x1_1007).unwrap();
         for index in 0..4 {
-            memory.write_u64(0x1_1000 + index * 8, index << 30 | 0x87).unwrap();
+            memory
+                .write_u64(0x1_1000 + index * 8, index << 30 | 0x87)
+                .unwrap();
         }
         memory.write(CODE, code).unwrap();
-        Machine { vcpu: FakeVcpu::long_mode(CODE, 0x1_0000), memory, devices: Recorder::default() }
+        Machine {
+            vcpu: FakeVcpu::long_mode(CODE, 0x1_0000),
+            memory,
+            devices: Recorder::default(),
+        }
     }
 
     /// 32-bit mode without paging.
@@ -66,7 +72,12 @@ impl Machine {
     }
 
     fn step(&mut self) -> Result<(), Trouble> {
-        emulate(&mut self.vcpu, &mut self.memory, &mut self.devices, Bytes::default())
+        emulate(
+            &mut self.vcpu,
+            &mut self.memory,
+            &mut self.devices,
+            Bytes::default(),
+        )
     }
 
     fn gpr(&mut self, index: usize) -> &mut u64 {
@@ -82,17 +93,20 @@ fn a_load_zero_extends_and_advances_rip() {
     *machine.gpr(gpr::RAX) = u64::MAX;
     machine.step().unwrap();
     assert_eq!(machine.devices.log, [("read", DEVICE + 0x10, 4, 0)]);
-    assert_eq!((*machine.gpr(gpr::RAX), machine.vcpu.page.rip), (0x4433_2211, CODE + 3));
+    assert_eq!(
+        (*machine.gpr(gpr::RAX), machine.vcpu.page.rip),
+        (0x4433_2211, CODE + 3)
+    );
 }
 
 #[test]
 fn stores_of_every_size_reach_the_device() {
     let cases: [(&[u8], u8, u64); 6] = [
-        (&[0x88, 0x23], 1, 0x77),                               // mov [rbx], ah
-        (&[0x66, 0x89, 0x03], 2, 0x7788),                       // mov [rbx], ax
-        (&[0x89, 0x03], 4, 0x5566_7788),                        // mov [rbx], eax
-        (&[0x48, 0x89, 0x03], 8, 0x1122_3344_5566_7788),        // mov [rbx], rax
-        (&[0xc6, 0x03, 0xf0], 1, 0xf0),                         // mov byte [rbx], 0xf0
+        (&[0x88, 0x23], 1, 0x77),                                   // mov [rbx], ah
+        (&[0x66, 0x89, 0x03], 2, 0x7788),                           // mov [rbx], ax
+        (&[0x89, 0x03], 4, 0x5566_7788),                            // mov [rbx], eax
+        (&[0x48, 0x89, 0x03], 8, 0x1122_3344_5566_7788),            // mov [rbx], rax
+        (&[0xc6, 0x03, 0xf0], 1, 0xf0),                             // mov byte [rbx], 0xf0
         (&[0x48, 0xc7, 0x03, 0xff, 0xff, 0xff, 0xff], 8, u64::MAX), // mov qword [rbx], -1
     ];
     for (code, size, value) in cases {
@@ -128,13 +142,19 @@ fn read_modify_write_touches_the_device_twice_and_sets_flags() {
     let mut machine = Machine::long(&[0xf0, 0x81, 0x0b, 0, 0, 0, 0x80]);
     *machine.gpr(gpr::RBX) = DEVICE;
     machine.step().unwrap();
-    assert_eq!(machine.devices.log, [("read", DEVICE, 4, 0), ("write", DEVICE, 4, 0xc433_2211)]);
+    assert_eq!(
+        machine.devices.log,
+        [("read", DEVICE, 4, 0), ("write", DEVICE, 4, 0xc433_2211)]
+    );
     assert_ne!(machine.vcpu.page.rflags & 1 << 7, 0, "SF");
     // test byte [rbx], 1
     let mut machine = Machine::long(&[0xf6, 0x03, 0x01]);
     *machine.gpr(gpr::RBX) = DEVICE;
     machine.step().unwrap();
-    assert_eq!((machine.devices.log.len(), machine.vcpu.page.rflags & 1 << 6), (1, 0));
+    assert_eq!(
+        (machine.devices.log.len(), machine.vcpu.page.rflags & 1 << 6),
+        (1, 0)
+    );
 }
 
 #[test]
@@ -163,7 +183,10 @@ fn a_repeated_move_copies_from_memory_to_the_device() {
     // rep movsd
     let mut machine = Machine::protected(&[0xf3, 0xa5]);
     for index in 0..3 {
-        machine.memory.write_u32(0x3000 + index * 4, index as u32 + 7).unwrap();
+        machine
+            .memory
+            .write_u32(0x3000 + index * 4, index as u32 + 7)
+            .unwrap();
     }
     *machine.gpr(gpr::RSI) = 0x3000;
     *machine.gpr(gpr::RDI) = DEVICE;
@@ -171,7 +194,14 @@ fn a_repeated_move_copies_from_memory_to_the_device() {
     machine.step().unwrap();
     let expected = [0, 1, 2].map(|index| ("write", DEVICE + index * 4, 4, index + 7));
     assert_eq!(machine.devices.log, expected);
-    assert_eq!((*machine.gpr(gpr::RCX), *machine.gpr(gpr::RDI), machine.vcpu.page.rip), (0, DEVICE + 12, CODE + 2));
+    assert_eq!(
+        (
+            *machine.gpr(gpr::RCX),
+            *machine.gpr(gpr::RDI),
+            machine.vcpu.page.rip
+        ),
+        (0, DEVICE + 12, CODE + 2)
+    );
 }
 
 #[test]
@@ -185,10 +215,16 @@ fn string_instructions_go_down_with_the_direction_flag() {
     *machine.gpr(gpr::RAX) = 0xab;
     machine.step().unwrap();
     machine.step().unwrap();
-    let expected =
-        [("write", DEVICE + 1, 1, 0xab), ("write", DEVICE, 1, 0xab), ("read", DEVICE, 2, 0)];
+    let expected = [
+        ("write", DEVICE + 1, 1, 0xab),
+        ("write", DEVICE, 1, 0xab),
+        ("read", DEVICE, 2, 0),
+    ];
     assert_eq!(machine.devices.log, expected);
-    assert_eq!((*machine.gpr(gpr::RAX), *machine.gpr(gpr::RSI)), (0x2211, DEVICE - 2));
+    assert_eq!(
+        (*machine.gpr(gpr::RAX), *machine.gpr(gpr::RSI)),
+        (0x2211, DEVICE - 2)
+    );
 }
 
 #[test]
@@ -268,7 +304,13 @@ fn bytes_from_the_hardware_spare_the_fetch() {
     let mut machine = Machine::long(&[0xcc]);
     *machine.gpr(gpr::RBX) = DEVICE;
     let known = Bytes::from_exit(15, [0x038b, 0]);
-    emulate(&mut machine.vcpu, &mut machine.memory, &mut machine.devices, known).unwrap();
+    emulate(
+        &mut machine.vcpu,
+        &mut machine.memory,
+        &mut machine.devices,
+        known,
+    )
+    .unwrap();
     assert_eq!(machine.vcpu.page.rip, CODE + 2);
 }
 
@@ -277,7 +319,9 @@ fn what_is_not_supported_says_where_it_is() {
     // movdqa xmm0, [rbx]
     let mut machine = Machine::long(&[0x66, 0x0f, 0x6f, 0x03]);
     *machine.gpr(gpr::RBX) = DEVICE;
-    let Err(Trouble::Unsupported(text)) = machine.step() else { panic!("supported") };
+    let Err(Trouble::Unsupported(text)) = machine.step() else {
+        panic!("supported")
+    };
     assert!(text.contains("Movdqa at 0x2000"), "{text}");
 }
 
@@ -289,7 +333,10 @@ fn the_length_of_an_exiting_instruction_counts_its_prefixes() {
     let wrong = verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Hlt);
     assert!(matches!(wrong, Err(Trouble::Unsupported(_))));
     machine.vcpu.page.exit_length = 2;
-    assert_eq!(verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid), Ok(2));
+    assert_eq!(
+        verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid),
+        Ok(2)
+    );
 }
 
 #[test]
@@ -302,11 +349,18 @@ fn an_instruction_may_end_with_its_page_but_not_reach_into_a_missing_one() {
     }
     machine.memory.write(0x1f_fffe, &[0x0f, 0xa2]).unwrap();
     machine.vcpu.page.rip = 0x1f_fffe;
-    assert_eq!(verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid), Ok(2));
+    assert_eq!(
+        verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid),
+        Ok(2)
+    );
     machine.memory.write(0x1f_ffff, &[0x0f]).unwrap();
     machine.vcpu.page.rip = 0x1f_ffff;
     let fault = verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid);
-    assert_eq!(fault, Err(Trouble::Fault(Fault::page(0x10, 0x20_0000))), "an instruction fetch");
+    assert_eq!(
+        fault,
+        Err(Trouble::Fault(Fault::page(0x10, 0x20_0000))),
+        "an instruction fetch"
+    );
 }
 
 proptest! {

@@ -173,7 +173,11 @@ impl Paging {
             Access::Write => is_writable || !self.is_user && self.cr0 & CR0_WP == 0,
             Access::Read => true,
         };
-        if is_allowed { Ok(()) } else { Err(self.fault(linear, access, ERROR_PRESENT)) }
+        if is_allowed {
+            Ok(())
+        } else {
+            Err(self.fault(linear, access, ERROR_PRESENT))
+        }
     }
 
     fn fault(&self, linear: u64, access: Access, cause: u32) -> Fault {
@@ -250,8 +254,15 @@ mod tests {
         let (vcpu, mut memory) = long_mode();
         let paging = Paging::of(&vcpu.page);
         assert_eq!(paging.translate(&mut memory, 0x5123, Access::Write), Ok(0x9_9123));
-        assert_eq!(paging.translate(&mut memory, 0x41_2345, Access::Read), Ok(0x61_2345));
-        assert_eq!(memory.read_u64(0x4028).unwrap() & 0x60, 0x60, "accessed and dirty");
+        assert_eq!(
+            paging.translate(&mut memory, 0x41_2345, Access::Read),
+            Ok(0x61_2345)
+        );
+        assert_eq!(
+            memory.read_u64(0x4028).unwrap() & 0x60,
+            0x60,
+            "accessed and dirty"
+        );
         assert_eq!(memory.read_u64(0x3010).unwrap() & 0x60, 0x20, "accessed only");
     }
 
@@ -260,7 +271,9 @@ mod tests {
         let (mut vcpu, mut memory) = long_mode();
         let paging = Paging::of(&vcpu.page);
         let mut code = |paging: &Paging, linear, access| {
-            paging.translate(&mut memory, linear, access).map_err(|fault| fault.error_code)
+            paging
+                .translate(&mut memory, linear, access)
+                .map_err(|fault| fault.error_code)
         };
         assert_eq!(code(&paging, 0x6000, Access::Read), Err(Some(0)));
         assert_eq!(code(&paging, 0x40_0000, Access::Write), Err(Some(3)));
@@ -279,14 +292,21 @@ mod tests {
         assert!(paging.translate(&mut memory, 0x40_0000, Access::Read).is_err());
         assert!(paging.translate(&mut memory, 0x40_0000, Access::Fetch).is_err());
         vcpu.page.rflags |= RFLAGS_AC;
-        assert!(Paging::of(&vcpu.page).translate(&mut memory, 0x40_0000, Access::Read).is_ok());
+        assert!(
+            Paging::of(&vcpu.page)
+                .translate(&mut memory, 0x40_0000, Access::Read)
+                .is_ok()
+        );
     }
 
     #[test]
     fn an_address_that_is_not_canonical_is_a_protection_fault() {
         let (vcpu, mut memory) = long_mode();
         let paging = Paging::of(&vcpu.page);
-        assert_eq!(paging.translate(&mut memory, 1 << 47, Access::Read), Err(Fault::PROTECTION));
+        assert_eq!(
+            paging.translate(&mut memory, 1 << 47, Access::Read),
+            Err(Fault::PROTECTION)
+        );
     }
 
     #[test]
@@ -308,15 +328,24 @@ mod tests {
         memory.write_u32(0x200c, 0x7003).unwrap();
         memory.write_u32(0x1008, 0x00c0_2083).unwrap();
         let paging = Paging::of(&vcpu.page);
-        assert_eq!(paging.translate(&mut memory, 0x40_3010, Access::Write), Ok(0x7010));
-        assert_eq!(paging.translate(&mut memory, 0x81_2345, Access::Read), Ok(0x1_00c1_2345));
+        assert_eq!(
+            paging.translate(&mut memory, 0x40_3010, Access::Write),
+            Ok(0x7010)
+        );
+        assert_eq!(
+            paging.translate(&mut memory, 0x81_2345, Access::Read),
+            Ok(0x1_00c1_2345)
+        );
 
         vcpu.page.cr4 |= CR4_PAE;
         memory.write_u64(0x1000, 0x3001).unwrap();
         memory.write_u64(0x3008, 0x4003).unwrap();
         memory.write_u64(0x4000, 0x8003).unwrap();
         let paging = Paging::of(&vcpu.page);
-        assert_eq!(paging.translate(&mut memory, 0x20_0044, Access::Write), Ok(0x8044));
+        assert_eq!(
+            paging.translate(&mut memory, 0x20_0044, Access::Write),
+            Ok(0x8044)
+        );
         assert!(paging.translate(&mut memory, 0xc000_0000, Access::Read).is_err());
     }
 }

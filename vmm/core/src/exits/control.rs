@@ -15,7 +15,8 @@ use crate::vcpu::{
 };
 
 /// MP, EM, AM beside those with a name.
-const CR0_DEFINED: u64 = CR0_PE | 0b110 | CR0_TS | CR0_ET | CR0_NE | CR0_WP | 1 << 18 | CR0_NW | CR0_CD | CR0_PG;
+const CR0_DEFINED: u64 =
+    CR0_PE | 0b110 | CR0_TS | CR0_ET | CR0_NE | CR0_WP | 1 << 18 | CR0_NW | CR0_CD | CR0_PG;
 /// What LMSW writes: PE, MP, EM, TS.
 const LMSW_BITS: u64 = 0xf;
 /// VME, PVI, TSD, DE, PSE, PAE, MCE, PGE, PCE, OSFXSR, OSXMMEXCPT.
@@ -219,11 +220,11 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         let instruction = decode_exiting(self.vcpu, self.memory, ExitKind::DebugAccess)?;
         let gpr = gpr_operand(&instruction).unwrap_or(0);
         let page = self.vcpu.state(MODE | Groups::DEBUG);
-        let register = match access.register {
+        let register = match access.register & 7 {
             4 | 5 if page.cr4 & CR4_DE != 0 => return Err(Fault::UNDEFINED.into()),
             // DR4 and DR5 are old names of DR6 and DR7.
             register @ (4 | 5) => register + 2,
-            register => register & 7,
+            register => register,
         };
         if access.operation == ControlOperation::Read {
             let value = match register {

@@ -37,7 +37,13 @@ impl Devices for BoardNow<'_> {
 
 impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     pub(super) fn port_io(&mut self) -> Result<Handled, Trouble> {
-        let PortIo { port, size, is_in, is_string, .. } = PortIo::decode(self.vcpu.page().exit_info[0]);
+        let PortIo {
+            port,
+            size,
+            is_in,
+            is_string,
+            ..
+        } = PortIo::decode(self.vcpu.page().exit_info[0]);
         if is_string {
             // Segment and address size are in the instruction, and in no vendor's exit information.
             return self.emulate(Bytes::default());
@@ -69,19 +75,26 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
             )));
         }
         if self.layout.is_ram(address) {
-            return Err(self.unsupported(&format!("the host refused access to the guest's RAM {address:#x}")));
+            return Err(self.unsupported(&format!(
+                "the host refused access to the guest's RAM {address:#x}"
+            )));
         }
         if cause.contains(NestedFault::EXECUTE) && !cause.contains(NestedFault::PAGE_WALK) {
             // What the CPU would fetch there are ones, which are no instruction.
             let rip = self.vcpu.page().rip;
-            self.log.add(self.now.host, || format!("the guest executes {address:#x}, where there is no RAM, at {rip:#x}"));
+            self.log.add(self.now.host, || {
+                format!("the guest executes {address:#x}, where there is no RAM, at {rip:#x}")
+            });
             return Err(Fault::UNDEFINED.into());
         }
         self.emulate(Bytes::from_exit(count, [low, high]))
     }
 
     fn emulate(&mut self, known: Bytes) -> Result<Handled, Trouble> {
-        let mut devices = BoardNow { board: self.board, now: self.now };
+        let mut devices = BoardNow {
+            board: self.board,
+            now: self.now,
+        };
         emulate(self.vcpu, self.memory, &mut devices, known)?;
         Ok(Handled::Resume)
     }

@@ -128,8 +128,11 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     fn halt(&mut self) -> Result<Handled, Trouble> {
         self.complete(ExitKind::Hlt)?;
         let page = self.vcpu.page();
-        page.activity = ACTIVITY_HALTED;
-        page.dirty |= Groups::RIP.bits();
+        // A single-step trap behind HLT ends it at once.
+        if !page.inject.is_valid() {
+            page.activity = ACTIVITY_HALTED;
+            page.dirty |= Groups::RIP.bits();
+        }
         Ok(Handled::Resume)
     }
 
@@ -137,12 +140,19 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         let length = self.length(ExitKind::Cpuid)?;
         let apic_id = self.board.lapic.apic_id();
         let page = self.vcpu.state(Groups::CONTROL | Groups::XCR0);
-        let state = CpuidState { cr4: page.cr4, xcr0: page.xcr0, apic_id };
+        let state = CpuidState {
+            cr4: page.cr4,
+            xcr0: page.xcr0,
+            apic_id,
+        };
         let (leaf, subleaf) = (page.gpr[gpr::RAX] as u32, page.gpr[gpr::RCX] as u32);
         let regs = self.cpu.cpuid(leaf, subleaf, &state);
-        for (index, value) in
-            [(gpr::RAX, regs.eax), (gpr::RBX, regs.ebx), (gpr::RCX, regs.ecx), (gpr::RDX, regs.edx)]
-        {
+        for (index, value) in [
+            (gpr::RAX, regs.eax),
+            (gpr::RBX, regs.ebx),
+            (gpr::RCX, regs.ecx),
+            (gpr::RDX, regs.edx),
+        ] {
             page.gpr[index] = value.into();
         }
         complete_instruction(self.vcpu, length);
@@ -153,8 +163,16 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     fn hypercall(&mut self) -> Result<Handled, Trouble> {
         let length = self.length(ExitKind::Hypercall)?;
         let page = self.vcpu.state(MODE);
-        let result = if privilege_level(page) == 0 { KVM_ENOSYS } else { KVM_EPERM } as u64;
-        page.gpr[gpr::RAX] = if code_bits(page) == 64 { result } else { result & 0xffff_ffff };
+        let result = if privilege_level(page) == 0 {
+            KVM_ENOSYS
+        } else {
+            KVM_EPERM
+        } as u64;
+        page.gpr[gpr::RAX] = if code_bits(page) == 64 {
+            result
+        } else {
+            result & 0xffff_ffff
+        };
         complete_instruction(self.vcpu, length);
         Ok(Handled::Resume)
     }

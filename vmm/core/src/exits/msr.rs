@@ -21,7 +21,9 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         let index = self.vcpu.page().gpr[gpr::RCX] as u32;
         let Some(value) = self.read_msr(index) else {
             let rip = self.vcpu.page().rip;
-            self.log.add(self.now.host, || format!("the guest reads MSR {index:#x}, which it does not have, at {rip:#x}"));
+            self.log.add(self.now.host, || {
+                format!("the guest reads MSR {index:#x}, which it does not have, at {rip:#x}")
+            });
             return Err(Fault::PROTECTION.into());
         };
         write_edx_eax(self.vcpu.page(), value);
@@ -35,7 +37,9 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         let (index, value) = (page.gpr[gpr::RCX] as u32, read_edx_eax(page));
         if self.write_msr(index, value).is_none() {
             let rip = self.vcpu.page().rip;
-            self.log.add(self.now.host, || format!("the guest's write of {value:#x} to MSR {index:#x} faults at {rip:#x}"));
+            self.log.add(self.now.host, || {
+                format!("the guest's write of {value:#x} to MSR {index:#x} faults at {rip:#x}")
+            });
             return Err(Fault::PROTECTION.into());
         }
         complete_instruction(self.vcpu, length);
@@ -65,7 +69,10 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
                 self.board.apply(effect);
             }
             _ if VcpuClock::owns_msr(index) => {
-                return self.board.vcpu_clock.msr_write(index, value, &self.board.clock, self.memory);
+                return self
+                    .board
+                    .vcpu_clock
+                    .msr_write(index, value, &self.board.clock, self.memory);
             }
             _ => return self.msrs.write(index, value, self.vcpu, self.cpu),
         }

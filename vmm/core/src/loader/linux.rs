@@ -104,7 +104,10 @@ pub(super) fn load(
 
     let payload = payload(kernel, &zero_page)?;
     if payload.size > init_size {
-        return Err(LoadError::Damaged { what: "init_size of the Linux kernel", value: init_size });
+        return Err(LoadError::Damaged {
+            what: "init_size of the Linux kernel",
+            value: init_size,
+        });
     }
     payload.copy(memory, address)?;
 
@@ -129,7 +132,12 @@ pub(super) fn load(
 /// Copies the setup header into a zero page and checks what we rely on.
 fn read_header(kernel: &dyn Image) -> Result<ZeroPage, LoadError> {
     let mut jump_length = [0];
-    place::read(kernel, "the setup header", offset::JUMP_LENGTH as u64, &mut jump_length)?;
+    place::read(
+        kernel,
+        "the setup header",
+        offset::JUMP_LENGTH as u64,
+        &mut jump_length,
+    )?;
     let end = (offset::MAGIC + usize::from(jump_length[0])).min(HEADER_END);
     if end < offset::INIT_SIZE + 4 {
         return Err(LoadError::Unsupported {
@@ -166,9 +174,18 @@ fn payload<'a>(kernel: &'a dyn Image, zero_page: &ZeroPage) -> Result<Piece<'a>,
     let size = zero_page.u32(offset::SYSSIZE) * 16;
     // The size is counted in paragraphs; the last one may be incomplete.
     if kernel.len() + 15 < start + size || kernel.len() <= start {
-        return Err(LoadError::Truncated { what: "the Linux kernel", needs: start + size, has: kernel.len() });
+        return Err(LoadError::Truncated {
+            what: "the Linux kernel",
+            needs: start + size,
+            has: kernel.len(),
+        });
     }
-    Ok(Piece { what: "the Linux kernel", image: kernel, offset: start, size: size.min(kernel.len() - start) })
+    Ok(Piece {
+        what: "the Linux kernel",
+        image: kernel,
+        offset: start,
+        size: size.min(kernel.len() - start),
+    })
 }
 
 fn put_e820(zero_page: &mut ZeroPage, map: &[MapEntry]) {

@@ -16,7 +16,9 @@ const PIECE_ALIGNMENT: u64 = 4;
 
 /// Writes bytes of the loader's own into RAM.
 pub(super) fn write(memory: &mut dyn GuestMemory, address: u64, bytes: &[u8]) -> Result<(), LoadError> {
-    memory.write(address, bytes).map_err(|error| out_of_memory(memory, error))
+    memory
+        .write(address, bytes)
+        .map_err(|error| out_of_memory(memory, error))
 }
 
 fn out_of_memory(memory: &dyn GuestMemory, error: OutOfRange) -> LoadError {
@@ -38,7 +40,11 @@ pub(super) fn read(
         return Ok(());
     }
     let needs = offset.saturating_add(into.len() as u64);
-    Err(LoadError::Truncated { what, needs, has: image.len() })
+    Err(LoadError::Truncated {
+        what,
+        needs,
+        has: image.len(),
+    })
 }
 
 /// A part of an image that goes to a place in RAM.
@@ -57,8 +63,8 @@ impl Piece<'_> {
         while done < self.size {
             let length = usize::try_from(self.size - done).unwrap_or(CHUNK).min(CHUNK);
             let bytes = &mut chunk[..length];
-            // `checked_add`, as both addresses come from headers of the image.
-            let from = self.offset.checked_add(done).unwrap_or(u64::MAX);
+            // Saturating, as both addresses come from headers of the image.
+            let from = self.offset.saturating_add(done);
             read(self.image, self.what, from, bytes)?;
             write(memory, address.saturating_add(done), bytes)?;
             done += length as u64;
@@ -86,13 +92,17 @@ pub(super) fn check_kernel_range(
     address: u64,
     size: u64,
 ) -> Result<(), LoadError> {
-    let end = address.checked_add(size).unwrap_or(u64::MAX);
+    let end = address.saturating_add(size);
     if address < layout::KERNEL_MIN || end > layout::DEVICE_HOLE {
         return Err(LoadError::Misplaced { what, address });
     }
     if end > request.layout.low_end() {
         let has = request.layout.memory_bytes();
-        return Err(LoadError::TooLittleMemory { what, needs: end, has });
+        return Err(LoadError::TooLittleMemory {
+            what,
+            needs: end,
+            has,
+        });
     }
     Ok(())
 }
@@ -130,17 +140,25 @@ pub(super) fn place_initrd(
 ) -> Result<Option<Placed>, LoadError> {
     let modules = request.images.modules;
     let size = modules.iter().fold(0u64, |size, module| {
-        size.saturating_add(module.image.len()).saturating_add(PIECE_ALIGNMENT - 1) & !(PIECE_ALIGNMENT - 1)
+        size.saturating_add(module.image.len())
+            .saturating_add(PIECE_ALIGNMENT - 1)
+            & !(PIECE_ALIGNMENT - 1)
     });
     if size == 0 {
         return Ok(None);
     }
     let top = limit.min(request.layout.low_end());
-    let address = top.checked_sub(size).map(|address| address & !(MODULE_ALIGNMENT - 1));
+    let address = top
+        .checked_sub(size)
+        .map(|address| address & !(MODULE_ALIGNMENT - 1));
     let Some(address) = address.filter(|address| *address >= kernel_end) else {
         let needs = kernel_end.saturating_add(size).saturating_add(MODULE_ALIGNMENT);
         let has = request.layout.memory_bytes();
-        return Err(LoadError::TooLittleMemory { what: "kernel and initrd", needs, has });
+        return Err(LoadError::TooLittleMemory {
+            what: "kernel and initrd",
+            needs,
+            has,
+        });
     };
     let mut next = address;
     for module in modules {
@@ -171,10 +189,12 @@ pub(super) fn place_modules(
     Ok(placed)
 }
 
-fn copy_module(
-    module: &BootModule<'_>,
-    memory: &mut dyn GuestMemory,
-    address: u64,
-) -> Result<(), LoadError> {
-    Piece { what: "a module", image: module.image, offset: 0, size: module.image.len() }.copy(memory, address)
+fn copy_module(module: &BootModule<'_>, memory: &mut dyn GuestMemory, address: u64) -> Result<(), LoadError> {
+    Piece {
+        what: "a module",
+        image: module.image,
+        offset: 0,
+        size: module.image.len(),
+    }
+    .copy(memory, address)
 }

@@ -117,23 +117,29 @@ impl Plan {
     /// What is left of the plan after the exit. `exit_int_info` is EXITINTINFO, `virtual_interrupt` whether V_IRQ is
     /// still set.
     pub fn leftover(self, exit_int_info: u64, virtual_interrupt: bool) -> Leftover {
-        let interrupted = Event(exit_int_info & 0xffff_ffff_8000_0fff);
-        if interrupted.is_valid() {
-            if !is_of_instruction(interrupted) {
-                return Leftover::Pending(interrupted);
-            }
-            return match self {
-                Plan::Inject(event) if (event.0 ^ interrupted.0) & 0x7ff == 0 => Leftover::Unwound(event),
-                // The guest's own instruction: RIP is still on it, and executing it again raises the event again.
-                _ => Leftover::Nothing,
-            };
-        }
+        let interrupted = interrupted(exit_int_info);
         match self {
-            Plan::VirtualInterrupt(event) if virtual_interrupt => Leftover::Pending(event),
+            // QEMU calls the interrupted delivery of an interrupt that of an exception. If it was another event, that was an
+            // exception of the guest's, which comes again with its instruction; the interrupt would be lost.
+            Plan::VirtualInterrupt(event)
+                if virtual_interrupt || interrupted.is_valid() && interrupted.vector() == event.vector() =>
+            {
+                Leftover::Pending(event)
+            }
             Plan::Hold(event) => Leftover::Pending(event),
+            _ if !interrupted.is_valid() => Leftover::Nothing,
+            _ if !is_of_instruction(interrupted) => Leftover::Pending(interrupted),
+            Plan::Inject(event) if (event.0 ^ interrupted.0) & 0x7ff == 0 => Leftover::Unwound(event),
+            // The guest's own instruction: RIP is still on it, and executing it again raises the event again.
             _ => Leftover::Nothing,
         }
     }
+}
+
+/// EXITINTINFO as an event.
+fn interrupted(exit_int_info: u64) -> Event {
+    let event = Event(exit_int_info & 0xffff_ffff_8000_0fff);
+    if event.error_code().is_some() { event } else { Event(event.0 & 0xffff_ffff) }
 }
 
 /// Whether the next run is to end as soon as the guest could take an interrupt (`interrupt`) or NMI (`nmi`).
@@ -354,10 +360,20 @@ mod tests {
     #[test]
     fn an_interrupted_delivery_is_pending_once() {
         // QEMU leaves V_IRQ set when delivering it faults in the nested tables.
-        let left = Plan::VirtualInterrupt(TIMER).leftover(TIMER.0, true);
-        assert_eq!(left, Leftover::Pending(TIMER));
+        let as_exception = TIMER.0 | (Event::EXCEPTION as u64) << 8;
+        for (info, virtual_interrupt) in [(TIMER.0, true), (as_exception, true), (as_exception, false)] {
+            let left = Plan::VirtualInterrupt(TIMER).leftover(info, virtual_interrupt);
+            assert_eq!(left, Leftover::Pending(TIMER));
+        }
         let fault = Event::exception(14, Some(7));
         assert_eq!(Plan::Nothing.leftover(fault.0, false), Leftover::Pending(fault));
+    }
+
+    #[test]
+    fn a_waiting_interrupt_survives_an_exception_that_comes_again_anyway() {
+        let fault = Event::exception(14, Some(7));
+        assert_eq!(Plan::VirtualInterrupt(TIMER).leftover(fault.0, true), Leftover::Pending(TIMER));
+        assert_eq!(Plan::Hold(TIMER).leftover(fault.0, false), Leftover::Pending(TIMER));
     }
 
     #[test]

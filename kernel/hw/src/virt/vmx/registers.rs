@@ -40,7 +40,7 @@ register!(read_dr3, write_dr3, "dr3");
 register!(read_dr6, write_dr6, "dr6");
 
 /// STAR to TSC_AUX.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct SyscallMsrs {
     /// IA32_STAR.
     pub(super) star: u64,
@@ -94,7 +94,7 @@ impl SyscallMsrs {
 }
 
 /// DR0 to DR3, and DR6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct DebugRegisters {
     /// DR0 to DR3.
     pub(super) dr: [u64; 4],
@@ -122,7 +122,13 @@ impl DebugRegisters {
     /// # Safety
     /// The upper half of DR6 is zero, and DR7 enables no breakpoint.
     pub(super) unsafe fn switch_from(&self, current: &DebugRegisters) {
-        if self == current {
+        // Nearly always equal: five comparisons, where `==` on the arrays would call memcmp.
+        let differences = self
+            .dr
+            .iter()
+            .zip(&current.dr)
+            .fold(self.dr6 ^ current.dr6, |all, (a, b)| all | a ^ b);
+        if differences == 0 {
             return;
         }
         // SAFETY: DR0 to DR3 take every value, and DR6 this one; nothing breaks on them while DR7 is off.

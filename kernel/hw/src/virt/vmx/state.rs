@@ -6,7 +6,7 @@ use super::registers::{DebugRegisters, SyscallMsrs};
 use super::vcpu::Vcpu;
 use hypercall_abi::exit::EntryRule;
 use hypercall_abi::vcpu::{CS, DS, ES, FS, GS, Groups, Intercepts, Interruptibility, SS, gpr};
-use kcore::virt::vmx::checks::{self, Mode, RFLAGS_VM};
+use kcore::virt::vmx::checks::{self, Mode, RFLAGS_TF, RFLAGS_VM};
 use kcore::virt::vmx::control_registers::{CR0_PE, ControlRegisters, EFER_LMA};
 use kcore::virt::vmx::controls::{entry, primary};
 use kcore::virt::vmx::exit::ALWAYS_EXITING_EXCEPTIONS;
@@ -130,6 +130,9 @@ impl Vcpu {
         if rflags & RFLAGS_VM != 0 {
             checks::check_v86(self.mode(vmcs, rflags))?;
         }
+        let steps = (rflags | self.held.rflags) & RFLAGS_TF != 0;
+        let is_in_shadow = (interruptibility | self.held.interruptibility) & SHADOW != 0;
+        self.must_fix_pending_debug |= steps || is_in_shadow;
         if rip != self.held.rip {
             vmcs.write(fields::GUEST_RIP, rip);
             self.held.rip = rip;
@@ -138,8 +141,6 @@ impl Vcpu {
             vmcs.write(fields::GUEST_RFLAGS, rflags);
             self.held.rflags = rflags;
         }
-        let shadow = (interruptibility | self.held.interruptibility) & SHADOW;
-        self.must_fix_pending_debug |= shadow != 0;
         self.set_interruptibility(vmcs, interruptibility);
         Ok(())
     }
@@ -246,6 +247,7 @@ impl Vcpu {
     }
 
     /// Writes `groups` of the guest's state into the page. Groups that only a VMM writes have nothing to tell.
+    #[inline(never)]
     pub(super) fn fill(&self, vmcs: CurrentVmcs, page: Page, groups: Groups) {
         for_each_group!(groups, group => match group {
             Groups::RIP => self.fill_rip(page),

@@ -234,7 +234,8 @@ impl Vcpu {
     }
 
     /// In a shadow of STI or MOV SS, a single-step trap is pending exactly if TF is set and BTF is not (SDM 3C
-    /// 26.3.1.5). Exits on #DB do not leave it so, nor does a VMM that changes flags.
+    /// 26.3.1.5). Exits on #DB do not leave it so, nor does a VMM that moves a guest on while it is single-stepped; that
+    /// VMM injects the trap itself.
     fn fix_pending_debug(&mut self, vmcs: CurrentVmcs) {
         const SINGLE_STEP: u64 = 1 << 14;
         let is_in_shadow = self.held.interruptibility & SHADOW != 0;
@@ -383,7 +384,11 @@ impl Vcpu {
         self.must_fix_pending_debug |=
             report.kind == ExitKind::Exception && report.info[0] == DEBUG_EXCEPTION as u64;
         let groups = report.groups | Groups::from_bits_truncate(get!(page, want));
-        self.fill(vmcs, page, groups);
+        self.fill_rip(page);
+        let others = groups.difference(Groups::RIP);
+        if !others.is_empty() {
+            self.fill(vmcs, page, others);
+        }
         put!(page, groups.bits() => filled);
         Returned::Exit
     }

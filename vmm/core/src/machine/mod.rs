@@ -117,7 +117,11 @@ impl Machine {
         vcpu: &mut impl Vcpu,
         now: u64,
     ) -> Result<(), LoadError> {
-        let request = BootRequest { images: *images, command_line: &self.command_line, layout: self.layout };
+        let request = BootRequest {
+            images: *images,
+            command_line: &self.command_line,
+            layout: self.layout,
+        };
         let page = vcpu.page();
         self.protocol = loader::load(&request, memory, page)?;
         page.tsc_offset = 0u64.wrapping_sub(now);
@@ -181,12 +185,7 @@ impl Machine {
     }
 
     /// Handles the exit that the page describes. `now` is the host's TSC.
-    pub fn handle_exit<V: Vcpu, M: GuestMemory>(
-        &mut self,
-        vcpu: &mut V,
-        memory: &mut M,
-        now: u64,
-    ) -> Action {
+    pub fn handle_exit<V: Vcpu, M: GuestMemory>(&mut self, vcpu: &mut V, memory: &mut M, now: u64) -> Action {
         let now = time(vcpu, now);
         let handled = Exit {
             vcpu,
@@ -253,7 +252,10 @@ fn new_board(layout: Layout, cpu: &GuestCpu, facts: &HostFacts, unix_ns: u64, no
 
 /// The moment `now` of the host's TSC on both clocks.
 fn time(vcpu: &mut impl Vcpu, now: u64) -> Time {
-    Time { host: now, guest: now.wrapping_add(vcpu.page().tsc_offset) }
+    Time {
+        host: now,
+        guest: now.wrapping_add(vcpu.page().tsc_offset),
+    }
 }
 
 /// Puts an event into the page, which also ends a halt.
@@ -262,3 +264,6 @@ fn inject(page: &mut VcpuPage, event: Event) {
     page.activity = ACTIVITY_ACTIVE;
     page.dirty |= (Groups::INJECT | Groups::RIP).bits();
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,136 @@
+//! CPUID, MSRs, control registers, hypercalls.
+
+use super::*;
+
+#[test]
+fn without_a_length_from_the_hardware_the_instruction_is_fetched() {
+    let mut vm = Vm::new();
+    vm.memory.write(ENTRY, &[0x2e, 0x0f, 0xa2]).unwrap();
+    vm.vcpu.page.gpr[gpr::RAX] = 0x4000_0000;
+    assert_eq!(vm.exit_of_length(ExitKind::Cpuid, [0, 0], 0), Action::Run);
+    assert_eq!(
+        (vm.vcpu.page.rip, vm.vcpu.page.gpr[gpr::RBX]),
+        (ENTRY + 3, 0x4b4d_564b)
+    );
+    vm.vcpu.page.rip = ENTRY;
+    let action = vm.exit_of_length(ExitKind::Hlt, [0, 0], 0);
+    assert!(
+        matches!(action, Action::End(Outcome::Unsupported { .. })),
+        "{action:?}"
+    );
+}
+
+#[test]
+fn executing_where_there_is_no_ram_is_an_invalid_opcode() {
+    let mut vm = Vm::new();
+    vm.vcpu.page.rip = 0xe000_0000;
+    let action = vm.exit(ExitKind::NestedFault, [0xe000_0000, NestedFault::EXECUTE.bits()]);
+    assert_eq!(
+        (action, vm.vcpu.page.inject),
+        (Action::Run, Event::exception(6, None))
+    );
+}
+
+#[test]
+fn an_unknown_msr_faults_and_is_logged() {
+    let mut vm = Vm::new();
+    assert_eq!(vm.read_msr(0x1234), None);
+    assert_eq!(vm.vcpu.page.rip, ENTRY, "the fault is at the instruction");
+    assert!(vm.machine.take_log()[0].contains("0x1234"));
+}
+
+#[test]
+fn the_tsc_starts_at_zero_and_the_clock_survives_its_changes() {
+    let mut vm = Vm::new();
+    vm.now += 1000;
+    assert_eq!(vm.read_msr(0x10), Some(1000));
+    assert!(vm.write_msr(0x4b56_4d01, 0x30_0001));
+    let clock = |vm: &Vm| {
+        (
+            vm.memory.read_u32(0x30_0000).unwrap(),
+            vm.memory.read_u64(0x30_0008).unwrap(),
+        )
+    };
+    assert_eq!(clock(&vm), (2, 0));
+    assert!(vm.write_msr(0x10, 51_000));
+    assert_eq!(
+        (vm.read_msr(0x10), vm.read_msr(0x3b)),
+        (Some(51_000), Some(50_000))
+    );
+    assert_eq!(clock(&vm), (4, 50_000), "time goes on from where the TSC is now");
+    assert!(vm.write_msr(0x4b56_4d00, 0x30_0100));
+    assert_eq!(vm.memory.read_u32(0x30_0104), Ok(1_700_000_000));
+}
+
+#[test]
+fn only_the_guests_kernel_may_call_and_no_call_exists() {
+    let mut vm = Vm::new();
+    assert_eq!(vm.exit(ExitKind::Hypercall, [0, 0]), Action::Run);
+    assert_eq!(vm.vcpu.page.gpr[gpr::RAX] as u32 as i32, -1000);
+    vm.vcpu.page.segments[SS].access |= 3 << 5;
+    vm.exit(ExitKind::Hypercall, [0, 0]);
+    assert_eq!(vm.vcpu.page.gpr[gpr::RAX] as u32 as i32, -1);
+}
+
+#[test]
+fn xcr0_takes_what_cpuid_offers() {
+    let mut vm = Vm::new();
+    for (value, is_valid) in [
+        (3, true),
+        (7, true),
+        (2, false),
+        (5, false),
+        (0xe7, false),
+        (1, true),
+    ] {
+        vm.vcpu.page.gpr[gpr::RCX] = 0;
+        crate::vcpu::write_edx_eax(&mut vm.vcpu.page, value);
+        assert_eq!(vm.exit(ExitKind::Xsetbv, [0, 0]), Action::Run);
+        assert_eq!(!vm.vcpu.page.inject.is_valid(), is_valid, "{value:#x}");
+    }
+    assert_eq!(vm.vcpu.page.xcr0, 1);
+}
+
+#[test]
+fn paging_with_lme_makes_long_mode_active() {
+    let mut vm = Vm::new();
+    vm.vcpu.page.efer = EFER_LME;
+    let on = CR0_PE | CR0_PG;
+    assert!(!vm.write_control(0, on), "long mode needs PAE");
+    assert!(vm.write_control(4, CR4_PAE));
+    assert!(vm.write_control(0, on));
+    assert_eq!(vm.vcpu.page.efer, EFER_LME | EFER_LMA);
+    assert!(!vm.write_control(4, 0), "PAE cannot go in long mode");
+    assert!(vm.write_control(0, CR0_PE));
+    assert_eq!(vm.vcpu.page.efer, EFER_LME);
+    assert!(!vm.write_control(0, CR0_PG), "no paging without protection");
+    assert!(!vm.write_control(4, 1 << 13), "no VMX");
+}
+
+#[test]
+fn lmsw_and_clts_touch_their_bits_only() {
+    let mut vm = Vm::new();
+    vm.control(0, ControlOperation::Lmsw, 0xfff8);
+    assert_eq!(vm.vcpu.page.cr0 & 0xf, 9, "TS set, PE kept");
+    vm.control(0, ControlOperation::Clts, 0);
+    assert_eq!(vm.vcpu.page.cr0 & 0xf, 1);
+}
+
+#[test]
+fn control_registers_are_found_in_the_instruction_if_the_hardware_does_not_say() {
+    let mut vm = Vm::new();
+    // mov cr4, edi
+    vm.memory.write(ENTRY, &[0x0f, 0x22, 0xe7]).unwrap();
+    vm.vcpu.page.gpr[gpr::RDI] = 0x10;
+    let access = ControlAccess {
+        register: 4,
+        operation: ControlOperation::Write,
+        gpr: 0xff,
+        source: 0,
+    };
+    assert_eq!(
+        vm.exit_of_length(ExitKind::ControlAccess, [access.encode(), 0], 0),
+        Action::Run
+    );
+    assert_eq!((vm.vcpu.page.cr4, vm.vcpu.page.rip), (0x10, ENTRY + 3));
+}

@@ -1,0 +1,41 @@
+//! The guest's CPU, as the VM's logic wants it.
+
+use usys::abi::exit::ExitKind;
+use usys::abi::vcpu::{Groups, VcpuPage};
+use usys::vcpu::MappedVcpu;
+use vmm_core::vcpu::Vcpu;
+
+/// A vCPU whose state is fetched when it is looked at.
+#[derive(Debug)]
+pub struct GuestCpu(MappedVcpu);
+
+impl GuestCpu {
+    /// The logic's view of a vCPU.
+    pub const fn new(vcpu: MappedVcpu) -> Self {
+        GuestCpu(vcpu)
+    }
+
+    /// Runs the guest until an exit.
+    pub fn run(&mut self) -> usys::Result<Option<ExitKind>> {
+        self.0.run()
+    }
+}
+
+impl Vcpu for GuestCpu {
+    fn page(&mut self) -> &mut VcpuPage {
+        self.0.page()
+    }
+
+    fn require(&mut self, groups: Groups) {
+        let page = self.0.page();
+        let missing = groups.bits() & !(page.filled | page.dirty);
+        if missing == 0 {
+            return;
+        }
+        match self.0.read(Groups::from_bits_retain(missing)) {
+            Ok(()) => self.0.page().filled |= missing,
+            // The page keeps older values: the guest may see them, nobody else.
+            Err(error) => log::error!("the kernel refused {error}"),
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The run loop.
+
+use crate::console::Channel;
+use crate::guest_cpu::GuestCpu;
+use crate::guest_ram::GuestRam;
+use crate::images::Images;
+use crate::output::{DEBUG_PORT, Output, SERIAL_PORTS};
+use usys::abi::Selector;
+use usys::abi::boot_info::Machine as MachineBits;
+use usys::abi::exit::ExitKind;
+use usys::cap::Cap;
+use usys::process::{self, InfoHeader, ProcessInfo};
+use usys::vcpu::MappedVcpu;
+use usys::{cpu, selector};
+use vmm_core::facts::{CpuidRegs, HostFacts};
+use vmm_core::image::BootImages;
+use vmm_core::machine::{Action, Host, Machine};
+use vmm_core::vcpu::Vcpu;
+use vmm_protocol::manifest::{OnReset, VmConfig};
+use vmm_protocol::outcome::Outcome;
+use vmm_protocol::process::monitor;
+
+/// A VM with everything it runs on.
+pub struct Vm {
+    info: &'static InfoHeader,
+    config: VmConfig,
+    images: Images,
+    channel: Channel,
+    output: Output,
+    ram: GuestRam,
+    vcpu: GuestCpu,
+}
+
+impl Vm {
+    /// Makes the guest's memory and CPU; the kernel is not loaded yet.
+    pub fn new(info: &'static ProcessInfo, config: VmConfig, channel: Channel) -> Result<Self, &'static str> {
+        let images = Images::new(info, &config)?;
+        let header = &info.header;
+        let (ram, vcpu) = create(header, &config).map_err(|error| {
+            log::error!("{error}");
+            "the kernel refused to make the VM"
+        })?;
+        let output = Output::new(header.tsc_hz);
+        Ok(Vm {
+            info: header,
+            config,
+            images,
+            channel,
+            output,
+            ram,
+            vcpu,
+        })
+    }
+
+    /// Runs the guest until it ends.
+    pub fn run(mut self) -> Outcome {
+        let mut machine = match self.boot() {
+            Ok(machine) => machine,
+            Err(outcome) => return outcome,
+        };
+        let outcome = loop {
+            match self.step(&mut machine) {
+                Ok(Action::Run) => {}
+                Ok(Action::Reset) if self.config.on_reset == OnReset::Restart => {
+                    self.output.flush(&mut self.channel);
+                    log::info!("the guest reset its machine");
+                    if let Err(outcome) = self.reset(&mut machine) {
+                        break outcome;
+                    }
+                }
+                Ok(Action::Reset) => break Outcome::Reset,
+                Ok(Action::End(outcome)) => break outcome,
+                Err(error) => break Outcome::unsupported(format_args!("the kernel refused {error}")),
+            }
+        };
+        self.output.flush(&mut self.channel);
+        outcome
+    }
+
+    /// Loads the guest.
+    fn boot(&mut self) -> Result<Machine, Outcome> {
+        let now = cpu::now();
+        let cpuid = |leaf, subleaf| {
+            let [eax, ebx, ecx, edx] = cpu::cpuid(leaf, subleaf);
+            CpuidRegs { eax, ebx, ecx, edx }
+        };
+        let facts = HostFacts {
+            machine: MachineBits::from_bits_retain(self.info.machine),
+            guest_xcr0: self.info.guest_xcr0,
+            tsc_hz: self.info.tsc_hz,
+        };
+        let host = Host {
+            cpuid: &cpuid,
+            facts,
+            unix_ns: unix_ns(self.info, now),
+        };
+        let modules = self.images.modules(&self.config);
+        let images = BootImages {
+            kernel: &self.images.kernel,
+            modules: &modules,
+        };
+        Machine::boot(&self.config, &images, &host, &mut self.ram, &mut self.vcpu, now)
+            .map_err(Outcome::not_started)
+    }
+
+    fn reset(&mut self, machine: &mut Machine) -> Result<(), Outcome> {
+        let modules = self.images.modules(&self.config);
+        let images = BootImages {
+            kernel: &self.images.kernel,
+            modules: &modules,
+        };
+        machine
+            .reset(&images, &mut self.ram, &mut self.vcpu, cpu::now())
+            .map_err(Outcome::not_started)
+    }
+
+    /// One entry and the exit after it.
+    fn step(&mut self, machine: &mut Machine) -> usys::Result<Action> {
+        self.channel.receive(|port, bytes| machine.input(port, bytes));
+        machine.prepare_entry(&mut self.vcpu, cpu::now());
+        let page = self.vcpu.page();
+        page.deadline = page.deadline.min(self.output.deadline());
+        let exit = self.vcpu.run()?;
+        let now = cpu::now();
+        let action = machine.handle_exit(&mut self.vcpu, &mut self.ram, now);
+        self.collect(machine, now);
+        if exit == Some(ExitKind::Hlt) {
+            self.output.flush(&mut self.channel);
+        } else {
+            self.output.flush_if_due(now, &mut self.channel);
+        }
+        Ok(action)
+    }
+
+    /// Takes what the machine has to say.
+    fn collect(&mut self, machine: &mut Machine, now: u64) {
+        for port in 0..SERIAL_PORTS {
+            self.output
+                .put(port, machine.take_output(port), now, &mut self.channel);
+        }
+        self.output
+            .put(DEBUG_PORT, machine.take_debug_output(), now, &mut self.channel);
+        for line in machine.take_log() {
+            log::warn!("{line}");
+        }
+    }
+}
+
+fn create(info: &InfoHeader, config: &VmConfig) -> usys::Result<(GuestRam, GuestCpu)> {
+    let space = process::pool().create_guest_space(selector::allocate()?)?;
+    let memory = Cap::new(Selector(monitor::GUEST_MEMORY));
+    let ram = GuestRam::map(memory, space, Machine::layout(config))?;
+    let page = Cap::new(Selector(monitor::VCPU_PAGE));
+    let vcpu = MappedVcpu::create(space, info.cpu as u16, page)?;
+    vcpu.cap().bind_notification(process::events())?;
+    Ok((ram, GuestCpu::new(vcpu)))
+}
+
+/// Unix time in nanoseconds at TSC `now`; 0 if the machine has no clock.
+fn unix_ns(info: &InfoHeader, now: u64) -> u64 {
+    const NS: u128 = 1_000_000_000;
+    if info.wall_clock == 0 || info.tsc_hz == 0 {
+        return 0;
+    }
+    let ticks = now.saturating_sub(info.wall_clock_tsc);
+    let since = u128::from(ticks) * NS / u128::from(info.tsc_hz);
+    (u128::from(info.wall_clock) * NS + since) as u64
+}
