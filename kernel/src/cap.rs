@@ -8,6 +8,7 @@ use crate::object::pd::Pd;
 use crate::object::signal::Signal;
 use crate::object::{Header, Object};
 use core::cell::Cell;
+use core::sync::atomic::{Ordering, fence};
 use hypercall_abi::{ObjectType, Rights, Selector, Status};
 use kcore::addr::PhysAddr;
 use kcore::cap::{Slot, Slots, space, tree};
@@ -22,6 +23,9 @@ const SLOT_SHIFT: u32 = 6;
 pub struct Tree(());
 
 static TREE: Lock<Tree> = Lock::new(Tree(()));
+
+/// Bit of [`Slot::state`]: what is derived from the slot is being revoked, so nothing may be derived.
+pub const REVOKING: u8 = 1;
 
 /// The call must start again: another CPU holds the tree lock and waits for this one.
 #[derive(Clone, Copy, Debug)]
@@ -174,13 +178,28 @@ pub fn slots_of(table: PhysAddr) -> impl Iterator<Item = u32> {
     (0..64).map(move |index| ((table.0 + index * 64) >> SLOT_SHIFT) as u32)
 }
 
+/// Empties a slot that is out of the tree. A look-up on another CPU sees the old words or an empty slot.
+pub fn empty(tree: &mut Tree, slot: u32) {
+    // SAFETY: as in `Tree::slot_mut`; the kind goes first, so that what follows is not taken for the capability.
+    unsafe { (&raw mut (*slot_ptr(slot)).kind).write_volatile(0) };
+    fence(Ordering::Release);
+    *tree.slot_mut(slot) = Slot::EMPTY;
+}
+
+/// Fills an empty slot. The kind goes last, so that a look-up on another CPU sees all of the capability or none.
+fn fill(tree: &mut Tree, slot: u32, kind: u8, rights: Rights, (object, count): (u64, u64)) {
+    let entry = tree.slot_mut(slot);
+    entry.rights = rights.bits();
+    entry.object = object;
+    entry.count = count;
+    fence(Ordering::Release);
+    // SAFETY: as in `Tree::slot_mut`.
+    unsafe { (&raw mut (*slot_ptr(slot)).kind).write_volatile(kind) };
+}
+
 /// Puts the first capability of a new object into an empty slot.
 pub fn insert_object(tree: &mut Tree, slot: u32, header: &'static Header) {
-    let entry = tree.slot_mut(slot);
-    entry.rights = Rights::ALL.bits();
-    entry.object = header as *const Header as u64;
-    entry.count = 0;
-    entry.kind = header.kind as u8;
+    fill(tree, slot, header.kind as u8, Rights::ALL, (header as *const Header as u64, 0));
     header.root_slot.set(slot);
     if let Some(pool) = header.pool {
         pool.objects.push_back(header);
@@ -189,28 +208,27 @@ pub fn insert_object(tree: &mut Tree, slot: u32, header: &'static Header) {
 
 /// Puts a range that descends from nothing into an empty slot: at boot.
 pub fn insert_range(tree: &mut Tree, slot: u32, kind: ObjectType, rights: Rights, first: u64, count: u64) {
-    let entry = tree.slot_mut(slot);
-    entry.rights = rights.bits();
-    entry.object = first;
-    entry.count = count;
-    entry.kind = kind as u8;
+    fill(tree, slot, kind as u8, rights, (first, count));
 }
 
-/// Derives a capability into an empty slot; fails if the derivation would be too deep.
+/// Derives a capability into an empty slot; fails if the derivation would be too deep, or an ancestor is being revoked.
 pub fn insert_derived(
     tree: &mut Tree,
     parent: u32,
     slot: u32,
     rights: Rights,
-    (object, count): (u64, u64),
+    named: (u64, u64),
 ) -> Result<(), Status> {
+    let mut ancestor = parent;
+    while ancestor != 0 {
+        if tree.slot(ancestor).state & REVOKING != 0 {
+            return Err(Status::Aborted);
+        }
+        ancestor = tree.slot(ancestor).parent;
+    }
     let kind = tree.slot(parent).kind;
     tree::insert_child(tree, parent, slot).map_err(|_| Status::Unsupported)?;
-    let entry = tree.slot_mut(slot);
-    entry.rights = rights.bits();
-    entry.object = object;
-    entry.count = count;
-    entry.kind = kind;
+    fill(tree, slot, kind, rights, named);
     Ok(())
 }
 

@@ -101,7 +101,15 @@ pub fn end_with_failure() -> ! {
     stop()
 }
 
+/// Stops this CPU if another one wrote the epitaph.
+pub fn stop_if_over() {
+    if SPOKEN.load(Ordering::Acquire) {
+        khw::cpu::halt();
+    }
+}
+
 fn stop() -> ! {
+    khw::smp::stop_others();
     if REBOOT.load(Ordering::Relaxed) {
         // Reset control register of PCI chipsets: system reset, then full reset.
         port::write8(0xcf9, 2);

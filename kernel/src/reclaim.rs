@@ -7,7 +7,7 @@
 //!
 //! Every step leaves a consistent state, so a long revocation stops at a preemption point and the hypercall starts again.
 
-use crate::cap::{Target, Tree, slots_of};
+use crate::cap::{self, Target, Tree, slots_of};
 use crate::cpu::{self, Local};
 use crate::object::ec::{Ec, State, WaitResult};
 use crate::object::guest_space::GuestSpace;
@@ -18,7 +18,8 @@ use crate::object::sc::Sc;
 use crate::object::signal::Signal;
 use crate::object::vcpu::Vcpu;
 use crate::object::{Header, InPool, List, interrupt};
-use crate::{hypercall, sched};
+use crate::hypercall::ipc;
+use crate::sched;
 use core::sync::atomic::Ordering;
 use hypercall_abi::{ObjectType, Status};
 use kcore::addr::PhysAddr;
@@ -31,11 +32,14 @@ use khw::virt::nested;
 /// Steps between looks for an interrupt.
 const STEPS: usize = 64;
 
-/// Objects that are out of the tree, until [`Reclaim::finish`].
+/// Objects on their way out.
 #[derive(Debug, Default)]
 pub struct Reclaim {
+    /// Out of the tree; what depends on them is not.
+    dying: List<Header, InPool>,
+    /// Freed after the grace period, newest first: what a pool paid for goes before the pool.
     dead: List<Header, InPool>,
-    needs_flush: bool,
+    needs_grace: bool,
 }
 
 /// Whether an operation got to its end.
@@ -49,13 +53,11 @@ pub enum Progress {
 
 /// Revokes what is derived from `root`, and `root` itself if asked. Afterwards the memory is free.
 pub fn revoke(tree: &mut Tree, root: u32, with_root: bool) -> Progress {
+    tree.slot_mut(root).state |= cap::REVOKING;
     let mut reclaim = Reclaim::default();
     let mut progress = Progress::Done;
     let mut steps = 0;
     while let Some(leaf) = tree::first_leaf_below(tree, root) {
-        if leaf == root {
-            break;
-        }
         reclaim.delete(tree, leaf);
         steps += 1;
         if steps == STEPS {
@@ -63,35 +65,35 @@ pub fn revoke(tree: &mut Tree, root: u32, with_root: bool) -> Progress {
             break;
         }
     }
-    if progress == Progress::Done && with_root && tree.slot(root).kind != ObjectType::Null as u8 {
-        progress = reclaim.delete_root(tree, root);
+    if progress == Progress::Done {
+        tree.slot_mut(root).state &= !cap::REVOKING;
+        if with_root && !tree.slot(root).is_empty() {
+            progress = reclaim.delete_root(tree, root);
+        }
     }
-    reclaim.finish();
+    reclaim.finish(tree);
     progress
 }
 
 impl Reclaim {
     /// Deletes a capability that has no descendants.
     fn delete(&mut self, tree: &mut Tree, slot: u32) {
-        let entry = tree.slot(slot);
-        if let Some(header) = object_of(entry)
-            && header.root_slot.get() == slot
-        {
-            self.destroy(tree, header);
-            return;
+        match object_of(tree.slot(slot)).filter(|header| header.root_slot.get() == slot) {
+            Some(header) => self.doom(tree, header),
+            None => self.remove(tree, slot),
         }
-        self.remove(tree, slot);
     }
 
     /// As [`Self::delete`], in steps for a pool, which may have any number of objects.
     fn delete_root(&mut self, tree: &mut Tree, slot: u32) -> Progress {
-        if let Some(pool) = object_of(tree.slot(slot)).filter(|header| header.root_slot.get() == slot).and_then(as_pool) {
+        let object = object_of(tree.slot(slot)).filter(|header| header.root_slot.get() == slot);
+        if let Some(pool) = object.and_then(as_pool) {
             for _ in 0..STEPS {
                 let Some(header) = deepest(pool).objects.first() else {
                     self.delete(tree, slot);
                     return Progress::Done;
                 };
-                self.destroy(tree, header);
+                self.doom(tree, header);
             }
             return Progress::More;
         }
@@ -104,7 +106,12 @@ impl Reclaim {
         self.unmap(tree, slot);
         let was_leaf = tree::remove_leaf(tree, slot);
         debug_assert!(was_leaf, "a capability with descendants was removed");
-        *tree.slot_mut(slot) = Slot::EMPTY;
+        if tree.slot(slot).kind == ObjectType::Irqs as u8 {
+            interrupt::unbind_slot(slot);
+        }
+        cap::empty(tree, slot);
+        // Another CPU may be looking at the slot: it is reused after a grace period only.
+        self.needs_grace = true;
     }
 
     /// Undoes what a memory or port capability mapped or is bound to.
@@ -115,138 +122,154 @@ impl Reclaim {
         match target {
             Target::Pd(pd) if entry.kind == ObjectType::Ports as u8 => {
                 pd.set_ports(entry.object, entry.count, false);
-                self.needs_flush = true;
+                self.needs_grace = true;
             }
-            Target::Pd(pd) => self.unmap_host(pd, entry.address, entry.object, entry.count),
-            Target::Guest(space) => self.unmap_guest(space, entry.address, entry.object, entry.count),
+            Target::Pd(_) | Target::Guest(_) => self.unmap_all(target, entry.address, entry.object, entry.count),
             Target::Utcb(ec) => {
                 ec.utcb.store(0, Ordering::Release);
-                self.needs_flush = true;
+                self.needs_grace = true;
             }
             Target::VcpuPage(vcpu) => {
                 vcpu.page.store(0, Ordering::Release);
                 vcpu.kick();
-                self.needs_flush = true;
+                self.needs_grace = true;
             }
         }
     }
 
-    /// Removes translations of a host space that point at the frames from `first` on.
-    pub fn unmap_host(&mut self, pd: &'static Pd, address: u64, first: u64, pages: u64) {
+    /// Removes translations of a host space that point at the frames from `first` on. Fails, with nothing done beyond what counts
+    /// as done, if a large page must be split and there is no frame for it.
+    pub fn unmap_host(&mut self, pd: &'static Pd, address: u64, first: u64, pages: u64) -> Result<(), Status> {
         // SAFETY: the tables of `pd` are paid from its pool, and only changed under the tree lock, which is held.
         let mut tables = unsafe { Tables::new(pd.pool) };
-        let _ = paging::unmap::<HostFormat, _>(&mut tables, pd.root, address, pages, PhysAddr(first << 12));
-        self.needs_flush = true;
+        self.needs_grace = true;
+        paging::unmap::<HostFormat, _>(&mut tables, pd.root, address, pages, PhysAddr(first << 12))
+            .map(drop)
+            .map_err(|_| Status::NoMemory)
     }
 
-    /// Removes translations of a guest space that point at the frames from `first` on.
-    pub fn unmap_guest(&mut self, space: &'static GuestSpace, address: u64, first: u64, pages: u64) {
+    /// Removes translations of a guest space that point at the frames from `first` on; fails as [`Self::unmap_host`].
+    pub fn unmap_guest(&mut self, space: &'static GuestSpace, address: u64, first: u64, pages: u64) -> Result<(), Status> {
         // SAFETY: as in `unmap_host`.
         let mut tables = unsafe { Tables::new(space.pool) };
-        let _ = nested::unmap(&mut tables, space.root, address, pages, PhysAddr(first << 12));
+        self.needs_grace = true;
+        let result = nested::unmap(&mut tables, space.root, address, pages, PhysAddr(first << 12));
         space.bump_generation();
-        self.needs_flush = true;
+        result.map(drop).map_err(|_| Status::NoMemory)
     }
 
-    /// Takes an object out of the system: its capabilities, what depends on it, what it is bound to.
-    fn destroy(&mut self, tree: &mut Tree, header: &'static Header) {
+    /// Removes all that a mapping may have mapped. Where a large page would have to be split without memory, all of it goes: the
+    /// capability that mapped the rest of it can map that again.
+    fn unmap_all(&mut self, target: Target, address: u64, first: u64, pages: u64) {
+        let mut unmap = |address, first, pages| match target {
+            Target::Pd(pd) => self.unmap_host(pd, address, first, pages),
+            Target::Guest(space) => self.unmap_guest(space, address, first, pages),
+            Target::Utcb(_) | Target::VcpuPage(_) => Ok(()),
+        };
+        if unmap(address, first, pages).is_ok() {
+            return;
+        }
+        const LARGEST: u64 = 1 << 18;
+        let skip = (address >> 12 & (LARGEST - 1)).min(first);
+        let _ = unmap(address - (skip << 12), first - skip, (pages + skip).next_multiple_of(LARGEST));
+    }
+
+    /// Takes an object, and its capabilities, out of the tree.
+    fn doom(&mut self, tree: &mut Tree, header: &'static Header) {
         let root = header.root_slot.replace(0);
         if root != 0 {
             while let Some(leaf) = tree::first_leaf_below(tree, root) {
                 self.remove(tree, leaf);
-                if leaf == root {
-                    break;
-                }
             }
-            if tree.slot(root).kind != ObjectType::Null as u8 {
-                self.remove(tree, root);
-            }
+            self.remove(tree, root);
         }
         if let Some(pool) = header.pool {
             pool.objects.remove(header);
         }
-        match header.kind {
-            ObjectType::Pool => {
-                while let Some(object) = as_pool(header).and_then(|pool| deepest(pool).objects.first()) {
-                    self.destroy(tree, object);
-                }
-            }
-            ObjectType::Pd => self.destroy_pd(tree, as_object::<Pd>(header)),
-            ObjectType::Ec => {
-                let ec = as_object::<Ec>(header);
-                ec.pd.ecs.remove(ec);
-                self.unbind_all(tree, &ec.bound);
-                Signal::unwatch(ec);
-                while let Some(portal) = ec.portals.first() {
-                    self.destroy(tree, portal.header());
-                }
-                if let Some(sc) = ec.own_sc.take() {
-                    self.destroy(tree, sc.header());
-                }
-                doom(ec.cpu, header);
-                return;
-            }
-            ObjectType::Sc => {
-                let sc = as_object::<Sc>(header);
-                sc.owner.own_sc.set(None);
-                sched::retire(sc);
-                doom(sc.owner.cpu, header);
-                return;
-            }
-            ObjectType::Pt => {
-                let portal = as_object::<Portal>(header);
-                portal.handler.portals.remove(portal);
-            }
-            ObjectType::Sm | ObjectType::Ntfn => {
-                let signal = as_object::<Signal>(header);
-                interrupt::unbind(signal);
-                if let Some(vcpu) = signal.bound_vcpu() {
-                    vcpu.signal.set(None);
-                }
-                signal.bind_vcpu(None);
-                signal.unwatch_all();
-                signal.abort_waiters();
-            }
-            ObjectType::GuestSpace => {
-                let space = as_object::<GuestSpace>(header);
-                self.unbind_all(tree, &space.bound);
-                while let Some(vcpu) = space.vcpus.first() {
-                    self.destroy(tree, vcpu.header());
-                }
-            }
-            ObjectType::Vcpu => {
-                let vcpu = as_object::<Vcpu>(header);
-                vcpu.space.vcpus.remove(vcpu);
-                self.unbind_all(tree, &vcpu.bound);
-                if let Some(signal) = vcpu.signal.take() {
-                    signal.bind_vcpu(None);
-                }
-                doom(vcpu.cpu, header);
-                return;
-            }
-            _ => {}
-        }
-        self.dead.push_back(header);
+        self.dying.push_back(header);
     }
 
-    fn destroy_pd(&mut self, tree: &mut Tree, pd: &'static Pd) {
+    /// Takes what depends on dying objects out of the tree too, and unbinds them. A worklist: how deep objects depend on
+    /// each other is the user's choice, the kernel stack is not.
+    fn bury(&mut self, tree: &mut Tree) {
+        while let Some(header) = self.dying.pop_front() {
+            match header.kind {
+                ObjectType::Pool => {
+                    while let Some(object) = as_pool(header).and_then(|pool| pool.objects.first()) {
+                        self.doom(tree, object);
+                    }
+                }
+                ObjectType::Pd => self.bury_pd(tree, as_object::<Pd>(header)),
+                ObjectType::Ec => {
+                    let ec = as_object::<Ec>(header);
+                    ec.pd.ecs.remove(ec);
+                    self.unbind_all(tree, &ec.bound);
+                    Signal::unwatch(ec);
+                    while let Some(portal) = ec.portals.pop_front() {
+                        self.doom(tree, portal.header());
+                    }
+                    if let Some(sc) = ec.own_sc.take() {
+                        self.doom(tree, sc.header());
+                    }
+                }
+                ObjectType::Sc => {
+                    let sc = as_object::<Sc>(header);
+                    sc.owner.own_sc.set(None);
+                    sched::retire(sc);
+                }
+                ObjectType::Pt => {
+                    let portal = as_object::<Portal>(header);
+                    portal.handler.portals.remove_if_linked(portal);
+                }
+                ObjectType::Sm | ObjectType::Ntfn => {
+                    let signal = as_object::<Signal>(header);
+                    interrupt::unbind_signal(signal);
+                    if let Some(vcpu) = signal.bound_vcpu() {
+                        vcpu.signal.set(None);
+                    }
+                    signal.bind_vcpu(None);
+                    signal.unwatch_all();
+                    signal.abort_waiters();
+                }
+                ObjectType::GuestSpace => {
+                    let space = as_object::<GuestSpace>(header);
+                    self.unbind_all(tree, &space.bound);
+                    while let Some(vcpu) = space.vcpus.first() {
+                        space.vcpus.remove(vcpu);
+                        self.doom(tree, vcpu.header());
+                    }
+                }
+                ObjectType::Vcpu => {
+                    let vcpu = as_object::<Vcpu>(header);
+                    vcpu.space.vcpus.remove_if_linked(vcpu);
+                    self.unbind_all(tree, &vcpu.bound);
+                    if let Some(signal) = vcpu.signal.take() {
+                        signal.bind_vcpu(None);
+                    }
+                }
+                _ => {}
+            }
+            match cpu_of(header) {
+                Some(cpu) => cpu::of(cpu as usize).queues.lock().doomed.push_back(header),
+                None => self.dead.push_front(header),
+            }
+        }
+    }
+
+    fn bury_pd(&mut self, tree: &mut Tree, pd: &'static Pd) {
         while let Some(ec) = pd.ecs.first() {
-            self.destroy(tree, ec.header());
+            pd.ecs.remove(ec);
+            self.doom(tree, ec.header());
         }
         for table in pd.tables() {
             for slot in slots_of(table) {
-                if tree.slot(slot).kind == ObjectType::Null as u8 {
+                if tree.slot(slot).is_empty() {
                     continue;
                 }
                 while let Some(leaf) = tree::first_leaf_below(tree, slot) {
                     self.delete(tree, leaf);
-                    if leaf == slot {
-                        break;
-                    }
                 }
-                if tree.slot(slot).kind != ObjectType::Null as u8 {
-                    self.delete(tree, slot);
-                }
+                self.delete(tree, slot);
             }
         }
         self.unbind_all(tree, &pd.bound);
@@ -258,16 +281,15 @@ impl Reclaim {
         }
     }
 
-    /// Waits for a grace period if anything was taken away, and frees the memory of what is dead.
-    pub fn finish(&mut self) {
-        let local = cpu::local();
-        let has_doomed = (0..smp::cpu_count()).any(|cpu| !cpu::of(cpu).queues.lock().doomed.is_empty());
-        if self.dead.is_empty() && !has_doomed && !self.needs_flush {
+    /// Buries what is dying, waits for a grace period if anything was taken away, and frees what is dead.
+    pub fn finish(&mut self, tree: &mut Tree) {
+        self.bury(tree);
+        if !self.needs_grace && self.dead.is_empty() {
             return;
         }
-        let_go(local);
+        self.needs_grace = false;
+        let_go(cpu::local());
         smp::synchronize();
-        self.needs_flush = false;
         for cpu in 0..smp::cpu_count() {
             loop {
                 let released = cpu::of(cpu).queues.lock().released.pop_front();
@@ -281,9 +303,14 @@ impl Reclaim {
     }
 }
 
-/// Hands an object to the CPU that uses it.
-fn doom(cpu: u16, header: &'static Header) {
-    cpu::of(cpu as usize).queues.lock().doomed.push_back(header);
+/// The CPU that may be using an object without holding a reference from a look-up.
+fn cpu_of(header: &'static Header) -> Option<u16> {
+    match header.kind {
+        ObjectType::Ec => Some(as_object::<Ec>(header).cpu),
+        ObjectType::Sc => Some(as_object::<Sc>(header).owner.cpu),
+        ObjectType::Vcpu => Some(as_object::<Vcpu>(header).cpu),
+        _ => None,
+    }
 }
 
 /// Lets go of objects of this CPU that are being destroyed.
@@ -295,13 +322,10 @@ pub fn let_go(local: &'static Local) {
             ObjectType::Ec => let_go_of_ec(local, as_object::<Ec>(header)),
             ObjectType::Sc => {
                 let sc = as_object::<Sc>(header);
-                let running = sc.running.get();
-                if !core::ptr::eq(running, sc.owner) {
-                    hypercall::ipc::strand(running);
-                }
+                ipc::withdraw(sc);
                 if local.sc.get().is_some_and(|current| core::ptr::eq(current, sc)) {
                     local.sc.set(None);
-                    local.wants_switch.set(true);
+                    local.ec.set(None);
                 }
             }
             ObjectType::Vcpu => {
@@ -319,20 +343,11 @@ pub fn let_go(local: &'static Local) {
 }
 
 fn let_go_of_ec(local: &'static Local, ec: &'static Ec) {
-    if let Some(signal) = ec.waits_on.get() {
-        signal.cancel(ec);
-    }
-    let queues = local.queues.lock();
-    if ec.is_timed.replace(false) {
-        queues.timed.remove(ec);
-    }
-    drop(queues);
-    if let Some(vcpu) = ec.vcpu.get() {
-        vcpu.detach(ec, Status::Aborted, 0);
-    }
-    hypercall::ipc::abort_call(ec);
-    hypercall::ipc::forget(ec);
+    ipc::abandon(ec);
     ec.state.set(State::Dead);
+    if let Some(sc) = ec.sc.take() {
+        sched::retire(sc);
+    }
     if local.ec.get().is_some_and(|current| core::ptr::eq(current, ec)) {
         local.ec.set(None);
     }

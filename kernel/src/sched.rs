@@ -9,7 +9,8 @@ use crate::object::sc::{Place, Sc};
 use crate::object::vcpu::Next;
 use crate::reclaim;
 use hypercall_abi::Status;
-use khw::cpu::{control, fpu, tsc};
+use core::sync::atomic::Ordering;
+use khw::cpu::{control, tsc};
 use khw::desc::CpuTables;
 use khw::entry::Frame;
 use khw::irq::lapic;
@@ -46,6 +47,11 @@ pub fn schedule(local: &'static Local) -> *mut Frame {
         local.slice_end.set(now.saturating_add(available));
         local.wants_switch.set(false);
         let ec = sc.running.get();
+        if ec.state.get() != State::Active {
+            // It blocked again, or stopped, after it was queued.
+            local.sc.set(None);
+            continue;
+        }
         local.ec.set(Some(ec));
         let frame = activate(local, ec);
         let Some(vcpu) = ec.vcpu.get() else { return frame };
@@ -66,8 +72,6 @@ fn activate(local: &'static Local, ec: &'static Ec) -> *mut Frame {
         // SAFETY: these are this CPU's tables; the frame end is that of a live context, aligned by its type.
         unsafe { CpuTables::set_frame_end(local.tables, ec.frame_end()) };
         if control::read_cr3() != ec.pd.root.0 {
-            // The FPU belongs to a guest of the domain that ran before.
-            fpu::release();
             // SAFETY: the root of a live domain, which maps the kernel.
             unsafe { control::write_cr3(ec.pd.root.0) };
         }
@@ -80,22 +84,25 @@ fn activate(local: &'static Local, ec: &'static Ec) -> *mut Frame {
 
 /// Makes the I/O bitmap that of `ec`'s domain, copying it only if another one is in the TSS.
 fn show_ports(local: &'static Local, ec: &'static Ec) {
-    let has_ports = ec.pd.io_bitmap.get().is_some();
-    let (owner, version) = local.io_owner.get();
-    let is_owner = owner == ec.pd.id && version == ec.pd.io_version.get();
-    // SAFETY: these are this CPU's tables.
+    // The version first: ports that are closed while the bitmap is copied make it old again.
+    let version = ec.pd.io_version.load(Ordering::Acquire);
+    let frames = ec.pd.io_bitmap.get();
+    // SAFETY: these are this CPU's tables; the frames belong to a live domain.
     unsafe {
-        if has_ports && !is_owner {
-            CpuTables::use_io_bitmap(local.tables, ec.pd.io_bitmap_copy().as_ref());
-            local.io_owner.set((ec.pd.id, ec.pd.io_version.get()));
-            local.io_is_open.set(true);
-        } else if has_ports != local.io_is_open.get() {
-            CpuTables::open_io_bitmap(local.tables, has_ports);
-            local.io_is_open.set(has_ports);
+        match frames {
+            Some(frames) if local.io_owner.get() != (ec.pd.id, version) => {
+                CpuTables::use_io_bitmap(local.tables, frames);
+                local.io_owner.set((ec.pd.id, version));
+                local.io_is_open.set(true);
+            }
+            _ if frames.is_some() != local.io_is_open.get() => {
+                CpuTables::open_io_bitmap(local.tables, frames.is_some());
+                local.io_is_open.set(frames.is_some());
+            }
+            _ => {}
         }
-        if has_ports && local.tr_is_short.get() {
+        if frames.is_some() && local.tr_is_short.replace(false) {
             CpuTables::reload_tr(local.tables);
-            local.tr_is_short.set(false);
         }
     }
 }
@@ -147,8 +154,10 @@ fn pop_ready(queues: &mut Queues) -> Option<&'static Sc> {
 
 fn await_refill(local: &Local, sc: &'static Sc) {
     let queues = local.queues.lock();
-    queues.refill.push_back(sc);
-    sc.place.set(Place::Refill);
+    if sc.place.get() != Place::Dead {
+        queues.refill.push_back(sc);
+        sc.place.set(Place::Refill);
+    }
 }
 
 /// Takes a scheduling context out of whatever queue it is in, for good.
@@ -168,27 +177,24 @@ pub fn retire(sc: &'static Sc) {
     sc.place.set(Place::Dead);
 }
 
-/// Starts a thread on its new scheduling context.
+/// Gives a thread its scheduling context. It starts, or goes on, or does so when its wait ends.
 pub fn start(sc: &'static Sc) {
     let ec = sc.owner;
-    ec.state.set(State::Active);
-    make_ready(ec, sc);
-}
-
-fn make_ready(ec: &'static Ec, sc: &'static Sc) {
     let target = cpu::of(ec.cpu as usize);
     let mut queues = target.queues.lock();
-    if sc.place.get() == Place::Dead {
-        return;
+    ec.sc.set(Some(sc));
+    if ec.state.get() == State::Idle {
+        ec.state.set(State::Active);
     }
-    if ec.is_timed.replace(false) {
-        queues.timed.remove(ec);
-    }
-    sc.running.set(ec);
-    if sc.place.get() == Place::Nowhere {
+    if ec.state.get() == State::Active {
         enqueue(&mut queues, sc, false);
     }
     drop(queues);
+    notice(target, sc);
+}
+
+/// A scheduling context became ready: its CPU must look whether it is the most urgent one.
+fn notice(target: &'static Local, sc: &Sc) {
     if target.id != percpu::id() {
         interrupt(target.id);
     } else if target.sc.get().is_none_or(|current| sc.priority > current.priority) {
@@ -199,14 +205,13 @@ fn make_ready(ec: &'static Ec, sc: &'static Sc) {
 /// Prepares the current context for waiting until `deadline`: from here on it may be woken.
 pub fn block(ec: &'static Ec, deadline: u64) {
     let local = cpu::local();
+    let queues = local.queues.lock();
     ec.state.set(State::Blocked);
-    ec.blocked_sc.set(local.sc.get());
     if deadline == u64::MAX {
         return;
     }
     ec.deadline.set(deadline);
     ec.is_timed.set(true);
-    let queues = local.queues.lock();
     let mut next = queues.timed.first();
     while let Some(other) = next {
         if other.deadline.get() > deadline {
@@ -221,19 +226,29 @@ pub fn block(ec: &'static Ec, deadline: u64) {
 /// Takes [`block`] back: what the context wanted was there already.
 pub fn unblock_current(ec: &'static Ec) {
     let queues = cpu::local().queues.lock();
+    leave_timed(&queues, ec);
+    ec.state.set(State::Active);
+}
+
+fn leave_timed(queues: &Queues, ec: &'static Ec) {
     if ec.is_timed.replace(false) {
         queues.timed.remove(ec);
     }
-    drop(queues);
-    ec.state.set(State::Active);
-    ec.blocked_sc.set(None);
 }
 
-/// Ends a context's wait. The caller made sure that nobody else does.
+/// Takes a context of this CPU out of the deadline queue.
+pub fn forget_deadline(ec: &'static Ec) {
+    leave_timed(&cpu::local().queues.lock(), ec);
+}
+
+/// Ends a context's wait, from any CPU; of several that try, the first does.
 pub fn wake(ec: &'static Ec, result: WaitResult) {
+    let target = cpu::of(ec.cpu as usize);
+    let mut queues = target.queues.lock();
     if ec.state.get() != State::Blocked {
         return;
     }
+    leave_timed(&queues, ec);
     let frame = ec.frame();
     match result {
         WaitResult::Done(value) => (frame.rax, frame.rdi) = (Status::Success as u64, value),
@@ -241,9 +256,12 @@ pub fn wake(ec: &'static Ec, result: WaitResult) {
         WaitResult::Look => {}
     }
     ec.state.set(State::Active);
-    if let Some(sc) = ec.blocked_sc.take() {
-        make_ready(ec, sc);
+    let Some(sc) = ec.sc.get() else { return };
+    if sc.place.get() == Place::Nowhere {
+        enqueue(&mut queues, sc, false);
     }
+    drop(queues);
+    notice(target, sc);
 }
 
 /// Ends the waits whose deadline has passed, and refills budgets.
@@ -269,7 +287,9 @@ pub fn expire(local: &'static Local, now: u64) {
                     wake(ec, WaitResult::Failed(Status::Timeout));
                 }
             }
-            None => wake(ec, WaitResult::Look),
+            None if ec.vcpu.get().is_some() => wake(ec, WaitResult::Look),
+            // Whoever took it out of its signal's queue is about to wake it.
+            None => {}
         }
     }
 }

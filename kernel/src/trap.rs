@@ -2,6 +2,7 @@
 
 use crate::object::ec::{Ec, State};
 use crate::object::interrupt;
+use crate::object::signal::Signal;
 use crate::{cpu, epitaph, hypercall, sched};
 use core::sync::atomic::{AtomicU64, Ordering};
 use khw::cpu::control;
@@ -39,10 +40,8 @@ fn fault(ec: &'static Ec, number: u64) {
     ec.state.set(State::Faulted);
     let frame = ec.frame();
     log::info!("fault: vector {number} at rip {:#x}, address {address:#x}, error {:#x}", frame.rip, frame.error);
-    if let Some((signal, badge)) = ec.fault_signal.get() {
-        signal.signal(badge);
-    }
-    hypercall::ipc::abort_call(ec);
+    Signal::report_fault(ec);
+    hypercall::ipc::abandon(ec);
 }
 
 /// An interrupt arrived while the kernel let them in, or a fault in the kernel.
@@ -80,12 +79,15 @@ pub fn nmi_count() -> u64 {
     NMIS.load(Ordering::Relaxed)
 }
 
-/// An NMI came in kernel or user code. The kernel asks for none: it counts them and goes on.
+/// An NMI came in kernel or user code. The kernel asks for none, but to stop the other CPUs when it ends: it counts
+/// them and goes on.
 extern "C" fn nmi(_frame: *mut Frame) {
     NMIS.fetch_add(1, Ordering::Relaxed);
+    epitaph::stop_if_over();
 }
 
 /// An NMI made a guest exit.
 pub fn host_nmi() {
     NMIS.fetch_add(1, Ordering::Relaxed);
+    epitaph::stop_if_over();
 }

@@ -51,7 +51,7 @@ pub fn rustc() -> Command {
 pub fn system_and_guests(guests: &[String]) -> Result<()> {
     setup::rust_target()?;
     let mut command = cargo();
-    command.args(["build", "--quiet", "--release", "--target", BARE_TARGET]);
+    command.args(["build", "--release", "--target", BARE_TARGET]);
     for (package, binary) in SYSTEM {
         command.args(["-p", package, "--bin", binary]);
     }

@@ -1,9 +1,11 @@
 //! Descriptor tables: one GDT and TSS for each CPU, one IDT for all.
 
 use crate::entry;
+use crate::mem::phys_to_virt;
 use core::arch::asm;
 use core::cell::UnsafeCell;
 use core::mem::size_of;
+use kcore::addr::PhysAddr;
 
 /// Kernel code segment; the data segment is the next one, as SYSCALL wants it.
 pub const KERNEL_CODE: u16 = 0x08;
@@ -157,22 +159,21 @@ impl CpuTables {
         unsafe { (*(*this).tss.0.get()).rsp[0] = end }
     }
 
-    /// Opens (or closes) the I/O bitmap for the code that runs next in user mode.
+    /// Copies an I/O bitmap of two frames for the code that runs next in user mode, and opens it.
     ///
     /// # Safety
-    /// As [`Self::set_frame_end`].
-    pub unsafe fn use_io_bitmap(this: *mut CpuTables, bitmap: Option<&[u8; IO_BITMAP_BYTES]>) {
-        // SAFETY: as in `set_frame_end`.
+    /// As [`Self::set_frame_end`]; both frames are in the direct map.
+    pub unsafe fn use_io_bitmap(this: *mut CpuTables, frames: [PhysAddr; 2]) {
+        // SAFETY: as in `set_frame_end`; the bitmap has room for both frames. No 8 KiB copy on the kernel stack.
         unsafe {
             let tss = (*this).tss.0.get();
-            match bitmap {
-                Some(bits) => {
-                    (*tss).io_bitmap = *bits;
-                    (*tss).io_map_base = core::mem::offset_of!(Tss, io_bitmap) as u16;
-                }
-                None => (*tss).io_map_base = NO_IO_BITMAP,
+            for (half, frame) in frames.into_iter().enumerate() {
+                let target = (&raw mut (*tss).io_bitmap).cast::<u8>().add(half * IO_BITMAP_BYTES / 2);
+                core::ptr::copy_nonoverlapping(phys_to_virt(frame), target, IO_BITMAP_BYTES / 2);
             }
         }
+        // SAFETY: as in `set_frame_end`.
+        unsafe { Self::open_io_bitmap(this, true) }
     }
 
     /// Makes the bitmap that was copied last usable or not, without copying it again.

@@ -92,6 +92,18 @@ pub fn interrupt(cpu: usize) {
     }
 }
 
+/// Makes every other CPU take an NMI: the kernel ends.
+pub fn stop_others() {
+    for cpu in 0..cpu_count() {
+        if cpu_count() > 1
+            && cpu != crate::percpu::id()
+            && let Some(block) = crate::percpu::block(cpu)
+        {
+            lapic::send_nmi(block.apic_id);
+        }
+    }
+}
+
 /// Times this CPU left its address space: whoever remembers being in one compares.
 #[inline]
 pub fn epoch() -> u32 {

@@ -28,7 +28,9 @@ pub fn bind(call: &Call) -> Result {
         BindRole::FaultNotification => {
             let ec = found.cast::<Ec>(Rights::EC_CONTROL)?;
             let signal = bound.signal(Rights::SIGNAL)?;
-            signal.watch(ec, bound.count);
+            if !signal.watch(ec, bound.count) {
+                return Err(Status::Occupied.into());
+            }
         }
         BindRole::VcpuPage => {
             let vcpu = found.cast::<Vcpu>(Rights::VCPU_RUN)?;
@@ -46,6 +48,7 @@ pub fn bind(call: &Call) -> Result {
             }
             signal.bind_vcpu(Some(vcpu));
             vcpu.signal.set(Some(signal));
+            vcpu.kick();
         }
     }
     Ok(Outcome::OK)
@@ -85,7 +88,7 @@ pub fn irq(call: &Call) -> Result {
         Trigger { is_level: is_level == 1, is_low: is_level == 1 },
     );
     let apic_id = khw::percpu::block(call.local.id).map_or(0, |block| block.apic_id);
-    interrupt::bind(gsi, signal, badge, apic_id, trigger)?;
+    interrupt::bind(gsi, found.slot, (signal, badge), apic_id, trigger)?;
     Ok(Outcome::OK)
 }
 

@@ -41,14 +41,20 @@ fn finish<T: Object>(
     Ok(object)
 }
 
-/// Creates a pool of argument 1 frames.
+/// Creates a pool of argument 1 frames, whose scheduling contexts have priorities below argument 2 (0: those of the parent).
 pub fn pool(call: &Call) -> Result {
     let mut tree = lock_tree()?;
     let (slot, parent) = prepare(call, &tree)?;
     if call.args[1] == 0 {
         return Err(Status::BadArgument.into());
     }
-    let pool = Pool::create(parent, call.args[1]).ok_or(Status::NoMemory)?;
+    // 0 keeps the parent's ceiling; otherwise one more than the new one.
+    let max_priority = match call.args[2] {
+        0 => parent.max_priority,
+        above if above <= parent.max_priority as u64 + 1 => (above - 1) as u8,
+        _ => return Err(Status::BadArgument.into()),
+    };
+    let pool = Pool::create(parent, call.args[1], max_priority).ok_or(Status::NoMemory)?;
     cap::insert_object(&mut tree, slot, pool.header());
     Ok(Outcome::OK)
 }
@@ -97,8 +103,11 @@ pub fn sc(call: &Call) -> Result {
     if ec.is_handler {
         return Err(Status::BadType.into());
     }
-    if ec.own_sc.get().is_some() || ec.state.get() != State::Idle {
+    if ec.own_sc.get().is_some() || ec.state.get() == State::Faulted {
         return Err(Status::Occupied.into());
+    }
+    if priority > pool.max_priority as u64 {
+        return Err(Status::BadRights.into());
     }
     let ticks = crate::boot::clock::ticks_from_us;
     let budget = Budget::new(ticks(budget_us), ticks(period_us));
@@ -174,17 +183,15 @@ pub fn vcpu(call: &Call) -> Result {
         return Err(failure);
     }
     let [fpu_area] = fpu_area;
-    let vcpu = Vcpu::new(Header::new(ObjectType::Vcpu, Some(pool)), space, pool, frames, fpu_area);
-    match finish(&mut tree, slot, pool, vcpu, Vcpu::header) {
-        Ok(vcpu) => {
-            space.vcpus.push_back(vcpu);
-            Ok(Outcome::OK)
-        }
-        Err(status) => {
-            give_back(pool, &frames, status);
-            Err(give_back(pool, &[fpu_area], status))
-        }
-    }
+    let Some(place) = pool.allocate::<Vcpu>() else {
+        give_back(pool, &frames, Status::NoMemory);
+        return Err(give_back(pool, &[fpu_area], Status::NoMemory));
+    };
+    let header = Header::new(ObjectType::Vcpu, Some(pool));
+    let vcpu = place.put(Vcpu::new(header, space, pool, frames, fpu_area));
+    cap::insert_object(&mut tree, slot, vcpu.header());
+    space.vcpus.push_back(vcpu);
+    Ok(Outcome::OK)
 }
 
 /// Takes zeroed frames, all or none.

@@ -2,17 +2,21 @@
 //!
 //! Message words travel in registers. A call copies them into the handler's frame and starts the handler at the portal; a
 //! reply copies them back. A caller that finds the handler busy waits in its queue.
+//!
+//! A chain of calls is linked both ways (`callee`, `caller`). Exactly one context holds the scheduling context: the last of the
+//! chain.
 
 use super::{Call, Outcome, Result};
 use crate::cpu;
 use crate::object::ec::{Ec, State, WaitResult};
 use crate::object::portal::Portal;
+use crate::object::sc::{Place, Sc};
 use crate::sched;
 use hypercall_abi::{Rights, Status};
 use khw::entry::{Frame, SYSCALL};
 
 /// Calls a portal.
-pub fn call(call: &Call) -> Result {
+pub(super) fn call(call: &Call) -> Result {
     let portal = call.capability()?.cast::<Portal>(Rights::PT_CALL)?;
     let handler = portal.handler;
     if handler.cpu != call.ec.cpu {
@@ -22,15 +26,16 @@ pub fn call(call: &Call) -> Result {
         State::Idle => {
             enter(call.ec, portal);
             call.local.ec.set(Some(handler));
+            Ok(Outcome::Switch)
         }
         State::Active | State::Blocked => {
             sched::block(call.ec, u64::MAX);
-            call.ec.wanted.set(Some(portal));
+            call.ec.waits_for.set(Some(handler));
             handler.queued_callers.push_back(call.ec);
+            Ok(Outcome::Block)
         }
-        State::Faulted | State::Dead => return Err(Status::Aborted.into()),
+        State::Faulted | State::Dead => Err(Status::Aborted.into()),
     }
-    Ok(Outcome::Switch)
 }
 
 /// Starts an idle handler for `caller`.
@@ -40,9 +45,7 @@ fn enter(caller: &'static Ec, portal: &'static Portal) {
     caller.callee.set(Some(handler));
     handler.caller.set(Some(caller));
     handler.state.set(State::Active);
-    if let Some(sc) = cpu::local().sc.get() {
-        sc.running.set(handler);
-    }
+    pass_sc(caller, handler);
     let (from, to) = (caller.frame(), handler.frame());
     copy_words(from, to);
     to.rax = portal.id;
@@ -54,31 +57,35 @@ fn enter(caller: &'static Ec, portal: &'static Portal) {
     to.vector = SYSCALL;
 }
 
+fn pass_sc(from: &'static Ec, to: &'static Ec) {
+    let sc = from.sc.take();
+    to.sc.set(sc);
+    if let Some(sc) = sc {
+        sc.running.set(to);
+    }
+}
+
 fn copy_words(from: &Frame, to: &mut Frame) {
     (to.rdi, to.rsi, to.rdx, to.r8) = (from.rdi, from.rsi, from.rdx, from.r8);
     (to.r9, to.r10, to.r12, to.r13) = (from.r9, from.r10, from.r12, from.r13);
 }
 
 /// Replies to the caller and waits for the next call.
-pub fn reply(call: &Call) -> Result {
+pub(super) fn reply(call: &Call) -> Result {
     let handler = call.ec;
     if !handler.is_handler {
         return Err(Status::BadType.into());
     }
     handler.state.set(State::Idle);
-    let local = call.local;
+    // A handler runs only inside a call, so there is a caller.
     if let Some(caller) = handler.caller.take() {
         caller.callee.set(None);
         let frame = caller.frame();
         copy_words(handler.frame(), frame);
         frame.rax = Status::Success as u64;
         caller.state.set(State::Active);
-        if let Some(sc) = local.sc.get() {
-            sc.running.set(caller);
-        }
-        local.ec.set(Some(caller));
-    } else {
-        local.ec.set(None);
+        pass_sc(handler, caller);
+        call.local.ec.set(Some(caller));
     }
     serve_next(handler);
     Ok(Outcome::Switch)
@@ -87,64 +94,98 @@ pub fn reply(call: &Call) -> Result {
 /// Lets the next queued caller of an idle handler try again: it executes its call once more.
 fn serve_next(handler: &'static Ec) {
     if let Some(next) = handler.queued_callers.pop_front() {
-        next.wanted.set(None);
+        next.waits_for.set(None);
         next.frame().rip -= 2;
         sched::wake(next, WaitResult::Look);
     }
 }
 
-/// A handler stopped or goes away: its caller, and who waits for it, get an error.
-pub fn abort_call(ec: &'static Ec) {
+/// A context stopped or goes away. Whom it called is made idle, its caller gets an error and goes on, and so do the callers that
+/// queued for it. Runs on its CPU.
+pub fn abandon(ec: &'static Ec) {
+    strand_callees(ec);
+    detach(ec);
     if let Some(caller) = ec.caller.take() {
         caller.callee.set(None);
+        let sc = ec.sc.take();
         caller.frame().rax = Status::Aborted as u64;
         caller.state.set(State::Active);
-        let local = cpu::local();
-        let pays = local.ec.get().is_some_and(|current| core::ptr::eq(current, ec));
-        let sc = if pays { local.sc.get() } else { ec.blocked_sc.take() };
+        caller.sc.set(sc);
         if let Some(sc) = sc {
-            sc.running.set(caller);
-            if pays {
-                local.ec.set(Some(caller));
-            } else {
-                caller.state.set(State::Blocked);
-                caller.blocked_sc.set(Some(sc));
-                sched::wake(caller, WaitResult::Failed(Status::Aborted));
-            }
+            hand_over(sc, ec, caller);
         }
     }
     while let Some(waiting) = ec.queued_callers.pop_front() {
-        waiting.wanted.set(None);
+        waiting.waits_for.set(None);
         sched::wake(waiting, WaitResult::Failed(Status::Aborted));
     }
 }
 
-/// A context goes away: the handler it called or waits for forgets it.
-pub fn forget(ec: &'static Ec) {
-    if let Some(portal) = ec.wanted.take() {
-        portal.handler.queued_callers.remove(ec);
-    }
-    if let Some(handler) = ec.callee.take() {
-        handler.caller.set(None);
+/// `to` goes on where `from` was with `sc`: running, queued, or blocked.
+fn hand_over(sc: &'static Sc, from: &'static Ec, to: &'static Ec) {
+    let local = cpu::local();
+    sc.running.set(to);
+    if local.ec.get().is_some_and(|current| core::ptr::eq(current, from)) {
+        local.ec.set(Some(to));
+    } else if sc.place.get() == Place::Nowhere {
+        // `from` was blocked: there is nothing to wait for any more.
+        to.state.set(State::Blocked);
+        sched::wake(to, WaitResult::Failed(Status::Aborted));
     }
 }
 
-/// The scheduling context that a handler runs on goes away: the handler is made idle again, at its entry.
+/// The scheduling context of a chain of calls goes away. Its owner's call ends with an error, which the owner sees when it is given
+/// another one. Runs on its CPU.
+pub fn withdraw(sc: &'static Sc) {
+    let (owner, running) = (sc.owner, sc.running.get());
+    running.sc.set(None);
+    if !core::ptr::eq(owner, running) {
+        strand_callees(owner);
+        owner.sc.set(None);
+        owner.frame().rax = Status::Aborted as u64;
+        owner.state.set(State::Active);
+    }
+}
+
+/// Takes apart the chain of calls below `ec`: each handler is made idle again, at its entry. What `ec` runs on comes back to it.
 ///
-/// What it was doing for the vanished caller is lost; it starts with a clean stack at its next call. A server that keeps state
+/// What a handler was doing for the vanished caller is lost; it starts with a clean stack at its next call. A server that keeps state
 /// across calls must expect this, as it must expect that a caller dies.
-pub fn strand(handler: &'static Ec) {
-    if let Some(signal) = handler.waits_on.get() {
-        signal.cancel(handler);
+fn strand_callees(ec: &'static Ec) {
+    let mut next = ec.callee.take();
+    while let Some(handler) = next {
+        next = handler.callee.take();
+        handler.caller.set(None);
+        if let Some(sc) = handler.sc.take() {
+            ec.sc.set(Some(sc));
+            hand_over_quietly(sc, handler, ec);
+        }
+        detach(handler);
+        if handler.state.get() != State::Faulted {
+            handler.state.set(State::Idle);
+            serve_next(handler);
+        }
     }
-    if let Some(callee) = handler.callee.take() {
-        callee.caller.set(None);
+}
+
+fn hand_over_quietly(sc: &'static Sc, from: &'static Ec, to: &'static Ec) {
+    let local = cpu::local();
+    sc.running.set(to);
+    if local.ec.get().is_some_and(|current| core::ptr::eq(current, from)) {
+        local.ec.set(Some(to));
     }
-    if let Some(caller) = handler.caller.take() {
-        caller.callee.set(None);
+}
+
+/// Takes a context out of whatever it waits in.
+fn detach(ec: &'static Ec) {
+    if let Some(signal) = ec.waits_on.get() {
+        signal.cancel(ec);
     }
-    if handler.is_handler && handler.state.get() != State::Faulted {
-        handler.state.set(State::Idle);
-        serve_next(handler);
+    sched::forget_deadline(ec);
+    if let Some(handler) = ec.waits_for.take() {
+        handler.queued_callers.remove(ec);
+    }
+    if let Some(vcpu) = ec.vcpu.get() {
+        vcpu.detach(ec, Status::Aborted, 0);
     }
 }

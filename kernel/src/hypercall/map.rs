@@ -29,6 +29,9 @@ pub fn map(call: &Call) -> Result {
     let flags = u32::try_from(flags).ok().and_then(MapFlags::from_bits).ok_or(Status::BadArgument)?;
     let mut tree = lock_tree()?;
     let found = call.capability()?;
+    if !matches!(found.kind, ObjectType::Memory | ObjectType::Ports) {
+        return Err(Status::BadType.into());
+    }
     let (first, count) =
         kcore::cap::range::sub_range(found.object, found.count, offset, count).ok_or(Status::BadArgument)?;
     match found.kind {
@@ -36,9 +39,8 @@ pub fn map(call: &Call) -> Result {
             let request = Request { address, offset, first, pages: count, flags };
             map_memory(call, &mut tree, found, target, request)
         }
-        ObjectType::Ports if address == 0 => map_ports(call, &mut tree, found, target, (first, count)),
-        ObjectType::Ports => Err(Status::BadArgument.into()),
-        _ => Err(Status::BadType.into()),
+        _ if address != 0 => Err(Status::BadArgument.into()),
+        _ => map_ports(call, &mut tree, found, target, (first, count)),
     }
 }
 
@@ -53,10 +55,13 @@ struct Request {
 
 fn map_memory(call: &Call, tree: &mut Tree, found: Found, target: Selector, request: Request) -> Result {
     let Request { address, offset, first, pages, flags } = request;
-    let bytes = pages.checked_mul(PAGE_SIZE).ok_or(Status::BadArgument)?;
-    let end = address.checked_add(bytes).ok_or(Status::BadArgument)?;
     let base = offset.checked_mul(PAGE_SIZE).and_then(|skip| address.checked_sub(skip)).ok_or(Status::BadArgument)?;
-    if !address.is_multiple_of(PAGE_SIZE) {
+    // All of the capability must fit, since all of it may be mapped, and is unmapped, from `base` on.
+    let bytes = found.count.checked_mul(PAGE_SIZE).ok_or(Status::BadArgument)?;
+    let end = base.checked_add(bytes).ok_or(Status::BadArgument)?;
+    // A device is never cached and RAM always is: aliases of other types are undefined (SDM 3A 12.12.4).
+    let is_device = !crate::boot::memory::is_ram(first);
+    if !address.is_multiple_of(PAGE_SIZE) || flags.contains(MapFlags::UNCACHED) != is_device {
         return Err(Status::BadArgument.into());
     }
     let target = match call.ec.pd.look_up(target)? {
@@ -74,7 +79,7 @@ fn map_memory(call: &Call, tree: &mut Tree, found: Found, target: Selector, requ
         return Err(Status::BadArgument.into());
     }
     check_rights(found.rights, flags)?;
-    attach(tree, found.slot, target, base)?;
+    let was_bound = attach(tree, found.slot, target, base)?;
     let step = pages.min(PAGES_PER_STEP);
     let attr = Attr {
         read: flags.contains(MapFlags::READ),
@@ -86,7 +91,11 @@ fn map_memory(call: &Call, tree: &mut Tree, found: Found, target: Selector, requ
     let is_large = pages > PAGES_PER_STEP && (address ^ first << 12) & (PageSize::M2.bytes() - 1) == 0;
     // Large pages cost one step each, so they are not cut.
     let step = if is_large { pages } else { step };
-    finish(target, map_pages(target, address, PhysAddr(first << 12), step, attr), pages)
+    let mapped = map_pages(target, address, PhysAddr(first << 12), step, attr);
+    if !was_bound && mapped.is_err_and(|partial| partial.pages == 0) {
+        target.bound_list().unbind(tree, found.slot);
+    }
+    finish(target, mapped, pages)
 }
 
 /// Each way of using memory that the mapping asks for is one that the capability allows.
@@ -98,15 +107,15 @@ fn check_rights(held: Rights, flags: MapFlags) -> core::result::Result<(), Statu
     if is_allowed && held.contains(Rights::READ) { Ok(()) } else { Err(Status::BadRights) }
 }
 
-/// Binds the slot to the target at `base`, or checks that it is bound just so.
-fn attach(tree: &mut Tree, slot: u32, target: Target, base: u64) -> core::result::Result<(), Status> {
+/// Binds the slot to the target at `base`, or checks that it is bound just so: whether it was.
+fn attach(tree: &mut Tree, slot: u32, target: Target, base: u64) -> core::result::Result<bool, Status> {
     let addr = target.header() as *const _ as u64;
     let entry = tree.slot(slot);
     if entry.bound == 0 {
         target.bound_list().bind(tree, slot, addr, base);
-        return Ok(());
+        return Ok(false);
     }
-    if entry.bound == addr && entry.address == base { Ok(()) } else { Err(Status::Occupied) }
+    if entry.bound == addr && entry.address == base { Ok(true) } else { Err(Status::Occupied) }
 }
 
 fn map_pages(target: Target, address: u64, pa: PhysAddr, pages: u64, attr: Attr) -> core::result::Result<MapDone, Partial> {
@@ -176,17 +185,19 @@ pub fn unmap(call: &Call) -> Result {
     let entry = *tree.slot(found.slot);
     let target = Target::of(&entry).ok_or(Failure::Status(Status::Unbound))?;
     let mut reclaim = Reclaim::default();
+    let mut result = Ok(());
     if count == found.count {
         reclaim.unmap(&mut tree, found.slot);
     } else {
         let address = entry.address + offset * PAGE_SIZE;
         match target {
-            Target::Pd(pd) if found.kind == ObjectType::Memory => reclaim.unmap_host(pd, address, first, count),
-            Target::Guest(space) => reclaim.unmap_guest(space, address, first, count),
+            Target::Pd(pd) if found.kind == ObjectType::Memory => result = reclaim.unmap_host(pd, address, first, count),
+            Target::Guest(space) => result = reclaim.unmap_guest(space, address, first, count),
             // Ports, message areas and vCPU pages go as a whole.
             _ => return Err(Status::BadArgument.into()),
         }
     }
-    reclaim.finish();
+    reclaim.finish(&mut tree);
+    result?;
     Ok(Outcome::value(count))
 }

@@ -51,8 +51,10 @@ impl Call {
 pub enum Outcome {
     /// Status and results 0 to 2.
     Done(Status, [u64; 3]),
-    /// Registers are written already, or will be when the caller is woken: go on with whoever should run.
+    /// Registers are written already: go on with whoever should run.
     Switch,
+    /// The caller waits; its registers will be written when it is woken.
+    Block,
     /// Start again after serving requests and interrupts.
     Restart,
 }
@@ -111,6 +113,10 @@ pub fn dispatch(frame: *mut Frame) -> *mut Frame {
             handle(number, &Call { ec, local, selector: head.selector(), args })
         }
     };
+    if local.ec.get().is_none_or(|current| !core::ptr::eq(current, ec)) && !matches!(result, Ok(Outcome::Switch)) {
+        // The caller ended itself: its frame may be somebody else's memory by now.
+        return sched::schedule(local);
+    }
     match result {
         Ok(Outcome::Done(status, values)) => {
             registers.rax = status as u64;
@@ -118,6 +124,8 @@ pub fn dispatch(frame: *mut Frame) -> *mut Frame {
         }
         Err(Failure::Status(status)) => registers.rax = status as u64,
         Ok(Outcome::Switch) => {}
+        // Another CPU may have woken, and queued, it already: only the queues tell.
+        Ok(Outcome::Block) => return sched::schedule(local),
         Ok(Outcome::Restart) | Err(Failure::Restart) => {
             // SYSCALL is two bytes long: the caller executes it again, with its registers untouched.
             registers.rip -= 2;

@@ -9,10 +9,10 @@ use hypercall_abi::{Rights, Status};
 pub fn run(call: &Call) -> Result {
     let vcpu = own_vcpu(call, Rights::VCPU_RUN)?;
     vcpu.attach(call.ec)?;
-    if vcpu.run(call.ec) == Next::Reschedule {
-        call.local.wants_switch.set(true);
-    }
-    Ok(Outcome::Switch)
+    Ok(match vcpu.run(call.ec) {
+        Next::Complete => Outcome::Switch,
+        Next::Reschedule => Outcome::Block,
+    })
 }
 
 /// Makes a run return.

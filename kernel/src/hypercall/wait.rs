@@ -26,12 +26,15 @@ pub fn wait(call: &Call) -> Result {
             sched::unblock_current(call.ec);
             Ok(Outcome::value(value))
         }
-        None => Ok(Outcome::Switch),
+        None => Ok(Outcome::Block),
     }
 }
 
-/// Lets others of the same priority run.
+/// Gives up what is left of the budget, or of the slice if there is no budget.
 pub fn yield_now(call: &Call) -> Result {
+    if let Some(sc) = call.local.sc.get() {
+        sc.budget().forfeit(tsc::read());
+    }
     call.local.slice_end.set(0);
     call.local.wants_switch.set(true);
     Ok(Outcome::OK)

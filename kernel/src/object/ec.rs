@@ -8,7 +8,7 @@ use super::vcpu::Vcpu;
 use super::{Header, Linked, List, ListLink, Object};
 use crate::cap::BoundList;
 use core::cell::{Cell, UnsafeCell};
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicPtr, AtomicU64};
 use hypercall_abi::{ObjectType, Status};
 use khw::entry::Frame;
 
@@ -25,10 +25,10 @@ pub struct Ec {
     pub is_handler: bool,
     /// Stack pointer a handler starts with.
     pub handler_sp: u64,
-    /// What it is doing.
+    /// What it is doing. Written by its CPU, and by whoever ends its wait, under the scheduler lock of its CPU.
     pub state: Cell<State>,
-    /// The scheduling context it blocked on, for the way back.
-    pub blocked_sc: Cell<Option<&'static Sc>>,
+    /// The scheduling context that it runs on, or will run on when its wait ends. A caller lends it to the handler.
+    pub sc: Cell<Option<&'static Sc>>,
     /// Its own scheduling context. Under the tree lock.
     pub own_sc: Cell<Option<&'static Sc>>,
     /// Handler: whose call it serves.
@@ -39,8 +39,8 @@ pub struct Ec {
     pub queued_callers: List<Ec, Calling>,
     /// Link of `queued_callers`.
     pub calling: ListLink,
-    /// Queued caller: the portal it wants.
-    pub wanted: Cell<Option<&'static Portal>>,
+    /// Queued caller: the handler it waits for.
+    pub waits_for: Cell<Option<&'static Ec>>,
     /// Signal it waits on. Under that signal's lock.
     pub waits_on: Cell<Option<&'static Signal>>,
     /// Link of that signal's queue.
@@ -55,8 +55,10 @@ pub struct Ec {
     pub vcpu: Cell<Option<&'static Vcpu>>,
     /// Frame of its message area, 0 for none. Written under the tree lock.
     pub utcb: AtomicU64,
-    /// Signalled when it stops on a fault, with this badge. Under the tree lock.
-    pub fault_signal: Cell<Option<(&'static Signal, u64)>>,
+    /// Signalled when it stops on a fault; null for nobody. Written under the tree lock, read when it faults.
+    pub fault_signal: AtomicPtr<Signal>,
+    /// With this badge; written before the signal, and only while there is none.
+    pub fault_badge: AtomicU64,
     /// Link of that signal's list. Under the tree lock.
     pub watched: ListLink,
     /// Why it stopped: vector and address.
@@ -143,13 +145,13 @@ impl Ec {
             is_handler,
             handler_sp: frame.rsp,
             state: Cell::new(State::Idle),
-            blocked_sc: Cell::new(None),
+            sc: Cell::new(None),
             own_sc: Cell::new(None),
             caller: Cell::new(None),
             callee: Cell::new(None),
             queued_callers: List::new(),
             calling: ListLink::new(),
-            wanted: Cell::new(None),
+            waits_for: Cell::new(None),
             waits_on: Cell::new(None),
             waiting: ListLink::new(),
             deadline: Cell::new(u64::MAX),
@@ -157,7 +159,8 @@ impl Ec {
             is_timed: Cell::new(false),
             vcpu: Cell::new(None),
             utcb: AtomicU64::new(0),
-            fault_signal: Cell::new(None),
+            fault_signal: AtomicPtr::new(core::ptr::null_mut()),
+            fault_badge: AtomicU64::new(0),
             watched: ListLink::new(),
             fault: Cell::new((0, 0)),
             of_pd: ListLink::new(),

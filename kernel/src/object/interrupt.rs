@@ -11,6 +11,7 @@ use khw::sync::Lock;
 struct Binding {
     signal: &'static Signal,
     badge: u64,
+    slot: u32,
     is_level: bool,
 }
 
@@ -21,29 +22,42 @@ unsafe impl Send for Bindings {}
 
 static BINDINGS: Lock<Bindings> = Lock::new(Bindings([const { Cell::new(None) }; vector::GSI_COUNT as usize]));
 
-/// Binds a GSI to a signal and unmasks it, routed to the CPU with `apic_id`.
-pub fn bind(gsi: u32, signal: &'static Signal, badge: u64, apic_id: u32, trigger: ioapic::Trigger) -> Result<(), Status> {
+/// Binds a GSI to a signal and unmasks it, routed to the CPU with `apic_id`. `slot` is the capability that allowed it.
+pub fn bind(
+    gsi: u32,
+    slot: u32,
+    (signal, badge): (&'static Signal, u64),
+    apic_id: u32,
+    trigger: ioapic::Trigger,
+) -> Result<(), Status> {
     let bindings = BINDINGS.lock();
-    let slot = bindings.0.get(gsi as usize).ok_or(Status::BadArgument)?;
-    if slot.get().is_some() {
+    let entry = bindings.0.get(gsi as usize).ok_or(Status::BadArgument)?;
+    if entry.get().is_some() {
         return Err(Status::Occupied);
     }
-    slot.set(Some(Binding { signal, badge, is_level: trigger.is_level }));
-    drop(bindings);
     if !ioapic::route(gsi, vector::GSI + gsi as u8, apic_id, trigger) {
-        unbind(signal);
         return Err(Status::BadArgument);
     }
+    entry.set(Some(Binding { signal, badge, slot, is_level: trigger.is_level }));
     Ok(())
 }
 
 /// Masks and unbinds every interrupt of a signal that goes away.
-pub fn unbind(signal: &Signal) {
+pub fn unbind_signal(signal: &Signal) {
+    unbind(|binding| core::ptr::eq(binding.signal, signal));
+}
+
+/// Masks and unbinds every interrupt that was bound by a capability that goes away.
+pub fn unbind_slot(slot: u32) {
+    unbind(|binding| binding.slot == slot);
+}
+
+fn unbind(is_gone: impl Fn(&Binding) -> bool) {
     let bindings = BINDINGS.lock();
-    for (gsi, slot) in bindings.0.iter().enumerate() {
-        if slot.get().is_some_and(|binding| core::ptr::eq(binding.signal, signal)) {
+    for (gsi, entry) in bindings.0.iter().enumerate() {
+        if entry.get().is_some_and(|binding| is_gone(&binding)) {
             ioapic::set_masked(gsi as u32, true);
-            slot.set(None);
+            entry.set(None);
         }
     }
 }

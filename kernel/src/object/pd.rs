@@ -8,7 +8,6 @@ use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use hypercall_abi::ObjectType;
 use kcore::addr::PhysAddr;
-use khw::desc::IO_BITMAP_BYTES;
 use khw::mem::phys_to_virt;
 
 /// A protection domain.
@@ -26,8 +25,8 @@ pub struct Pd {
     pub root: PhysAddr,
     /// The two frames of its I/O permission bitmap, if it may use ports. Under the tree lock; read on activation.
     pub io_bitmap: Cell<Option<[PhysAddr; 2]>>,
-    /// Counts changes of the bitmap, so that CPUs know when their copy is old.
-    pub io_version: Cell<u64>,
+    /// Counts changes of the bitmap, so that CPUs know when their copy is old: read it before copying.
+    pub io_version: AtomicU64,
     /// Its execution contexts. Under the tree lock.
     pub ecs: List<Ec, OfPd>,
     /// Memory and port capabilities that are mapped into it. Under the tree lock.
@@ -59,7 +58,7 @@ impl Pd {
             directory,
             root,
             io_bitmap: Cell::new(None),
-            io_version: Cell::new(0),
+            io_version: AtomicU64::new(0),
             ecs: List::new(),
             bound: BoundList::new(),
         })
@@ -73,8 +72,8 @@ impl Pd {
     /// Opens or closes ports. False if there is no memory for the bitmap.
     pub fn set_ports(&self, first: u64, count: u64, is_open: bool) -> bool {
         if self.io_bitmap.get().is_none() {
-            let (Some(low), high) = (self.pool.take_frame(), self.pool.take_frame()) else { return false };
-            let Some(high) = high else {
+            let Some(low) = self.pool.take_frame() else { return false };
+            let Some(high) = self.pool.take_frame() else {
                 // SAFETY: just taken, never used.
                 unsafe { self.pool.give_frame(low) };
                 return false;
@@ -94,18 +93,7 @@ impl Pd {
                 *byte = if is_open { *byte & !(1 << (port & 7)) } else { *byte | 1 << (port & 7) };
             }
         }
-        self.io_version.set(self.io_version.get() + 1);
+        self.io_version.fetch_add(1, Ordering::Release);
         true
-    }
-
-    /// A copy of the I/O bitmap.
-    pub fn io_bitmap_copy(&self) -> Option<[u8; IO_BITMAP_BYTES]> {
-        let frames = self.io_bitmap.get()?;
-        let mut copy = [0xff; IO_BITMAP_BYTES];
-        for (half, frame) in copy.chunks_mut(4096).zip(frames) {
-            // SAFETY: both are 4096 bytes; the frames belong to this domain.
-            unsafe { core::ptr::copy_nonoverlapping(phys_to_virt(frame), half.as_mut_ptr(), 4096) };
-        }
-        Some(copy)
     }
 }

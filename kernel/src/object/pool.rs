@@ -5,6 +5,7 @@
 //! parent's free list, and go back there when the child ends.
 
 use super::{Header, InPool, List, Object};
+use core::marker::PhantomData;
 use core::mem::{align_of, size_of};
 use hypercall_abi::{ObjectType, PAGE_SIZE};
 use kcore::addr::PhysAddr;
@@ -20,6 +21,8 @@ const CLASSES: [usize; 5] = [64, 128, 256, 512, 1024];
 pub struct Pool {
     header: Header,
     frames: Lock<Frames>,
+    /// Highest priority of scheduling contexts that are paid from it.
+    pub max_priority: u8,
     /// Every object paid from this pool. Under the tree lock.
     pub objects: List<Header, InPool>,
 }
@@ -132,6 +135,7 @@ impl Pool {
         Pool {
             header: Header::new(ObjectType::Pool, None),
             frames: Lock::new(Frames::new()),
+            max_priority: 31,
             objects: List::new(),
         }
     }
@@ -142,10 +146,11 @@ impl Pool {
     }
 
     /// A pool with `count` frames out of `parent`.
-    pub fn create(parent: &'static Pool, count: u64) -> Option<&'static Pool> {
+    pub fn create(parent: &'static Pool, count: u64, max_priority: u8) -> Option<&'static Pool> {
         let pool = parent.create_object(Pool {
             header: Header::new(ObjectType::Pool, Some(parent)),
             frames: Lock::new(Frames::new()),
+            max_priority,
             objects: List::new(),
         })?;
         let mut source = parent.frames.lock();
@@ -201,13 +206,14 @@ impl Pool {
 
     /// Puts an object into memory of this pool. It is not in [`Self::objects`] yet.
     pub fn create_object<T: Object>(&'static self, value: T) -> Option<&'static T> {
+        self.allocate().map(|place| place.put(value))
+    }
+
+    /// Memory for an object, to be filled for certain.
+    pub fn allocate<T: Object>(&'static self) -> Option<Place<T>> {
         let class = const { class_of::<T>() };
         let addr = self.frames.lock().take_object(class)?;
-        // SAFETY: the piece is as large as its class, aligned to 64 bytes at least, and ours.
-        unsafe {
-            (addr as *mut T).write(value);
-            Some(&*(addr as *const T))
-        }
+        Some(Place { addr, marker: PhantomData })
     }
 
     /// Frees an object.
@@ -253,6 +259,24 @@ impl Pool {
         target.free += own.free;
         target.total += own.total;
         *own = Frames::new();
+    }
+}
+
+/// Memory for one object.
+#[derive(Debug)]
+pub struct Place<T> {
+    addr: u64,
+    marker: PhantomData<T>,
+}
+
+impl<T: Object> Place<T> {
+    /// Puts the object there.
+    pub fn put(self, value: T) -> &'static T {
+        // SAFETY: the piece is as large as its class, aligned to 64 bytes at least, and nobody else's.
+        unsafe {
+            (self.addr as *mut T).write(value);
+            &*(self.addr as *const T)
+        }
     }
 }
 

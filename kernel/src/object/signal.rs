@@ -7,6 +7,7 @@ use super::vcpu::Vcpu;
 use super::{Header, Linked, List, ListLink, Object};
 use crate::sched;
 use core::cell::Cell;
+use core::sync::atomic::Ordering;
 use hypercall_abi::{ObjectType, Status};
 use khw::sync::Lock;
 
@@ -163,17 +164,32 @@ impl Signal {
         }
     }
 
-    /// Signals with `badge` when `ec` stops on a fault. Under the tree lock.
-    pub fn watch(&'static self, ec: &'static Ec, badge: u64) {
-        Self::unwatch(ec);
-        ec.fault_signal.set(Some((self, badge)));
+    /// Signals with `badge` when `ec` stops on a fault; false if somebody is told already. Under the tree lock.
+    pub fn watch(&'static self, ec: &'static Ec, badge: u64) -> bool {
+        if !ec.fault_signal.load(Ordering::Relaxed).is_null() {
+            return false;
+        }
+        ec.fault_badge.store(badge, Ordering::Relaxed);
+        ec.fault_signal.store((self as *const Signal).cast_mut(), Ordering::Release);
         self.watched.push_back(ec);
+        true
     }
 
     /// Nobody is told when `ec` stops. Under the tree lock.
     pub fn unwatch(ec: &'static Ec) {
-        if let Some((signal, _)) = ec.fault_signal.take() {
+        let signal = ec.fault_signal.swap(core::ptr::null_mut(), Ordering::AcqRel);
+        // SAFETY: a signal takes itself out of its contexts before it ends.
+        if let Some(signal) = unsafe { signal.as_ref() } {
             signal.watched.remove(ec);
+        }
+    }
+
+    /// Tells who wants to know that `ec` stopped.
+    pub fn report_fault(ec: &Ec) {
+        let signal = ec.fault_signal.load(Ordering::Acquire);
+        // SAFETY: a signal that ends meanwhile is freed after a grace period, and this is within one kernel entry.
+        if let Some(signal) = unsafe { signal.as_ref() } {
+            signal.signal(ec.fault_badge.load(Ordering::Relaxed));
         }
     }
 

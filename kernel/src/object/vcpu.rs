@@ -176,8 +176,15 @@ impl Vcpu {
 
     fn finish(&self, ec: &'static Ec, page: NonNull<VcpuPage>, kind: ExitKind) -> Next {
         // SAFETY: the page is bound: its frame stays until a grace period after it is unbound. Only plain words are
-        // written, which the VMM may change at any time.
-        unsafe { addr_of_mut!((*page.as_ptr()).exit_kind).write_volatile(kind as u32) };
+        // read and written, which the VMM may change at any time. The vCPU is not loaded.
+        unsafe {
+            let page_ptr = page.as_ptr();
+            addr_of_mut!((*page_ptr).exit_kind).write_volatile(kind as u32);
+            let want = Groups::from_bits_truncate(addr_of_mut!((*page_ptr).want).read_volatile());
+            if !want.is_empty() && kind != ExitKind::EntryFailure {
+                self.backend().read(page, want);
+            }
+        }
         self.detach(ec, Status::Success, kind as u32);
         Next::Complete
     }

@@ -128,6 +128,11 @@ impl Console {
         Ok(())
     }
 
+    /// Whether the process lives.
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
     /// Ends the process after it crashed; says what it did.
     pub fn take_crash(&mut self, system: &mut System) -> Option<usys::object::Fault> {
         let fault = self.process.as_ref()?.fault()?;

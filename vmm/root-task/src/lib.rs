@@ -28,14 +28,14 @@ use crate::supervisor::Supervisor;
 use crate::system::System;
 use usys::abi::boot_info::BootInfo;
 
-/// Runs the system until every VM has ended.
-pub fn main(info: &'static BootInfo) -> ! {
+/// Runs the system until every VM has ended. `info` is the kernel's, or why this process could not even begin.
+pub fn main(info: Result<&'static BootInfo, &'static str>) -> ! {
     usys::logger::to_kernel();
-    let error = match start(info) {
-        Ok(supervisor) => supervisor.run(),
-        Err(error) => error,
-    };
-    log::error!("{error}");
+    match info.map(start) {
+        Ok(Ok(supervisor)) => log::error!("{}", supervisor.run()),
+        Ok(Err(error)) => log::error!("{error}"),
+        Err(what) => log::error!("{what}"),
+    }
     power::off(Ending::Failed)
 }
 

@@ -161,7 +161,9 @@ impl Supervisor {
     fn finish(&mut self) -> ! {
         self.console.say_bye();
         let deadline = cpu::deadline_in(BYE_MS, self.system.info.tsc_hz);
-        while let Ok(raised) = process::events().wait(deadline) {
+        while self.console.is_running()
+            && let Ok(raised) = process::events().wait(deadline)
+        {
             // No bits: the deadline.
             if raised == 0 || raised & (events::CONSOLE_DONE | events::CONSOLE_FAULT) != 0 {
                 break;

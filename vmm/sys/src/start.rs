@@ -43,7 +43,7 @@ macro_rules! program {
 /// Makes a function the `main` of the root task.
 ///
 /// ```text
-/// usys::root_program!(root_task::main); // fn main(info: &'static BootInfo) -> !
+/// usys::root_program!(root_task::main); // fn main(info: Result<&'static BootInfo, &'static str>) -> !
 /// ```
 #[macro_export]
 macro_rules! root_program {
@@ -78,35 +78,26 @@ pub unsafe fn process(info: u64) -> &'static ProcessInfo {
     info
 }
 
-/// Makes the runtime ready in the root task.
+/// Makes the runtime ready in the root task. The error says what is missing, and what to do; then there is no heap, but
+/// [`logger::to_kernel`] works.
 ///
 /// # Safety
 ///
 /// Called once, first of all, with the address of the kernel's [`BootInfo`], which stays mapped and does not change.
-pub unsafe fn root(info: u64) -> &'static BootInfo {
+pub unsafe fn root(info: u64) -> Result<&'static BootInfo, &'static str> {
+    logger::init("root");
     // SAFETY: the caller's promise.
     let info = unsafe { &*(info as *const BootInfo) };
-    let log = process::kernel_log();
     if info.magic != boot_info::MAGIC || info.version.major != ABI_VERSION.major {
-        let _ = log.write(
-            b"root: this kernel speaks another version of the hypercall ABI: build both from one tree\n",
-        );
-        fault();
+        return Err("this kernel speaks another version of the hypercall ABI: build both from one tree");
     }
-    let Some(heap) = RootHeap::choose(info) else {
-        let _ = log.write(b"root: too little memory: give the machine at least 64 MiB\n");
-        fault();
-    };
-    if heap.map(info).is_err() {
-        let _ = log.write(b"root: the kernel refused to map the heap\n");
-        fault();
-    }
+    let heap = RootHeap::choose(info).ok_or("too little memory: give the machine at least 64 MiB")?;
+    heap.map(info).map_err(|_| "the kernel refused to map the heap")?;
     // SAFETY: `RootHeap` is excluded from the memory that the root task hands out.
     unsafe { add_heap(heap.pages * PAGE_SIZE) };
     selector::init(Selector(root::FREE.0 + 1));
     memory::init();
-    logger::init("root");
-    info
+    Ok(info)
 }
 
 /// The memory that the root task's heap is made of: the end of a free region.

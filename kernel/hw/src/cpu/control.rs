@@ -45,6 +45,8 @@ pub unsafe fn enable_protections(features: &Features) {
     const CR0_WP: u64 = 1 << 16;
     const CR0_AM: u64 = 1 << 18;
     const CR0_CACHE: u64 = 3 << 29;
+    const CR4_PAE: u64 = 1 << 5;
+    const CR4_MCE: u64 = 1 << 6;
     const CR4_DE: u64 = 1 << 3;
     const CR4_PGE: u64 = 1 << 7;
     const CR4_OSFXSR: u64 = 1 << 9;
@@ -53,7 +55,8 @@ pub unsafe fn enable_protections(features: &Features) {
     const CR4_OSXSAVE: u64 = 1 << 18;
     const CR4_SMEP: u64 = 1 << 20;
     const CR4_SMAP: u64 = 1 << 21;
-    let mut set = CR4_DE | CR4_OSFXSR | CR4_OSXMMEXCPT;
+    // Whatever else the firmware or the loader left on (FSGSBASE above all) goes off.
+    let mut cr4 = CR4_PAE | CR4_MCE | CR4_DE | CR4_OSFXSR | CR4_OSXMMEXCPT;
     for (present, bit) in [
         (features.pge, CR4_PGE),
         (features.umip, CR4_UMIP),
@@ -61,19 +64,20 @@ pub unsafe fn enable_protections(features: &Features) {
         (features.smep, CR4_SMEP),
         (features.smap, CR4_SMAP),
     ] {
-        set |= if present { bit } else { 0 };
+        cr4 |= if present { bit } else { 0 };
     }
     // SAFETY: each CR4 bit is set only where CPUID announces it; CR0 keeps PE and PG. NXE and SCE are there since the
     // boot code checked long mode and NX.
     unsafe {
-        let (mut cr0, mut cr4): (u64, u64);
+        let mut cr0: u64;
         asm!("mov {}, cr0", out(reg) cr0, options(nomem, nostack, preserves_flags));
-        cr0 = (cr0 | CR0_MP | CR0_NE | CR0_WP | CR0_AM) & !(CR0_EM | CR0_TS | CR0_CACHE);
+        // TS stays set outside of guests: user code has no FPU (`fpu`).
+        cr0 = (cr0 | CR0_MP | CR0_TS | CR0_NE | CR0_WP | CR0_AM) & !(CR0_EM | CR0_CACHE);
         asm!("mov cr0, {}", in(reg) cr0, options(nostack, preserves_flags));
-        asm!("mov {}, cr4", out(reg) cr4, options(nomem, nostack, preserves_flags));
-        cr4 |= set;
         asm!("mov cr4, {}", in(reg) cr4, options(nostack, preserves_flags));
         msr::write(msr::EFER, msr::read(msr::EFER) | 1 | 1 << 11);
+        // The page-table formats rely on the power-on memory types (SDM 3A table 12-12).
+        msr::write(msr::PAT, 0x0007_0406_0007_0406);
     }
 }
 

@@ -1,7 +1,8 @@
-//! FPU state: eager, owned, never by #NM (foundations.md, Kernel 7).
+//! FPU state: owned by vCPUs, switched eagerly, never by #NM.
 //!
-//! Each CPU knows whose state is in its registers. The state of a guest stays there while its VMM runs, since both
-//! belong to the same protection domain; the kernel calls [`release`] before another domain runs.
+//! User code has no FPU: CR0.TS is set whenever no guest runs (VM exits load the host's CR0 with it for free), so FPU
+//! instructions fault. So the state of the last guest can stay in the registers until another guest needs them:
+//! each CPU knows whose it is.
 
 use super::cpuid;
 use core::arch::asm;
@@ -89,11 +90,14 @@ pub unsafe fn switch_to(area: PhysAddr, xcr0: u64) {
     let owner = &OWNERS.0[crate::percpu::id()];
     let host = guest_xcr0();
     if owner.area.get() != area.0 {
-        // SAFETY: the caller's contract covers the new area; the old one was given under the same contract.
+        // SAFETY: the caller's contract covers the new area; the old one was given under the same contract. TS is clear
+        // meanwhile.
         unsafe {
+            asm!("clts", options(nomem, nostack, preserves_flags));
             activate(owner, host);
             save(owner.area.get(), host);
             restore(area.0, host);
+            set_task_switched();
         }
         owner.area.set(area.0);
     }
@@ -103,39 +107,23 @@ pub unsafe fn switch_to(area: PhysAddr, xcr0: u64) {
     }
 }
 
-/// Takes the state out of the registers, leaving the initial state: nobody who runs next sees it.
-pub fn release() {
-    let owner = &OWNERS.0[crate::percpu::id()];
-    if owner.area.get() == 0 {
-        return;
-    }
-    let host = guest_xcr0();
-    // SAFETY: the area is valid by the contract of `switch_to`; `INITIAL` is an initialized area.
-    unsafe {
-        activate(owner, host);
-        save(owner.area.get(), host);
-        restore(initial_area(), host);
-    }
-    owner.area.set(0);
-}
-
 /// Drops the state of an area that goes away, on the CPU where it may be live.
 pub fn forget(area: PhysAddr) {
-    if OWNERS.0[crate::percpu::id()].area.get() == area.0 {
-        release();
+    let owner = &OWNERS.0[crate::percpu::id()];
+    if owner.area.get() == area.0 {
+        owner.area.set(0);
     }
 }
 
-#[repr(C, align(64))]
-struct Initial([u8; 4096]);
-static INITIAL: Initial = {
-    let mut area = [0u8; 4096];
-    (area[0], area[1], area[24], area[25]) = (0x7f, 0x03, 0x80, 0x1f);
-    Initial(area)
-};
-
-fn initial_area() -> u64 {
-    (&raw const INITIAL) as u64 - crate::mem::PHYS_BASE
+/// Sets CR0.TS.
+fn set_task_switched() {
+    // SAFETY: TS affects FPU instructions only, and the kernel executes them only between CLTS and here.
+    unsafe {
+        let mut cr0: u64;
+        asm!("mov {}, cr0", out(reg) cr0, options(nomem, nostack, preserves_flags));
+        cr0 |= 1 << 3;
+        asm!("mov cr0, {}", in(reg) cr0, options(nomem, nostack, preserves_flags));
+    }
 }
 
 /// # Safety
@@ -166,9 +154,9 @@ unsafe fn save(area: u64, host: u64) {
 }
 
 /// # Safety
-/// `area` is an initialized area (an address relative to the direct map).
+/// `area` is an initialized area.
 unsafe fn restore(area: u64, host: u64) {
-    let base = crate::mem::PHYS_BASE.wrapping_add(area) as *const u8;
+    let base = crate::mem::phys_to_virt(PhysAddr(area));
     // SAFETY: as in `save`; the header was written by XSAVE or `init_area`, so XRSTOR does not fault.
     unsafe {
         if host != 0 {

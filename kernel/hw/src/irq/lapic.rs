@@ -105,6 +105,11 @@ pub fn send_ipi(apic_id: u32, vector: u8) {
     send(apic_id, 1 << 14 | vector as u32);
 }
 
+/// Sends an NMI to a CPU.
+pub fn send_nmi(apic_id: u32) {
+    send(apic_id, 1 << 14 | 4 << 8);
+}
+
 /// Sends INIT to a CPU.
 pub fn send_init(apic_id: u32) {
     send(apic_id, 1 << 15 | 1 << 14 | 5 << 8);

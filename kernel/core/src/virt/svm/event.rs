@@ -1,10 +1,10 @@
 //! Events: what may be injected, how, and what of it is still pending after the exit (APM 15.20, 15.21.4, 15.7.2).
 //!
-//! Hardware gets every event by EVENTINJ. Under QEMU's TCG an external interrupt injected so may be delivered twice, so it becomes
-//! V_IRQ, a pending virtual interrupt, instead. The two are equivalent: V_IRQ is only used when the guest could take
-//! the interrupt at once, its priority is above V_TPR, and VINTR is not intercepted, so the first thing that VMRUN does is to deliver
-//! it. The one difference is that a physical interrupt may come first; then V_IRQ is still set after the exit, and the event goes
-//! back to the page as still pending.
+//! Hardware gets every event by EVENTINJ. Under QEMU's TCG an external interrupt injected so may be delivered twice,
+//! so it becomes V_IRQ, a pending virtual interrupt, instead. The two are equivalent: V_IRQ is only used when the
+//! guest could take the interrupt at once, its priority is above V_TPR, and VINTR is not intercepted, so the first
+//! thing that VMRUN does is to deliver it. The one difference is that a physical interrupt may come first; then V_IRQ
+//! is still set after the exit, and the event goes back to the page as still pending.
 
 use super::processor::Quirks;
 use hypercall_abi::exit::EntryRule;
@@ -34,7 +34,8 @@ const CONTROL_PROTECTION: u8 = 21;
 /// Vectors of exceptions with an error code: #DF #TS #NP #SS #GP #PF #AC.
 const WITH_ERROR_CODE: u32 = 0b10_0111_1101_0000_0000;
 
-/// Refuses events that VMRUN would refuse or mishandle, by the rules that both vendors share (SDM 3C 26.2.1.3, APM 15.20).
+/// Refuses events that VMRUN would refuse or mishandle, by the rules that both vendors share (SDM 3C 26.2.1.3, APM
+/// 15.20).
 ///
 /// `pending` is the event that the last run handed back: it was accepted once, and waits if the guest meanwhile
 /// cannot take it.
@@ -119,8 +120,8 @@ impl Plan {
     pub fn leftover(self, exit_int_info: u64, virtual_interrupt: bool) -> Leftover {
         let interrupted = interrupted(exit_int_info);
         match self {
-            // QEMU calls the interrupted delivery of an interrupt that of an exception. If it was another event, that was an
-            // exception of the guest's, which comes again with its instruction; the interrupt would be lost.
+            // QEMU calls the interrupted delivery of an interrupt that of an exception. If it was another event, that
+            // was an exception of the guest's, which comes again with its instruction; the interrupt would be lost.
             Plan::VirtualInterrupt(event)
                 if virtual_interrupt || interrupted.is_valid() && interrupted.vector() == event.vector() =>
             {
@@ -139,13 +140,17 @@ impl Plan {
 /// EXITINTINFO as an event.
 fn interrupted(exit_int_info: u64) -> Event {
     let event = Event(exit_int_info & 0xffff_ffff_8000_0fff);
-    if event.error_code().is_some() { event } else { Event(event.0 & 0xffff_ffff) }
+    if event.error_code().is_some() {
+        event
+    } else {
+        Event(event.0 & 0xffff_ffff)
+    }
 }
 
 /// Whether the next run is to end as soon as the guest could take an interrupt (`interrupt`) or NMI (`nmi`).
 ///
-/// V_IRQ does it, if it is free. The IRET intercept tells of the end of an NMI handler without it. In a shadow that VMRUN
-/// would lose the request has to wait for the next exit of whatever kind: HLT, or a host timer.
+/// V_IRQ does it, if it is free. The IRET intercept tells of the end of an NMI handler without it. In a shadow that
+/// VMRUN would lose the request has to wait for the next exit of whatever kind: HLT, or a host timer.
 pub fn wants_window(
     interrupt: bool,
     nmi: bool,
@@ -184,9 +189,9 @@ impl Leftover {
 /// ends the handler.
 ///
 /// The intercept comes before the IRET. An NMI injected there would use the stack that the handler is about to leave,
-/// and overwrite the return frame where it has a stack of its own (IST). So NMIs stay masked until RIP is seen to have left the IRET,
-/// at whatever exit comes next; a window request adds a virtual-interrupt window to make that soon. Single-stepping would be prompter,
-/// but the trap flag leaks into what the guest can see.
+/// and overwrite the return frame where it has a stack of its own (IST). So NMIs stay masked until RIP is seen to
+/// have left the IRET, at whatever exit comes next; a window request adds a virtual-interrupt window to make that
+/// soon. Single-stepping would be prompter, but the trap flag leaks into what the guest can see.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum NmiMask {
     /// No.
@@ -372,8 +377,14 @@ mod tests {
     #[test]
     fn a_waiting_interrupt_survives_an_exception_that_comes_again_anyway() {
         let fault = Event::exception(14, Some(7));
-        assert_eq!(Plan::VirtualInterrupt(TIMER).leftover(fault.0, true), Leftover::Pending(TIMER));
-        assert_eq!(Plan::Hold(TIMER).leftover(fault.0, false), Leftover::Pending(TIMER));
+        assert_eq!(
+            Plan::VirtualInterrupt(TIMER).leftover(fault.0, true),
+            Leftover::Pending(TIMER)
+        );
+        assert_eq!(
+            Plan::Hold(TIMER).leftover(fault.0, false),
+            Leftover::Pending(TIMER)
+        );
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! AMD-V (SVM), the part without privileged instructions. "APM" is the AMD64 Architecture Programmer's Manual,
-//! volume 2; section numbers are of revision 3.42.
+//! volume 2 where no other is named.
 //!
-//! One run: [`checks`] and [`event`] refuse what must not reach VMRUN, [`intercepts`] and [`asid`] prepare the control area of the
-//! [`vmcb`], and [`exit`] turns the exit code into the vendor-neutral exit. [`processor`] says what this CPU can do.
+//! One run: [`checks`] and [`event`] refuse what must not reach VMRUN, [`intercepts`] and [`asid`] prepare the
+//! control area of the [`vmcb`], and [`exit`] turns the exit code into the vendor-neutral exit. [`processor`] says
+//! what this CPU can do.
 
 pub mod asid;
 pub mod checks;

@@ -40,8 +40,8 @@ const fn position(msr: u32) -> Option<(usize, u32)> {
     Some((base + index / 4, (index % 4 * 2) as u32))
 }
 
-/// The MSR permission map. Everything exits that is not [`PASSED_THROUGH`]; `pass_pat` is false where the machine does not switch
-/// the PAT ([`super::processor::Quirks::shares_pat`]).
+/// The MSR permission map. Everything exits that the world switch does not cover; `pass_pat` is false where the machine
+/// does not switch the PAT ([`super::processor::Quirks::shares_pat`]).
 pub const fn msr_map(pass_pat: bool) -> PermissionMap<MSRPM_SIZE> {
     let mut map = [0xff; MSRPM_SIZE];
     let mut n = 0;

@@ -25,8 +25,8 @@ bitflags::bitflags! {
 /// Where QEMU's TCG departs from the manual in a way that the kernel has to answer. All are false on hardware.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quirks {
-    /// VMRUN ignores the interrupt shadow in the VMCB (7.2; later ones are the same to CPUID): a virtual interrupt would come
-    /// between STI and HLT. Answered in [`super::event`].
+    /// VMRUN ignores the interrupt shadow in the VMCB (7.2; later ones are the same to CPUID): a virtual interrupt
+    /// would come between STI and HLT. Answered in [`super::event`].
     pub loses_shadow: bool,
     /// An external interrupt injected by EVENTINJ may be delivered twice: V_IRQ is used instead.
     pub repeats_injected_interrupt: bool,

@@ -28,8 +28,8 @@ pub struct VmcbSegment {
 }
 
 bitflags::bitflags! {
-    /// State that the CPU may take from its own copy of the VMCB (APM 15.15.3). A bit may be set only if nobody changed the
-    /// fields it stands for since the last #VMEXIT of this VMCB on this CPU.
+    /// State that the CPU may take from its own copy of the VMCB (APM 15.15.3). A bit may be set only if nobody
+    /// changed the fields it stands for since the last #VMEXIT of this VMCB on this CPU.
     #[repr(transparent)]
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Clean: u32 {

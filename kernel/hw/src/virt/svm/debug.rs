@@ -1,7 +1,7 @@
 //! DR0 to DR3, which neither VMRUN nor VMLOAD switches. DR6 and DR7 are in the VMCB.
 //!
-//! They are switched only for guests that use them: until then accesses exit, and the first one puts the guest's values into the
-//! CPU. A guest whose DR7 enables no breakpoint when it is unloaded loses the CPU's registers again.
+//! They are switched only for guests that use them: until then accesses exit, and the first one puts the guest's
+//! values into the CPU. A guest whose DR7 enables no breakpoint when it is unloaded loses the CPU's registers again.
 
 use super::insn;
 

@@ -5,8 +5,8 @@ use hypercall_abi::vcpu::gpr::{RBP, RBX, RCX, RDI, RDX, RSI};
 
 /// Enters the guest and comes back at the next #VMEXIT.
 ///
-/// `gprs` are the guest's 16 general-purpose registers in the hardware's numbering; all but RAX and RSP, which are in the VMCB, are
-/// loaded and stored. `vmcb` and `host` are physical addresses.
+/// `gprs` are the guest's 16 general-purpose registers in the hardware's numbering; all but RAX and RSP, which are in
+/// the VMCB, are loaded and stored. `vmcb` and `host` are physical addresses.
 ///
 /// The order matters:
 /// 1. CLGI first: from here on nothing can interrupt while registers and segments are the guest's.
@@ -20,8 +20,8 @@ use hypercall_abi::vcpu::gpr::{RBP, RBX, RCX, RDI, RDX, RSI};
 ///    speculation in the kernel.
 ///
 /// # Safety
-/// `gprs` is mapped and writable. `vmcb` is a VMCB that was checked, with intercepts that return control; `host` is an area
-/// that VMSAVE filled on this CPU. Interrupts are off.
+/// `gprs` is mapped and writable. `vmcb` is a VMCB that was checked, with intercepts that return control;
+/// `host` is an area that VMSAVE filled on this CPU. Interrupts are off.
 #[unsafe(naked)]
 pub(super) unsafe extern "sysv64" fn enter(gprs: *mut u64, vmcb: u64, host: u64) {
     naked_asm!(

@@ -1,7 +1,8 @@
 //! Reading an MSR that may not exist.
 //!
-//! SVM promises the MSR VM_CR, but not every machine has it (Bochs' models have not): there RDMSR is a #GP. At boot, before the kernel
-//! has anything to catch it with, the read runs under a copy of the IDT whose #GP gate skips the instruction.
+//! SVM promises the MSR VM_CR, but not every machine has it (Bochs' models have not): there RDMSR is a #GP. At boot,
+//! before the kernel has anything to catch it with, the read runs under a copy of the IDT whose #GP gate skips the
+//! instruction.
 
 use core::arch::{asm, naked_asm};
 
@@ -61,9 +62,9 @@ pub(super) fn read_msr(index: u32) -> Option<u64> {
     };
     let (low, high): (u32, u32);
     let faulted: u8;
-    // SAFETY: both tables have valid gates for every exception, interrupts are off while there are no gates for them, and
-    // `gates` outlives its use. RDMSR either succeeds with CF as CLC left it, or the gate's handler sets CF. The stack below RSP
-    // is used, so no `nostack`.
+    // SAFETY: both tables have valid gates for every exception, interrupts are off while there are no gates for them,
+    // and `gates` outlives its use. RDMSR either succeeds with CF as CLC left it, or the gate's handler sets CF. The
+    // stack below RSP is used, so no `nostack`.
     unsafe {
         asm!(
             "pushfq",

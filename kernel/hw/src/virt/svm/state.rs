@@ -12,6 +12,17 @@ use kcore::virt::svm::event::NmiMask;
 use kcore::virt::svm::segment;
 use kcore::virt::svm::vmcb::{Clean, INTERRUPT_SHADOW, LBR_ENABLE, SaveArea, Vmcb};
 
+/// Groups that most exits do without.
+const BEYOND_RIP: Groups = Groups::CS_SS
+    .union(Groups::DATA_SEGMENTS)
+    .union(Groups::TABLES)
+    .union(Groups::CONTROL)
+    .union(Groups::DEBUG)
+    .union(Groups::SYSENTER)
+    .union(Groups::SYSCALL)
+    .union(Groups::PAT)
+    .union(Groups::TSC_OFFSET);
+
 /// RFLAGS.IF.
 pub(super) const RFLAGS_IF: u64 = 1 << 9;
 
@@ -74,12 +85,29 @@ pub(super) fn take(
     extra: &mut Extra,
     clean: &mut Clean,
 ) -> Result<(), EntryRule> {
-    *clean -= written_by(groups);
     let mode_before = mode(&vmcb.save);
     if groups.contains(Groups::RIP) {
         take_rip(page, vmcb, extra)?;
     }
-    let save = &mut vmcb.save;
+    if groups.intersects(BEYOND_RIP) {
+        *clean -= written_by(groups);
+        take_registers(page, groups, &mut vmcb.save, extra)?;
+        take_msrs(page, groups, vmcb, extra)?;
+    }
+    // Without these, CPL stays the hardware's: after SYSRET the DPL of SS may differ from it.
+    if groups.contains(Groups::CS_SS) || mode(&vmcb.save) != mode_before {
+        vmcb.save.cpl = segment::cpl(&vmcb.save);
+        *clean -= Clean::SEGMENTS;
+    }
+    Ok(())
+}
+
+fn take_registers(
+    page: Page,
+    groups: Groups,
+    save: &mut SaveArea,
+    extra: &mut Extra,
+) -> Result<(), EntryRule> {
     if groups.contains(Groups::CS_SS) {
         save.cs = segment::to_vmcb(&get!(page, segments[CS]))?;
         save.ss = segment::to_vmcb(&get!(page, segments[SS]))?;
@@ -100,18 +128,12 @@ pub(super) fn take(
     if groups.contains(Groups::CONTROL) {
         take_control(page, save, extra);
     }
-    // CS and SS may come without the mode and the other way round. Else CPL stays the hardware's: after SYSRET the DPL of
-    // SS may differ from it.
-    if groups.contains(Groups::CS_SS) || mode(save) != mode_before {
-        save.cpl = segment::cpl(save);
-        *clean -= Clean::SEGMENTS;
-    }
     if groups.contains(Groups::DEBUG) {
         save.cr2 = get!(page, cr2);
         (save.dr6, save.dr7) = (get!(page, dr6), get!(page, dr7));
         extra.breakpoints.write(get!(page, dr), save.dr7);
     }
-    take_msrs(page, groups, vmcb, extra)
+    Ok(())
 }
 
 /// What CPL depends on besides SS: CR0.PE and RFLAGS.VM.
@@ -195,6 +217,9 @@ pub(super) fn give(page: Page, groups: Groups, vmcb: &Vmcb, extra: &Extra) {
         put!(page, save.rflags => rflags);
         put!(page, interruptibility(vmcb, extra).bits() => interruptibility);
         put!(page, ACTIVITY_ACTIVE => activity);
+    }
+    if !groups.intersects(BEYOND_RIP) {
+        return;
     }
     if groups.contains(Groups::CS_SS) {
         put!(page, segment::from_vmcb(&save.cs) => segments[CS]);

@@ -56,8 +56,8 @@ pub struct Vcpu {
 }
 
 // SAFETY: no value of the page reaches the CPU unchecked: what VMRUN loads is checked in the VMCB, which only the
-// kernel can write (`accept`); what WRMSR loads is checked in `state::take`; general-purpose and breakpoint registers take any
-// value. Every intercept that isolation needs is in `Choice::apply`, whatever the VMM asks for.
+// kernel can write (`accept`); what WRMSR loads is checked in `state::take`; general-purpose and breakpoint registers
+// take any value. Every intercept that isolation needs is in `Choice::apply`, whatever the VMM asks for.
 unsafe impl GuestCpu for Vcpu {
     const FRAMES: usize = 2;
 
@@ -428,8 +428,8 @@ impl Vcpu {
         Returned::Halted
     }
 
-    /// VMRUN refused the VMCB, which QEMU leaves with host state in the save area: nothing of it may reach the page. The next run
-    /// takes every group from there, so the VMM has to put a whole state into it.
+    /// VMRUN refused the VMCB, which QEMU leaves with host state in the save area: nothing of it may reach the page.
+    /// The next run takes every group from there, so the VMM has to put a whole state into it.
     fn lose(&mut self, page: Page) -> Returned {
         let exit_code = self.vmcb().control.exit_code;
         self.vmcb().save.reset();
@@ -459,8 +459,8 @@ fn refuse(page: Page, rule: EntryRule, detail: u64) -> Returned {
 
 /// The VMCB in a vCPU's frame.
 fn vmcb_at<'a>(frame: PhysAddr) -> &'a mut Vmcb {
-    // SAFETY: `new`'s caller gave the zeroed frame exclusively; any bytes are a valid `Vmcb`. Only the vCPU's methods come here, with
-    // `&mut self`, and none uses a reference after it made the next one; the CPU writes the frame only inside
-    // `entry::enter`, an opaque call.
+    // SAFETY: `new`'s caller gave the zeroed frame exclusively; any bytes are a valid `Vmcb`. Only the vCPU's methods
+    // come here, with `&mut self`, and none uses a reference after it made the next one; the CPU writes the frame
+    // only inside `entry::enter`, an opaque call.
     unsafe { &mut *phys_to_virt(frame).cast() }
 }
