@@ -100,11 +100,19 @@ impl Found {
 
     /// Checks the type and rights of a range.
     pub fn range(&self, kind: ObjectType, rights: Rights) -> Result<(), Status> {
-        if self.kind != kind { Err(Status::BadType) } else { self.demand(rights) }
+        if self.kind != kind {
+            Err(Status::BadType)
+        } else {
+            self.demand(rights)
+        }
     }
 
     fn demand(&self, rights: Rights) -> Result<(), Status> {
-        if self.rights.contains(rights) { Ok(()) } else { Err(Status::BadRights) }
+        if self.rights.contains(rights) {
+            Ok(())
+        } else {
+            Err(Status::BadRights)
+        }
     }
 }
 
@@ -112,7 +120,12 @@ impl Pd {
     fn table(&self, selector: Selector) -> Option<(u64, usize)> {
         let (directory_index, slot_index) = space::split(selector)?;
         // SAFETY: the directory is a frame of this domain; the index is below 512.
-        let table = unsafe { phys_to_virt(self.directory).cast::<u64>().add(directory_index).read_volatile() };
+        let table = unsafe {
+            phys_to_virt(self.directory)
+                .cast::<u64>()
+                .add(directory_index)
+                .read_volatile()
+        };
         Some((table, slot_index))
     }
 
@@ -156,10 +169,19 @@ impl Pd {
             table = self.pool.take_frame().ok_or(Status::NoMemory)?.0;
             let (directory_index, _) = space::split(selector).ok_or(Status::BadArgument)?;
             // SAFETY: as in `table`; the tree lock is held.
-            unsafe { phys_to_virt(self.directory).cast::<u64>().add(directory_index).write_volatile(table) };
+            unsafe {
+                phys_to_virt(self.directory)
+                    .cast::<u64>()
+                    .add(directory_index)
+                    .write_volatile(table)
+            };
         }
         let id = ((table + index as u64 * 64) >> SLOT_SHIFT) as u32;
-        if tree.slot(id).kind != ObjectType::Null as u8 { Err(Status::Occupied) } else { Ok(id) }
+        if tree.slot(id).kind != ObjectType::Null as u8 {
+            Err(Status::Occupied)
+        } else {
+            Ok(id)
+        }
     }
 
     /// The slot tables that exist, for the end of the domain.
@@ -199,7 +221,13 @@ fn fill(tree: &mut Tree, slot: u32, kind: u8, rights: Rights, (object, count): (
 
 /// Puts the first capability of a new object into an empty slot.
 pub fn insert_object(tree: &mut Tree, slot: u32, header: &'static Header) {
-    fill(tree, slot, header.kind as u8, Rights::ALL, (header as *const Header as u64, 0));
+    fill(
+        tree,
+        slot,
+        header.kind as u8,
+        Rights::ALL,
+        (header as *const Header as u64, 0),
+    );
     header.root_slot.set(slot);
     if let Some(pool) = header.pool {
         pool.objects.push_back(header);
@@ -321,7 +349,9 @@ impl Target {
                 ObjectType::Pd => Some(Target::Pd(&*(slot.bound as *const Pd))),
                 ObjectType::GuestSpace => Some(Target::Guest(&*(slot.bound as *const GuestSpace))),
                 ObjectType::Ec => Some(Target::Utcb(&*(slot.bound as *const crate::object::ec::Ec))),
-                ObjectType::Vcpu => Some(Target::VcpuPage(&*(slot.bound as *const crate::object::vcpu::Vcpu))),
+                ObjectType::Vcpu => Some(Target::VcpuPage(
+                    &*(slot.bound as *const crate::object::vcpu::Vcpu),
+                )),
                 _ => None,
             }
         }

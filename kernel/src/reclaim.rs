@@ -9,6 +9,7 @@
 
 use crate::cap::{self, Target, Tree, slots_of};
 use crate::cpu::{self, Local};
+use crate::hypercall::ipc;
 use crate::object::ec::{Ec, State, WaitResult};
 use crate::object::guest_space::GuestSpace;
 use crate::object::pd::Pd;
@@ -18,7 +19,6 @@ use crate::object::sc::Sc;
 use crate::object::signal::Signal;
 use crate::object::vcpu::Vcpu;
 use crate::object::{Header, InPool, List, interrupt};
-use crate::hypercall::ipc;
 use crate::sched;
 use core::sync::atomic::Ordering;
 use hypercall_abi::{ObjectType, Status};
@@ -37,8 +37,10 @@ const STEPS: usize = 64;
 pub struct Reclaim {
     /// Out of the tree; what depends on them is not.
     dying: List<Header, InPool>,
-    /// Freed after the grace period, newest first: what a pool paid for goes before the pool.
+    /// Freed after the grace period.
     dead: List<Header, InPool>,
+    /// Freed after all others, the deepest first: a pool is paid by its parent.
+    dead_pools: List<Header, InPool>,
     needs_grace: bool,
 }
 
@@ -124,7 +126,9 @@ impl Reclaim {
                 pd.set_ports(entry.object, entry.count, false);
                 self.needs_grace = true;
             }
-            Target::Pd(_) | Target::Guest(_) => self.unmap_all(target, entry.address, entry.object, entry.count),
+            Target::Pd(_) | Target::Guest(_) => {
+                self.unmap_all(target, entry.address, entry.object, entry.count)
+            }
             Target::Utcb(ec) => {
                 ec.utcb.store(0, Ordering::Release);
                 self.needs_grace = true;
@@ -139,7 +143,13 @@ impl Reclaim {
 
     /// Removes translations of a host space that point at the frames from `first` on. Fails, with nothing done beyond what counts
     /// as done, if a large page must be split and there is no frame for it.
-    pub fn unmap_host(&mut self, pd: &'static Pd, address: u64, first: u64, pages: u64) -> Result<(), Status> {
+    pub fn unmap_host(
+        &mut self,
+        pd: &'static Pd,
+        address: u64,
+        first: u64,
+        pages: u64,
+    ) -> Result<(), Status> {
         // SAFETY: the tables of `pd` are paid from its pool, and only changed under the tree lock, which is held.
         let mut tables = unsafe { Tables::new(pd.pool) };
         self.needs_grace = true;
@@ -149,7 +159,13 @@ impl Reclaim {
     }
 
     /// Removes translations of a guest space that point at the frames from `first` on; fails as [`Self::unmap_host`].
-    pub fn unmap_guest(&mut self, space: &'static GuestSpace, address: u64, first: u64, pages: u64) -> Result<(), Status> {
+    pub fn unmap_guest(
+        &mut self,
+        space: &'static GuestSpace,
+        address: u64,
+        first: u64,
+        pages: u64,
+    ) -> Result<(), Status> {
         // SAFETY: as in `unmap_host`.
         let mut tables = unsafe { Tables::new(space.pool) };
         self.needs_grace = true;
@@ -171,18 +187,24 @@ impl Reclaim {
         }
         const LARGEST: u64 = 1 << 18;
         let skip = (address >> 12 & (LARGEST - 1)).min(first);
-        let _ = unmap(address - (skip << 12), first - skip, (pages + skip).next_multiple_of(LARGEST));
+        let _ = unmap(
+            address - (skip << 12),
+            first - skip,
+            (pages + skip).next_multiple_of(LARGEST),
+        );
     }
 
     /// Takes an object, and its capabilities, out of the tree.
     fn doom(&mut self, tree: &mut Tree, header: &'static Header) {
         let root = header.root_slot.replace(0);
-        if root != 0 {
-            while let Some(leaf) = tree::first_leaf_below(tree, root) {
-                self.remove(tree, leaf);
-            }
-            self.remove(tree, root);
+        if root == 0 {
+            // It is dying already: two others that it depends on die too.
+            return;
         }
+        while let Some(leaf) = tree::first_leaf_below(tree, root) {
+            self.remove(tree, leaf);
+        }
+        self.remove(tree, root);
         if let Some(pool) = header.pool {
             pool.objects.remove(header);
         }
@@ -251,9 +273,23 @@ impl Reclaim {
             }
             match cpu_of(header) {
                 Some(cpu) => cpu::of(cpu as usize).queues.lock().doomed.push_back(header),
-                None => self.dead.push_front(header),
+                None => self.lay_out(header),
             }
         }
+    }
+
+    fn lay_out(&mut self, header: &'static Header) {
+        let Some(pool) = as_pool(header) else {
+            return self.dead.push_back(header);
+        };
+        let mut next = self.dead_pools.first();
+        while let Some(other) = next {
+            if as_pool(other).is_none_or(|other| other.depth <= pool.depth) {
+                return self.dead_pools.insert_before(header, other);
+            }
+            next = self.dead_pools.after(other);
+        }
+        self.dead_pools.push_back(header);
     }
 
     fn bury_pd(&mut self, tree: &mut Tree, pd: &'static Pd) {
@@ -284,7 +320,7 @@ impl Reclaim {
     /// Buries what is dying, waits for a grace period if anything was taken away, and frees what is dead.
     pub fn finish(&mut self, tree: &mut Tree) {
         self.bury(tree);
-        if !self.needs_grace && self.dead.is_empty() {
+        if !self.needs_grace {
             return;
         }
         self.needs_grace = false;
@@ -297,7 +333,7 @@ impl Reclaim {
                 free(header);
             }
         }
-        while let Some(header) = self.dead.pop_front() {
+        while let Some(header) = self.dead.pop_front().or_else(|| self.dead_pools.pop_front()) {
             free(header);
         }
     }
@@ -414,7 +450,8 @@ unsafe fn free_pd(pool: &'static Pool, pd: &'static Pd) {
 /// The object that a slot's capability names, if it is one.
 fn object_of(slot: &Slot) -> Option<&'static Header> {
     // SAFETY: slots of kinds below 16 hold the address of a live object.
-    (slot.kind != 0 && slot.kind < ObjectType::Memory as u8).then(|| unsafe { &*(slot.object as *const Header) })
+    (slot.kind != 0 && slot.kind < ObjectType::Memory as u8)
+        .then(|| unsafe { &*(slot.object as *const Header) })
 }
 
 fn as_object<T>(header: &'static Header) -> &'static T {
@@ -428,7 +465,12 @@ fn as_pool(header: &'static Header) -> Option<&'static Pool> {
 
 /// The first pool below `pool` whose first object is no pool with objects: so that pools end inside out.
 fn deepest(mut pool: &'static Pool) -> &'static Pool {
-    while let Some(inner) = pool.objects.first().and_then(as_pool).filter(|inner| !inner.objects.is_empty()) {
+    while let Some(inner) = pool
+        .objects
+        .first()
+        .and_then(as_pool)
+        .filter(|inner| !inner.objects.is_empty())
+    {
         pool = inner;
     }
     pool

@@ -8,9 +8,9 @@ use crate::object::ec::{Ec, State, WaitResult};
 use crate::object::sc::{Place, Sc};
 use crate::object::vcpu::Next;
 use crate::reclaim;
-use hypercall_abi::Status;
 use core::sync::atomic::Ordering;
-use khw::cpu::{control, tsc};
+use hypercall_abi::Status;
+use khw::cpu::{control, fpu, tsc};
 use khw::desc::CpuTables;
 use khw::entry::Frame;
 use khw::irq::lapic;
@@ -66,12 +66,15 @@ pub fn schedule(local: &'static Local) -> *mut Frame {
 fn activate(local: &'static Local, ec: &'static Ec) -> *mut Frame {
     arm(local, local.slice_end.get());
     let epoch = smp::epoch();
-    let is_active = local.active.get().is_some_and(|active| core::ptr::eq(active, ec)) && local.epoch.get() == epoch;
+    let is_active =
+        local.active.get().is_some_and(|active| core::ptr::eq(active, ec)) && local.epoch.get() == epoch;
     if !is_active {
         percpu::set_frame_end(ec.frame_end());
         // SAFETY: these are this CPU's tables; the frame end is that of a live context, aligned by its type.
         unsafe { CpuTables::set_frame_end(local.tables, ec.frame_end()) };
         if control::read_cr3() != ec.pd.root.0 {
+            // A guest of the domain that ran before may own what is in the FPU's registers.
+            fpu::release();
             // SAFETY: the root of a live domain, which maps the kernel.
             unsafe { control::write_cr3(ec.pd.root.0) };
         }
@@ -197,7 +200,11 @@ pub fn start(sc: &'static Sc) {
 fn notice(target: &'static Local, sc: &Sc) {
     if target.id != percpu::id() {
         interrupt(target.id);
-    } else if target.sc.get().is_none_or(|current| sc.priority > current.priority) {
+    } else if target
+        .sc
+        .get()
+        .is_none_or(|current| sc.priority > current.priority)
+    {
         target.wants_switch.set(true);
     }
 }
@@ -277,19 +284,17 @@ pub fn expire(local: &'static Local, now: u64) {
                 local.wants_switch.set(true);
             }
         }
-        let Some(ec) = queues.timed.first().filter(|ec| ec.deadline.get() <= now) else { return };
+        let Some(ec) = queues.timed.first().filter(|ec| ec.deadline.get() <= now) else {
+            return;
+        };
         queues.timed.remove(ec);
         ec.is_timed.set(false);
         drop(queues);
         match ec.waits_on.get() {
-            Some(signal) => {
-                if signal.cancel(ec) {
-                    wake(ec, WaitResult::Failed(Status::Timeout));
-                }
-            }
+            Some(signal) if signal.cancel(ec) => wake(ec, WaitResult::Failed(Status::Timeout)),
             None if ec.vcpu.get().is_some() => wake(ec, WaitResult::Look),
             // Whoever took it out of its signal's queue is about to wake it.
-            None => {}
+            _ => {}
         }
     }
 }

@@ -10,13 +10,18 @@ use khw::entry::{Frame, Handlers};
 use khw::irq::{lapic, vector};
 
 /// The kernel's entry points.
-pub const HANDLERS: Handlers = Handlers { syscall, user_trap, kernel_trap, nmi };
+pub const HANDLERS: Handlers = Handlers {
+    syscall,
+    user_trap,
+    kernel_trap,
+    nmi,
+};
 
 const PAGE_FAULT: u64 = 14;
 const EXCEPTIONS: u64 = 32;
 
-extern "C" fn syscall(frame: *mut Frame) -> *mut Frame {
-    hypercall::dispatch(frame)
+extern "C" fn syscall(_frame: *mut Frame) -> *mut Frame {
+    hypercall::dispatch()
 }
 
 extern "C" fn user_trap(frame: *mut Frame) -> *mut Frame {
@@ -35,11 +40,19 @@ extern "C" fn user_trap(frame: *mut Frame) -> *mut Frame {
 
 /// Stops a context on a fault and tells who wants to know.
 fn fault(ec: &'static Ec, number: u64) {
-    let address = if number == PAGE_FAULT { control::read_cr2() } else { 0 };
+    let address = if number == PAGE_FAULT {
+        control::read_cr2()
+    } else {
+        0
+    };
     ec.fault.set((number, address));
     ec.state.set(State::Faulted);
     let frame = ec.frame();
-    log::info!("fault: vector {number} at rip {:#x}, address {address:#x}, error {:#x}", frame.rip, frame.error);
+    log::info!(
+        "fault: vector {number} at rip {:#x}, address {address:#x}, error {:#x}",
+        frame.rip,
+        frame.error
+    );
     Signal::report_fault(ec);
     hypercall::ipc::abandon(ec);
 }

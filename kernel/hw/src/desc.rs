@@ -89,7 +89,8 @@ impl CpuTables {
         let tss = tables.tss.0.get_mut();
         tss.ist[IST_NMI as usize - 1] = top((&raw const tables.nmi_stack).cast(), IST_BYTES);
         tss.ist[IST_FAULT as usize - 1] = top((&raw const tables.fault_stack).cast(), IST_BYTES);
-        tss.ist[IST_MACHINE_CHECK as usize - 1] = top((&raw const tables.machine_check_stack).cast(), IST_BYTES);
+        tss.ist[IST_MACHINE_CHECK as usize - 1] =
+            top((&raw const tables.machine_check_stack).cast(), IST_BYTES);
         tss.io_map_base = NO_IO_BITMAP;
         tss.io_bitmap = [0xff; IO_BITMAP_BYTES];
         tss.io_end = 0xff;
@@ -104,8 +105,14 @@ impl CpuTables {
             tss_descriptor(tss_base),
             tss_base >> 32,
         ];
-        let gdt = TablePointer { limit: (size_of::<[u64; 8]>() - 1) as u16, base: (&raw const tables.gdt) as u64 };
-        let idt = TablePointer { limit: (size_of::<[Gate; 256]>() - 1) as u16, base: idt_base() };
+        let gdt = TablePointer {
+            limit: (size_of::<[u64; 8]>() - 1) as u16,
+            base: (&raw const tables.gdt) as u64,
+        };
+        let idt = TablePointer {
+            limit: (size_of::<[Gate; 256]>() - 1) as u16,
+            base: idt_base(),
+        };
         // SAFETY: both tables are complete and permanent; the selectors are those of the GDT just written. FS and GS
         // get null selectors, which zeroes their bases: the caller installs the per-CPU block afterwards.
         unsafe {
@@ -168,7 +175,9 @@ impl CpuTables {
         unsafe {
             let tss = (*this).tss.0.get();
             for (half, frame) in frames.into_iter().enumerate() {
-                let target = (&raw mut (*tss).io_bitmap).cast::<u8>().add(half * IO_BITMAP_BYTES / 2);
+                let target = (&raw mut (*tss).io_bitmap)
+                    .cast::<u8>()
+                    .add(half * IO_BITMAP_BYTES / 2);
                 core::ptr::copy_nonoverlapping(phys_to_virt(frame), target, IO_BITMAP_BYTES / 2);
             }
         }
@@ -181,7 +190,11 @@ impl CpuTables {
     /// # Safety
     /// As [`Self::set_frame_end`].
     pub unsafe fn open_io_bitmap(this: *mut CpuTables, is_open: bool) {
-        let base = if is_open { core::mem::offset_of!(Tss, io_bitmap) as u16 } else { NO_IO_BITMAP };
+        let base = if is_open {
+            core::mem::offset_of!(Tss, io_bitmap) as u16
+        } else {
+            NO_IO_BITMAP
+        };
         // SAFETY: as in `set_frame_end`.
         unsafe { (*(*this).tss.0.get()).io_map_base = base }
     }
@@ -201,7 +214,11 @@ impl CpuTables {
 
 /// Low half of the descriptor of an available 64-bit TSS.
 const fn tss_descriptor(base: u64) -> u64 {
-    (TSS_LIMIT & 0xffff) | (base & 0xff_ffff) << 16 | 0x89 << 40 | (TSS_LIMIT >> 16 & 0xf) << 48 | (base >> 24 & 0xff) << 56
+    (TSS_LIMIT & 0xffff)
+        | (base & 0xff_ffff) << 16
+        | 0x89 << 40
+        | (TSS_LIMIT >> 16 & 0xf) << 48
+        | (base >> 24 & 0xff) << 56
 }
 
 #[repr(C, packed)]
@@ -249,6 +266,11 @@ pub unsafe fn build_idt() {
             | (0x8e | dpl << 5) << 40
             | (handler >> 16 & 0xffff) << 48;
         // SAFETY: no other CPU runs and this one has no IDT yet.
-        unsafe { (*IDT.0.get())[vector] = Gate { low, high: handler >> 32 } };
+        unsafe {
+            (*IDT.0.get())[vector] = Gate {
+                low,
+                high: handler >> 32,
+            }
+        };
     }
 }

@@ -62,12 +62,21 @@ pub struct Frame {
 /// [`Frame::vector`] of a context that entered by SYSCALL and may leave by SYSRET.
 pub const SYSCALL: u64 = 0x100;
 
-const _: () = assert!(size_of::<Frame>() == 176 && offset_of!(Frame, vector) == 120 && offset_of!(Frame, rip) == 136);
+const _: () =
+    assert!(size_of::<Frame>() == 176 && offset_of!(Frame, vector) == 120 && offset_of!(Frame, rip) == 136);
 
 impl Frame {
     /// The frame of a context that starts at `rip` in user mode.
     pub fn user(rip: u64, rsp: u64) -> Self {
-        Frame { rip, rsp, cs: USER_CODE as u64, ss: USER_DATA as u64, rflags: 0x202, vector: 0, ..Default::default() }
+        Frame {
+            rip,
+            rsp,
+            cs: USER_CODE as u64,
+            ss: USER_DATA as u64,
+            rflags: 0x202,
+            vector: 0,
+            ..Default::default()
+        }
     }
 }
 

@@ -73,7 +73,12 @@ impl<A: FrameSource> PtMemory for Tables<A> {
     #[inline]
     fn write(&mut self, table: PhysAddr, index: usize, entry: u64) {
         // SAFETY: as in `read`; `new` promised that nobody else writes.
-        unsafe { phys_to_virt(table).cast::<u64>().add(index & 511).write_volatile(entry) }
+        unsafe {
+            phys_to_virt(table)
+                .cast::<u64>()
+                .add(index & 511)
+                .write_volatile(entry)
+        }
     }
 
     fn alloc_table(&mut self) -> Option<PhysAddr> {

@@ -39,7 +39,9 @@ pub fn calibrate(system: &System) {
     let timer = system.acpi.as_ref().and_then(|acpi| acpi.pm_timer);
     let hz = timer.and_then(measure_by_pm_timer).unwrap_or_else(measure_by_pit);
     if hz == 0 {
-        super::refuse(format_args!("neither the ACPI PM timer nor the PIT runs, so the TSC cannot be measured"));
+        super::refuse(format_args!(
+            "neither the ACPI PM timer nor the PIT runs, so the TSC cannot be measured"
+        ));
     }
     TSC_HZ.store(hz, Ordering::Relaxed);
     lapic::calibrate(hz / SHARE);

@@ -12,7 +12,7 @@ use kcore::cap::Slots;
 use khw::irq::ioapic::Trigger;
 
 /// Binds a capability to a role of an object.
-pub fn bind(call: &Call) -> Result {
+pub(super) fn bind(call: &Call) -> Result {
     let other = call.selector_at(0)?;
     let role = BindRole::from_raw(call.args[1]).ok_or(Status::BadArgument)?;
     let extra = call.args[2];
@@ -63,12 +63,14 @@ fn bind_page(tree: &mut Tree, memory: Found, page: u64, target: Target) -> core:
     if tree.slot(memory.slot).bound != 0 || target.bound_list().first() != 0 {
         return Err(Status::Occupied);
     }
-    target.bound_list().bind(tree, memory.slot, target.header() as *const _ as u64, page);
+    target
+        .bound_list()
+        .bind(tree, memory.slot, target.header() as *const _ as u64, page);
     Ok((memory.object + page) << 12)
 }
 
 /// Binds an interrupt to a semaphore or notification.
-pub fn irq(call: &Call) -> Result {
+pub(super) fn irq(call: &Call) -> Result {
     let [index, _, is_level, ..] = call.args;
     let other = call.selector_at(1)?;
     if is_level > 1 {
@@ -85,7 +87,10 @@ pub fn irq(call: &Call) -> Result {
     let signal = signal.signal(Rights::SIGNAL)?;
     let (gsi, trigger) = crate::boot::irqs::resolve(
         (found.object + index) as u32,
-        Trigger { is_level: is_level == 1, is_low: is_level == 1 },
+        Trigger {
+            is_level: is_level == 1,
+            is_low: is_level == 1,
+        },
     );
     let apic_id = khw::percpu::block(call.local.id).map_or(0, |block| block.apic_id);
     interrupt::bind(gsi, found.slot, (signal, badge), apic_id, trigger)?;
@@ -93,7 +98,7 @@ pub fn irq(call: &Call) -> Result {
 }
 
 /// Unmasks an interrupt.
-pub fn irq_ack(call: &Call) -> Result {
+pub(super) fn irq_ack(call: &Call) -> Result {
     let found = call.capability()?;
     found.range(ObjectType::Irqs, Rights::USE)?;
     if call.args[0] >= found.count {
@@ -101,7 +106,10 @@ pub fn irq_ack(call: &Call) -> Result {
     }
     let (gsi, _) = crate::boot::irqs::resolve(
         (found.object + call.args[0]) as u32,
-        Trigger { is_level: false, is_low: false },
+        Trigger {
+            is_level: false,
+            is_low: false,
+        },
     );
     interrupt::acknowledge(gsi)?;
     Ok(Outcome::OK)

@@ -8,10 +8,12 @@ use hypercall_abi::{ObjectType, Rights, Selector, Status};
 use kcore::cap::range;
 
 /// Derives a narrowed capability into a protection domain.
-pub fn derive(call: &Call) -> Result {
+pub(super) fn derive(call: &Call) -> Result {
     let [_, _, rights, offset, count, badge] = call.args;
     let (target, destination) = (call.selector_at(0)?, call.selector_at(1)?);
-    let rights = u16::try_from(rights).map(Rights::from_bits_retain).map_err(|_| Status::BadArgument)?;
+    let rights = u16::try_from(rights)
+        .map(Rights::from_bits_retain)
+        .map_err(|_| Status::BadArgument)?;
     let mut tree = lock_tree()?;
     let source = call.capability()?;
     let pd = match target {
@@ -23,7 +25,11 @@ pub fn derive(call: &Call) -> Result {
     }
     let named = match source.kind {
         ObjectType::Memory | ObjectType::Ports | ObjectType::Irqs => {
-            let count = if count == 0 { source.count.saturating_sub(offset) } else { count };
+            let count = if count == 0 {
+                source.count.saturating_sub(offset)
+            } else {
+                count
+            };
             range::sub_range(source.object, source.count, offset, count).ok_or(Status::BadArgument)?
         }
         ObjectType::Ntfn => (source.object, narrow_badge(source.count, badge)?),
@@ -45,7 +51,7 @@ fn narrow_badge(own: u64, wanted: u64) -> core::result::Result<u64, Status> {
 }
 
 /// Revokes what was derived from a capability, and the capability itself if argument 0 is 1.
-pub fn revoke(call: &Call) -> Result {
+pub(super) fn revoke(call: &Call) -> Result {
     let with_self = match call.args[0] {
         0 => false,
         1 => true,

@@ -24,7 +24,11 @@ const MAX_PERIOD_US: u64 = 3_600_000_000;
 
 /// The destination slot and the pool of argument 0.
 fn prepare(call: &Call, tree: &Tree) -> core::result::Result<(u32, &'static Pool), Failure> {
-    let pool = call.ec.pd.look_up(call.selector_at(0)?)?.cast::<Pool>(Rights::POOL_CREATE)?;
+    let pool = call
+        .ec
+        .pd
+        .look_up(call.selector_at(0)?)?
+        .cast::<Pool>(Rights::POOL_CREATE)?;
     Ok((call.ec.pd.empty_slot(tree, call.selector)?, pool))
 }
 
@@ -42,7 +46,7 @@ fn finish<T: Object>(
 }
 
 /// Creates a pool of argument 1 frames, whose scheduling contexts have priorities below argument 2 (0: those of the parent).
-pub fn pool(call: &Call) -> Result {
+pub(super) fn pool(call: &Call) -> Result {
     let mut tree = lock_tree()?;
     let (slot, parent) = prepare(call, &tree)?;
     if call.args[1] == 0 {
@@ -60,7 +64,7 @@ pub fn pool(call: &Call) -> Result {
 }
 
 /// Creates a protection domain.
-pub fn pd(call: &Call) -> Result {
+pub(super) fn pd(call: &Call) -> Result {
     let mut tree = lock_tree()?;
     let (slot, pool) = prepare(call, &tree)?;
     let pd = Pd::create(Header::new(ObjectType::Pd, Some(pool)), pool).ok_or(Status::NoMemory)?;
@@ -72,7 +76,7 @@ pub fn pd(call: &Call) -> Result {
 }
 
 /// Creates an execution context: argument 1 the domain, 2 the CPU and kind, 3 and 4 RIP and RSP, 5 RDI.
-pub fn ec(call: &Call) -> Result {
+pub(super) fn ec(call: &Call) -> Result {
     let [_, _, place, ip, sp, argument] = call.args;
     let (cpu, is_handler) = unpack_ec_place(place).ok_or(Status::BadArgument)?;
     if cpu as usize >= khw::smp::cpu_count() || ip >= USER_END || sp >= USER_END {
@@ -80,26 +84,41 @@ pub fn ec(call: &Call) -> Result {
     }
     let mut tree = lock_tree()?;
     let (slot, pool) = prepare(call, &tree)?;
-    let pd = call.ec.pd.look_up(call.selector_at(1)?)?.cast::<Pd>(Rights::PD_CONTROL)?;
+    let pd = call
+        .ec
+        .pd
+        .look_up(call.selector_at(1)?)?
+        .cast::<Pd>(Rights::PD_CONTROL)?;
     let mut frame = Frame::user(ip, sp);
     frame.rdi = argument;
-    let ec = Ec::new(Header::new(ObjectType::Ec, Some(pool)), pd, cpu, is_handler, frame);
+    let ec = Ec::new(
+        Header::new(ObjectType::Ec, Some(pool)),
+        pd,
+        cpu,
+        is_handler,
+        frame,
+    );
     let ec = finish(&mut tree, slot, pool, ec, Ec::header)?;
     pd.ecs.push_back(ec);
     Ok(Outcome::OK)
 }
 
 /// Creates a scheduling context and starts its thread: argument 1 the thread, 2 the priority, 3 and 4 budget and period in µs.
-pub fn sc(call: &Call) -> Result {
+pub(super) fn sc(call: &Call) -> Result {
     let [_, _, priority, budget_us, period_us, _] = call.args;
-    let is_in_range =
-        priority < PRIORITIES as u64 && (1..=MAX_PERIOD_US).contains(&period_us) && (1..=period_us).contains(&budget_us);
+    let is_in_range = priority < PRIORITIES as u64
+        && (1..=MAX_PERIOD_US).contains(&period_us)
+        && (1..=period_us).contains(&budget_us);
     if !is_in_range {
         return Err(Status::BadArgument.into());
     }
     let mut tree = lock_tree()?;
     let (slot, pool) = prepare(call, &tree)?;
-    let ec = call.ec.pd.look_up(call.selector_at(1)?)?.cast::<Ec>(Rights::EC_CONTROL)?;
+    let ec = call
+        .ec
+        .pd
+        .look_up(call.selector_at(1)?)?
+        .cast::<Ec>(Rights::EC_CONTROL)?;
     if ec.is_handler {
         return Err(Status::BadType.into());
     }
@@ -111,7 +130,12 @@ pub fn sc(call: &Call) -> Result {
     }
     let ticks = crate::boot::clock::ticks_from_us;
     let budget = Budget::new(ticks(budget_us), ticks(period_us));
-    let sc = Sc::new(Header::new(ObjectType::Sc, Some(pool)), ec, priority as u8, budget);
+    let sc = Sc::new(
+        Header::new(ObjectType::Sc, Some(pool)),
+        ec,
+        priority as u8,
+        budget,
+    );
     let sc = finish(&mut tree, slot, pool, sc, Sc::header)?;
     ec.own_sc.set(Some(sc));
     sched::start(sc);
@@ -119,14 +143,18 @@ pub fn sc(call: &Call) -> Result {
 }
 
 /// Creates a portal: argument 1 the handler, 2 where it starts, 3 the id it is told.
-pub fn portal(call: &Call) -> Result {
+pub(super) fn portal(call: &Call) -> Result {
     let [_, _, ip, id, ..] = call.args;
     if ip >= USER_END {
         return Err(Status::BadArgument.into());
     }
     let mut tree = lock_tree()?;
     let (slot, pool) = prepare(call, &tree)?;
-    let handler = call.ec.pd.look_up(call.selector_at(1)?)?.cast::<Ec>(Rights::EC_CONTROL)?;
+    let handler = call
+        .ec
+        .pd
+        .look_up(call.selector_at(1)?)?
+        .cast::<Ec>(Rights::EC_CONTROL)?;
     if !handler.is_handler {
         return Err(Status::BadType.into());
     }
@@ -137,24 +165,30 @@ pub fn portal(call: &Call) -> Result {
 }
 
 /// Creates a semaphore that counts argument 1.
-pub fn semaphore(call: &Call) -> Result {
+pub(super) fn semaphore(call: &Call) -> Result {
     signal(call, ObjectType::Sm, call.args[1])
 }
 
 /// Creates a notification.
-pub fn notification(call: &Call) -> Result {
+pub(super) fn notification(call: &Call) -> Result {
     signal(call, ObjectType::Ntfn, 0)
 }
 
 fn signal(call: &Call, kind: ObjectType, value: u64) -> Result {
     let mut tree = lock_tree()?;
     let (slot, pool) = prepare(call, &tree)?;
-    finish(&mut tree, slot, pool, Signal::new(Header::new(kind, Some(pool)), value), Signal::header)?;
+    finish(
+        &mut tree,
+        slot,
+        pool,
+        Signal::new(Header::new(kind, Some(pool)), value),
+        Signal::header,
+    )?;
     Ok(Outcome::OK)
 }
 
 /// Creates a guest-physical address space.
-pub fn guest_space(call: &Call) -> Result {
+pub(super) fn guest_space(call: &Call) -> Result {
     khw::virt::features().map_err(|_| Status::Unsupported)?;
     let mut tree = lock_tree()?;
     let (slot, pool) = prepare(call, &tree)?;
@@ -168,13 +202,17 @@ pub fn guest_space(call: &Call) -> Result {
 }
 
 /// Creates a vCPU on the caller's CPU: argument 1 the space, 2 that CPU.
-pub fn vcpu(call: &Call) -> Result {
+pub(super) fn vcpu(call: &Call) -> Result {
     if call.args[2] != call.local.id as u64 {
         return Err(Status::WrongCpu.into());
     }
     let mut tree = lock_tree()?;
     let (slot, pool) = prepare(call, &tree)?;
-    let space = call.ec.pd.look_up(call.selector_at(1)?)?.cast::<GuestSpace>(Rights::GUEST_VCPU)?;
+    let space = call
+        .ec
+        .pd
+        .look_up(call.selector_at(1)?)?
+        .cast::<GuestSpace>(Rights::GUEST_VCPU)?;
     let mut frames: Frames = [PhysAddr(0); _];
     let mut fpu_area = [PhysAddr(0)];
     take_frames(pool, &mut frames)?;

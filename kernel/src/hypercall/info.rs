@@ -8,9 +8,12 @@ use hypercall_abi::regs::LOG_BYTES;
 use hypercall_abi::{ObjectType, Rights, Status};
 
 /// What a selector names: type and rights, first unit of a range or 0, length of a range or badge.
-pub fn capability(call: &Call) -> Result {
+pub(super) fn capability(call: &Call) -> Result {
     let found = call.capability()?;
-    let is_range = matches!(found.kind, ObjectType::Memory | ObjectType::Ports | ObjectType::Irqs);
+    let is_range = matches!(
+        found.kind,
+        ObjectType::Memory | ObjectType::Ports | ObjectType::Irqs
+    );
     // Kernel addresses are nobody's business.
     let first = if is_range { found.object } else { 0 };
     let head = found.kind as u64 | (found.rights.bits() as u64) << 16;
@@ -18,28 +21,33 @@ pub fn capability(call: &Call) -> Result {
 }
 
 /// Whether a context stopped on a fault, and where.
-pub fn ec(call: &Call) -> Result {
+pub(super) fn ec(call: &Call) -> Result {
     let ec = call.capability()?.cast::<Ec>(Rights::EC_INFO)?;
     if ec.state.get() != State::Faulted {
         return Ok(Outcome::OK);
     }
     let (vector, address) = ec.fault.get();
-    Ok(Outcome::Done(Status::Success, [1 << 63 | vector, ec.frame().rip, address]))
+    Ok(Outcome::Done(
+        Status::Success,
+        [1 << 63 | vector, ec.frame().rip, address],
+    ))
 }
 
 /// TSC ticks a scheduling context has used.
-pub fn sc(call: &Call) -> Result {
-    Ok(Outcome::value(call.capability()?.cast::<Sc>(Rights::SC_INFO)?.consumed.get()))
+pub(super) fn sc(call: &Call) -> Result {
+    Ok(Outcome::value(
+        call.capability()?.cast::<Sc>(Rights::SC_INFO)?.consumed.get(),
+    ))
 }
 
 /// Free and total frames of a pool.
-pub fn pool(call: &Call) -> Result {
+pub(super) fn pool(call: &Call) -> Result {
     let (free, total) = call.capability()?.cast::<Pool>(Rights::empty())?.usage();
     Ok(Outcome::Done(Status::Success, [free, total, 0]))
 }
 
 /// Writes up to 40 bytes to the kernel's log.
-pub fn log(call: &Call) -> Result {
+pub(super) fn log(call: &Call) -> Result {
     let len = call.args[0] as usize;
     if call.args[0] > LOG_BYTES as u64 {
         return Err(Status::BadArgument.into());

@@ -142,8 +142,10 @@ pub fn withdraw(sc: &'static Sc) {
     if !core::ptr::eq(owner, running) {
         strand_callees(owner);
         owner.sc.set(None);
-        owner.frame().rax = Status::Aborted as u64;
-        owner.state.set(State::Active);
+        if owner.state.get() == State::Blocked {
+            owner.frame().rax = Status::Aborted as u64;
+            owner.state.set(State::Active);
+        }
     }
 }
 

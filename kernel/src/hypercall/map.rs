@@ -23,10 +23,13 @@ const PAGES_PER_STEP: u64 = 1024;
 const KERNEL_PORTS: [u64; 4] = [0x20, 0x21, 0xa0, 0xa1];
 
 /// Maps memory or ports.
-pub fn map(call: &Call) -> Result {
+pub(super) fn map(call: &Call) -> Result {
     let [_, address, offset, count, flags, _] = call.args;
     let target = call.selector_at(0)?;
-    let flags = u32::try_from(flags).ok().and_then(MapFlags::from_bits).ok_or(Status::BadArgument)?;
+    let flags = u32::try_from(flags)
+        .ok()
+        .and_then(MapFlags::from_bits)
+        .ok_or(Status::BadArgument)?;
     let mut tree = lock_tree()?;
     let found = call.capability()?;
     if !matches!(found.kind, ObjectType::Memory | ObjectType::Ports) {
@@ -36,7 +39,13 @@ pub fn map(call: &Call) -> Result {
         kcore::cap::range::sub_range(found.object, found.count, offset, count).ok_or(Status::BadArgument)?;
     match found.kind {
         ObjectType::Memory => {
-            let request = Request { address, offset, first, pages: count, flags };
+            let request = Request {
+                address,
+                offset,
+                first,
+                pages: count,
+                flags,
+            };
             map_memory(call, &mut tree, found, target, request)
         }
         _ if address != 0 => Err(Status::BadArgument.into()),
@@ -54,8 +63,17 @@ struct Request {
 }
 
 fn map_memory(call: &Call, tree: &mut Tree, found: Found, target: Selector, request: Request) -> Result {
-    let Request { address, offset, first, pages, flags } = request;
-    let base = offset.checked_mul(PAGE_SIZE).and_then(|skip| address.checked_sub(skip)).ok_or(Status::BadArgument)?;
+    let Request {
+        address,
+        offset,
+        first,
+        pages,
+        flags,
+    } = request;
+    let base = offset
+        .checked_mul(PAGE_SIZE)
+        .and_then(|skip| address.checked_sub(skip))
+        .ok_or(Status::BadArgument)?;
     // All of the capability must fit, since all of it may be mapped, and is unmapped, from `base` on.
     let bytes = found.count.checked_mul(PAGE_SIZE).ok_or(Status::BadArgument)?;
     let end = base.checked_add(bytes).ok_or(Status::BadArgument)?;
@@ -100,11 +118,20 @@ fn map_memory(call: &Call, tree: &mut Tree, found: Found, target: Selector, requ
 
 /// Each way of using memory that the mapping asks for is one that the capability allows.
 fn check_rights(held: Rights, flags: MapFlags) -> core::result::Result<(), Status> {
-    let pairs =
-        [(MapFlags::READ, Rights::READ), (MapFlags::WRITE, Rights::WRITE), (MapFlags::EXECUTE, Rights::EXECUTE)];
-    let is_allowed = pairs.iter().all(|&(flag, right)| !flags.contains(flag) || held.contains(right));
+    let pairs = [
+        (MapFlags::READ, Rights::READ),
+        (MapFlags::WRITE, Rights::WRITE),
+        (MapFlags::EXECUTE, Rights::EXECUTE),
+    ];
+    let is_allowed = pairs
+        .iter()
+        .all(|&(flag, right)| !flags.contains(flag) || held.contains(right));
     // Every format makes what is present readable.
-    if is_allowed && held.contains(Rights::READ) { Ok(()) } else { Err(Status::BadRights) }
+    if is_allowed && held.contains(Rights::READ) {
+        Ok(())
+    } else {
+        Err(Status::BadRights)
+    }
 }
 
 /// Binds the slot to the target at `base`, or checks that it is bound just so: whether it was.
@@ -115,30 +142,45 @@ fn attach(tree: &mut Tree, slot: u32, target: Target, base: u64) -> core::result
         target.bound_list().bind(tree, slot, addr, base);
         return Ok(false);
     }
-    if entry.bound == addr && entry.address == base { Ok(true) } else { Err(Status::Occupied) }
+    if entry.bound == addr && entry.address == base {
+        Ok(true)
+    } else {
+        Err(Status::Occupied)
+    }
 }
 
-fn map_pages(target: Target, address: u64, pa: PhysAddr, pages: u64, attr: Attr) -> core::result::Result<MapDone, Partial> {
+fn map_pages(
+    target: Target,
+    address: u64,
+    pa: PhysAddr,
+    pages: u64,
+    attr: Attr,
+) -> core::result::Result<MapDone, Partial> {
     // SAFETY: for all arms: the tables of a space are paid from its pool, and only changed under the tree lock, which
     // the caller holds.
     unsafe {
         match target {
-            Target::Pd(pd) => {
-                paging::map::<HostFormat, _>(&mut Tables::new(pd.pool), pd.root, address, pa, pages, attr, PageSize::M2)
-            }
+            Target::Pd(pd) => paging::map::<HostFormat, _>(
+                &mut Tables::new(pd.pool),
+                pd.root,
+                address,
+                pa,
+                pages,
+                attr,
+                PageSize::M2,
+            ),
             Target::Guest(space) => {
                 nested::map(&mut Tables::new(space.pool), space.root, address, pa, pages, attr)
             }
-            Target::Utcb(_) | Target::VcpuPage(_) => Ok(MapDone { pages: 0, reduced_rights: false }),
+            Target::Utcb(_) | Target::VcpuPage(_) => Ok(MapDone {
+                pages: 0,
+                reduced_rights: false,
+            }),
         }
     }
 }
 
-fn finish(
-    target: Target,
-    mapped: core::result::Result<MapDone, Partial>,
-    wanted: u64,
-) -> Result {
+fn finish(target: Target, mapped: core::result::Result<MapDone, Partial>, wanted: u64) -> Result {
     let (pages, reduced, error) = match mapped {
         Ok(done) => (done.pages, done.reduced_rights, None),
         Err(partial) => (partial.pages, partial.reduced_rights, Some(partial.error)),
@@ -158,10 +200,19 @@ fn finish(
     }
 }
 
-fn map_ports(call: &Call, tree: &mut Tree, found: Found, target: Selector, (first, count): (u64, u64)) -> Result {
+fn map_ports(
+    call: &Call,
+    tree: &mut Tree,
+    found: Found,
+    target: Selector,
+    (first, count): (u64, u64),
+) -> Result {
     found.range(ObjectType::Ports, Rights::USE)?;
     let pd = call.ec.pd.look_up(target)?.cast::<Pd>(Rights::PD_MAP)?;
-    if KERNEL_PORTS.iter().any(|&port| port >= first && port - first < count) {
+    if KERNEL_PORTS
+        .iter()
+        .any(|&port| port >= first && port - first < count)
+    {
         return Err(Status::BadArgument.into());
     }
     attach(tree, found.slot, Target::Pd(pd), 0)?;
@@ -173,7 +224,7 @@ fn map_ports(call: &Call, tree: &mut Tree, found: Found, target: Selector, (firs
 }
 
 /// Unmaps part of what a memory capability mapped, or all that a port capability opened.
-pub fn unmap(call: &Call) -> Result {
+pub(super) fn unmap(call: &Call) -> Result {
     let [offset, count, ..] = call.args;
     let mut tree = lock_tree()?;
     let found = call.capability()?;
@@ -191,7 +242,9 @@ pub fn unmap(call: &Call) -> Result {
     } else {
         let address = entry.address + offset * PAGE_SIZE;
         match target {
-            Target::Pd(pd) if found.kind == ObjectType::Memory => result = reclaim.unmap_host(pd, address, first, count),
+            Target::Pd(pd) if found.kind == ObjectType::Memory => {
+                result = reclaim.unmap_host(pd, address, first, count)
+            }
             Target::Guest(space) => result = reclaim.unmap_guest(space, address, first, count),
             // Ports, message areas and vCPU pages go as a whole.
             _ => return Err(Status::BadArgument.into()),

@@ -37,7 +37,9 @@ pub struct Call {
 impl Call {
     /// An argument that is a selector: its upper half is zero.
     pub fn selector_at(&self, index: usize) -> core::result::Result<Selector, Status> {
-        u32::try_from(self.args[index]).map(Selector).map_err(|_| Status::BadArgument)
+        u32::try_from(self.args[index])
+            .map(Selector)
+            .map_err(|_| Status::BadArgument)
     }
 
     /// The first capability of the call.
@@ -98,22 +100,34 @@ pub fn lock_tree() -> core::result::Result<Guard<'static, Tree>, Failure> {
     cap::lock_tree().map_err(Failure::from)
 }
 
-/// Handles the hypercall whose registers are in `frame`, and returns the frame to leave with.
-pub fn dispatch(frame: *mut Frame) -> *mut Frame {
+/// Handles the hypercall whose registers entry code saved in the current context's frame, and returns the frame to leave
+/// with.
+pub fn dispatch() -> *mut Frame {
     let local = cpu::local();
-    let Some(ec) = local.ec.get() else { return sched::schedule(local) };
-    // SAFETY: entry code saved the registers of the current context there, and nobody else uses them now.
-    let registers = unsafe { &mut *frame };
+    let Some(ec) = local.ec.get() else {
+        return sched::schedule(local);
+    };
+    let registers = ec.frame();
     let head = Head(registers.rax);
     let result = match head.call() {
         None => Err(Status::BadHypercall.into()),
         Some(number) => {
             let r = &*registers;
             let args = [r.rdi, r.rsi, r.rdx, r.r8, r.r9, r.r10];
-            handle(number, &Call { ec, local, selector: head.selector(), args })
+            handle(
+                number,
+                &Call {
+                    ec,
+                    local,
+                    selector: head.selector(),
+                    args,
+                },
+            )
         }
     };
-    if local.ec.get().is_none_or(|current| !core::ptr::eq(current, ec)) && !matches!(result, Ok(Outcome::Switch)) {
+    if local.ec.get().is_none_or(|current| !core::ptr::eq(current, ec))
+        && !matches!(result, Ok(Outcome::Switch))
+    {
         // The caller ended itself: its frame may be somebody else's memory by now.
         return sched::schedule(local);
     }

@@ -6,7 +6,7 @@ use hypercall_abi::vcpu::Groups;
 use hypercall_abi::{Rights, Status};
 
 /// Runs a vCPU until an exit for its VMM.
-pub fn run(call: &Call) -> Result {
+pub(super) fn run(call: &Call) -> Result {
     let vcpu = own_vcpu(call, Rights::VCPU_RUN)?;
     vcpu.attach(call.ec)?;
     Ok(match vcpu.run(call.ec) {
@@ -16,13 +16,13 @@ pub fn run(call: &Call) -> Result {
 }
 
 /// Makes a run return.
-pub fn poke(call: &Call) -> Result {
+pub(super) fn poke(call: &Call) -> Result {
     call.capability()?.cast::<Vcpu>(Rights::VCPU_POKE)?.poke();
     Ok(Outcome::OK)
 }
 
 /// Fills groups of the vCPU page.
-pub fn read(call: &Call) -> Result {
+pub(super) fn read(call: &Call) -> Result {
     let bits = u32::try_from(call.args[0]).map_err(|_| Status::BadArgument)?;
     let groups = Groups::from_bits(bits).ok_or(Status::BadArgument)?;
     own_vcpu(call, Rights::VCPU_RUN)?.read(groups)?;
@@ -32,5 +32,9 @@ pub fn read(call: &Call) -> Result {
 /// A vCPU of the caller's CPU.
 fn own_vcpu(call: &Call, rights: Rights) -> core::result::Result<&'static Vcpu, Status> {
     let vcpu = call.capability()?.cast::<Vcpu>(rights)?;
-    if vcpu.cpu != call.ec.cpu { Err(Status::WrongCpu) } else { Ok(vcpu) }
+    if vcpu.cpu != call.ec.cpu {
+        Err(Status::WrongCpu)
+    } else {
+        Ok(vcpu)
+    }
 }

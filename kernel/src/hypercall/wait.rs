@@ -6,18 +6,21 @@ use hypercall_abi::{Rights, Status};
 use khw::cpu::tsc;
 
 /// Signals a semaphore or notification.
-pub fn signal(call: &Call) -> Result {
+pub(super) fn signal(call: &Call) -> Result {
     let found = call.capability()?;
     found.signal(Rights::SIGNAL)?.signal(found.count);
     Ok(Outcome::OK)
 }
 
 /// Waits on a semaphore or notification until a deadline; 0 only looks.
-pub fn wait(call: &Call) -> Result {
+pub(super) fn wait(call: &Call) -> Result {
     let deadline = call.args[0];
     let signal = call.capability()?.signal(Rights::WAIT)?;
     if deadline != u64::MAX && deadline <= tsc::read() {
-        return signal.try_take().map(Outcome::value).ok_or(Status::Timeout.into());
+        return signal
+            .try_take()
+            .map(Outcome::value)
+            .ok_or(Status::Timeout.into());
     }
     // From here on the caller may be woken, maybe before the next line.
     sched::block(call.ec, deadline);
@@ -31,7 +34,7 @@ pub fn wait(call: &Call) -> Result {
 }
 
 /// Gives up what is left of the budget, or of the slice if there is no budget.
-pub fn yield_now(call: &Call) -> Result {
+pub(super) fn yield_now(call: &Call) -> Result {
     if let Some(sc) = call.local.sc.get() {
         sc.budget().forfeit(tsc::read());
     }

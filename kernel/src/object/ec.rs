@@ -186,7 +186,10 @@ impl Ec {
     /// Only its CPU, in the kernel, calls this, and lets go of the reference before it lets anybody else run; the kernel is
     /// not reentered.
     #[inline]
-    #[expect(clippy::mut_from_ref, reason = "exclusive by the rule above: one CPU, one kernel entry at a time")]
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "exclusive by the rule above: one CPU, one kernel entry at a time"
+    )]
     pub fn frame(&self) -> &mut Frame {
         // SAFETY: by the rule above no other reference is live.
         unsafe { &mut *self.frame.get() }

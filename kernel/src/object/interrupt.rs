@@ -20,7 +20,8 @@ struct Bindings([Cell<Option<Binding>>; vector::GSI_COUNT as usize]);
 // SAFETY: only used under `BINDINGS`.
 unsafe impl Send for Bindings {}
 
-static BINDINGS: Lock<Bindings> = Lock::new(Bindings([const { Cell::new(None) }; vector::GSI_COUNT as usize]));
+static BINDINGS: Lock<Bindings> =
+    Lock::new(Bindings([const { Cell::new(None) }; vector::GSI_COUNT as usize]));
 
 /// Binds a GSI to a signal and unmasks it, routed to the CPU with `apic_id`. `slot` is the capability that allowed it.
 pub fn bind(
@@ -38,7 +39,12 @@ pub fn bind(
     if !ioapic::route(gsi, vector::GSI + gsi as u8, apic_id, trigger) {
         return Err(Status::BadArgument);
     }
-    entry.set(Some(Binding { signal, badge, slot, is_level: trigger.is_level }));
+    entry.set(Some(Binding {
+        signal,
+        badge,
+        slot,
+        is_level: trigger.is_level,
+    }));
     Ok(())
 }
 

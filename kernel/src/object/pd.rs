@@ -72,7 +72,9 @@ impl Pd {
     /// Opens or closes ports. False if there is no memory for the bitmap.
     pub fn set_ports(&self, first: u64, count: u64, is_open: bool) -> bool {
         if self.io_bitmap.get().is_none() {
-            let Some(low) = self.pool.take_frame() else { return false };
+            let Some(low) = self.pool.take_frame() else {
+                return false;
+            };
             let Some(high) = self.pool.take_frame() else {
                 // SAFETY: just taken, never used.
                 unsafe { self.pool.give_frame(low) };
@@ -84,13 +86,19 @@ impl Pd {
             }
             self.io_bitmap.set(Some([low, high]));
         }
-        let Some(frames) = self.io_bitmap.get() else { return false };
+        let Some(frames) = self.io_bitmap.get() else {
+            return false;
+        };
         for port in first..first + count {
             let (frame, byte) = (frames[port as usize >> 15 & 1], port as usize >> 3 & 0xfff);
             // SAFETY: the index is below 4096, in a frame of this domain; the tree lock is held.
             unsafe {
                 let byte = phys_to_virt(frame).add(byte);
-                *byte = if is_open { *byte & !(1 << (port & 7)) } else { *byte | 1 << (port & 7) };
+                *byte = if is_open {
+                    *byte & !(1 << (port & 7))
+                } else {
+                    *byte | 1 << (port & 7)
+                };
             }
         }
         self.io_version.fetch_add(1, Ordering::Release);

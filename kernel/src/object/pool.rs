@@ -21,6 +21,8 @@ const CLASSES: [usize; 5] = [64, 128, 256, 512, 1024];
 pub struct Pool {
     header: Header,
     frames: Lock<Frames>,
+    /// Pools between it and the root pool, itself included.
+    pub depth: u32,
     /// Highest priority of scheduling contexts that are paid from it.
     pub max_priority: u8,
     /// Every object paid from this pool. Under the tree lock.
@@ -69,7 +71,13 @@ unsafe fn set_next(addr: u64, next: u64) {
 
 impl Frames {
     const fn new() -> Self {
-        Frames { head: 0, tail: 0, free: 0, total: 0, slabs: [Slab { free: 0, frames: 0 }; CLASSES.len()] }
+        Frames {
+            head: 0,
+            tail: 0,
+            free: 0,
+            total: 0,
+            slabs: [Slab { free: 0, frames: 0 }; CLASSES.len()],
+        }
     }
 
     fn take(&mut self) -> Option<PhysAddr> {
@@ -135,6 +143,7 @@ impl Pool {
         Pool {
             header: Header::new(ObjectType::Pool, None),
             frames: Lock::new(Frames::new()),
+            depth: 0,
             max_priority: 31,
             objects: List::new(),
         }
@@ -150,6 +159,7 @@ impl Pool {
         let pool = parent.create_object(Pool {
             header: Header::new(ObjectType::Pool, Some(parent)),
             frames: Lock::new(Frames::new()),
+            depth: parent.depth.saturating_add(1),
             max_priority,
             objects: List::new(),
         })?;
@@ -213,7 +223,10 @@ impl Pool {
     pub fn allocate<T: Object>(&'static self) -> Option<Place<T>> {
         let class = const { class_of::<T>() };
         let addr = self.frames.lock().take_object(class)?;
-        Some(Place { addr, marker: PhantomData })
+        Some(Place {
+            addr,
+            marker: PhantomData,
+        })
     }
 
     /// Frees an object.

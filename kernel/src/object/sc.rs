@@ -1,7 +1,7 @@
 //! Scheduling contexts: the right to processor time.
 
 use super::ec::Ec;
-use super::{Header, ListLink, Linked, Object};
+use super::{Header, Linked, ListLink, Object};
 use core::cell::{Cell, UnsafeCell};
 use hypercall_abi::ObjectType;
 use kcore::sched::budget::Budget;

@@ -63,7 +63,15 @@ unsafe impl Linked<Watched> for Ec {
 impl Signal {
     /// A semaphore with a count, or a notification without bits.
     pub fn new(header: Header, value: u64) -> Self {
-        Signal { header, watched: List::new(), inner: Lock::new(Inner { value, waiters: List::new(), vcpu: Cell::new(None) }) }
+        Signal {
+            header,
+            watched: List::new(),
+            inner: Lock::new(Inner {
+                value,
+                waiters: List::new(),
+                vcpu: Cell::new(None),
+            }),
+        }
     }
 
     /// The header.
@@ -88,7 +96,11 @@ impl Signal {
             return;
         }
         if let Some(ec) = inner.waiters.pop_front() {
-            let value = if self.is_notification() { core::mem::take(&mut inner.value) } else { 1 };
+            let value = if self.is_notification() {
+                core::mem::take(&mut inner.value)
+            } else {
+                1
+            };
             ec.waits_on.set(None);
             drop(inner);
             sched::wake(ec, WaitResult::Done(value));
@@ -135,7 +147,10 @@ impl Signal {
     /// Takes `ec` out of the queue if it is still in it: false if it was woken meanwhile.
     pub fn cancel(&self, ec: &'static Ec) -> bool {
         let inner = self.inner.lock();
-        let waits_here = ec.waits_on.get().is_some_and(|signal| core::ptr::eq(signal, self));
+        let waits_here = ec
+            .waits_on
+            .get()
+            .is_some_and(|signal| core::ptr::eq(signal, self));
         if waits_here {
             inner.waiters.remove(ec);
             ec.waits_on.set(None);
@@ -157,7 +172,9 @@ impl Signal {
     pub fn abort_waiters(&self) {
         loop {
             let inner = self.inner.lock();
-            let Some(ec) = inner.waiters.pop_front() else { return };
+            let Some(ec) = inner.waiters.pop_front() else {
+                return;
+            };
             ec.waits_on.set(None);
             drop(inner);
             sched::wake(ec, WaitResult::Failed(Status::Aborted));
@@ -170,7 +187,8 @@ impl Signal {
             return false;
         }
         ec.fault_badge.store(badge, Ordering::Relaxed);
-        ec.fault_signal.store((self as *const Signal).cast_mut(), Ordering::Release);
+        ec.fault_signal
+            .store((self as *const Signal).cast_mut(), Ordering::Release);
         self.watched.push_back(ec);
         true
     }

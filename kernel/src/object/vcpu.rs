@@ -90,7 +90,13 @@ pub enum Next {
 
 impl Vcpu {
     /// A vCPU of `space` on this CPU. `frames` and `fpu_area` are zeroed frames of `pool`.
-    pub fn new(header: Header, space: &'static GuestSpace, pool: &'static Pool, frames: Frames, fpu_area: PhysAddr) -> Self {
+    pub fn new(
+        header: Header,
+        space: &'static GuestSpace,
+        pool: &'static Pool,
+        frames: Frames,
+        fpu_area: PhysAddr,
+    ) -> Self {
         // SAFETY: the frame is ours and zeroed.
         unsafe { fpu::init_area(fpu_area) };
         // SAFETY: the frames are ours until `destroy`; virtualization was enabled on this CPU at boot.
@@ -127,7 +133,11 @@ impl Vcpu {
 
     fn page(&self) -> Option<NonNull<VcpuPage>> {
         let frame = self.page.load(Ordering::Acquire);
-        if frame == 0 { None } else { NonNull::new(phys_to_virt(PhysAddr(frame)).cast()) }
+        if frame == 0 {
+            None
+        } else {
+            NonNull::new(phys_to_virt(PhysAddr(frame)).cast())
+        }
     }
 
     /// Makes the current or the next run return.
@@ -140,7 +150,12 @@ impl Vcpu {
     pub fn kick(&self) {
         match self.phase.load(Ordering::SeqCst) {
             PHASE_HALTED => {
-                let was = self.phase.compare_exchange(PHASE_HALTED, PHASE_RUNNING, Ordering::SeqCst, Ordering::SeqCst);
+                let was = self.phase.compare_exchange(
+                    PHASE_HALTED,
+                    PHASE_RUNNING,
+                    Ordering::SeqCst,
+                    Ordering::SeqCst,
+                );
                 if let (Ok(_), Some(ec)) = (was, self.runner.get()) {
                     sched::wake(ec, WaitResult::Look);
                 }
@@ -279,9 +294,13 @@ impl Vcpu {
         sched::block(ec, deadline);
         self.phase.store(PHASE_HALTED, Ordering::SeqCst);
         // Whoever set a reason before the phase did not kick: look again. The winner of the exchange decides.
-        let has_reason = self.poked.load(Ordering::SeqCst) || self.signal.get().is_some_and(Signal::has_value);
+        let has_reason =
+            self.poked.load(Ordering::SeqCst) || self.signal.get().is_some_and(Signal::has_value);
         if has_reason
-            && self.phase.compare_exchange(PHASE_HALTED, PHASE_RUNNING, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            && self
+                .phase
+                .compare_exchange(PHASE_HALTED, PHASE_RUNNING, Ordering::SeqCst, Ordering::SeqCst)
+                .is_ok()
         {
             sched::unblock_current(ec);
             return false;

@@ -55,7 +55,7 @@ pub struct Options {
 /// What a test does during the run.
 #[derive(Clone, Debug, Default)]
 pub struct Script {
-    /// When the first VM's console ends with this text, the other is typed there, once.
+    /// When the first VM's console has shown this text, the other is typed there, once.
     pub answer: Option<(String, String)>,
     /// The run ends when this VM has ended, whatever the others do.
     pub until: Option<usize>,

@@ -326,7 +326,7 @@ impl<'a> Session<'a> {
         self.console_lines[number].push(&frame.payload, |line| log.line(&vm.name, line));
         if number == 0
             && let Some((prompt, _)) = &self.answer
-            && vm.console.trim_ascii_end().ends_with(prompt.as_bytes())
+            && contains(&vm.console, prompt.as_bytes())
             && let Some((_, text)) = self.answer.take()
         {
             self.act(&Action::Send(text.into_bytes()))?;
@@ -425,6 +425,10 @@ impl<'a> Session<'a> {
             last.unwrap_or_default()
         )
     }
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len().max(1)).any(|window| window == part)
 }
 
 /// The status in the agent's line `exit N`.

@@ -1,5 +1,6 @@
 //! Names for the addresses in a kernel's epitaph.
 
+use crate::workspace;
 use addr2line::Loader;
 use std::path::Path;
 
@@ -55,6 +56,15 @@ impl Symbols {
         }
         calls
     }
+}
+
+/// A source file as seen from the workspace, if it is in there.
+fn in_workspace(file: &str) -> String {
+    let path = Path::new(file);
+    path.strip_prefix(workspace::root())
+        .unwrap_or(path)
+        .display()
+        .to_string()
 }
 
 /// The numbers in a line that are addresses of the kernel: sixteen hexadecimal digits, with or without `0x`.

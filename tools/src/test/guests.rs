@@ -17,7 +17,7 @@ use vmm_protocol::manifest::{ConsoleMode, Manifest, OnCrash, OnReset, VmConfig, 
 use vmm_protocol::outcome::Outcome;
 
 /// How long a case may take on a loaded machine.
-const TIME_LIMIT: Duration = Duration::from_secs(240);
+const TIME_LIMIT: Duration = Duration::from_secs(600);
 /// Memory that the machine has beyond the VMs', at least, in MiB.
 const HOST_SPARE_MIB: u32 = 256;
 /// How long an endless guest with nothing beside it is watched, from the emulator's start.
@@ -89,7 +89,8 @@ fn run(machine: Machine, case: &Case, name: &str) -> Result<Verdict> {
     Ok(verdict(&report, &options.log, || judge(case, &report)))
 }
 
-fn vm(name: &str, guest: &str, cmdline: &str, memory_mib: u32) -> VmConfig {
+/// A VM of a test guest on CPU 0.
+pub fn vm(name: &str, guest: &str, cmdline: &str, memory_mib: u32) -> VmConfig {
     VmConfig {
         name: name.chars().take(15).collect(),
         kernel: format!("guest:{guest}"),
@@ -150,6 +151,11 @@ fn judge(case: &Case, report: &Report) -> Result<(), String> {
     others
         .iter()
         .try_for_each(|other| judge_vm(other, Expect::Pass).map_err(|why| format!("the VM beside it: {why}")))
+}
+
+/// Whether a VM's guest passed.
+pub fn passed(vm: &VmReport) -> Result<(), String> {
+    judge_vm(vm, Expect::Pass).map_err(|why| format!("VM `{}`: {why}", vm.name))
 }
 
 fn judge_vm(vm: &VmReport, expect: Expect) -> Result<(), String> {

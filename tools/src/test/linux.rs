@@ -26,7 +26,7 @@ struct Case {
     name: &'static str,
     shows: &'static str,
     options: &'static [&'static str],
-    /// Text at the end of the console, and what is typed then.
+    /// What the console shows first, and what is typed then.
     answer: Option<(&'static str, &'static str)>,
     judge: fn(&Report) -> Result<(), String>,
 }
@@ -44,7 +44,7 @@ const EVERYWHERE: &[Case] = &[
         name: "shell",
         shows: "Debian's unmodified kernel reaches a shell that answers on the console and powers off when it is left",
         options: &[],
-        answer: Some(("#", "echo $((6 * 7))-answers; exit\r")),
+        answer: Some(("~ # ", "echo $((6 * 7))-answers; exit\r")),
         judge: |report| {
             let console = String::from_utf8_lossy(&report.vms[0].console).into_owned();
             check(console.contains("42-answers"), "the shell did not answer")?;

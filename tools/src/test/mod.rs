@@ -3,6 +3,7 @@
 pub mod checks;
 pub mod graph;
 pub mod guests;
+pub mod hosts;
 pub mod images;
 pub mod linux;
 pub mod mistakes;
@@ -96,6 +97,7 @@ fn all(machines: &[Machine]) -> Vec<Test> {
     tests.extend(mistakes::tests());
     for &machine in machines {
         tests.extend(guests::tests(machine));
+        tests.extend(hosts::tests(machine));
         tests.extend(linux::tests(machine));
         tests.extend(images::tests(machine));
         tests.extend(refusals::tests(machine));

@@ -1,8 +1,8 @@
 //! FPU state: owned by vCPUs, switched eagerly, never by #NM.
 //!
 //! User code has no FPU: CR0.TS is set whenever no guest runs (VM exits load the host's CR0 with it for free), so FPU
-//! instructions fault. So the state of the last guest can stay in the registers until another guest needs them:
-//! each CPU knows whose it is.
+//! instructions fault. The state of a guest stays in the registers while its VMM runs, which may know it anyway, and is
+//! taken out before another domain runs: TS alone would not keep speculation out (CVE-2018-3665).
 
 use super::cpuid;
 use core::arch::asm;
@@ -27,7 +27,14 @@ struct Owner {
 struct Owners([Owner; MAX_CPUS]);
 // SAFETY: each CPU uses only the entry of its own number.
 unsafe impl Sync for Owners {}
-static OWNERS: Owners = Owners([const { Owner { area: Cell::new(0), xcr0: Cell::new(0) } }; MAX_CPUS]);
+static OWNERS: Owners = Owners(
+    [const {
+        Owner {
+            area: Cell::new(0),
+            xcr0: Cell::new(0),
+        }
+    }; MAX_CPUS],
+);
 
 /// XCR0 bits that guests may set; 0 without XSAVE.
 pub fn guest_xcr0() -> u64 {
@@ -96,7 +103,7 @@ pub unsafe fn switch_to(area: PhysAddr, xcr0: u64) {
             asm!("clts", options(nomem, nostack, preserves_flags));
             activate(owner, host);
             save(owner.area.get(), host);
-            restore(area.0, host);
+            restore(crate::mem::phys_to_virt(area), host);
             set_task_switched();
         }
         owner.area.set(area.0);
@@ -107,13 +114,37 @@ pub unsafe fn switch_to(area: PhysAddr, xcr0: u64) {
     }
 }
 
-/// Drops the state of an area that goes away, on the CPU where it may be live.
-pub fn forget(area: PhysAddr) {
+/// Takes the state out of the registers and leaves the initial state: nobody who runs next finds it.
+pub fn release() {
     let owner = &OWNERS.0[crate::percpu::id()];
-    if owner.area.get() == area.0 {
-        owner.area.set(0);
+    let (area, host) = (owner.area.replace(0), guest_xcr0());
+    if area == 0 {
+        return;
+    }
+    // SAFETY: the area is valid by the contract of `switch_to`; `INITIAL` is an initialized area. TS is clear meanwhile.
+    unsafe {
+        asm!("clts", options(nomem, nostack, preserves_flags));
+        activate(owner, host);
+        save(area, host);
+        restore((&raw const INITIAL).cast(), host);
+        set_task_switched();
     }
 }
+
+/// Drops the state of an area that goes away, on the CPU where it may be live.
+pub fn forget(area: PhysAddr) {
+    if OWNERS.0[crate::percpu::id()].area.get() == area.0 {
+        release();
+    }
+}
+
+#[repr(C, align(64))]
+struct Initial([u8; 4096]);
+static INITIAL: Initial = {
+    let mut area = [0u8; 4096];
+    (area[0], area[1], area[24], area[25]) = (0x7f, 0x03, 0x80, 0x1f);
+    Initial(area)
+};
 
 /// Sets CR0.TS.
 fn set_task_switched() {
@@ -155,14 +186,13 @@ unsafe fn save(area: u64, host: u64) {
 
 /// # Safety
 /// `area` is an initialized area.
-unsafe fn restore(area: u64, host: u64) {
-    let base = crate::mem::phys_to_virt(PhysAddr(area));
+unsafe fn restore(area: *const u8, host: u64) {
     // SAFETY: as in `save`; the header was written by XSAVE or `init_area`, so XRSTOR does not fault.
     unsafe {
         if host != 0 {
-            asm!("xrstor64 [{}]", in(reg) base, in("eax") host as u32, in("edx") (host >> 32) as u32, options(nostack, preserves_flags, readonly));
+            asm!("xrstor64 [{}]", in(reg) area, in("eax") host as u32, in("edx") (host >> 32) as u32, options(nostack, preserves_flags, readonly));
         } else {
-            asm!("fxrstor64 [{}]", in(reg) base, options(nostack, preserves_flags, readonly));
+            asm!("fxrstor64 [{}]", in(reg) area, options(nostack, preserves_flags, readonly));
         }
     }
 }

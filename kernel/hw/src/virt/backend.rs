@@ -44,12 +44,17 @@ pub fn exits_shorten_tr() -> bool {
 /// [`detect`] succeeded. The frame is zeroed kernel memory that is the CPU's for ever. Interrupts are off.
 pub unsafe fn enable_cpu(frame: PhysAddr) -> Result<(), Unsupported> {
     // SAFETY: by the contract of this function.
-    unsafe { if features()?.is_vmx { vmx::region::enable_cpu(frame) } else { svm::region::enable_cpu(frame) } }
+    unsafe {
+        if features()?.is_vmx {
+            vmx::region::enable_cpu(frame)
+        } else {
+            svm::region::enable_cpu(frame)
+        }
+    }
 }
 
 /// A vCPU of either kind.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a machine has one kind only")]
 pub enum Backend {
     /// VT-x.
     Vmx(vmx::Vcpu),

@@ -32,7 +32,9 @@ pub enum Unsupported {
 impl core::fmt::Display for Unsupported {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
-            Unsupported::NoExtension => f.write_str("this CPU has neither VT-x nor AMD-V, or they are hidden"),
+            Unsupported::NoExtension => {
+                f.write_str("this CPU has neither VT-x nor AMD-V, or they are hidden")
+            }
             Unsupported::LockedByFirmware => {
                 f.write_str("the firmware switched virtualization off; enable VT-x or SVM in its setup")
             }

@@ -1,0 +1,93 @@
+//! Other machines than the usual one: more CPUs, more memory, two VMs.
+
+use super::Test;
+use super::guests::{log_path, passed, verdict, vm};
+use super::record::Outcome;
+use crate::image::manifest;
+use crate::request;
+use crate::run::machine::Machine;
+use crate::run::{self, Options, Output};
+use anyhow::Result;
+use std::path::Path;
+use std::time::Duration;
+use vmm_protocol::manifest::{ConsoleMode, Manifest, WhenDone};
+
+/// How long a case may take on a loaded machine.
+const TIME_LIMIT: Duration = Duration::from_secs(600);
+
+/// A machine, and the VMs on it: guest, MiB and CPU.
+struct Case {
+    name: &'static str,
+    shows: &'static str,
+    options: &'static [&'static str],
+    vms: &'static [(&'static str, u32, u16)],
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "two-vms",
+        shows: "two VMs run at once, their consoles told apart",
+        options: &["--deterministic"],
+        vms: &[("hello", 16, 0), ("ports", 16, 0)],
+    },
+    // QEMU 7.2 cannot count instructions on several CPUs.
+    Case {
+        name: "two-cpus",
+        shows: "every CPU starts, and two VMs run on two CPUs",
+        options: &["--host-cpus", "2"],
+        vms: &[("hello", 16, 0), ("hello", 16, 1)],
+    },
+    Case {
+        name: "four-cpus",
+        shows: "four CPUs start, and a VM runs on the last",
+        options: &["--host-cpus", "4"],
+        vms: &[("hello", 16, 3)],
+    },
+    Case {
+        name: "above-4g",
+        shows: "a VM has memory above 4 GiB",
+        options: &["--deterministic", "--host-memory", "6144"],
+        vms: &[("memory", 4608, 0)],
+    },
+];
+
+/// The tests of a machine.
+pub fn tests(machine: Machine) -> Vec<Test> {
+    CASES
+        .iter()
+        .map(|case| Test {
+            name: format!("{}/{}", machine.name(), case.name),
+            shows: case.shows.into(),
+            machine: Some(machine),
+            run: Box::new(move || run(machine, case)),
+        })
+        .collect()
+}
+
+fn run(machine: Machine, case: &Case) -> Result<Outcome> {
+    let args = request::parse(&[&["--machine", machine.name()], case.options].concat())?;
+    let vms = case
+        .vms
+        .iter()
+        .enumerate()
+        .map(|(number, &(guest, memory, cpu))| {
+            let mut vm = vm(&format!("vm{number}"), guest, "", memory);
+            vm.cpu = cpu;
+            vm
+        });
+    let manifest = Manifest {
+        console: ConsoleMode::Framed,
+        when_done: WhenDone::Poweroff,
+        vms: vms.collect(),
+    };
+    let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
+    let options = Options {
+        timeout: Some(TIME_LIMIT),
+        log: log_path(&format!("{}/{}", machine.name(), case.name))?,
+        ..request::options(&args, Output::Collect)?
+    };
+    let report = run::run(&plan, &options)?;
+    Ok(verdict(&report, &options.log, || {
+        report.vms.iter().try_for_each(passed)
+    }))
+}
