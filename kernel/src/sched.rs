@@ -19,7 +19,7 @@ use khw::{percpu, smp};
 /// What the CPU leaves the kernel with: the current context if it may go on, otherwise the most urgent one.
 pub fn resume(local: &'static Local) -> *mut Frame {
     match local.ec.get() {
-        Some(ec) if ec.state.get() == State::Active && !should_switch(local) => activate(local, ec),
+        Some(ec) if !should_switch(local) => activate(local, ec),
         _ => schedule(local),
     }
 }
@@ -32,7 +32,7 @@ pub fn schedule(local: &'static Local) -> *mut Frame {
         expire(local, tsc::read());
         let Some(sc) = pop_ready(&mut local.queues.lock()) else {
             // Nobody's state may be found in the registers by whoever runs next, so idling can keep it.
-            arm(local, u64::MAX);
+            local.slice_end.set(u64::MAX);
             khw::cpu::idle();
             continue;
         };
@@ -81,7 +81,9 @@ fn activate(local: &'static Local, ec: &'static Ec) -> *mut Frame {
         local.active.set(Some(ec));
         local.epoch.set(epoch);
     }
-    show_ports(local, ec);
+    if ec.pd.io_bitmap.get().is_some() || local.io_is_open.get() {
+        show_ports(local, ec);
+    }
     ec.frame_ptr()
 }
 
@@ -160,6 +162,7 @@ fn await_refill(local: &Local, sc: &'static Sc) {
     if sc.place.get() != Place::Dead {
         queues.refill.push_back(sc);
         sc.place.set(Place::Refill);
+        arm(local, sc.budget().next_refill());
     }
 }
 
@@ -217,6 +220,7 @@ pub fn block(ec: &'static Ec, deadline: u64) {
     if deadline == u64::MAX {
         return;
     }
+    arm(local, deadline);
     ec.deadline.set(deadline);
     ec.is_timed.set(true);
     let mut next = queues.timed.first();
@@ -307,13 +311,12 @@ pub fn timer_expired(local: &'static Local) {
     if now >= local.slice_end.get() {
         local.wants_switch.set(true);
     }
+    rearm(local, now);
 }
 
 /// Whether the current context should make way.
 pub fn should_switch(local: &Local) -> bool {
-    local.wants_switch.get()
-        || smp::has_request()
-        || local.ec.get().is_none_or(|ec| ec.state.get() != State::Active)
+    local.wants_switch.get() || local.ec.get().is_none_or(|ec| ec.state.get() != State::Active)
 }
 
 /// When the current timeslice ends, TSC.
@@ -321,10 +324,23 @@ pub fn slice_end(local: &Local) -> u64 {
     local.slice_end.get()
 }
 
-/// Arms the timer for `when`, or for the first deadline or refill of this CPU if that comes first.
-pub fn arm(local: &Local, when: u64) {
+/// Sees to it that the timer fires at TSC `when` or earlier.
+///
+/// The timer is always armed for the first deadline, refill and end of slice of this CPU, or for earlier: one that fires
+/// early finds nothing to do and is armed again. So a later time costs nothing here.
+#[inline]
+pub(crate) fn arm(local: &Local, when: u64) {
+    if when < local.armed.get() {
+        local.armed.set(when);
+        lapic::arm(when);
+    }
+}
+
+/// Arms the timer afresh, after it fired.
+fn rearm(local: &Local, now: u64) {
     let queues = local.queues.lock();
-    let mut first = when;
+    // A slice that is over needs no timer: the context is about to make way.
+    let mut first = if local.slice_end.get() > now { local.slice_end.get() } else { u64::MAX };
     if let Some(ec) = queues.timed.first() {
         first = first.min(ec.deadline.get());
     }
@@ -333,10 +349,8 @@ pub fn arm(local: &Local, when: u64) {
         first = first.min(sc.budget().next_refill());
         next = queues.refill.after(sc);
     }
-    if local.armed.get() != first {
-        local.armed.set(first);
-        lapic::arm(first);
-    }
+    drop(queues);
+    arm(local, first);
 }
 
 /// Another CPU was given something to do, or must leave the guest.
@@ -349,7 +363,7 @@ pub fn look(local: &Local) {
     let queues = local.queues.lock();
     let most_urgent = 31u32.checked_sub(queues.bitmap.leading_zeros());
     let current = local.sc.get().map(|sc| sc.priority as u32);
-    if most_urgent > current {
+    if most_urgent > current || smp::has_request() {
         local.wants_switch.set(true);
     }
 }

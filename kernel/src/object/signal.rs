@@ -7,7 +7,7 @@ use super::vcpu::Vcpu;
 use super::{Header, Linked, List, ListLink, Object};
 use crate::sched;
 use core::cell::Cell;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 use hypercall_abi::{ObjectType, Status};
 use khw::sync::Lock;
 
@@ -16,6 +16,8 @@ use khw::sync::Lock;
 #[derive(Debug)]
 pub struct Signal {
     header: Header,
+    /// Count or bits. Changed under the lock; a look without it may be old.
+    value: AtomicU64,
     inner: Lock<Inner>,
     /// Contexts whose faults are signalled here. Under the tree lock.
     watched: List<Ec, Watched>,
@@ -23,8 +25,6 @@ pub struct Signal {
 
 #[derive(Debug)]
 struct Inner {
-    /// Count or bits.
-    value: u64,
     /// Waiting contexts, oldest first.
     waiters: List<Ec, Waiting>,
     /// Whose `VcpuRun` returns when bits are set.
@@ -65,12 +65,9 @@ impl Signal {
     pub fn new(header: Header, value: u64) -> Self {
         Signal {
             header,
+            value: AtomicU64::new(value),
             watched: List::new(),
-            inner: Lock::new(Inner {
-                value,
-                waiters: List::new(),
-                vcpu: Cell::new(None),
-            }),
+            inner: Lock::new(Inner { waiters: List::new(), vcpu: Cell::new(None) }),
         }
     }
 
@@ -85,58 +82,57 @@ impl Signal {
 
     /// Adds one (semaphore) or ORs `badge` (notification), and wakes who waits for it.
     pub fn signal(&self, badge: u64) {
-        let mut inner = self.inner.lock();
-        if self.is_notification() {
-            inner.value |= badge;
-            if inner.value == 0 {
-                return;
-            }
-        } else if inner.waiters.is_empty() {
-            inner.value = inner.value.saturating_add(1);
+        let inner = self.inner.lock();
+        let value = self.value.load(Ordering::Relaxed);
+        let added = if self.is_notification() { value | badge } else { value.saturating_add(1) };
+        if added == 0 {
             return;
         }
         if let Some(ec) = inner.waiters.pop_front() {
-            let value = if self.is_notification() {
-                core::mem::take(&mut inner.value)
-            } else {
-                1
-            };
+            // Who waits found nothing, so what is there now is what was added.
+            self.value.store(0, Ordering::Relaxed);
             ec.waits_on.set(None);
             drop(inner);
-            sched::wake(ec, WaitResult::Done(value));
-        } else if let Some(vcpu) = inner.vcpu.get() {
+            return sched::wake(ec, WaitResult::Done(added));
+        }
+        self.value.store(added, Ordering::Release);
+        if let Some(vcpu) = inner.vcpu.get() {
             drop(inner);
             vcpu.kick();
         }
     }
 
-    /// Whether there is a count or a bit to take.
+    /// Whether there was a count or a bit to take a moment ago.
+    #[inline]
     pub fn has_value(&self) -> bool {
-        self.inner.lock().value != 0
+        self.value.load(Ordering::Acquire) != 0
     }
 
     /// Takes one, or all bits, if there are any.
+    #[inline]
     pub fn try_take(&self) -> Option<u64> {
-        let mut inner = self.inner.lock();
-        self.take(&mut inner)
-    }
-
-    fn take(&self, inner: &mut Inner) -> Option<u64> {
-        if inner.value == 0 {
+        if !self.has_value() {
             return None;
         }
-        Some(if self.is_notification() {
-            core::mem::take(&mut inner.value)
-        } else {
-            inner.value -= 1;
-            1
-        })
+        let _inner = self.inner.lock();
+        self.take()
+    }
+
+    /// Under the lock.
+    fn take(&self) -> Option<u64> {
+        let value = self.value.load(Ordering::Relaxed);
+        if value == 0 {
+            return None;
+        }
+        let (taken, left) = if self.is_notification() { (value, 0) } else { (1, value - 1) };
+        self.value.store(left, Ordering::Relaxed);
+        Some(taken)
     }
 
     /// Takes, or puts `ec` into the queue: `None` then, and the caller blocks it.
     pub fn take_or_enqueue(&'static self, ec: &'static Ec) -> Option<u64> {
-        let mut inner = self.inner.lock();
-        let taken = self.take(&mut inner);
+        let inner = self.inner.lock();
+        let taken = self.take();
         if taken.is_none() {
             inner.waiters.push_back(ec);
             ec.waits_on.set(Some(self));

@@ -279,7 +279,8 @@ impl Vcpu {
     }
 
     fn reason_to_return(&self, page: NonNull<VcpuPage>) -> Option<ExitKind> {
-        if self.poked.swap(false, Ordering::SeqCst) {
+        // The swap is a locked operation: only if there is something.
+        if self.poked.load(Ordering::SeqCst) && self.poked.swap(false, Ordering::SeqCst) {
             return Some(ExitKind::Poked);
         }
         let bits = self.signal.get()?.try_take()?;

@@ -40,7 +40,7 @@ impl Symbols {
                     .and_then(|name| name.demangle().ok().map(|name| name.into_owned()));
                 let place = frame
                     .location
-                    .and_then(|at| Some(format!("{}:{}", at.file?, at.line?)));
+                    .and_then(|at| Some(format!("{}:{}", in_workspace(at.file?), at.line?)));
                 if let Some(function) = function {
                     calls.push(format!("{address:#x} {function} {}", place.unwrap_or_default()));
                 }
