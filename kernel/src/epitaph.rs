@@ -19,7 +19,7 @@ pub fn set_reboot(reboot: bool) {
 
 /// A panic of the kernel: a bug in it.
 pub fn panic(info: &PanicInfo<'_>) -> ! {
-    if !SPOKEN.swap(true, Ordering::AcqRel) {
+    if begin() {
         let _ = writeln!(Writer, "epitaph: panic: {}", info.message());
         if let Some(at) = info.location() {
             let _ = writeln!(Writer, "epitaph: at {}:{}", at.file(), at.line());
@@ -32,7 +32,7 @@ pub fn panic(info: &PanicInfo<'_>) -> ! {
 
 /// An exception in the kernel.
 pub fn kernel_fault(frame: &Frame) -> ! {
-    if !SPOKEN.swap(true, Ordering::AcqRel) {
+    if begin() {
         let _ = writeln!(
             Writer,
             "epitaph: exception {} in the kernel, error {:#x}, cr2 {:#x}",
@@ -75,13 +75,26 @@ pub fn kernel_fault(frame: &Frame) -> ! {
     stop()
 }
 
+/// Reads an address that is not mapped: the test of [`kernel_fault`].
+#[inline(never)]
+pub(crate) fn fault_on_purpose() {
+    // SAFETY: the page at 0 is never mapped in the kernel, so this only faults, as asked for.
+    unsafe { core::arch::asm!("mov rax, [0]", out("rax") _, options(nostack, readonly)) }
+}
+
 /// A machine check while a guest ran: the machine is broken.
 pub fn machine_check() -> ! {
-    if !SPOKEN.swap(true, Ordering::AcqRel) {
+    if begin() {
         let _ = writeln!(Writer, "epitaph: machine check while a guest ran");
         context();
     }
     stop()
+}
+
+/// Whether this is the first to end.
+fn begin() -> bool {
+    khw::console::last_words();
+    !SPOKEN.swap(true, Ordering::AcqRel)
 }
 
 /// Who ran.

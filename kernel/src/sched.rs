@@ -340,7 +340,11 @@ pub(crate) fn arm(local: &Local, when: u64) {
 fn rearm(local: &Local, now: u64) {
     let queues = local.queues.lock();
     // A slice that is over needs no timer: the context is about to make way.
-    let mut first = if local.slice_end.get() > now { local.slice_end.get() } else { u64::MAX };
+    let mut first = if local.slice_end.get() > now {
+        local.slice_end.get()
+    } else {
+        u64::MAX
+    };
     if let Some(ec) = queues.timed.first() {
         first = first.min(ec.deadline.get());
     }

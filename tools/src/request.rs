@@ -6,7 +6,7 @@ use crate::image::manifest::{self, Host, Plan};
 use crate::image::modules::Collector;
 use crate::run::machine::Machine;
 use crate::run::outcome::Report;
-use crate::run::{self, Options, Output, Script, terminal};
+use crate::run::{self, Options, Output, Script, bochs, terminal};
 use crate::{compile, failure, progress, workspace};
 use anyhow::{Context, Result};
 use clap::{Args, Parser};
@@ -175,6 +175,7 @@ pub fn options(args: &RunArgs, output: Output) -> Result<Options> {
 /// The VMs that the options describe, built and packed.
 pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
     let host = host(args);
+    check_host(args)?;
     if let Some(path) = &args.manifest {
         let mut manifest = manifest::read(path)?;
         manifest::check(&manifest, host)
@@ -224,6 +225,26 @@ fn build(args: &RunArgs, guests: &[String]) -> Result<()> {
     progress::timed("building the kernel and user space", || {
         compile::system_and_guests(guests)
     })
+}
+
+/// Refuses a machine that its emulator does not have.
+fn check_host(args: &RunArgs) -> Result<()> {
+    let machine = args.machine.resolve();
+    if machine.is_bochs() && args.host_memory > bochs::MOST_MEMORY_MIB {
+        let most = bochs::MOST_MEMORY_MIB;
+        return Err(failure::usage(format!(
+            "machine {} has at most {most} MiB of memory; --host-memory",
+            machine.name()
+        )));
+    }
+    if machine.is_bochs() && args.host_cpus(machine) > bochs::MOST_CPUS {
+        let most = bochs::MOST_CPUS;
+        return Err(failure::usage(format!(
+            "machine {} has at most {most} CPUs; --host-cpus",
+            machine.name()
+        )));
+    }
+    Ok(())
 }
 
 fn check_readable(path: &Path) -> Result<()> {

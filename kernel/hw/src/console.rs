@@ -1,10 +1,11 @@
 //! The kernel log's way out: port E9 of test machines, or the first serial port.
 //!
-//! Neither waits: E9 is instantaneous, and the serial port drops what its FIFO cannot take.
+//! E9 is instantaneous. The serial port is waited for only while the kernel boots and when it ends; otherwise it drops
+//! what its FIFO cannot take.
 
 use crate::cpu::port;
 use core::fmt;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// Where log text goes.
 #[repr(u8)]
@@ -20,6 +21,7 @@ pub enum Sink {
 
 static SINK: AtomicU8 = AtomicU8::new(Sink::E9 as u8);
 const COM1: u16 = 0x3f8;
+const FIFO_BYTES: usize = 16;
 
 /// Chooses the sink; sets up the serial port if it is that.
 pub fn select(sink: Sink) {
@@ -32,20 +34,48 @@ pub fn select(sink: Sink) {
     SINK.store(sink as u8, Ordering::Relaxed);
 }
 
+/// Whether the serial port may be waited for: while the kernel boots, and for its last words.
+static MAY_WAIT: AtomicBool = AtomicBool::new(true);
+
+/// From now on, what a slow port cannot take at once is dropped: the kernel has better things to do than to wait.
+pub fn stop_waiting() {
+    MAY_WAIT.store(false, Ordering::Relaxed);
+}
+
+/// The kernel ends: what it says now is worth waiting for.
+pub fn last_words() {
+    MAY_WAIT.store(true, Ordering::Relaxed);
+}
+
+/// User space takes the serial port: the kernel no longer writes to it.
+pub fn give_up_serial() {
+    let _ = SINK.compare_exchange(
+        Sink::Serial as u8,
+        Sink::None as u8,
+        Ordering::Relaxed,
+        Ordering::Relaxed,
+    );
+}
+
 /// Writes bytes to the sink.
 pub fn write(bytes: &[u8]) {
     match SINK.load(Ordering::Relaxed) {
         1 => bytes.iter().for_each(|&byte| port::write8(0xe9, byte)),
-        2 => bytes.iter().for_each(|&byte| {
-            // A bounded wait: 16 characters at 115200 baud are 1.4 ms; give up long before a human notices.
-            for _ in 0..20_000 {
-                if port::read8(COM1 + 5) & 0x20 != 0 {
-                    port::write8(COM1, byte);
-                    break;
-                }
-            }
-        }),
+        2 => bytes.chunks(FIFO_BYTES).for_each(write_serial),
         _ => {}
+    }
+}
+
+/// Writes as much as the port's FIFO holds, once that is empty.
+fn write_serial(bytes: &[u8]) {
+    // A full FIFO takes 1.4 ms at 115200 baud; a port that takes ten times as long is broken.
+    let looks = if MAY_WAIT.load(Ordering::Relaxed) {
+        20_000
+    } else {
+        1
+    };
+    if (0..looks).any(|_| port::read8(COM1 + 5) & 0x20 != 0) {
+        bytes.iter().for_each(|&byte| port::write8(COM1, byte));
     }
 }
 

@@ -40,6 +40,8 @@ pub fn start_all(system: &System, frames: &mut BootFrames) {
         }
         prepare(id, apic_id, frames);
         if !wake(apic_id, id) {
+            // It must not come up later, with what the next one is given.
+            lapic::send_init(apic_id);
             log::warn!("cpu: APIC id {apic_id} did not start");
         }
     }

@@ -13,7 +13,7 @@ use core::fmt::Write;
 use hypercall_abi::boot_info::Machine;
 use kcore::addr::PhysAddr;
 use kcore::boot::acpi::{self, AcpiInfo};
-use kcore::boot::cmdline::{self, LogLevel, Options};
+use kcore::boot::cmdline::{self, LogLevel, Options, SelfTest};
 use kcore::boot::multiboot::{self, BootData};
 use khw::console::{self, Sink, Writer};
 use khw::cpu::cpuid::{self, Features};
@@ -48,6 +48,12 @@ pub fn main(magic: u32, info: u32, entry_tsc: u64) -> ! {
     start_virtualization(&mut frames);
     aps::start_all(&system, &mut frames);
     root::start(&system, frames);
+    match system.options.self_test {
+        Some(SelfTest::Panic) => panic!("asked for on the command line"),
+        Some(SelfTest::Fault) => epitaph::fault_on_purpose(),
+        None => {}
+    }
+    console::stop_waiting();
     let frame = sched::schedule(local);
     // SAFETY: `schedule` activated the context that the frame belongs to.
     unsafe { entry::leave(frame) }

@@ -22,6 +22,9 @@ const PAGES_PER_STEP: u64 = 1024;
 /// Ports that the kernel keeps: the 8259s, which it masked for good.
 const KERNEL_PORTS: [u64; 4] = [0x20, 0x21, 0xa0, 0xa1];
 
+/// First port of the serial line that the kernel may log to.
+const COM1: u64 = 0x3f8;
+
 /// Maps memory or ports.
 pub(super) fn map(call: &Call) -> Result {
     let [_, address, offset, count, flags, _] = call.args;
@@ -216,6 +219,9 @@ fn map_ports(
         return Err(Status::BadArgument.into());
     }
     attach(tree, found.slot, Target::Pd(pd), 0)?;
+    if first <= COM1 && COM1 - first < count {
+        khw::console::give_up_serial();
+    }
     if !pd.set_ports(first, count, true) {
         return Err(Status::NoMemory.into());
     }

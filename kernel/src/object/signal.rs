@@ -67,7 +67,10 @@ impl Signal {
             header,
             value: AtomicU64::new(value),
             watched: List::new(),
-            inner: Lock::new(Inner { waiters: List::new(), vcpu: Cell::new(None) }),
+            inner: Lock::new(Inner {
+                waiters: List::new(),
+                vcpu: Cell::new(None),
+            }),
         }
     }
 
@@ -84,7 +87,11 @@ impl Signal {
     pub fn signal(&self, badge: u64) {
         let inner = self.inner.lock();
         let value = self.value.load(Ordering::Relaxed);
-        let added = if self.is_notification() { value | badge } else { value.saturating_add(1) };
+        let added = if self.is_notification() {
+            value | badge
+        } else {
+            value.saturating_add(1)
+        };
         if added == 0 {
             return;
         }
@@ -95,7 +102,8 @@ impl Signal {
             drop(inner);
             return sched::wake(ec, WaitResult::Done(added));
         }
-        self.value.store(added, Ordering::Release);
+        // Against `Vcpu::halt`, which says that it halts and then looks here: one of the two sees the other.
+        self.value.store(added, Ordering::SeqCst);
         if let Some(vcpu) = inner.vcpu.get() {
             drop(inner);
             vcpu.kick();
@@ -105,7 +113,7 @@ impl Signal {
     /// Whether there was a count or a bit to take a moment ago.
     #[inline]
     pub fn has_value(&self) -> bool {
-        self.value.load(Ordering::Acquire) != 0
+        self.value.load(Ordering::SeqCst) != 0
     }
 
     /// Takes one, or all bits, if there are any.
@@ -124,7 +132,11 @@ impl Signal {
         if value == 0 {
             return None;
         }
-        let (taken, left) = if self.is_notification() { (value, 0) } else { (1, value - 1) };
+        let (taken, left) = if self.is_notification() {
+            (value, 0)
+        } else {
+            (1, value - 1)
+        };
         self.value.store(left, Ordering::Relaxed);
         Some(taken)
     }

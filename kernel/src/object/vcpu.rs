@@ -195,7 +195,9 @@ impl Vcpu {
         unsafe {
             let page_ptr = page.as_ptr();
             addr_of_mut!((*page_ptr).exit_kind).write_volatile(kind as u32);
-            let want = Groups::from_bits_truncate(addr_of_mut!((*page_ptr).want).read_volatile());
+            // What the VMM changed and the kernel has not taken yet stays.
+            let dirty = addr_of_mut!((*page_ptr).dirty).read_volatile();
+            let want = Groups::from_bits_truncate(addr_of_mut!((*page_ptr).want).read_volatile() & !dirty);
             if !want.is_empty() && kind != ExitKind::EntryFailure {
                 self.backend().read(page, want);
             }

@@ -17,6 +17,14 @@ const INSTRUCTIONS_PER_SECOND: u32 = 50_000_000;
 /// 2000-01-01 00:20:00 UTC, in runs that repeat exactly.
 const FIXED_TIME: &str = "946681200";
 
+/// Most memory of a machine in MiB: with more, Bochs 2.7 hangs.
+pub const MOST_MEMORY_MIB: u32 = 4096;
+/// Most CPUs of a machine.
+pub const MOST_CPUS: u16 = 8;
+
+/// Bochs keeps at most this many MiB of a machine's memory in its own; the rest is in a file.
+const MOST_HOST_MEMORY_MIB: u32 = 2048;
+
 const CONFIGURATION: &str = "bochsrc";
 const DEBUGGER_COMMANDS: &str = "debugger-commands";
 const LOG: &str = "bochs.log";
@@ -60,7 +68,12 @@ fn configuration(options: &Options, model: &str, port: u16) -> String {
          romimage: file=/usr/share/bochs/BIOS-bochs-latest, options=fastboot\n\
          vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n",
     );
-    let _ = writeln!(text, "megs: {}", options.host_memory_mib);
+    let memory = options.host_memory_mib;
+    let _ = writeln!(
+        text,
+        "memory: guest={memory}, host={}",
+        memory.min(MOST_HOST_MEMORY_MIB)
+    );
     let _ = writeln!(
         text,
         "cpu: model={model}, count={}, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0, ignore_bad_msrs=0",

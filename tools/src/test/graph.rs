@@ -26,6 +26,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("tproto", &[]),
     ("trt", &["tproto", "guest-pv-driver"]),
     ("guests", &["trt", "tproto", "guest-pv-driver"]),
+    ("conformance", &["usys", "tproto", "hypercall-abi"]),
+    ("bench", &["usys", "tproto", "hypercall-abi"]),
     ("nacre", &["hypercall-abi", "vmm-protocol", "tproto"]),
 ];
 

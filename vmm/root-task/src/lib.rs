@@ -15,7 +15,6 @@ pub mod error;
 pub mod frames;
 pub mod loader;
 pub mod memory;
-pub mod power;
 pub mod process;
 pub mod supervisor;
 pub mod system;
@@ -23,10 +22,10 @@ pub mod vm;
 pub mod wall_clock;
 
 use crate::error::StartError;
-use crate::power::Ending;
 use crate::supervisor::Supervisor;
 use crate::system::System;
 use usys::abi::boot_info::BootInfo;
+use usys::power::{self, Ending};
 
 /// Runs the system until every VM has ended. `info` is the kernel's, or why this process could not even begin.
 pub fn main(info: Result<&'static BootInfo, &'static str>) -> ! {

@@ -2,11 +2,11 @@
 
 use crate::console::Console;
 use crate::error::StartError;
-use crate::power::{self, Ending};
 use crate::system::System;
 use crate::vm::Vm;
 use alloc::vec::Vec;
 use usys::object::{FOREVER, Fault};
+use usys::power::{self, Ending};
 use usys::{cpu, process};
 use vmm_protocol::manifest::{Manifest, OnCrash, VmConfig, WhenDone};
 use vmm_protocol::outcome::Outcome;

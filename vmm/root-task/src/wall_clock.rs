@@ -1,8 +1,8 @@
 //! The wall clock: an MC146818 (data sheet; a PC's is at ports 0x70 and 0x71).
 
-use crate::power::open;
 use usys::cpu;
 use usys::port::PortRange;
+use usys::power::open;
 
 /// Port of the index register; the data register is behind it.
 const INDEX: u16 = 0x70;

@@ -22,6 +22,8 @@ pub mod logger;
 pub mod memory;
 pub mod object;
 pub mod port;
+pub mod portal;
+pub mod power;
 pub mod process;
 pub mod range;
 pub mod ring;

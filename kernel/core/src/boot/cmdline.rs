@@ -6,8 +6,8 @@
 //! | `console=` list of `serial`, `e9`, or `none` | where the log goes: COM1, port E9 of an emulator; `e9` if absent |
 //! | `panic=reboot` or `halt` | what a panic ends with; `halt` if absent |
 //! | `kmem=`MiB | memory kept for kernel objects |
+//! | `selftest=panic` or `fault` | end on purpose after boot, to see the epitaph |
 //! | `nox2apic`, `notscdeadline`, `noxsave` | do without a feature |
-//! | `mitigations=auto` or `off` | mitigations of CPU flaws; `auto` if absent |
 
 /// Severity of a log message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +42,15 @@ pub enum PanicAction {
     Halt,
 }
 
+/// A way for the kernel to end on purpose, once it has booted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SelfTest {
+    /// It panics.
+    Panic,
+    /// It reads an address that is not mapped.
+    Fault,
+}
+
 /// What the command line asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -59,8 +68,8 @@ pub struct Options {
     pub tsc_deadline: bool,
     /// Use XSAVE if there is one.
     pub xsave: bool,
-    /// Mitigate CPU flaws.
-    pub mitigations: bool,
+    /// Way to end on purpose, for a test of the epitaph.
+    pub self_test: Option<SelfTest>,
     /// Words that mean nothing; [`unknown_words`] names them.
     pub unknown: u32,
 }
@@ -78,7 +87,7 @@ impl Default for Options {
             x2apic: true,
             tsc_deadline: true,
             xsave: true,
-            mitigations: true,
+            self_test: None,
             unknown: 0,
         }
     }
@@ -123,8 +132,8 @@ impl Options {
             Some(("panic", "reboot")) => self.panic = PanicAction::Reboot,
             Some(("panic", "halt")) => self.panic = PanicAction::Halt,
             Some(("kmem", value)) => self.kmem_mib = Some(value.parse().ok().filter(|&mib| mib > 0)?),
-            Some(("mitigations", "auto")) => self.mitigations = true,
-            Some(("mitigations", "off")) => self.mitigations = false,
+            Some(("selftest", "panic")) => self.self_test = Some(SelfTest::Panic),
+            Some(("selftest", "fault")) => self.self_test = Some(SelfTest::Fault),
             Some(_) => return None,
         }
         Some(())
@@ -177,7 +186,7 @@ mod tests {
     #[test]
     fn every_word_is_understood() {
         let line = b"loglevel=trace console=serial,e9 panic=reboot  kmem=64 \
-            nox2apic notscdeadline noxsave mitigations=off\0";
+            nox2apic notscdeadline noxsave selftest=fault\0";
         let expected = Options {
             log_level: LogLevel::Trace,
             console: Console {
@@ -189,7 +198,7 @@ mod tests {
             x2apic: false,
             tsc_deadline: false,
             xsave: false,
-            mitigations: false,
+            self_test: Some(SelfTest::Fault),
             unknown: 0,
         };
         assert_eq!(parse(line), expected);

@@ -1,10 +1,10 @@
-//! Turning the machine off.
+//! Turning the machine off, for whoever has its ports: the root task.
 
-use usys::abi::boot_info::root;
-use usys::cap::{Cap, Ports};
-use usys::object::FOREVER;
-use usys::port::PortRange;
-use usys::process;
+use crate::cap::{Cap, Ports};
+use crate::object::{FOREVER, yield_now};
+use crate::port::PortRange;
+use crate::process;
+use hypercall_abi::boot_info::root;
 
 /// Whether the system did what it was started for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,12 +46,14 @@ pub fn off(ending: Ending) -> ! {
     log::info!("done: the machine can be switched off");
     loop {
         // Nothing signals any more what would be acted on.
-        let _ = process::events().wait(FOREVER);
+        if process::events().wait(FOREVER).is_err() {
+            yield_now();
+        }
     }
 }
 
 /// Ports for this process's own use, unless the kernel keeps them.
-pub(crate) fn open(base: u16, count: u16) -> Option<PortRange> {
+pub fn open(base: u16, count: u16) -> Option<PortRange> {
     let ports: Cap<Ports> = Cap::new(root::PORTS);
     ports.map(process::pd(), base.into(), count.into()).ok()?;
     Some(PortRange::new(base, count))

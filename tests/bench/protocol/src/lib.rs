@@ -1,0 +1,18 @@
+//! What the benchmark says on the machine, and the tool reads on the host.
+//!
+//! One line for each operation, in plain text: it has to pass the kernel's log, a serial line, and people's eyes.
+#![no_std]
+#![forbid(unsafe_code)]
+
+pub mod line;
+pub mod samples;
+
+pub use line::Line;
+pub use samples::{Samples, Summary};
+
+/// Samples that are dropped before any is counted.
+pub const WARM_UP: usize = 32;
+/// Samples that count.
+pub const SAMPLES: usize = 256;
+/// The boot module with the words that say what to measure; empty for everything.
+pub const REQUEST_MODULE: &str = "bench-request";

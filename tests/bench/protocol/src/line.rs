@@ -1,0 +1,106 @@
+//! The lines.
+
+use crate::Summary;
+use core::fmt::{self, Display, Formatter};
+
+/// Every line begins with this word.
+const WORD: &str = "bench";
+
+/// A line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line<'a> {
+    /// An operation was measured: `bench result OP MIN MEDIAN MAX N`.
+    Result {
+        /// Its name.
+        op: &'a str,
+        /// Its samples.
+        summary: Summary,
+    },
+    /// An operation could not be measured: `bench failed OP WHY…`.
+    Failed {
+        /// Its name.
+        op: &'a str,
+        /// Why.
+        why: &'a str,
+    },
+    /// All that was asked for is measured: `bench end`.
+    End,
+}
+
+impl Display for Line<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Line::Result { op, summary } => {
+                let Summary { min, median, max, n } = summary;
+                write!(f, "{WORD} result {op} {min} {median} {max} {n}")
+            }
+            Line::Failed { op, why } => write!(f, "{WORD} failed {op} {why}"),
+            Line::End => write!(f, "{WORD} end"),
+        }
+    }
+}
+
+impl<'a> Line<'a> {
+    /// Reads a line, whatever stands before its first word; `None` if it is somebody else's.
+    pub fn parse(text: &'a str) -> Option<Self> {
+        let start = text.find(WORD)?;
+        let mut words = text[start..].trim_end().splitn(4, ' ').skip(1);
+        match words.next()? {
+            "result" => {
+                let op = words.next()?;
+                let mut numbers = words.next()?.split(' ').map(|word| word.parse().ok());
+                let mut next = || numbers.next().flatten();
+                let summary = Summary {
+                    min: next()?,
+                    median: next()?,
+                    max: next()?,
+                    n: next()?,
+                };
+                Some(Line::Result { op, summary })
+            }
+            "failed" => Some(Line::Failed {
+                op: words.next()?,
+                why: words.next().unwrap_or_default(),
+            }),
+            "end" => Some(Line::End),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::format;
+
+    #[test]
+    fn every_line_survives_the_way_and_what_others_put_before_it() {
+        let summary = Summary {
+            min: 1,
+            median: 20,
+            max: 300,
+            n: 256,
+        };
+        for line in [
+            Line::Result {
+                op: "ipc.call_same",
+                summary,
+            },
+            Line::Failed {
+                op: "sm.create",
+                why: "the pool is empty",
+            },
+            Line::End,
+        ] {
+            assert_eq!(Line::parse(&format!("root: {line}\r")), Some(line));
+        }
+    }
+
+    #[test]
+    fn foreign_and_damaged_lines_are_told_apart() {
+        for text in ["", "kernel: hello", "bench", "bench result op 1 2 3", "bench result op 1 2 x 4"] {
+            assert_eq!(Line::parse(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! What is said to the host.
+
+use crate::error::{Failure, Result};
+use alloc::format;
+use alloc::string::String;
+use bench_protocol::{Line, Samples, Summary};
+
+/// Says results, of the operations that were asked for.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Words; empty for everything.
+    wanted: String,
+}
+
+impl Report {
+    /// A report on the operations that the words in `request` are the beginning of the names of.
+    pub fn new(request: &str) -> Self {
+        Report {
+            wanted: request.into(),
+        }
+    }
+
+    /// The words, for another process.
+    pub fn request(&self) -> &str {
+        &self.wanted
+    }
+
+    /// Whether an operation was asked for.
+    pub fn wants(&self, op: &str) -> bool {
+        self.wanted.is_empty() || self.wanted.split_whitespace().any(|word| op.starts_with(word))
+    }
+
+    /// Measures an operation, if it was asked for, and says what came of it.
+    pub fn measure(&self, op: &str, work: impl FnOnce() -> Result<Summary>) {
+        if self.wants(op) {
+            self.say(op, work());
+        }
+    }
+
+    /// As [`Self::measure`], for work that gives several operations.
+    pub fn say(&self, op: &str, result: Result<Summary>) {
+        if !self.wants(op) {
+            return;
+        }
+        match result {
+            Ok(summary) => log::info!("{}", Line::Result { op, summary }),
+            Err(failure) => {
+                let why = format!("{failure}");
+                log::info!("{}", Line::Failed { op, why: &why });
+            }
+        }
+    }
+
+    /// Says that this was all.
+    pub fn end(&self) {
+        log::info!("{}", Line::End);
+    }
+}
+
+/// The summary of full samples.
+pub fn summary(mut samples: Samples, overhead: u64) -> Result<Summary> {
+    samples.summary(overhead).ok_or_else(|| Failure::new("no samples"))
+}

@@ -1,0 +1,87 @@
+//! The root task's role: it has everything, and measures in order.
+
+use crate::error::Result;
+use crate::report::Report;
+use crate::{hypercalls, ipc, stopwatch, vmm};
+use alloc::string::String;
+use alloc::vec;
+use bench_protocol::{REQUEST_MODULE, Summary};
+use root_task::memory::FreeMemory;
+use root_task::power::{self, Ending};
+use root_task::process::{Blueprint, Process};
+use root_task::system::System;
+use root_task::wall_clock::WallClock;
+use usys::abi::boot_info::BootInfo;
+use usys::memory::Mapping;
+use usys::process;
+
+/// Name of the boot module with this program: it is where the root task is otherwise.
+pub const PROGRAM: &str = "root";
+/// Pages of heap of a copy.
+pub const HEAP_PAGES: u64 = 64;
+
+/// Measures everything. `started` is the TSC at the first instruction of user code.
+pub fn main(info: core::result::Result<&'static BootInfo, &'static str>, started: u64) -> ! {
+    let info = match info {
+        Ok(info) => info,
+        Err(why) => {
+            log::error!("{why}");
+            power::off(Ending::Failed)
+        }
+    };
+    if let Err(failure) = run(info, started) {
+        log::error!("{failure}");
+        power::off(Ending::Failed);
+    }
+    power::off(Ending::Done)
+}
+
+fn run(info: &'static BootInfo, started: u64) -> Result<()> {
+    process::pool().create_ntfn(process::selector::EVENTS)?;
+    let mut system = System {
+        info,
+        memory: FreeMemory::new(info),
+        wall_clock: WallClock::default(),
+    };
+    let report = Report::new(&request(&system)?);
+    report.measure("boot.kernel_to_user", || {
+        Ok(Summary::single(started - info.entry_tsc))
+    });
+    let overhead = stopwatch::overhead()?;
+    hypercalls::measure(&report, &mut system.memory, overhead);
+    if report.wants("ipc") {
+        let server = copy(&mut system, "server").map(|process| process.pd());
+        ipc::measure(&report, server, overhead);
+    }
+    vmm::measure(&report, &mut system);
+    report.end();
+    Ok(())
+}
+
+/// The words of the request module; nothing if it has none.
+fn request(system: &System) -> Result<String> {
+    let Ok(module) = system.module(REQUEST_MODULE) else {
+        return Ok(String::new());
+    };
+    let mapping = Mapping::new(module.memory, 0, module.pages(), false)?;
+    let mut bytes = vec![0; module.bytes as usize];
+    mapping.window().read(0, &mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).trim().into())
+}
+
+/// A process with this program, which does not run.
+fn copy(system: &mut System, name: &str) -> Result<Process> {
+    let plan = Blueprint {
+        name,
+        program: PROGRAM,
+        cpu: 0,
+        extra_frames: 0,
+        heap_pages: HEAP_PAGES,
+        config: &[],
+        events: process::events(),
+        parent_badge: 0,
+        fault_badge: 0,
+        windows: &[],
+    };
+    Ok(Process::create(system, &plan)?)
+}
