@@ -98,6 +98,22 @@ impl Found {
         Ok(unsafe { &*(self.object as *const Signal) })
     }
 
+    /// Type and rights, first unit of a range or 0, length of a range or badge: what `CapInfo` says.
+    #[inline]
+    pub fn describe(&self) -> [u64; 3] {
+        let is_range = matches!(
+            self.kind,
+            ObjectType::Memory | ObjectType::Ports | ObjectType::Irqs
+        );
+        // Kernel addresses are nobody's business.
+        let first = if is_range { self.object } else { 0 };
+        [
+            self.kind as u64 | (self.rights.bits() as u64) << 16,
+            first,
+            self.count,
+        ]
+    }
+
     /// Checks the type and rights of a range.
     pub fn range(&self, kind: ObjectType, rights: Rights) -> Result<(), Status> {
         if self.kind != kind {

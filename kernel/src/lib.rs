@@ -8,6 +8,7 @@ pub mod boot;
 pub mod cap;
 pub mod cpu;
 pub mod epitaph;
+pub mod fast;
 pub mod hypercall;
 pub mod object;
 pub mod reclaim;

@@ -440,7 +440,7 @@ unsafe fn free_pd(pool: &'static Pool, pd: &'static Pd) {
         }
         pd.pool.give_frame(pd.root);
         pd.pool.give_frame(pd.directory);
-        for frame in pd.io_bitmap.get().into_iter().flatten() {
+        for frame in pd.io_frames().into_iter().flatten() {
             pd.pool.give_frame(frame);
         }
         pool.free_object(pd);

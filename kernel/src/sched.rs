@@ -81,7 +81,7 @@ fn activate(local: &'static Local, ec: &'static Ec) -> *mut Frame {
         local.active.set(Some(ec));
         local.epoch.set(epoch);
     }
-    if ec.pd.io_bitmap.get().is_some() || local.io_is_open.get() {
+    if ec.pd.io_frames().is_some() || local.io_is_open.get() {
         show_ports(local, ec);
     }
     ec.frame_ptr()
@@ -91,7 +91,7 @@ fn activate(local: &'static Local, ec: &'static Ec) -> *mut Frame {
 fn show_ports(local: &'static Local, ec: &'static Ec) {
     // The version first: ports that are closed while the bitmap is copied make it old again.
     let version = ec.pd.io_version.load(Ordering::Acquire);
-    let frames = ec.pd.io_bitmap.get();
+    let frames = ec.pd.io_frames();
     // SAFETY: these are this CPU's tables; the frames belong to a live domain.
     unsafe {
         match frames {

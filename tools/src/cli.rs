@@ -1,5 +1,6 @@
 //! What the user may say, and the exit code that comes of it.
 
+use crate::bench::{self, BenchArgs};
 use crate::failure::{self, Kind};
 use crate::image::BootImage;
 use crate::image::iso::{self, Firmware};
@@ -27,6 +28,8 @@ enum Command {
     Run(RunArgs),
     /// Runs every test: host, and both emulators
     Test(test::TestArgs),
+    /// Measures what operations cost, beside other hypervisors
+    Bench(BenchArgs),
     /// Says what this machine has, and what to do about what it lacks
     Doctor(doctor::DoctorArgs),
     /// Makes an image that boots on a PC, by BIOS and UEFI
@@ -53,11 +56,13 @@ pub fn main() -> ExitCode {
     let is_json = match &cli.command {
         Command::Run(args) => args.json,
         Command::Image(args) => args.run.json,
+        Command::Bench(args) => args.json,
         Command::Test(_) | Command::Doctor(_) | Command::Build | Command::Setup => false,
     };
     let result = match cli.command {
         Command::Run(args) => run(&args),
         Command::Test(args) => test::test(&args),
+        Command::Bench(args) => bench::bench(&args).map(|()| 0),
         Command::Doctor(args) => doctor::doctor(&args).map(|()| 0),
         Command::Image(args) => image(&args).map(|()| 0),
         Command::Build => build().map(|()| 0),

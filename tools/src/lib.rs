@@ -6,9 +6,11 @@
 //! - [`guest`]: kernels and initial file systems for guests.
 //! - [`image`]: the boot modules, the manifest and the bootable image.
 //! - [`run`]: starting an emulator and being the host's end of its serial line.
-//! - [`doctor`] and [`test`]: what this machine can do, and whether Nacre does it.
+//! - [`mod@bench`]: what the kernel's operations cost, beside the peers.
+//! - [`doctor`] and [`mod@test`]: what this machine can do, and whether Nacre does it.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod cli;
 pub mod compile;
 pub mod doctor;

@@ -67,6 +67,9 @@ impl core::fmt::Debug for TssCell {
     }
 }
 
+/// Offset of TSS.RSP0 in [`CpuTables`], for assembly.
+pub const RSP0_OFFSET: usize = core::mem::offset_of!(CpuTables, tss) + core::mem::offset_of!(Tss, rsp);
+
 /// Bytes of [`CpuTables`].
 pub const CPU_TABLES_BYTES: usize = size_of::<CpuTables>();
 

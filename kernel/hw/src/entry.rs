@@ -115,18 +115,16 @@ pub unsafe fn install(handlers: Handlers) {
 /// Sets the SYSCALL MSRs of this CPU.
 ///
 /// # Safety
-/// After the GDT is loaded and [`install`] ran.
-pub unsafe fn enable_syscall() {
+/// After the GDT is loaded and [`install`] ran. `entry` is the address of code that handles SYSCALL: it begins in user state but
+/// for CS, SS, RIP and RFLAGS, and may jump to `nacre_syscall_entry` after SWAPGS with all registers as they were.
+pub unsafe fn enable_syscall(entry: u64) {
     use crate::cpu::msr;
     // IF, TF, DF, IOPL, NT, AC: user flags that must not hold in the kernel.
     const FLAG_MASK: u64 = 0x200 | 0x100 | 0x400 | 0x3000 | 0x4000 | 0x4_0000;
-    unsafe extern "C" {
-        fn nacre_syscall_entry();
-    }
     // SAFETY: long mode has these MSRs; the selectors are those of `desc`.
     unsafe {
         msr::write(msr::STAR, 0x1b << 48 | 0x08 << 32);
-        msr::write(msr::LSTAR, nacre_syscall_entry as *const () as u64);
+        msr::write(msr::LSTAR, entry);
         msr::write(msr::CSTAR, 0);
         msr::write(msr::SFMASK, FLAG_MASK);
         // SYSENTER faults: its code segment is null.
@@ -232,8 +230,8 @@ global_asm!(
     "iretq",
     ".balign 16",
     ".global nacre_syscall_entry",
+    // Any hypercall, after SWAPGS.
     "nacre_syscall_entry:",
-    "swapgs",
     "mov gs:[{scratch}], rsp",
     "mov rsp, gs:[{frame_end}]",
     "push {user_data}",

@@ -17,6 +17,8 @@ pub struct Block {
     pub scratch: u64,
     /// Address of the kernel's per-CPU data.
     pub local: u64,
+    /// Save area of the guest whose FPU state is in the registers, 0 for none (`cpu::fpu`).
+    pub fpu_owner: u64,
     /// Number of this CPU.
     pub id: u32,
     /// Local APIC id.
@@ -35,6 +37,8 @@ pub mod offset {
     pub const SCRATCH: usize = offset_of!(Block, scratch);
     /// [`Block::local`].
     pub const LOCAL: usize = offset_of!(Block, local);
+    /// [`Block::fpu_owner`].
+    pub const FPU_OWNER: usize = offset_of!(Block, fpu_owner);
     /// [`Block::id`].
     pub const ID: usize = offset_of!(Block, id);
 }
@@ -84,6 +88,26 @@ pub fn set_frame_end(end: u64) {
     // SAFETY: as in `id`; only this CPU uses the field, at its next entry from user mode.
     unsafe {
         core::arch::asm!("mov gs:[{1}], {0}", in(reg) end, const offset::FRAME_END, options(nostack, preserves_flags));
+    }
+}
+
+/// Whose FPU state is in the registers: the address of its save area, 0 for nobody's.
+#[inline]
+pub fn fpu_owner() -> u64 {
+    let area: u64;
+    // SAFETY: as in `id`.
+    unsafe {
+        core::arch::asm!("mov {0}, gs:[{1}]", out(reg) area, const offset::FPU_OWNER, options(nostack, preserves_flags, readonly));
+    }
+    area
+}
+
+/// Says whose FPU state is in the registers.
+#[inline]
+pub fn set_fpu_owner(area: u64) {
+    // SAFETY: as in `id`; only this CPU uses the field.
+    unsafe {
+        core::arch::asm!("mov gs:[{1}], {0}", in(reg) area, const offset::FPU_OWNER, options(nostack, preserves_flags));
     }
 }
 

@@ -175,7 +175,7 @@ unsafe fn run_on_cpu(tables: *mut CpuTables, block: *mut Block, features: &Featu
         percpu::install(block);
         control::enable_protections(features);
         fpu::init_cpu(features.xsave);
-        entry::enable_syscall();
+        entry::enable_syscall(crate::fast::entry());
         crate::cpu::register(&*((*block).local as *const Local));
     }
 }

@@ -9,15 +9,7 @@ use hypercall_abi::{ObjectType, Rights, Status};
 
 /// What a selector names: type and rights, first unit of a range or 0, length of a range or badge.
 pub(super) fn capability(call: &Call) -> Result {
-    let found = call.capability()?;
-    let is_range = matches!(
-        found.kind,
-        ObjectType::Memory | ObjectType::Ports | ObjectType::Irqs
-    );
-    // Kernel addresses are nobody's business.
-    let first = if is_range { found.object } else { 0 };
-    let head = found.kind as u64 | (found.rights.bits() as u64) << 16;
-    Ok(Outcome::Done(Status::Success, [head, first, found.count]))
+    Ok(Outcome::Done(Status::Success, call.capability()?.describe()))
 }
 
 /// Whether a context stopped on a fault, and where.

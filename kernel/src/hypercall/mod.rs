@@ -9,7 +9,7 @@ mod create;
 mod info;
 pub mod ipc;
 mod map;
-mod vcpu;
+pub mod vcpu;
 mod wait;
 
 use crate::cap::{self, Restart, Tree};

@@ -73,6 +73,7 @@ pub struct Ec {
 }
 
 /// What an execution context is doing.
+#[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     /// A handler that waits for a call, or a thread that was not started.
@@ -169,6 +170,9 @@ impl Ec {
             frame: UnsafeCell::new(frame),
         }
     }
+
+    /// Offset of the register frame, for assembly.
+    pub const FRAME_OFFSET: usize = core::mem::offset_of!(Ec, frame);
 
     /// The header.
     pub fn header(&self) -> &Header {

@@ -88,6 +88,7 @@ pub unsafe trait Linked<Tag>: Sized + 'static {
 }
 
 /// An intrusive doubly linked list of objects, oldest first. Whoever owns the list says which lock guards it.
+#[repr(C)]
 #[derive(Debug)]
 pub struct List<T: 'static, Tag> {
     head: Cell<u64>,

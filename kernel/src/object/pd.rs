@@ -23,8 +23,8 @@ pub struct Pd {
     pub directory: PhysAddr,
     /// Top-level page table.
     pub root: PhysAddr,
-    /// The two frames of its I/O permission bitmap, if it may use ports. Under the tree lock; read on activation.
-    pub io_bitmap: Cell<Option<[PhysAddr; 2]>>,
+    /// The two frames of its I/O permission bitmap; zeros if it may use no ports. Set once, under the tree lock.
+    pub io_bitmap: Cell<[PhysAddr; 2]>,
     /// Counts changes of the bitmap, so that CPUs know when their copy is old: read it before copying.
     pub io_version: AtomicU64,
     /// Its execution contexts. Under the tree lock.
@@ -57,7 +57,7 @@ impl Pd {
             pool,
             directory,
             root,
-            io_bitmap: Cell::new(None),
+            io_bitmap: Cell::new([PhysAddr(0); 2]),
             io_version: AtomicU64::new(0),
             ecs: List::new(),
             bound: BoundList::new(),
@@ -69,9 +69,16 @@ impl Pd {
         &self.header
     }
 
+    /// The frames of its I/O permission bitmap, if it has one.
+    #[inline]
+    pub fn io_frames(&self) -> Option<[PhysAddr; 2]> {
+        let frames = self.io_bitmap.get();
+        (frames[0].0 != 0).then_some(frames)
+    }
+
     /// Opens or closes ports. False if there is no memory for the bitmap.
     pub fn set_ports(&self, first: u64, count: u64, is_open: bool) -> bool {
-        if self.io_bitmap.get().is_none() {
+        if self.io_frames().is_none() {
             let Some(low) = self.pool.take_frame() else {
                 return false;
             };
@@ -84,9 +91,9 @@ impl Pd {
                 // SAFETY: the frame is ours and whole.
                 unsafe { phys_to_virt(frame).write_bytes(0xff, 4096) };
             }
-            self.io_bitmap.set(Some([low, high]));
+            self.io_bitmap.set([low, high]);
         }
-        let Some(frames) = self.io_bitmap.get() else {
+        let Some(frames) = self.io_frames() else {
             return false;
         };
         for port in first..first + count {

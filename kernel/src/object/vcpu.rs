@@ -258,6 +258,9 @@ impl Vcpu {
                 backend.unload();
                 returned
             };
+            if let Some(xcr0) = fpu::xcr0_of_guest() {
+                self.xcr0.set(xcr0);
+            }
             if khw::virt::exits_shorten_tr() {
                 local.tr_is_short.set(true);
             }

@@ -6,7 +6,7 @@ use crate::stopwatch::{self, Mode, Timed};
 use bench_protocol::Summary;
 use root_task::memory::FreeMemory;
 use usys::abi::cap::MapFlags;
-use usys::abi::{Hypercall, PAGE_SIZE, Rights, Selector};
+use usys::abi::{Hypercall, PAGE_SIZE, Rights};
 use usys::cap::{Cap, Memory, Narrow, Sm};
 use usys::{process, selector};
 
@@ -36,14 +36,14 @@ pub fn measure(report: &Report, memory: &mut FreeMemory, overhead: u64) {
 fn null(overhead: u64) -> Result<Summary> {
     let call = Timed::new(Hypercall::CapInfo, process::selector::PD, &[]);
     // SAFETY: reads only.
-    stopwatch::sample(overhead, |mode| unsafe { Ok(call.expect(mode)?.ticks) })
+    stopwatch::sample("hypercall.null", overhead, |mode| unsafe { Ok(call.expect(mode)?.ticks) })
 }
 
 /// A number that no hypercall has.
 fn bad_number(overhead: u64) -> Result<Summary> {
     let call = Timed::nothing();
     // SAFETY: the kernel refuses it.
-    stopwatch::sample(overhead, |mode| unsafe { Ok(call.execute(mode).ticks) })
+    stopwatch::sample("hypercall.bad_number", overhead, |mode| unsafe { Ok(call.execute(mode).ticks) })
 }
 
 fn new_semaphore() -> Result<Cap<Sm>> {
@@ -54,14 +54,14 @@ fn new_semaphore() -> Result<Cap<Sm>> {
 fn signal(overhead: u64) -> Result<Summary> {
     let call = Timed::new(Hypercall::Signal, new_semaphore()?.selector(), &[]);
     // SAFETY: touches no memory.
-    stopwatch::sample(overhead, |mode| unsafe { Ok(call.expect(mode)?.ticks) })
+    stopwatch::sample("sm.signal", overhead, |mode| unsafe { Ok(call.expect(mode)?.ticks) })
 }
 
 /// The count is above zero.
 fn wait(overhead: u64) -> Result<Summary> {
     let semaphore = new_semaphore()?;
     let call = Timed::new(Hypercall::Wait, semaphore.selector(), &[u64::MAX]);
-    stopwatch::sample(overhead, |mode| {
+    stopwatch::sample("sm.wait", overhead, |mode| {
         semaphore.up()?;
         // SAFETY: touches no memory.
         unsafe { Ok(call.expect(mode)?.ticks) }
@@ -76,7 +76,7 @@ fn create(overhead: u64) -> Result<Summary> {
         to,
         &[process::selector::POOL.0.into(), 0],
     );
-    stopwatch::sample(overhead, |mode| {
+    stopwatch::sample("sm.create", overhead, |mode| {
         // SAFETY: creates an object that nobody knows.
         let ticks = unsafe { call.expect(mode) }?.ticks;
         Cap::<Sm>::new(to).delete()?;
@@ -107,12 +107,12 @@ fn map_and_unmap(memory: &mut FreeMemory, overhead: u64) -> Result<[Summary; 2]>
     );
     // SAFETY: nothing else is at these addresses.
     let run = |call: &Timed, mode: Mode| unsafe { call.expect(mode) }.map(|outcome| outcome.ticks);
-    let map_summary = stopwatch::sample(overhead, |mode| {
+    let map_summary = stopwatch::sample("map.4k", overhead, |mode| {
         let ticks = run(&map, mode)?;
         run(&unmap, Mode::Timed)?;
         Ok(ticks)
     })?;
-    let unmap_summary = stopwatch::sample(overhead, |mode| {
+    let unmap_summary = stopwatch::sample("unmap.4k", overhead, |mode| {
         run(&map, Mode::Timed)?;
         run(&unmap, mode)
     })?;

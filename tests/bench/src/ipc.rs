@@ -35,15 +35,17 @@ fn bench_echo() -> ! {
 
 /// Measures calls into this address space, and into that of `server`, which runs this program.
 pub fn measure(report: &Report, server: Result<Cap<Pd>>, overhead: u64) {
-    report.measure("ipc.call_same", || call(process::pd(), 1, overhead));
-    report.measure("ipc.call_same_8w", || call(process::pd(), 8, overhead));
-    if report.wants("ipc.call_cross") {
-        report.measure("ipc.call_cross", || call(server.clone()?, 1, overhead));
-        report.measure("ipc.call_cross_8w", || call(server?, 8, overhead));
+    for (op, pd, words) in [
+        ("ipc.call_same", Ok(process::pd()), 1),
+        ("ipc.call_same_8w", Ok(process::pd()), 8),
+        ("ipc.call_cross", server.clone(), 1),
+        ("ipc.call_cross_8w", server, 8),
+    ] {
+        report.measure(op, || call(op, pd?, words, overhead));
     }
 }
 
-fn call(pd: Cap<Pd>, words: u64, overhead: u64) -> Result<Summary> {
+fn call(op: &str, pd: Cap<Pd>, words: u64, overhead: u64) -> Result<Summary> {
     let portal = serve(pd)?;
     let message: alloc::vec::Vec<u64> = (1..=words).collect();
     let timed = Timed::new(Hypercall::Call, portal.selector(), &message);
@@ -52,7 +54,7 @@ fn call(pd: Cap<Pd>, words: u64, overhead: u64) -> Result<Summary> {
         return Err(crate::error::Failure::new("the reply is not what was sent"));
     }
     // SAFETY: the server touches no memory.
-    stopwatch::sample(overhead, |mode| unsafe { Ok(timed.expect(mode)?.ticks) })
+    stopwatch::sample(op, overhead, |mode| unsafe { Ok(timed.expect(mode)?.ticks) })
 }
 
 /// A portal to [`bench_echo`] in an address space.

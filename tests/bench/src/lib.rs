@@ -19,8 +19,6 @@ pub mod stopwatch;
 pub mod system;
 pub mod vmm;
 
-use crate::report::Report;
-use root_task::power::{self, Ending};
 use usys::abi::boot_info;
 
 /// What every role begins with: the pages that say who this process is start with different words.
@@ -43,8 +41,3 @@ pub unsafe fn begin(info: u64, started: u64) -> ! {
     vmm::main(info)
 }
 
-/// Ends the machine after everything was said.
-fn end(report: &Report) -> ! {
-    report.end();
-    power::off(Ending::Done)
-}

@@ -30,11 +30,22 @@ impl Report {
         self.wanted.is_empty() || self.wanted.split_whitespace().any(|word| op.starts_with(word))
     }
 
+    /// Whether some operation of a group was asked for.
+    pub fn wants_some(&self, group: &str) -> bool {
+        let matches = |word: &str| word.starts_with(group) || group.starts_with(word);
+        self.wanted.is_empty() || self.wanted.split_whitespace().any(matches)
+    }
+
     /// Measures an operation, if it was asked for, and says what came of it.
     pub fn measure(&self, op: &str, work: impl FnOnce() -> Result<Summary>) {
         if self.wants(op) {
             self.say(op, work());
         }
+    }
+
+    /// Says that the next two markers enclose this operation.
+    pub fn announce(op: &str) {
+        log::info!("{}", Line::Window { op });
     }
 
     /// As [`Self::measure`], for work that gives several operations.

@@ -1,6 +1,7 @@
 //! The time between two instructions: everything that is timed, is timed here.
 
 use crate::error::{Failure, Result};
+use crate::report::{self, Report};
 use bench_protocol::{Samples, Summary};
 use core::arch::asm;
 use usys::abi::regs::{Head, MESSAGE_WORDS};
@@ -145,15 +146,16 @@ pub fn overhead() -> Result<u64> {
         // SAFETY: nothing is called.
         samples.push(unsafe { nothing.execute(Mode::Empty) }.ticks);
     }
-    crate::report::summary(samples, 0).map(|summary| summary.median)
+    report::summary(samples, 0).map(|summary| summary.median)
 }
 
-/// Samples of `once`, which executes the operation in this mode and returns its ticks; then one more between markers.
-pub fn sample(overhead: u64, mut once: impl FnMut(Mode) -> Result<u32>) -> Result<Summary> {
+/// Samples of `once`, which executes operation `op` in this mode and returns its ticks; then one more between markers.
+pub fn sample(op: &str, overhead: u64, mut once: impl FnMut(Mode) -> Result<u32>) -> Result<Summary> {
     let mut samples = Samples::new();
     while !samples.is_full() {
         samples.push(once(Mode::Timed)?);
     }
+    Report::announce(op);
     once(Mode::Marked)?;
-    crate::report::summary(samples, overhead)
+    report::summary(samples, overhead)
 }

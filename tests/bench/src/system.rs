@@ -7,7 +7,7 @@ use alloc::string::String;
 use alloc::vec;
 use bench_protocol::{REQUEST_MODULE, Summary};
 use root_task::memory::FreeMemory;
-use root_task::power::{self, Ending};
+use usys::power::{self, Ending};
 use root_task::process::{Blueprint, Process};
 use root_task::system::System;
 use root_task::wall_clock::WallClock;
@@ -49,7 +49,7 @@ fn run(info: &'static BootInfo, started: u64) -> Result<()> {
     });
     let overhead = stopwatch::overhead()?;
     hypercalls::measure(&report, &mut system.memory, overhead);
-    if report.wants("ipc") {
+    if report.wants_some("ipc") {
         let server = copy(&mut system, "server").map(|process| process.pd());
         ipc::measure(&report, server, overhead);
     }

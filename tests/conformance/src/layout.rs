@@ -29,6 +29,10 @@ pub const ARENA: u64 = 1005;
 pub const IMAGE: u64 = 1006;
 /// The pool of the test that runs.
 pub const TEST_POOL: u64 = 1007;
+/// First of the selectors that a test uses again and again, in a loop.
+pub const SCRATCH: u64 = 1008;
+/// How many those are.
+pub const SCRATCH_COUNT: u64 = 16;
 /// First selector for tests.
 pub const TEST_FIRST: u64 = 1024;
 /// One past the last selector for tests.

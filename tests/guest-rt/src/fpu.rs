@@ -41,6 +41,11 @@ impl Area {
     pub fn xmm(&self) -> &[u8] {
         &self.0[160..416]
     }
+
+    /// The upper half of YMM0, in both formats.
+    pub fn upper_ymm0(&self) -> &[u8] {
+        &self.0[576..592]
+    }
 }
 
 /// Sets CR4.OSXSAVE and all of x87, SSE and AVX that CPUID offers in XCR0; returns XCR0, or nothing without XSAVE.
@@ -146,4 +151,56 @@ pub fn store_ymm() -> Ymm {
 pub fn fxsave(area: &mut Area) {
     // SAFETY: the area is large enough and aligned.
     unsafe { asm!("fxsave64 [{}]", in(reg) area, options(nostack, preserves_flags)) };
+}
+
+/// How the processor saves and restores extended state in the compacted format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compaction {
+    /// XSAVEC and XRSTOR.
+    User,
+    /// XSAVES and XRSTORS.
+    Supervisor,
+}
+
+impl Compaction {
+    /// Whether CPUID offers it.
+    pub fn is_offered(self) -> bool {
+        let bit = match self {
+            Compaction::User => 1,
+            Compaction::Supervisor => 3,
+        };
+        cpu::cpuid(0xd, 1).eax >> bit & 1 != 0
+    }
+
+    /// Saves what XCR0 has.
+    pub fn save(self, area: &mut Area) {
+        let mask = xgetbv(0) as u32;
+        // SAFETY: the area is large enough for what `enable_xsave` enables, and aligned.
+        unsafe {
+            match self {
+                Compaction::User => {
+                    asm!("xsavec64 [{}]", in(reg) area, in("eax") mask, in("edx") 0, options(nostack, preserves_flags))
+                }
+                Compaction::Supervisor => {
+                    asm!("xsaves64 [{}]", in(reg) area, in("eax") mask, in("edx") 0, options(nostack, preserves_flags))
+                }
+            }
+        }
+    }
+
+    /// Restores it.
+    pub fn restore(self, area: &Area) {
+        let mask = xgetbv(0) as u32;
+        // SAFETY: as in `save`, which filled the area; the runtime uses none of the registers.
+        unsafe {
+            match self {
+                Compaction::User => {
+                    asm!("xrstor64 [{}]", in(reg) area, in("eax") mask, in("edx") 0, options(nostack, preserves_flags))
+                }
+                Compaction::Supervisor => {
+                    asm!("xrstors64 [{}]", in(reg) area, in("eax") mask, in("edx") 0, options(nostack, preserves_flags))
+                }
+            }
+        }
+    }
 }

@@ -25,8 +25,10 @@ pub const MOST_CPUS: u16 = 8;
 /// Bochs keeps at most this many MiB of a machine's memory in its own; the rest is in a file.
 const MOST_HOST_MEMORY_MIB: u32 = 2048;
 
-const CONFIGURATION: &str = "bochsrc";
-const DEBUGGER_COMMANDS: &str = "debugger-commands";
+/// File name of the configuration in a run's folder.
+pub const CONFIGURATION: &str = "bochsrc";
+/// File name of the commands for Bochs's debugger.
+pub const DEBUGGER_COMMANDS: &str = "debugger-commands";
 const LOG: &str = "bochs.log";
 
 /// The command that boots [`iso::FILE`] in `folder`, with COM1 connected to a local TCP port.

@@ -19,7 +19,7 @@ pub fn tests() -> Vec<Test> {
     };
     vec![
         check("format", "the sources are formatted", || {
-            cargo(&["fmt", "--all", "--check"])
+            cargo(&["fmt", "--all", "--check", "--", "-l"])
         }),
         check("dependencies", "dependencies point one way", graph::check),
         check(

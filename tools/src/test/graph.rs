@@ -27,8 +27,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("trt", &["tproto", "guest-pv-driver"]),
     ("guests", &["trt", "tproto", "guest-pv-driver"]),
     ("conformance", &["usys", "tproto", "hypercall-abi"]),
-    ("bench", &["usys", "tproto", "hypercall-abi"]),
-    ("nacre", &["hypercall-abi", "vmm-protocol", "tproto"]),
+    ("bench-protocol", &[]),
+    ("bench", &["bench-protocol", "root-task", "usys", "hypercall-abi", "vmm-protocol"]),
+    ("nacre", &["hypercall-abi", "vmm-protocol", "tproto", "bench-protocol"]),
 ];
 
 /// The check.

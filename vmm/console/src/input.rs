@@ -10,6 +10,10 @@ use vmm_protocol::manifest::ConsoleMode;
 const FOCUS: u8 = 0;
 /// Bytes kept for a VM that does not read; what comes then is lost, as on a real line.
 const KEEP: usize = 64 * 1024;
+/// Pieces kept for it: each has a cost beyond its bytes.
+const KEEP_PIECES: usize = 1024;
+/// Bytes kept for all VMs.
+const KEEP_IN_ALL: usize = 128 * 1024;
 
 /// Input on its way to the VMs.
 #[derive(Debug)]
@@ -59,16 +63,15 @@ impl Input {
             stream,
             Stream::Console | Stream::Stdout | Stream::Stderr | Stream::Agent
         );
+        let in_all: usize = self.vms.iter().map(|vm| vm.bytes).sum();
         let Some(destination) = self.vms.get_mut(usize::from(vm)).filter(|_| is_input) else {
             return;
         };
-        let bytes = &bytes[..bytes.len().min(KEEP - destination.bytes)];
-        destination.bytes += bytes.len();
-        for &byte in bytes {
-            match destination.waiting.back_mut() {
-                Some((last, run)) if *last == stream && run.len() < MAX_RECORD => run.push(byte),
-                _ => destination.waiting.push_back((stream, alloc::vec![byte])),
-            }
+        let room = KEEP
+            .min(destination.bytes + KEEP_IN_ALL.saturating_sub(in_all))
+            .saturating_sub(destination.bytes);
+        for &byte in &bytes[..bytes.len().min(room)] {
+            destination.add(stream, byte);
         }
     }
 
@@ -86,6 +89,18 @@ impl Input {
             }
         }
         signals
+    }
+}
+
+impl Destination {
+    fn add(&mut self, stream: Stream, byte: u8) {
+        let is_full = self.waiting.len() >= KEEP_PIECES;
+        match self.waiting.back_mut() {
+            Some((last, run)) if *last == stream && run.len() < MAX_RECORD => run.push(byte),
+            _ if is_full => return,
+            _ => self.waiting.push_back((stream, alloc::vec![byte])),
+        }
+        self.bytes += 1;
     }
 }
 
@@ -158,5 +173,23 @@ mod tests {
             input.push(b'x');
         }
         assert_eq!(input.vms[0].bytes, KEEP);
+    }
+
+    #[test]
+    fn vms_that_never_read_cost_limited_memory_together() {
+        let (mut input, _rings) = fixture(ConsoleMode::Framed, 4);
+        for round in 0..KEEP {
+            for vm in 0..4 {
+                let stream = if round % 2 == 0 {
+                    Stream::Console
+                } else {
+                    Stream::Agent
+                };
+                input.add(vm, stream, if vm == 0 { b"x" } else { &[b'x'; MAX_RECORD] });
+            }
+        }
+        let bytes: usize = input.vms.iter().map(|vm| vm.bytes).sum();
+        assert!(bytes <= KEEP_IN_ALL);
+        assert!(input.vms.iter().all(|vm| vm.waiting.len() <= KEEP_PIECES));
     }
 }

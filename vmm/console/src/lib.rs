@@ -32,6 +32,8 @@ use vmm_protocol::process::{ConsoleConfig, INPUT, OUTPUT, ROOT_OUTPUT, console a
 
 /// How long COM1 may stay silent while it has bytes to send, in ms: an interrupt that was lost costs no more.
 const WATCHDOG_MS: u64 = 20;
+/// How long to leave the CPU to others before going on with what one turn did not finish, in ms.
+const BREATH_MS: u64 = 1;
 /// How long the last bytes of the kernel's log may take to leave the UART, in polls of a millisecond.
 const SETTLE_POLLS: u32 = 100;
 
@@ -153,7 +155,9 @@ impl Server {
 
     fn wait(&self) -> u64 {
         let is_sending = !self.queue.is_empty() || self.switch.said_bye() && !self.is_done;
-        let deadline = if is_sending {
+        let deadline = if self.switch.is_behind() {
+            cpu::deadline_in(BREATH_MS, self.tsc_hz)
+        } else if is_sending {
             cpu::deadline_in(WATCHDOG_MS, self.tsc_hz)
         } else {
             FOREVER

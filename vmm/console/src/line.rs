@@ -53,7 +53,7 @@ impl Line {
     fn put_text(&mut self, stream: Stream, vm: u8, bytes: &[u8], out: &mut Queue) {
         match stream {
             Stream::Console | Stream::Stdout | Stream::Stderr => self.put_guest(vm, bytes, out),
-            Stream::Log => self.put_line(bytes, out),
+            Stream::Log => self.put_log(vm, bytes, out),
             Stream::Outcome => {
                 let name = self.names.get(usize::from(vm)).map_or("?", String::as_str);
                 let text = match Outcome::decode(bytes) {
@@ -68,18 +68,36 @@ impl Line {
     }
 
     /// Guest output goes through at once, so that a prompt is seen. With several VMs, each piece of a line stands behind the
-    /// name of its VM.
+    /// name of its VM, and nothing that could move the cursor back over a name gets through.
     fn put_guest(&mut self, vm: u8, bytes: &[u8], out: &mut Queue) {
         let author = Author::Guest(vm);
+        let is_shared = self.names.len() > 1;
         for &byte in bytes {
+            if is_shared && byte != b'\n' && is_control(byte) {
+                continue;
+            }
             if self.open != Some(author) {
                 self.begin_line(author, out);
+            }
+            if is_shared && byte == b'\n' {
+                out.push_back(b'\r');
             }
             out.push_back(byte);
             if byte == b'\n' {
                 self.open = None;
             }
         }
+    }
+
+    /// A line of a process's log. A VMM writes its name itself; one that does not gets it all the same.
+    fn put_log(&mut self, vm: u8, bytes: &[u8], out: &mut Queue) {
+        let name = self.names.get(usize::from(vm)).map_or("", String::as_str);
+        let rest = bytes.strip_prefix(name.as_bytes()).unwrap_or_default();
+        if name.is_empty() || rest.starts_with(b": ") {
+            return self.put_line(bytes, out);
+        }
+        let line = [name.as_bytes(), b": ", bytes].concat();
+        self.put_line(&line, out);
     }
 
     fn begin_line(&mut self, author: Author, out: &mut Queue) {
@@ -98,10 +116,15 @@ impl Line {
 
     fn put_line(&mut self, bytes: &[u8], out: &mut Queue) {
         self.begin_line(Author::System, out);
-        out.extend(bytes);
+        out.extend(bytes.iter().copied().filter(|&byte| !is_control(byte)));
         out.extend(b"\r\n");
         self.open = None;
     }
+}
+
+/// A control character other than a tabulator.
+fn is_control(byte: u8) -> bool {
+    byte.is_ascii_control() && byte != b'\t'
 }
 
 fn put_frame(stream: Stream, vm: u8, bytes: &[u8], out: &mut Queue) {
@@ -165,6 +188,22 @@ mod tests {
         assert_eq!(
             text,
             "a: first\r\na: half \r\nb: other\r\na: rest\r\nroot: hello\r\n"
+        );
+    }
+
+    #[test]
+    fn a_vm_cannot_write_over_its_name_or_speak_for_the_system() {
+        let text = plain(
+            &["a", "b"],
+            &[
+                (Stream::Console, 0, b"x\r\x1b[2Kb: I am b\n"),
+                (Stream::Log, 0, b"root: VM b: powered off\r\n"),
+                (Stream::Log, 1, b"b: warning: so I say"),
+            ],
+        );
+        assert_eq!(
+            text,
+            "a: x[2Kb: I am b\r\na: root: VM b: powered off\r\nb: warning: so I say\r\n"
         );
     }
 

@@ -9,6 +9,9 @@ use vmm_protocol::link::Stream;
 /// where its writers notice.
 const QUEUE_HIGH: usize = 1024;
 
+/// Rounds of one call: a VM whose records become nothing on the line must not keep the server.
+const ROUNDS: usize = 64;
+
 /// The consumers of all rings.
 #[derive(Debug)]
 pub struct Switch {
@@ -17,6 +20,7 @@ pub struct Switch {
     /// The VM whose turn it is.
     next: usize,
     said_bye: bool,
+    is_behind: bool,
 }
 
 impl Switch {
@@ -27,17 +31,14 @@ impl Switch {
             vms,
             next: 0,
             said_bye: false,
+            is_behind: false,
         }
     }
 
-    /// Moves records to the queue while it has room. Returns the VMs, as bits, that waited for room and have it now.
+    /// Moves records to the queue while it has room, up to a limit. Returns the VMs, as bits, that waited for room and have
+    /// it now.
     pub fn pump(&mut self, line: &mut Line, queue: &mut Queue) -> u64 {
-        while queue.len() < QUEUE_HIGH {
-            let from_root = self.pump_root(line, queue);
-            if !self.pump_vms(line, queue) && !from_root {
-                break;
-            }
-        }
+        self.is_behind = (0..ROUNDS).all(|_| queue.len() < QUEUE_HIGH && self.pump_round(line, queue));
         // Half a ring at a time, so that a writer does not wake for every record.
         let mut relieved = 0;
         for (index, ring) in self.vms.iter_mut().enumerate() {
@@ -46,6 +47,17 @@ impl Switch {
             }
         }
         relieved
+    }
+
+    /// Whether the last [`Self::pump`] ended with its limit: there may be more, and room for it.
+    pub fn is_behind(&self) -> bool {
+        self.is_behind
+    }
+
+    /// One record of each ring; false if there was none.
+    fn pump_round(&mut self, line: &mut Line, queue: &mut Queue) -> bool {
+        let from_root = self.pump_root(line, queue);
+        self.pump_vms(line, queue) || from_root
     }
 
     /// Whether the root task said that nothing follows, and everything before it is in the queue.
@@ -202,6 +214,20 @@ mod tests {
         fixture.vms[1].push(Stream::Console as u8, 0, b"hello");
         let frames = fixture.frames();
         assert!(frames.iter().position(|frame| frame.vm == 1).unwrap() <= 1);
+    }
+
+    #[test]
+    fn records_that_become_nothing_do_not_keep_the_server() {
+        let mut fixture = fixture(2);
+        while fixture.vms[0].push(99, 0, b"?") {}
+        fixture.vms[1].push(Stream::Console as u8, 0, b"hello");
+        let mut queue = Queue::new();
+        fixture.switch.pump(&mut fixture.line, &mut queue);
+        assert!(fixture.switch.is_behind(), "the rest can wait");
+        assert!(queue.len() > 5, "and the quiet VM is heard");
+        while fixture.switch.is_behind() {
+            fixture.switch.pump(&mut fixture.line, &mut queue);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The board `reduced`: its devices, what connects them, and where the guest finds them.
 //!
-//! Data goes one way: the guest's access reaches a device by port or address; the devices' interrupt lines are sampled
-//! behind it and go through the I/O APIC to the local APIC; the next entry asks the local APIC what to inject.
+//! Data goes one way: the guest's access reaches a device by port or address; that device's interrupt line is sampled
+//! behind it and goes through the I/O APIC to the local APIC; the next entry asks the local APIC what to inject.
 //!
 //! There is no PIC, PIT or PCI: as on a PC without a device, ports that nobody claims read as ones and ignore writes.
 
@@ -64,6 +64,10 @@ pub(crate) struct Board {
     ports: Bus<PortDevice>,
     uarts: [Uart; SERIAL_PORTS.len()],
     input: [VecDeque<u8>; SERIAL_PORTS.len()],
+    /// Some of [`Self::input`] is not empty.
+    has_input: bool,
+    /// Somebody should take output.
+    has_output: bool,
     rtc: Rtc,
     i8042: I8042,
     debug: DebugPorts,
@@ -97,6 +101,8 @@ impl Board {
             ports: port_map(),
             uarts: core::array::from_fn(|_| Uart::new()),
             input: Default::default(),
+            has_input: false,
+            has_output: false,
             rtc,
             i8042: I8042::new(),
             debug: DebugPorts::new(),
@@ -134,8 +140,8 @@ impl Board {
                 };
             }
             value = u32::from_le_bytes(bytes);
+            self.update_line(device);
         }
-        self.update_lines();
         value & u32::MAX >> (32 - 8 * u32::from(size.clamp(1, 4)))
     }
 
@@ -156,6 +162,7 @@ impl Board {
             let request = match device {
                 PortDevice::Uart(index) => {
                     self.uarts[index].write(port.wrapping_sub(SERIAL_PORTS[index].port) as u8, byte);
+                    self.has_output |= self.uarts[index].has_output();
                     None
                 }
                 PortDevice::Rtc => {
@@ -169,7 +176,7 @@ impl Board {
             };
             self.request = self.request.or(request);
         }
-        self.update_lines();
+        self.update_line(device);
     }
 
     /// Reads 1 to 8 bytes of device memory.
@@ -252,9 +259,11 @@ impl Board {
 
     fn interrupt(&mut self, mode: DeliveryMode, vector: u8, level: bool) {
         match mode {
-            DeliveryMode::Nmi => self.is_nmi_pending = true,
+            DeliveryMode::Nmi => self.raise_nmi(),
+            // INIT lets the bootstrap processor begin anew with the firmware (SDM 3A 9.1), and the only CPU is that one.
+            DeliveryMode::Init => self.request = self.request.or(Some(Request::Reset)),
             mode if mode.has_vector() => _ = self.lapic.accept(vector, level),
-            // No firmware handles SMIs, no PIC gives a vector, and the only CPU does not start itself.
+            // No firmware handles SMIs, no PIC gives a vector, and the only CPU does not wait for a start-up message.
             _ => {}
         }
     }
@@ -262,28 +271,39 @@ impl Board {
     /// Lets timers expire, and the serial ports take input.
     pub(crate) fn advance(&mut self, now: Time) {
         self.lapic.advance(now.guest);
-        for (uart, input) in self.uarts.iter_mut().zip(&mut self.input) {
-            let room = uart.room().min(input.len());
-            if room > 0 {
-                let bytes: Vec<u8> = input.drain(..room).collect();
-                uart.receive(&bytes);
-            }
-        }
-        self.update_lines();
-    }
-
-    fn update_lines(&mut self) {
-        for (index, serial) in SERIAL_PORTS.iter().enumerate() {
-            let level = self.uarts[index].irq_level();
-            if let Some(message) = self.ioapic.set_line(serial.gsi.into(), level) {
-                self.deliver(&message);
-            }
+        if self.has_input {
+            (0..SERIAL_PORTS.len()).for_each(|index| self.feed(index));
+            self.has_input = self.input.iter().any(|input| !input.is_empty());
         }
     }
 
-    /// The guest's TSC jumped by `delta`; the clock goes on as if nothing had happened.
-    pub(crate) fn shift_clock(&mut self, delta: u64) {
-        self.clock_zero = self.clock_zero.wrapping_add(delta);
+    /// Moves input to a serial port that has none. One that still has some is left alone: only between two pieces does
+    /// its line fall, and only a rise interrupts a guest whose I/O APIC pin is edge-triggered.
+    fn feed(&mut self, index: usize) {
+        let (uart, input) = (&mut self.uarts[index], &mut self.input[index]);
+        let room = uart.room().min(input.len());
+        if room > 0 && uart.is_drained() {
+            let bytes: Vec<u8> = input.drain(..room).collect();
+            uart.receive(&bytes);
+            self.update_line(PortDevice::Uart(index));
+        }
+    }
+
+    /// Samples the interrupt line of a device, if it has one.
+    fn update_line(&mut self, device: PortDevice) {
+        let PortDevice::Uart(index) = device else {
+            return;
+        };
+        let level = self.uarts[index].irq_level();
+        if let Some(message) = self.ioapic.set_line(SERIAL_PORTS[index].gsi.into(), level) {
+            self.deliver(&message);
+        }
+    }
+
+    /// The guest set its TSC from `old` to `new`; clock and timer go on as if nothing had happened.
+    pub(crate) fn shift_tsc(&mut self, old: u64, new: u64) {
+        self.lapic.shift_tsc(old, new);
+        self.clock_zero = self.clock_zero.wrapping_add(new.wrapping_sub(old));
         self.clock = PvClock::new(self.tsc_hz, self.clock_zero, self.clock_unix_ns, true);
     }
 
@@ -294,24 +314,31 @@ impl Board {
         };
         let taken = bytes.len().min(INPUT_MAX.saturating_sub(input.len()));
         input.extend(&bytes[..taken]);
+        self.has_input |= taken > 0;
         taken
     }
 
+    /// Whether the guest sent something since this was last asked.
+    pub(crate) fn take_has_output(&mut self) -> bool {
+        core::mem::take(&mut self.has_output)
+    }
+
     /// Takes what the guest sent to a serial port.
-    pub(crate) fn take_output(&mut self, port: usize) -> Vec<u8> {
-        self.uarts
-            .get_mut(port)
-            .map(|uart| uart.take_output().collect())
-            .unwrap_or_default()
+    pub(crate) fn take_output(&mut self, port: usize) -> impl Iterator<Item = u8> {
+        self.uarts.get_mut(port).into_iter().flat_map(Uart::take_output)
     }
 
     /// Takes what the guest sent to the debug consoles.
-    pub(crate) fn take_debug_output(&mut self) -> Vec<u8> {
-        core::mem::take(&mut self.debug_output)
+    pub(crate) fn take_debug_output(&mut self) -> impl Iterator<Item = u8> {
+        self.debug_output.drain(..)
     }
 
     pub(crate) fn has_nmi(&self) -> bool {
         self.is_nmi_pending
+    }
+
+    pub(crate) fn raise_nmi(&mut self) {
+        self.is_nmi_pending = true;
     }
 
     pub(crate) fn take_nmi(&mut self) {
@@ -330,7 +357,10 @@ impl Board {
 
     fn take_debug_event(&mut self, event: Option<DebugEvent>) {
         match event {
-            Some(DebugEvent::Console(byte) | DebugEvent::Firmware(byte)) => self.debug_output.push(byte),
+            Some(DebugEvent::Console(byte) | DebugEvent::Firmware(byte)) => {
+                self.debug_output.push(byte);
+                self.has_output = true;
+            }
             Some(DebugEvent::Request(request)) => self.request = self.request.or(Some(request)),
             Some(DebugEvent::Post(_)) | None => {}
         }
@@ -344,13 +374,11 @@ fn owned(
     port: u16,
     size: u8,
 ) -> impl Iterator<Item = u16> + use<> {
-    let count = (0..size.min(4))
-        .take_while(|index| {
-            let next = u64::from(port) + u64::from(*index);
-            ports.find(next).is_some_and(|(other, _)| other == device)
-        })
-        .count();
-    (0..count).map(move |index| port.wrapping_add(index as u16))
+    let others = (1..size.min(4)).take_while(|index| {
+        let next = u64::from(port) + u64::from(*index);
+        ports.find(next).is_some_and(|(other, _)| other == device)
+    });
+    (0..=others.count()).map(move |index| port.wrapping_add(index as u16))
 }
 
 fn port_map() -> Bus<PortDevice> {

@@ -47,6 +47,11 @@ impl Log {
         }
     }
 
+    /// Whether there is a line to take.
+    pub fn has_lines(&self) -> bool {
+        !self.lines.is_empty()
+    }
+
     /// Takes the lines.
     pub fn take(&mut self) -> Vec<String> {
         core::mem::take(&mut self.lines)

@@ -125,7 +125,7 @@ impl Default for Msrs {
 impl Msrs {
     /// RDMSR; `None` is a #GP.
     pub fn read(&self, index: u32, vcpu: &mut impl Vcpu, cpu: &GuestCpu) -> Option<u64> {
-        if let Some((groups, get, _)) = page_msr(index) {
+        if let Some((groups, get, _)) = page_msr(index, cpu) {
             return Some(*get(vcpu.state(groups)));
         }
         match index {
@@ -159,10 +159,8 @@ impl Msrs {
 
     /// WRMSR; `None` is a #GP.
     pub fn write(&mut self, index: u32, value: u64, vcpu: &mut impl Vcpu, cpu: &GuestCpu) -> Option<()> {
-        if let Some((groups, _, is_address)) = page_msr(index) {
-            if is_address && !is_canonical(value) {
-                return None;
-            }
+        if let Some((groups, _, content)) = page_msr(index, cpu) {
+            let value = content.accept(value, cpu)?;
             let page = vcpu.state(groups);
             *page_msr_mut(index, page)? = value;
             page.dirty |= groups.bits();
@@ -217,20 +215,44 @@ impl Msrs {
 
 type Getter = fn(&VcpuPage) -> &u64;
 
-/// An MSR that is a plain field of the vCPU page: its group, the field, and whether it holds a linear address.
-fn page_msr(index: u32) -> Option<(Groups, Getter, bool)> {
+/// What an MSR of the vCPU page holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    /// A linear address.
+    Address,
+    /// 32 bits; the rest is reserved on Intel's CPUs and ignored on AMD's.
+    Low32,
+    /// Anything.
+    Any,
+}
+
+impl Content {
+    /// What becomes of a value that the guest writes; `None` is a #GP.
+    fn accept(self, value: u64, cpu: &GuestCpu) -> Option<u64> {
+        match self {
+            Content::Address => is_canonical(value).then_some(value),
+            Content::Low32 if cpu.is_intel() => (value >> 32 == 0).then_some(value),
+            Content::Low32 => Some(value & 0xffff_ffff),
+            Content::Any => Some(value),
+        }
+    }
+}
+
+/// An MSR that is a plain field of the vCPU page: its group, the field, and what it holds.
+fn page_msr(index: u32, cpu: &GuestCpu) -> Option<(Groups, Getter, Content)> {
+    use Content::{Address, Any, Low32};
     Some(match index {
-        SYSENTER_CS => (Groups::SYSENTER, |page| &page.sysenter_cs, false),
-        SYSENTER_ESP => (Groups::SYSENTER, |page| &page.sysenter_esp, true),
-        SYSENTER_EIP => (Groups::SYSENTER, |page| &page.sysenter_eip, true),
-        STAR => (Groups::SYSCALL, |page| &page.star, false),
-        LSTAR => (Groups::SYSCALL, |page| &page.lstar, true),
-        CSTAR => (Groups::SYSCALL, |page| &page.cstar, true),
-        SFMASK => (Groups::SYSCALL, |page| &page.sfmask, false),
-        KERNEL_GS_BASE => (Groups::SYSCALL, |page| &page.kernel_gs_base, true),
-        TSC_AUX => (Groups::SYSCALL, |page| &page.tsc_aux, false),
-        FS_BASE => (Groups::DATA_SEGMENTS, |page| &page.segments[FS].base, true),
-        GS_BASE => (Groups::DATA_SEGMENTS, |page| &page.segments[GS].base, true),
+        SYSENTER_CS => (Groups::SYSENTER, |page| &page.sysenter_cs, Low32),
+        SYSENTER_ESP => (Groups::SYSENTER, |page| &page.sysenter_esp, Address),
+        SYSENTER_EIP => (Groups::SYSENTER, |page| &page.sysenter_eip, Address),
+        STAR => (Groups::SYSCALL, |page| &page.star, Any),
+        LSTAR => (Groups::SYSCALL, |page| &page.lstar, Address),
+        CSTAR => (Groups::SYSCALL, |page| &page.cstar, Address),
+        SFMASK => (Groups::SYSCALL, |page| &page.sfmask, Low32),
+        KERNEL_GS_BASE => (Groups::SYSCALL, |page| &page.kernel_gs_base, Address),
+        TSC_AUX if cpu.has_tsc_aux() => (Groups::SYSCALL, |page| &page.tsc_aux, Low32),
+        FS_BASE => (Groups::DATA_SEGMENTS, |page| &page.segments[FS].base, Address),
+        GS_BASE => (Groups::DATA_SEGMENTS, |page| &page.segments[GS].base, Address),
         _ => return None,
     })
 }
@@ -325,6 +347,18 @@ mod tests {
         assert!(msrs.read(MISC_ENABLE, &mut vcpu, &cpu(b"Auth")).is_none());
         assert_eq!(msrs.read(AMD_DE_CFG, &mut vcpu, &cpu(b"Auth")), Some(2));
         assert_eq!(msrs.read(0xc001_0010, &mut vcpu, &cpu(b"Auth")), Some(0));
+    }
+
+    #[test]
+    fn upper_halves_that_the_kernel_would_refuse_never_reach_it() {
+        let (mut msrs, mut vcpu) = (Msrs::default(), FakeVcpu::new());
+        for index in [SYSENTER_CS, SFMASK, TSC_AUX] {
+            let written = msrs.write(index, 0xf_0000_0001, &mut vcpu, &cpu(b"Genu"));
+            assert_eq!(written, None, "{index:#x}");
+            let written = msrs.write(index, 0xf_0000_0001, &mut vcpu, &cpu(b"Auth"));
+            assert_eq!(written, Some(()), "{index:#x}");
+            assert_eq!(msrs.read(index, &mut vcpu, &cpu(b"Auth")), Some(1), "{index:#x}");
+        }
     }
 
     #[test]

@@ -106,7 +106,8 @@ impl PvClock {
     /// Nanoseconds on the clock at guest TSC `now`, exactly; the guest's own result may differ by the scale's
     /// rounding.
     pub fn nanoseconds(&self, now: u64) -> u64 {
-        convert(now.saturating_sub(self.zero_tsc), self.tsc_hz, NANOSECONDS)
+        // Wrapping: the guest may have set its TSC to less than it was at 0.
+        convert(now.wrapping_sub(self.zero_tsc), self.tsc_hz, NANOSECONDS)
     }
 
     /// Unix time in nanoseconds at guest TSC `now`.
@@ -340,6 +341,8 @@ mod tests {
         assert_eq!(memory.read_u32(0x44), Ok(1_700_000_000));
         assert_eq!(memory.read_u32(0x48), Ok(123_456_789));
         assert_eq!(clock.unix_nanoseconds(1), 1_700_000_000_123_456_790);
+        let tsc_set_back = PvClock::new(1_000_000_000, 0u64.wrapping_sub(500), 1000, true);
+        assert_eq!(tsc_set_back.unix_nanoseconds(7), 1507);
     }
 
     #[test]

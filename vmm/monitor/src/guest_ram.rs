@@ -47,6 +47,12 @@ impl GuestRam {
         })
     }
 
+    /// Zeroes all of it.
+    pub fn clear(&mut self) {
+        // The range is the whole window, so this cannot fail.
+        let _ = self.window.zero(0, self.window.len());
+    }
+
     /// Where in the window `len` bytes from `gpa` are, if all of them are RAM.
     fn offset(&self, gpa: u64, len: usize) -> Result<usize, OutOfRange> {
         let mut before = 0;

@@ -29,6 +29,8 @@ pub struct Vm {
     output: Output,
     ram: GuestRam,
     vcpu: GuestCpu,
+    /// TSC at the last exit.
+    now: u64,
 }
 
 impl Vm {
@@ -49,6 +51,7 @@ impl Vm {
             output,
             ram,
             vcpu,
+            now: 0,
         })
     }
 
@@ -61,15 +64,15 @@ impl Vm {
         let outcome = loop {
             match self.step(&mut machine) {
                 Ok(Action::Run) => {}
-                Ok(Action::Reset) if self.config.on_reset == OnReset::Restart => {
-                    self.output.flush(&mut self.channel);
-                    log::info!("the guest reset its machine");
-                    if let Err(outcome) = self.reset(&mut machine) {
+                Ok(action) => {
+                    let outcome = match action {
+                        Action::End(outcome) => outcome,
+                        _ => Outcome::Reset,
+                    };
+                    if let Err(outcome) = self.restart(&mut machine, outcome) {
                         break outcome;
                     }
                 }
-                Ok(Action::Reset) => break Outcome::Reset,
-                Ok(Action::End(outcome)) => break outcome,
                 Err(error) => break Outcome::unsupported(format_args!("the kernel refused {error}")),
             }
         };
@@ -80,6 +83,7 @@ impl Vm {
     /// Loads the guest.
     fn boot(&mut self) -> Result<Machine, Outcome> {
         let now = cpu::now();
+        self.now = now;
         let cpuid = |leaf, subleaf| {
             let [eax, ebx, ecx, edx] = cpu::cpuid(leaf, subleaf);
             CpuidRegs { eax, ebx, ecx, edx }
@@ -103,27 +107,42 @@ impl Vm {
             .map_err(Outcome::not_started)
     }
 
-    fn reset(&mut self, machine: &mut Machine) -> Result<(), Outcome> {
+    /// Starts the guest again if it ended by a reset and the manifest says so; else that was the end. A triple fault
+    /// resets a PC, and some kernels reboot by one.
+    fn restart(&mut self, machine: &mut Machine, outcome: Outcome) -> Result<(), Outcome> {
+        let is_reset = matches!(outcome, Outcome::Reset | Outcome::TripleFault { .. });
+        if !is_reset || self.config.on_reset != OnReset::Restart {
+            return Err(outcome);
+        }
+        self.output.flush(&mut self.channel);
+        log::info!("the guest {outcome}: starting it again");
+        // As at the first start, so that every start is the same. A PC may keep what was in RAM, but promises nothing.
+        self.ram.clear();
         let modules = self.images.modules(&self.config);
         let images = BootImages {
             kernel: &self.images.kernel,
             modules: &modules,
         };
+        self.now = cpu::now();
         machine
-            .reset(&images, &mut self.ram, &mut self.vcpu, cpu::now())
+            .reset(&images, &mut self.ram, &mut self.vcpu, self.now)
             .map_err(Outcome::not_started)
     }
 
     /// One entry and the exit after it.
     fn step(&mut self, machine: &mut Machine) -> usys::Result<Action> {
         self.channel.receive(|port, bytes| machine.input(port, bytes));
-        machine.prepare_entry(&mut self.vcpu, cpu::now());
+        // The time of the last exit will do: deadlines are absolute.
+        machine.prepare_entry(&mut self.vcpu, self.now);
         let page = self.vcpu.page();
         page.deadline = page.deadline.min(self.output.deadline());
         let exit = self.vcpu.run()?;
         let now = cpu::now();
+        self.now = now;
         let action = machine.handle_exit(&mut self.vcpu, &mut self.ram, now);
-        self.collect(machine, now);
+        if machine.take_has_output() {
+            self.collect(machine, now);
+        }
         if exit == Some(ExitKind::Hlt) {
             self.output.flush(&mut self.channel);
         } else {

@@ -100,8 +100,10 @@ impl fmt::Display for Outcome {
             Outcome::EntryFailure { rule, detail } => {
                 write!(f, "the CPU refused the guest's state (rule {rule}, {detail:#x})")
             }
-            Outcome::Unsupported { what } => write!(f, "did what the VMM does not support: {what}"),
-            Outcome::NotStarted { why } => write!(f, "not started: {why}"),
+            Outcome::Unsupported { what } => {
+                write!(f, "did what the VMM does not support: {}", Plain(what))
+            }
+            Outcome::NotStarted { why } => write!(f, "not started: {}", Plain(why)),
             Outcome::VmmCrashed { vector, rip, address } => {
                 write!(
                     f,
@@ -109,6 +111,18 @@ impl fmt::Display for Outcome {
                 )
             }
         }
+    }
+}
+
+/// A text without control characters: a VMM may have put any into its report.
+struct Plain<'a>(&'a str);
+
+impl fmt::Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in self.0.split(char::is_control) {
+            f.write_str(part)?;
+        }
+        Ok(())
     }
 }
 
@@ -126,6 +140,14 @@ mod tests {
         assert!(
             matches!(Outcome::decode(&bytes), Some(Outcome::NotStarted { why }) if why.len() == MAX_TEXT)
         );
+    }
+
+    #[test]
+    fn a_report_cannot_steer_the_readers_terminal() {
+        let outcome = Outcome::NotStarted {
+            why: "a\x1b[2J\r\nb".into(),
+        };
+        assert_eq!(alloc::format!("{outcome}"), "not started: a[2Jb");
     }
 
     #[test]

@@ -2,3 +2,4 @@
 
 pub mod svm;
 pub mod vmx;
+pub mod xcr0;

@@ -5,9 +5,10 @@
 //! taken out before another domain runs: TS alone would not keep speculation out (CVE-2018-3665).
 
 use super::cpuid;
+use crate::percpu;
 use core::arch::asm;
 use core::cell::Cell;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hypercall_abi::boot_info::MAX_CPUS;
 use kcore::addr::PhysAddr;
 
@@ -19,22 +20,11 @@ pub const AREA_FRAMES: usize = 1;
 
 static HOST_XCR0: AtomicU64 = AtomicU64::new(0);
 
-struct Owner {
-    area: Cell<u64>,
-    xcr0: Cell<u64>,
-}
-
-struct Owners([Owner; MAX_CPUS]);
+/// What XCR0 holds on each CPU.
+struct ActiveXcr0([Cell<u64>; MAX_CPUS]);
 // SAFETY: each CPU uses only the entry of its own number.
-unsafe impl Sync for Owners {}
-static OWNERS: Owners = Owners(
-    [const {
-        Owner {
-            area: Cell::new(0),
-            xcr0: Cell::new(0),
-        }
-    }; MAX_CPUS],
-);
+unsafe impl Sync for ActiveXcr0 {}
+static XCR0: ActiveXcr0 = ActiveXcr0([const { Cell::new(0) }; MAX_CPUS]);
 
 /// XCR0 bits that guests may set; 0 without XSAVE.
 pub fn guest_xcr0() -> u64 {
@@ -63,7 +53,38 @@ pub unsafe fn init_cpu(has_xsave: bool) {
         unsafe { write_xcr0(xcr0) };
     }
     HOST_XCR0.store(xcr0, Ordering::Relaxed);
-    OWNERS.0[crate::percpu::id()].xcr0.set(xcr0);
+    GUESTS_SET_XCR0.store(is_tcg(), Ordering::Relaxed);
+    XCR0.0[percpu::id()].set(xcr0);
+}
+
+/// Whether guests set XCR0 without an exit: QEMU's TCG (7.2 and 10.0) executes XSETBV in an SVM guest although it is
+/// intercepted. There, and only there, the kernel looks what a guest left.
+static GUESTS_SET_XCR0: AtomicBool = AtomicBool::new(false);
+
+fn is_tcg() -> bool {
+    let signature = core::arch::x86_64::__cpuid(0x4000_0000);
+    [signature.ebx, signature.ecx, signature.edx]
+        == [
+            u32::from_le_bytes(*b"TCGT"),
+            u32::from_le_bytes(*b"CGTC"),
+            u32::from_le_bytes(*b"GTCG"),
+        ]
+}
+
+/// What the guest that just ran set XCR0 to, where it can do that without an exit.
+#[inline]
+pub fn xcr0_of_guest() -> Option<u64> {
+    if !GUESTS_SET_XCR0.load(Ordering::Relaxed) {
+        return None;
+    }
+    let (low, high): (u32, u32);
+    // SAFETY: the flag is set only with CR4.OSXSAVE, which allows XGETBV.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
+    };
+    let xcr0 = (high as u64) << 32 | low as u64;
+    XCR0.0[percpu::id()].set(xcr0);
+    Some(xcr0)
 }
 
 /// # Safety
@@ -94,37 +115,50 @@ pub unsafe fn init_area(area: PhysAddr) {
 /// The area is initialized, exclusive to this owner, and stays until [`forget`]; `xcr0` is a valid value within
 /// [`guest_xcr0`] (ignored without XSAVE); interrupts are off.
 pub unsafe fn switch_to(area: PhysAddr, xcr0: u64) {
-    let owner = &OWNERS.0[crate::percpu::id()];
-    let host = guest_xcr0();
-    if owner.area.get() != area.0 {
+    let (owner, host) = (percpu::fpu_owner(), guest_xcr0());
+    if owner != area.0 {
         // SAFETY: the caller's contract covers the new area; the old one was given under the same contract. TS is clear
         // meanwhile.
         unsafe {
             asm!("clts", options(nomem, nostack, preserves_flags));
-            activate(owner, host);
-            save(owner.area.get(), host);
+            activate(host);
+            save(owner, host);
             restore(crate::mem::phys_to_virt(area), host);
             set_task_switched();
         }
-        owner.area.set(area.0);
+        percpu::set_fpu_owner(area.0);
     }
     if host != 0 {
         // SAFETY: the caller validated the value.
-        unsafe { activate(owner, xcr0) };
+        unsafe { activate(xcr0) };
     }
+}
+
+/// XCR0, if a guest changed it behind the kernel's back: QEMU's emulator lets XSETBV pass, whatever is intercepted.
+pub fn changed_xcr0() -> Option<u64> {
+    if guest_xcr0() == 0 {
+        return None;
+    }
+    let (low, high): (u32, u32);
+    // SAFETY: with XSAVE, CR4.OSXSAVE is set.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
+    }
+    let xcr0 = (high as u64) << 32 | low as u64;
+    (XCR0.0[percpu::id()].replace(xcr0) != xcr0).then_some(xcr0)
 }
 
 /// Takes the state out of the registers and leaves the initial state: nobody who runs next finds it.
 pub fn release() {
-    let owner = &OWNERS.0[crate::percpu::id()];
-    let (area, host) = (owner.area.replace(0), guest_xcr0());
+    let (area, host) = (percpu::fpu_owner(), guest_xcr0());
     if area == 0 {
         return;
     }
+    percpu::set_fpu_owner(0);
     // SAFETY: the area is valid by the contract of `switch_to`; `INITIAL` is an initialized area. TS is clear meanwhile.
     unsafe {
         asm!("clts", options(nomem, nostack, preserves_flags));
-        activate(owner, host);
+        activate(host);
         save(area, host);
         restore((&raw const INITIAL).cast(), host);
         set_task_switched();
@@ -133,7 +167,7 @@ pub fn release() {
 
 /// Drops the state of an area that goes away, on the CPU where it may be live.
 pub fn forget(area: PhysAddr) {
-    if OWNERS.0[crate::percpu::id()].area.get() == area.0 {
+    if percpu::fpu_owner() == area.0 {
         release();
     }
 }
@@ -158,12 +192,13 @@ fn set_task_switched() {
 }
 
 /// # Safety
-/// The value is valid for this CPU, or `owner.xcr0` is 0 (no XSAVE) and the value too.
-unsafe fn activate(owner: &Owner, xcr0: u64) {
-    if owner.xcr0.get() != xcr0 {
+/// The value is valid for this CPU; without XSAVE it is 0.
+unsafe fn activate(xcr0: u64) {
+    let active = &XCR0.0[percpu::id()];
+    if active.get() != xcr0 {
         // SAFETY: by the contract of this function.
         unsafe { write_xcr0(xcr0) };
-        owner.xcr0.set(xcr0);
+        active.set(xcr0);
     }
 }
 

@@ -4,8 +4,11 @@ pub mod control;
 pub mod cpuid;
 pub mod fpu;
 pub mod msr;
+pub mod nmi;
 pub mod port;
+pub mod tables;
 pub mod tsc;
+pub mod xsavec;
 
 use core::arch::asm;
 

@@ -8,7 +8,9 @@ use hypercall_abi::vcpu::{Groups, VcpuPage};
 use kcore::addr::PhysAddr;
 
 mod backend;
+mod breakpoints;
 pub mod nested;
+mod page;
 pub mod svm;
 pub mod vmx;
 
@@ -58,7 +60,7 @@ pub struct Features {
     pub has_rdtscp: bool,
     /// Guests may be offered INVPCID.
     pub has_invpcid: bool,
-    /// Guests may be offered XSAVES.
+    /// Guests may be offered XSAVEC and XSAVES.
     pub has_xsaves: bool,
 }
 
@@ -100,7 +102,7 @@ pub enum Returned {
     Exit,
     /// A host interrupt is pending, not yet acknowledged: open an interrupt window, then run again.
     HostInterrupt,
-    /// An NMI arrived (and, on VMX, was delivered to us as an exit).
+    /// An NMI arrived and ended with the exit (VMX). On SVM the kernel's own handler has it.
     HostNmi,
     /// A machine check arrived.
     HostMachineCheck,

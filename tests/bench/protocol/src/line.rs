@@ -23,6 +23,11 @@ pub enum Line<'a> {
         /// Why.
         why: &'a str,
     },
+    /// The next two markers that are executed enclose an operation, once: `bench window OP`.
+    Window {
+        /// Its name.
+        op: &'a str,
+    },
     /// All that was asked for is measured: `bench end`.
     End,
 }
@@ -35,6 +40,7 @@ impl Display for Line<'_> {
                 write!(f, "{WORD} result {op} {min} {median} {max} {n}")
             }
             Line::Failed { op, why } => write!(f, "{WORD} failed {op} {why}"),
+            Line::Window { op } => write!(f, "{WORD} window {op}"),
             Line::End => write!(f, "{WORD} end"),
         }
     }
@@ -62,6 +68,7 @@ impl<'a> Line<'a> {
                 op: words.next()?,
                 why: words.next().unwrap_or_default(),
             }),
+            "window" => Some(Line::Window { op: words.next()? }),
             "end" => Some(Line::End),
             _ => None,
         }
@@ -91,6 +98,7 @@ mod tests {
                 op: "sm.create",
                 why: "the pool is empty",
             },
+            Line::Window { op: "ipc.call_same" },
             Line::End,
         ] {
             assert_eq!(Line::parse(&format!("root: {line}\r")), Some(line));

@@ -2,9 +2,10 @@
 //!
 //! The table is made once, when the VM starts; only what depends on control registers is computed at each exit.
 
-use alloc::collections::BTreeMap;
 use alloc::string::String;
+use alloc::vec::Vec;
 use hypercall_abi::boot_info::Machine;
+use hypercall_abi::vcpu::Groups;
 
 use crate::cpu_model::{Features, Register, UnknownFeature, WORDS, word};
 use crate::facts::{CpuidRegs, HostCpuid, HostFacts};
@@ -14,9 +15,9 @@ use crate::vcpu::{CR4_OSXSAVE, CR4_PKE};
 const HYPERVISOR: u32 = 0x4000_0000;
 /// Last leaf of KVM's interface that is there.
 const HYPERVISOR_MAX: u32 = HYPERVISOR + 1;
-/// KVM features (Linux Documentation/virt/kvm/x86/cpuid.rst): NOP_IO_DELAY, CLOCKSOURCE2, STEAL_TIME,
-/// CLOCKSOURCE_STABLE.
-const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 5 | 1 << 24;
+/// KVM features (Linux Documentation/virt/kvm/x86/cpuid.rst): NOP_IO_DELAY, CLOCKSOURCE2, CLOCKSOURCE_STABLE. Not
+/// STEAL_TIME: nobody measures it.
+const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 24;
 
 /// Last basic leaf for Intel guests: the frequency leaves are synthesised.
 const INTEL_MAX: u32 = 0x16;
@@ -27,6 +28,13 @@ const EXTENDED_MAX: u32 = 0x8000_0008;
 /// AMD repeats these bits of leaf 1 EDX in leaf 0x8000_0001.
 const AMD_REPEATED: u32 = 0x0183_f3ff;
 
+/// Leaf 1 ECX: the local APIC has x2APIC mode.
+const X2APIC: u32 = 1 << 21;
+/// Leaf 1 ECX: the local APIC's timer has TSC-deadline mode.
+const TSC_DEADLINE: u32 = 1 << 24;
+/// Leaf 1 ECX: there is a hypervisor.
+const HYPERVISOR_PRESENT: u32 = 1 << 31;
+
 /// XCR0: x87 and SSE, which XSAVE always has.
 const XCR0_LEGACY: u64 = 0x3;
 const XCR0_AVX: u64 = 1 << 2;
@@ -35,7 +43,16 @@ const XCR0_PKRU: u64 = 1 << 9;
 /// Legacy region and header of an XSAVE area, in bytes.
 const XSAVE_LEGACY_BYTES: u32 = 576;
 
-/// What CPUID depends on beside leaf and subleaf.
+/// The state of the CPU that a leaf's answer depends on: what [`CpuidState`] has to be right about.
+pub const fn depends_on(leaf: u32) -> Groups {
+    match leaf {
+        1 | 7 => Groups::CONTROL,
+        0xd => Groups::XCR0,
+        _ => Groups::empty(),
+    }
+}
+
+/// What CPUID depends on beside leaf and subleaf, as [`depends_on`] says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuidState {
     /// CR4 of the guest.
@@ -49,7 +66,7 @@ pub struct CpuidState {
 /// The CPU that a guest sees.
 #[derive(Clone, Debug)]
 pub struct GuestCpu {
-    leaves: BTreeMap<(u32, u32), CpuidRegs>,
+    leaves: Leaves,
     features: Features,
     xcr0: u64,
     crystal_hz: u32,
@@ -67,7 +84,7 @@ impl GuestCpu {
         let is_intel = leaf0.ebx == u32::from_le_bytes(*b"Genu");
         let crystal_hz = crystal_hz(facts.tsc_hz);
         let mut cpu = GuestCpu {
-            leaves: BTreeMap::new(),
+            leaves: Leaves::default(),
             features,
             xcr0,
             crystal_hz,
@@ -109,25 +126,39 @@ impl GuestCpu {
         self.crystal_hz
     }
 
+    /// Whether the local APIC has x2APIC mode.
+    pub fn has_x2apic(&self) -> bool {
+        self.word(word::LEAF1_ECX) & X2APIC != 0
+    }
+
+    /// Whether the local APIC's timer has TSC-deadline mode.
+    pub fn has_tsc_deadline(&self) -> bool {
+        self.word(word::LEAF1_ECX) & TSC_DEADLINE != 0
+    }
+
+    /// Whether there is IA32_TSC_AUX.
+    pub fn has_tsc_aux(&self) -> bool {
+        self.features.has("rdtscp") || self.features.has("rdpid")
+    }
+
     /// Bits in a physical address.
     pub fn physical_bits(&self) -> u32 {
         self.leaves
-            .get(&(EXTENDED_MAX, 0))
+            .get(EXTENDED_MAX, 0)
             .map_or(36, |regs| regs.eax & 0xff)
     }
 
     /// Executes CPUID.
     pub fn cpuid(&self, leaf: u32, subleaf: u32, state: &CpuidState) -> CpuidRegs {
-        if matches!(leaf, 0xb) && self.leaves.contains_key(&(leaf, 0)) {
-            return topology(subleaf, state.apic_id);
-        }
-        let key = (leaf, if matches!(leaf, 4 | 7 | 0xd) { subleaf } else { 0 });
-        let mut regs = self.leaves.get(&key).copied().unwrap_or_default();
-        match key {
+        let Some(mut regs) = self.leaves.get(leaf, subleaf) else {
+            return CpuidRegs::default();
+        };
+        match (leaf, subleaf) {
             (1, _) => {
                 regs.ebx |= state.apic_id << 24;
                 regs.ecx |= if state.cr4 & CR4_OSXSAVE != 0 { 1 << 27 } else { 0 };
             }
+            (0xb, _) => regs = topology(subleaf, state.apic_id),
             (7, 0) => regs.ecx |= if state.cr4 & CR4_PKE != 0 { 1 << 4 } else { 0 },
             (0xd, 0) if self.xcr0 != 0 => regs.ebx = self.xsave_bytes(state.xcr0),
             (0xd, 1) if self.xcr0 != 0 => regs.ebx = self.compacted_bytes(state.xcr0),
@@ -137,7 +168,7 @@ impl GuestCpu {
     }
 
     fn set(&mut self, leaf: u32, subleaf: u32, regs: CpuidRegs) {
-        self.leaves.insert((leaf, subleaf), regs);
+        self.leaves.set(leaf, subleaf, regs);
     }
 
     fn word(&self, index: usize) -> u32 {
@@ -272,8 +303,56 @@ impl GuestCpu {
     fn components(&self, xcr0: u64) -> impl Iterator<Item = CpuidRegs> {
         (2..63)
             .filter(move |component| xcr0 >> component & 1 != 0)
-            .filter_map(|c| self.leaves.get(&(0xd, c)).copied())
+            .filter_map(|component| self.leaves.get(0xd, component))
     }
+}
+
+/// Leaves of the three ranges that there are.
+const SLOTS: usize = 0x17 + 2 + 9;
+
+/// The answers. CPUID is the commonest exit of some guests, so the way to one is short.
+#[derive(Clone, Debug, Default)]
+struct Leaves {
+    /// Subleaf 0 of each leaf, by [`slot`].
+    first: [Option<CpuidRegs>; SLOTS],
+    /// Leaf, subleaf and answer of the others.
+    others: Vec<(u32, u32, CpuidRegs)>,
+}
+
+impl Leaves {
+    fn get(&self, leaf: u32, subleaf: u32) -> Option<CpuidRegs> {
+        if subleaf == 0 || !has_subleaves(leaf) {
+            return self.first[slot(leaf)?];
+        }
+        let mut others = self.others.iter();
+        others
+            .find(|other| (other.0, other.1) == (leaf, subleaf))
+            .map(|other| other.2)
+    }
+
+    /// Leaves outside the three ranges stay absent.
+    fn set(&mut self, leaf: u32, subleaf: u32, regs: CpuidRegs) {
+        if subleaf != 0 {
+            self.others.push((leaf, subleaf, regs));
+        } else if let Some(slot) = slot(leaf) {
+            self.first[slot] = Some(regs);
+        }
+    }
+}
+
+/// The leaves whose answer depends on ECX; but for leaf 0xB, which is made at each exit.
+const fn has_subleaves(leaf: u32) -> bool {
+    matches!(leaf, 4 | 7 | 0xd)
+}
+
+fn slot(leaf: u32) -> Option<usize> {
+    let (start, first) = match leaf {
+        0..=INTEL_MAX => (0, 0),
+        HYPERVISOR..=HYPERVISOR_MAX => (0x17, HYPERVISOR),
+        EXTENDED..=EXTENDED_MAX => (0x19, EXTENDED),
+        _ => return None,
+    };
+    Some(start + (leaf - first) as usize)
 }
 
 /// The features and the XCR0 that a guest gets on this host.
@@ -287,7 +366,7 @@ fn choose_features(
         features.0[index] &= host_word(host, word.leaf, word.subleaf, word.register);
     }
     // What the VMM emulates, whatever the host has: x2APIC, the APIC's TSC-deadline mode, and its own presence.
-    features.0[word::LEAF1_ECX] |= 1 << 21 | 1 << 24 | 1 << 31;
+    features.0[word::LEAF1_ECX] |= X2APIC | TSC_DEADLINE | HYPERVISOR_PRESENT;
     let offered = [
         (
             "xsave",

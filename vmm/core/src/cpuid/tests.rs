@@ -64,7 +64,7 @@ fn the_guest_finds_the_hypervisor_its_clock_and_its_timers() {
         signature,
         CpuidRegs::new(0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d)
     );
-    assert_eq!(guest.cpuid(0x4000_0001, 0, &state).eax, 0x0100_002a);
+    assert_eq!(guest.cpuid(0x4000_0001, 0, &state).eax, 0x0100_000a);
 }
 
 #[test]
@@ -94,6 +94,30 @@ fn osxsave_and_the_apic_id_follow_the_cpu() {
     assert_eq!(guest.cpuid(1, 0, &CpuidState::default()).ecx >> 27 & 1, 0);
     assert_eq!(guest.cpuid(0xb, 1, &state), CpuidRegs::new(0, 1, 0x201, 7));
     assert_eq!(guest.cpuid(0xb, 9, &state), CpuidRegs::new(0, 0, 9, 7));
+}
+
+#[test]
+fn an_answer_depends_on_no_other_state_than_it_says() {
+    let guest = cpu(&intel, &FACTS);
+    let with = |cr4, xcr0| CpuidState {
+        cr4,
+        xcr0,
+        apic_id: 0,
+    };
+    for leaf in (0..0x20)
+        .chain(0x4000_0000..0x4000_0003)
+        .chain(0x8000_0000..0x8000_000a)
+    {
+        for subleaf in 0..10 {
+            let answer = |cr4, xcr0| guest.cpuid(leaf, subleaf, &with(cr4, xcr0));
+            if !depends_on(leaf).contains(Groups::CONTROL) {
+                assert_eq!(answer(0, 1), answer(u64::MAX, 1), "{leaf:#x}");
+            }
+            if !depends_on(leaf).contains(Groups::XCR0) {
+                assert_eq!(answer(0, 1), answer(0, 0x2e7), "{leaf:#x}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use vdev::guest_mem::GuestMemory;
 use super::Devices;
 use super::walk::{Access, Paging};
 use crate::fault::Fault;
+use crate::vcpu::{MODE, Vcpu, code_bits};
 
 const PAGE_SIZE: u64 = 4096;
 
@@ -12,7 +13,9 @@ const PAGE_SIZE: u64 = 4096;
 pub(super) struct LinearSpace<'a, M, D> {
     pub(super) memory: &'a mut M,
     pub(super) devices: &'a mut D,
-    pub(super) paging: Paging,
+    paging: Paging,
+    /// Linear addresses have 32 bits outside 64-bit mode.
+    linear_mask: u64,
 }
 
 /// Where the bytes of an access are; it may cross one page boundary.
@@ -23,7 +26,22 @@ struct Place {
     second: u64,
 }
 
-impl<M: GuestMemory, D: Devices> LinearSpace<'_, M, D> {
+impl<'a, M: GuestMemory, D: Devices> LinearSpace<'a, M, D> {
+    /// The address space of a vCPU as it is now.
+    pub(super) fn of(vcpu: &mut impl Vcpu, memory: &'a mut M, devices: &'a mut D) -> Self {
+        let page = vcpu.state(MODE);
+        LinearSpace {
+            memory,
+            devices,
+            paging: Paging::of(page),
+            linear_mask: if code_bits(page) == 64 {
+                u64::MAX
+            } else {
+                0xffff_ffff
+            },
+        }
+    }
+
     /// Reads `size` bytes, at most 8.
     pub(super) fn read(&mut self, linear: u64, size: usize) -> Result<u64, Fault> {
         let place = self.locate(linear, size, Access::Read)?;
@@ -59,9 +77,8 @@ impl<M: GuestMemory, D: Devices> LinearSpace<'_, M, D> {
                 second: 0,
             });
         }
-        let second = self
-            .paging
-            .translate(self.memory, linear.wrapping_add(in_page as u64), access)?;
+        let next = linear.wrapping_add(in_page as u64) & self.linear_mask;
+        let second = self.paging.translate(self.memory, next, access)?;
         Ok(Place {
             first,
             first_size: in_page,

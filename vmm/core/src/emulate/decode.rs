@@ -74,9 +74,13 @@ fn decode_bytes(vcpu: &mut impl Vcpu, bytes: &[u8]) -> Result<Instruction, Decod
 fn fetch(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory) -> Result<(Bytes, Option<Fault>), Fault> {
     let page = vcpu.state(MODE);
     let paging = Paging::of(page);
-    let (base, limit) = match code_bits(page) {
-        64 => (0, u64::MAX),
-        _ => (page.segments[CS].base, page.segments[CS].limit.into()),
+    let (base, limit, linear_mask) = match code_bits(page) {
+        64 => (0, u64::MAX, u64::MAX),
+        _ => (
+            page.segments[CS].base,
+            page.segments[CS].limit.into(),
+            0xffff_ffff,
+        ),
     };
     let mut fetched = Bytes::default();
     while fetched.length < MAX_LENGTH {
@@ -84,7 +88,7 @@ fn fetch(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory) -> Result<(Bytes, 
         if offset > limit {
             return stop(fetched, Fault::PROTECTION);
         }
-        let linear = base.wrapping_add(offset);
+        let linear = base.wrapping_add(offset) & linear_mask;
         let physical = match paging.translate(memory, linear, Access::Fetch) {
             Ok(physical) => physical,
             Err(fault) => return stop(fetched, fault),
@@ -156,7 +160,7 @@ fn may_exit(kind: ExitKind, mnemonic: Mnemonic) -> bool {
         ),
         ExitKind::MsrRead => mnemonic == M::Rdmsr,
         ExitKind::MsrWrite => mnemonic == M::Wrmsr,
-        ExitKind::ControlAccess => matches!(mnemonic, M::Mov | M::Clts | M::Lmsw),
+        ExitKind::ControlAccess => matches!(mnemonic, M::Mov | M::Clts | M::Lmsw | M::Smsw),
         ExitKind::DebugAccess => mnemonic == M::Mov,
         ExitKind::Hypercall => matches!(mnemonic, M::Vmcall | M::Vmmcall),
         ExitKind::Xsetbv => mnemonic == M::Xsetbv,

@@ -1,6 +1,7 @@
 //! Instructions that the hardware leaves to us: those that reach device memory, and string I/O.
 //!
-//! `decode` fetches and decodes, `operand` and `string` execute, and memory is reached through `access` by `walk`. Every
+//! `decode` fetches and decodes, `operand` and `string` execute, and memory is reached through `segment`, `access` and
+//! `walk`. Every
 //! step may end in a [`crate::fault::Fault`] for the guest, with nothing done but the completed iterations of a string
 //! instruction, as on a CPU.
 
@@ -8,19 +9,21 @@ mod access;
 mod alu;
 mod decode;
 mod operand;
+mod segment;
 mod string;
 mod walk;
 
 pub use decode::{Bytes, decode_exiting, verify_length};
-pub use operand::gpr_operand;
+pub use operand::{gpr_operand, read_operand, write_operand};
 pub use walk::{Access, Paging};
 
 use alloc::format;
+use alloc::string::String;
 use iced_x86::{Instruction, Mnemonic};
 use vdev::guest_mem::GuestMemory;
 
 use crate::fault::Trouble;
-use crate::vcpu::{MODE, Vcpu, complete_instruction};
+use crate::vcpu::{Vcpu, complete_instruction};
 use access::LinearSpace;
 use alu::Operation;
 use operand::Operands;
@@ -37,6 +40,15 @@ pub trait Devices {
     fn write_port(&mut self, port: u16, size: u8, value: u32);
 }
 
+/// Why an instruction is emulated. The CPU checked what it executed for that; what is found in memory must be the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It reached device memory.
+    Memory,
+    /// It is INS or OUTS, and the CPU allowed the port.
+    Port,
+}
+
 /// Executes the instruction that the vCPU is on. `known` are bytes of it that are known already.
 ///
 /// A string instruction with REP does a bounded number of iterations and leaves the rest to the next exit.
@@ -47,15 +59,15 @@ pub fn emulate<M: GuestMemory>(
     vcpu: &mut impl Vcpu,
     memory: &mut M,
     devices: &mut impl Devices,
+    cause: Cause,
     known: Bytes,
 ) -> Result<(), Trouble> {
     let instruction = decode::decode(vcpu, memory, known)?;
-    let paging = Paging::of(vcpu.state(MODE));
-    let mut space = LinearSpace {
-        memory,
-        devices,
-        paging,
-    };
+    if string::is_port_io(instruction.mnemonic()) != (cause == Cause::Port) {
+        let reason = format!("is not what the CPU reported ({cause:?})");
+        return Err(unsupported(vcpu, &instruction, reason));
+    }
+    let mut space = LinearSpace::of(vcpu, memory, devices);
     let is_complete = if string::is_string(instruction.mnemonic()) {
         string::execute(vcpu, &mut space, &instruction)?
     } else {
@@ -84,20 +96,22 @@ fn execute<M: GuestMemory, D: Devices>(
             operands.write(0, alu::sign_extend(value, operands.size(1)))?;
         }
         Mnemonic::Xchg => {
-            let (first, second) = (operands.read(0)?, operands.read(1)?);
             // The memory operand, which may fault, goes first.
             let memory = usize::from(operands.is_memory(1));
+            operands.check_write(memory)?;
+            let (first, second) = (operands.read(0)?, operands.read(1)?);
             let values = [second, first];
             operands.write(memory, values[memory])?;
             operands.write(1 - memory, values[1 - memory])?;
         }
         Mnemonic::Not => {
+            operands.check_write(0)?;
             let value = operands.read(0)?;
             operands.write(0, !value)?;
         }
         mnemonic => match operation(mnemonic) {
             Some((operation, writes)) => operands.apply(operation, writes)?,
-            None => return Err(unsupported(vcpu, instruction)),
+            None => return Err(not_emulated(vcpu, instruction)),
         },
     }
     Ok(())
@@ -126,12 +140,15 @@ fn operation(mnemonic: Mnemonic) -> Option<(Operation, bool)> {
     })
 }
 
-fn unsupported(vcpu: &mut impl Vcpu, instruction: &Instruction) -> Trouble {
+fn not_emulated(vcpu: &mut impl Vcpu, instruction: &Instruction) -> Trouble {
+    let reason = "works on memory where there is no RAM".into();
+    unsupported(vcpu, instruction, reason)
+}
+
+fn unsupported(vcpu: &mut impl Vcpu, instruction: &Instruction, reason: String) -> Trouble {
     let rip = vcpu.page().rip;
     let mnemonic = instruction.mnemonic();
-    Trouble::Unsupported(format!(
-        "{mnemonic:?} at {rip:#x} works on memory where there is no RAM"
-    ))
+    Trouble::Unsupported(format!("{mnemonic:?} at {rip:#x} {reason}"))
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! Operands of one instruction.
 
-use hypercall_abi::vcpu::{CS, DS, ES, FS, GS, Groups, SS, VcpuPage};
+use hypercall_abi::vcpu::Groups;
 use iced_x86::{Instruction, OpKind, Register};
 use vdev::guest_mem::GuestMemory;
 
 use super::access::LinearSpace;
 use super::alu::{Operation, sign_extend, truncate};
-use super::{Devices, unsupported};
+use super::walk::Access;
+use super::{Devices, not_emulated, segment};
 use crate::fault::{Fault, Trouble};
 use crate::vcpu::{MODE, Vcpu, code_bits, read_gpr, write_gpr};
 
@@ -41,7 +42,7 @@ impl<'a, 'b, V: Vcpu, M: GuestMemory, D: Devices> Operands<'a, 'b, V, M, D> {
         for index in 0..instruction.op_count().min(2) {
             let place = index as usize;
             let (operand, size) =
-                locate(vcpu, instruction, index).ok_or_else(|| unsupported(vcpu, instruction))?;
+                locate(vcpu, instruction, index)?.ok_or_else(|| not_emulated(vcpu, instruction))?;
             (operands[place], sizes[place]) = (operand, size);
         }
         // A bit index in a register reaches beyond the operand (SDM 2A BT): the memory operand moves with it.
@@ -90,11 +91,18 @@ impl<'a, 'b, V: Vcpu, M: GuestMemory, D: Devices> Operands<'a, 'b, V, M, D> {
         Ok(())
     }
 
+    /// Faults as [`Self::write`] would: a device must not be read if the write that follows faults.
+    pub(super) fn check_write(&mut self, index: usize) -> Result<(), Fault> {
+        match self.operands[index] {
+            Operand::Memory(address) => self.space.check_write(address, self.sizes[index]),
+            _ => Ok(()),
+        }
+    }
+
     /// Combines the operands, and writes the flags and, if it `writes`, the result.
     pub(super) fn apply(&mut self, operation: Operation, writes: bool) -> Result<(), Fault> {
-        // A device must not be read if the write that follows faults.
-        if let (true, Operand::Memory(address)) = (writes, self.operands[0]) {
-            self.space.check_write(address, self.sizes[0])?;
+        if writes {
+            self.check_write(0)?;
         }
         let (destination, source) = (self.read(0)?, self.read(1)?);
         let rflags = self.vcpu.page().rflags;
@@ -117,8 +125,13 @@ fn is_bit_operation(instruction: &Instruction) -> bool {
     )
 }
 
-fn locate(vcpu: &mut impl Vcpu, instruction: &Instruction, index: u32) -> Option<(Operand, usize)> {
-    match instruction.op_kind(index) {
+/// The operand and its size in bytes; `None` for what is not supported.
+fn locate(
+    vcpu: &mut impl Vcpu,
+    instruction: &Instruction,
+    index: u32,
+) -> Result<Option<(Operand, usize)>, Fault> {
+    let operand = match instruction.op_kind(index) {
         OpKind::Register => {
             let register = instruction.op_register(index);
             register
@@ -127,27 +140,43 @@ fn locate(vcpu: &mut impl Vcpu, instruction: &Instruction, index: u32) -> Option
         }
         OpKind::Memory => {
             let size = instruction.memory_size().size();
-            let address = effective_address(vcpu, instruction, index)?;
-            matches!(size, 1 | 2 | 4 | 8).then_some((Operand::Memory(address), size))
+            if !matches!(size, 1 | 2 | 4 | 8) {
+                return Ok(None);
+            }
+            let address = effective_address(vcpu, instruction, index, size, Access::Read)?;
+            Some((Operand::Memory(address), size))
         }
         _ => instruction
             .try_immediate(index)
             .ok()
             .map(|value| (Operand::Immediate(value), 8)),
-    }
+    };
+    Ok(operand)
 }
 
-/// The linear address of a memory operand. The CPU checked segment limits before it accessed memory and exited.
-pub(super) fn effective_address(vcpu: &mut impl Vcpu, instruction: &Instruction, index: u32) -> Option<u64> {
+/// The linear address of `size` bytes at a memory operand.
+pub(super) fn effective_address(
+    vcpu: &mut impl Vcpu,
+    instruction: &Instruction,
+    index: u32,
+    size: usize,
+    access: Access,
+) -> Result<u64, Fault> {
     vcpu.require(ADDRESSING);
-    let address = instruction.virtual_address(index, 0, |register, _, _| {
+    let offset = instruction.virtual_address(index, 0, |register, _, _| {
         if register.is_segment_register() {
-            Some(segment_base(vcpu.page(), register))
+            Some(0)
         } else {
             register.is_gpr().then(|| read_register(vcpu, register))
         }
-    })?;
-    Some(wrap(vcpu, address))
+    });
+    // Vector registers as index are in no instruction that is emulated.
+    let offset = offset.ok_or(Fault::UNDEFINED)?;
+    let segment = match instruction.op_kind(index) {
+        OpKind::MemoryESDI | OpKind::MemoryESEDI | OpKind::MemoryESRDI => Register::ES,
+        _ => instruction.memory_segment(),
+    };
+    segment::linear(vcpu.page(), segment, offset, size, access)
 }
 
 /// Linear addresses have 32 bits outside 64-bit mode.
@@ -156,23 +185,6 @@ fn wrap(vcpu: &mut impl Vcpu, address: u64) -> u64 {
         address
     } else {
         address & 0xffff_ffff
-    }
-}
-
-fn segment_base(page: &VcpuPage, register: Register) -> u64 {
-    let index = match register {
-        Register::ES => ES,
-        Register::CS => CS,
-        Register::SS => SS,
-        Register::FS => FS,
-        Register::GS => GS,
-        _ => DS,
-    };
-    // In 64-bit mode only FS and GS have a base (SDM 1 3.3.4).
-    if code_bits(page) == 64 && !matches!(index, FS | GS) {
-        0
-    } else {
-        page.segments[index].base
     }
 }
 
@@ -209,6 +221,35 @@ pub(super) fn write_register(vcpu: &mut impl Vcpu, register: Register, value: u6
         _ => old & !0xff | value & 0xff,
     };
     write_gpr(vcpu, index, new);
+}
+
+/// Reads the first operand of an instruction, which may be in memory: that of LMSW.
+///
+/// # Errors
+/// The fault that the access raises.
+pub fn read_operand<M: GuestMemory, D: Devices>(
+    vcpu: &mut impl Vcpu,
+    memory: &mut M,
+    devices: &mut D,
+    instruction: &Instruction,
+) -> Result<u64, Trouble> {
+    let mut space = LinearSpace::of(vcpu, memory, devices);
+    Ok(Operands::new(vcpu, &mut space, instruction)?.read(0)?)
+}
+
+/// Writes the first operand of an instruction, which may be in memory: that of SMSW.
+///
+/// # Errors
+/// The fault that the access raises.
+pub fn write_operand<M: GuestMemory, D: Devices>(
+    vcpu: &mut impl Vcpu,
+    memory: &mut M,
+    devices: &mut D,
+    instruction: &Instruction,
+    value: u64,
+) -> Result<(), Trouble> {
+    let mut space = LinearSpace::of(vcpu, memory, devices);
+    Ok(Operands::new(vcpu, &mut space, instruction)?.write(0, value)?)
 }
 
 /// The number of the general-purpose register among the operands of MOV to or from a control or debug register, or of

@@ -6,16 +6,22 @@ use vdev::guest_mem::GuestMemory;
 
 use super::Devices;
 use super::access::LinearSpace;
+use super::not_emulated;
 use super::operand::{effective_address, read_register, write_register};
-use super::unsupported;
+use super::walk::Access;
 use crate::fault::Trouble;
 use crate::vcpu::{RFLAGS_DF, Vcpu};
 
 /// Iterations of one exit: enough to be cheap, few enough to keep interrupts prompt.
-const MAX_ITERATIONS: u64 = 4096;
+const MAX_ITERATIONS: u64 = 1024;
 
 pub(super) fn is_string(mnemonic: Mnemonic) -> bool {
     kind(mnemonic).is_some()
+}
+
+/// INS or OUTS.
+pub(super) fn is_port_io(mnemonic: Mnemonic) -> bool {
+    matches!(kind(mnemonic), Some((Kind::In | Kind::Out, _)))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +67,7 @@ pub(super) fn execute<M: GuestMemory, D: Devices>(
     // MOVSD is also an SSE instruction.
     let is_ours = (0..instruction.op_count()).any(|index| pointer(instruction.op_kind(index)).is_some());
     let Some((kind, size)) = kind(instruction.mnemonic()).filter(|_| is_ours) else {
-        return Err(unsupported(vcpu, instruction));
+        return Err(not_emulated(vcpu, instruction));
     };
     let is_repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
     let counter = counter(instruction);
@@ -86,31 +92,31 @@ fn iterate<M: GuestMemory, D: Devices>(
     kind: Kind,
     size: usize,
 ) -> Result<(), Trouble> {
-    let mut address = |index| effective_address(vcpu, instruction, index).unwrap_or_default();
+    let mut address = |index, access| effective_address(vcpu, instruction, index, size, access);
     match kind {
         Kind::Move => {
-            let (to, from) = (address(0), address(1));
+            let (from, to) = (address(1, Access::Read)?, address(0, Access::Write)?);
             space.check_write(to, size)?;
             let value = space.read(from, size)?;
             space.write(to, size, value)?;
         }
         Kind::Store => {
-            let to = address(0);
+            let to = address(0, Access::Write)?;
             space.write(to, size, read_register(vcpu, Register::RAX))?;
         }
         Kind::Load => {
-            let from = address(1);
+            let from = address(1, Access::Read)?;
             let value = space.read(from, size)?;
             write_register(vcpu, instruction.op_register(0), value);
         }
         Kind::In => {
-            let to = address(0);
+            let to = address(0, Access::Write)?;
             space.check_write(to, size)?;
             let value = space.devices.read_port(port(vcpu.page()), size as u8);
             space.write(to, size, value.into())?;
         }
         Kind::Out => {
-            let from = address(1);
+            let from = address(1, Access::Read)?;
             let value = space.read(from, size)?;
             space
                 .devices

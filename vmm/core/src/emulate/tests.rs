@@ -3,7 +3,7 @@ use crate::fault::Fault;
 use crate::vcpu::{CR0_PE, FakeVcpu, RFLAGS_DF};
 use alloc::vec::Vec;
 use hypercall_abi::exit::ExitKind;
-use hypercall_abi::vcpu::{CS, FS, Segment, gpr};
+use hypercall_abi::vcpu::{CS, DS, ES, FS, Segment, gpr};
 use proptest::prelude::*;
 use vdev::guest_mem::VecMemory;
 
@@ -72,10 +72,15 @@ impl Machine {
     }
 
     fn step(&mut self) -> Result<(), Trouble> {
+        self.step_for(Cause::Memory)
+    }
+
+    fn step_for(&mut self, cause: Cause) -> Result<(), Trouble> {
         emulate(
             &mut self.vcpu,
             &mut self.memory,
             &mut self.devices,
+            cause,
             Bytes::default(),
         )
     }
@@ -231,9 +236,9 @@ fn string_instructions_go_down_with_the_direction_flag() {
 fn a_long_repetition_is_done_in_pieces() {
     let mut machine = Machine::long(&[0xf3, 0xaa]);
     *machine.gpr(gpr::RDI) = DEVICE;
-    *machine.gpr(gpr::RCX) = 5000;
+    *machine.gpr(gpr::RCX) = 1100;
     machine.step().unwrap();
-    assert_eq!((machine.vcpu.page.rip, *machine.gpr(gpr::RCX)), (CODE, 904));
+    assert_eq!((machine.vcpu.page.rip, *machine.gpr(gpr::RCX)), (CODE, 76));
     machine.step().unwrap();
     assert_eq!((machine.vcpu.page.rip, *machine.gpr(gpr::RCX)), (CODE + 2, 0));
 }
@@ -263,7 +268,7 @@ fn string_output_sends_bytes_of_the_segment_that_the_prefix_names() {
     *machine.gpr(gpr::RSI) = 0xabcd_0010;
     *machine.gpr(gpr::RCX) = 2;
     *machine.gpr(gpr::RDX) = 0x3f8;
-    machine.step().unwrap();
+    machine.step_for(Cause::Port).unwrap();
     let expected = [b'o', b'k'].map(|byte| ("out", 0x3f8, 1, byte.into()));
     assert_eq!(machine.devices.log, expected);
     assert_eq!(*machine.gpr(gpr::RSI), 0xabcd_0012, "only SI moves");
@@ -275,8 +280,64 @@ fn string_input_fills_memory() {
     *machine.gpr(gpr::RDI) = 0x3000;
     *machine.gpr(gpr::RCX) = 2;
     *machine.gpr(gpr::RDX) = 0x1f0;
-    machine.step().unwrap();
+    machine.step_for(Cause::Port).unwrap();
     assert_eq!(machine.memory.read_u64(0x3000).unwrap(), 0x4433_2211_4433_2211);
+}
+
+#[test]
+fn string_io_honours_the_limits_that_the_cpu_had_not_looked_at_yet() {
+    // rep outsb; rep insb
+    for (code, index) in [(0x6e, DS), (0x6c, ES)] {
+        let mut machine = Machine::protected(&[0xf3, code]);
+        machine.vcpu.page.segments[index] = Segment::new(0x18, 0x4000, 0x11, 0x4093);
+        *machine.gpr(gpr::RSI) = 0x10;
+        *machine.gpr(gpr::RDI) = 0x10;
+        *machine.gpr(gpr::RCX) = 5;
+        *machine.gpr(gpr::RDX) = 0x1f0;
+        assert_eq!(machine.step_for(Cause::Port), Err(Fault::PROTECTION.into()));
+        assert_eq!((*machine.gpr(gpr::RCX), machine.vcpu.page.rip), (3, CODE));
+        assert_eq!(machine.devices.log.len(), 2);
+    }
+}
+
+#[test]
+fn an_instruction_that_the_cpu_did_not_report_is_not_executed() {
+    // outsb, where the CPU saw an access to memory; mov [rbx], eax, where it saw port I/O.
+    let mut machine = Machine::long(&[0x6e]);
+    assert!(matches!(machine.step(), Err(Trouble::Unsupported(_))));
+    let mut machine = Machine::long(&[0x89, 0x03]);
+    assert!(matches!(
+        machine.step_for(Cause::Port),
+        Err(Trouble::Unsupported(_))
+    ));
+    assert!(machine.devices.log.is_empty());
+}
+
+#[test]
+fn a_device_is_not_read_when_the_write_behind_it_faults() {
+    // xchg [rbx], eax; not dword [rbx]; add [rbx], eax
+    for code in [&[0x87, 0x03], &[0xf7, 0x13], &[0x01, 0x03]] {
+        let mut machine = Machine::long(code);
+        // The gigabyte with the device is read-only.
+        machine.memory.write_u64(0x1_1018, 3 << 30 | 0x85).unwrap();
+        *machine.gpr(gpr::RBX) = DEVICE;
+        assert_eq!(machine.step(), Err(Fault::page(3, DEVICE).into()));
+        assert!(machine.devices.log.is_empty());
+    }
+}
+
+#[test]
+fn code_and_data_wrap_at_4_gib_in_compatibility_mode() {
+    // mov [ebx], eax in a 32-bit segment of long mode, at linear address 0x2000 and with data around 0.
+    let mut machine = Machine::long(&[0x89, 0x03]);
+    machine.vcpu.page.segments[CS] = Segment::new(8, 0xffff_0000, 0xffff_ffff, 0xc09b);
+    machine.vcpu.page.segments[DS] = Segment::new(0x18, 0xffff_fffe, 0xffff_ffff, 0xc093);
+    machine.vcpu.page.rip = 0x1_2000;
+    *machine.gpr(gpr::RAX) = 0x4433_2211;
+    machine.step().unwrap();
+    assert_eq!(machine.vcpu.page.rip, 0x1_2002);
+    assert_eq!(machine.devices.log, [("write", 0xffff_fffe, 2, 0x2211)]);
+    assert_eq!(machine.memory.read_u16(0), Ok(0x4433));
 }
 
 #[test]
@@ -308,6 +369,7 @@ fn bytes_from_the_hardware_spare_the_fetch() {
         &mut machine.vcpu,
         &mut machine.memory,
         &mut machine.devices,
+        Cause::Memory,
         known,
     )
     .unwrap();
@@ -382,8 +444,11 @@ proptest! {
         machine.vcpu.page.gpr = registers;
         machine.vcpu.page.rflags = rflags;
         let before = machine.vcpu.page.rip;
-        if machine.step().is_err() {
-            prop_assert_eq!(machine.vcpu.page.rip, before);
+        for cause in [Cause::Memory, Cause::Port] {
+            machine.vcpu.page.rip = before;
+            if machine.step_for(cause).is_err() {
+                prop_assert_eq!(machine.vcpu.page.rip, before);
+            }
         }
     }
 }

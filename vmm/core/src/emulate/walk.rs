@@ -15,6 +15,8 @@ const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const LARGE: u64 = 1 << 7;
 const NO_EXECUTE: u64 = 1 << 63;
+/// PAE paging: bits 52 to 62.
+const PAE_RESERVED: u64 = 0x7ff << 52;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 const ERROR_PRESENT: u32 = 1 << 0;
@@ -194,14 +196,23 @@ impl Paging {
         Fault::page(code, linear)
     }
 
+    /// Reserved bits of a present entry (SDM 3A 4.3 to 4.5), without address bits that this CPU may lack: those name no RAM.
     fn is_reserved(&self, entry: u64, level: u32) -> bool {
-        // Bits 52 to 62 are ignored in long mode and reserved under PAE; no table has large pages at level 3.
+        let is_large = level > 0 && entry & LARGE != 0;
+        let is_forbidden = entry & NO_EXECUTE != 0 && !self.no_execute;
         match self.mode {
             // All ones are what a table outside RAM reads as: address bits beyond every CPU's are set.
             Mode::Pae | Mode::Long if entry == u64::MAX => true,
-            Mode::Pae => entry >> 52 & 0x7ff != 0 || entry & NO_EXECUTE != 0 && !self.no_execute,
-            Mode::Long => level == 3 && entry & LARGE != 0 || entry & NO_EXECUTE != 0 && !self.no_execute,
-            Mode::Legacy | Mode::Flat => false,
+            // Bits 52 to 62 are ignored in long mode; large pages of 2 MiB and 1 GiB have low address bits that are zero.
+            Mode::Pae => entry & PAE_RESERVED != 0 || is_forbidden || is_large && entry & 0x1f_e000 != 0,
+            Mode::Long => match level {
+                _ if is_forbidden => true,
+                3 => is_large,
+                2 => is_large && entry & 0x3fff_e000 != 0,
+                _ => is_large && entry & 0x1f_e000 != 0,
+            },
+            Mode::Legacy => is_large && self.cr4 & CR4_PSE != 0 && entry & 1 << 21 != 0,
+            Mode::Flat => false,
         }
     }
 
@@ -315,6 +326,21 @@ mod tests {
         vcpu.page.cr3 = 0xfec0_0000;
         let fault = Paging::of(&vcpu.page).translate(&mut memory, 0x5000, Access::Read);
         assert_eq!(fault, Err(Fault::page(ERROR_PRESENT | ERROR_RESERVED, 0x5000)));
+    }
+
+    #[test]
+    fn low_address_bits_of_a_large_page_are_reserved() {
+        let (vcpu, mut memory) = long_mode();
+        memory.write_u64(0x3010, 0x60_2085).unwrap();
+        let paging = Paging::of(&vcpu.page);
+        let fault = paging.translate(&mut memory, 0x40_0000, Access::Read);
+        assert_eq!(fault, Err(Fault::page(ERROR_PRESENT | ERROR_RESERVED, 0x40_0000)));
+        // Bit 12 is PAT's.
+        memory.write_u64(0x3010, 0x60_1085).unwrap();
+        assert_eq!(
+            paging.translate(&mut memory, 0x40_0000, Access::Read),
+            Ok(0x60_0000)
+        );
     }
 
     #[test]

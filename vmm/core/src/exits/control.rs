@@ -1,12 +1,13 @@
 //! Control and debug registers (SDM 3A 2.5, 3B 18.2).
 
+use alloc::format;
 use hypercall_abi::exit::{ControlAccess, ControlOperation, ExitKind};
 use hypercall_abi::vcpu::{CS, Groups};
-use iced_x86::OpKind;
+use iced_x86::Mnemonic;
 use vdev::guest_mem::GuestMemory;
 
 use super::{Exit, Handled};
-use crate::emulate::{decode_exiting, gpr_operand};
+use crate::emulate::{decode_exiting, gpr_operand, read_operand, write_operand};
 use crate::fault::{Fault, Trouble};
 use crate::vcpu::{
     ACCESS_LONG, CR0_CD, CR0_ET, CR0_NE, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR0_WP, CR4_OSXSAVE, CR4_PAE,
@@ -40,54 +41,81 @@ const CR4_LOADS_PDPTE: u64 = CR4_PAE | CR4_PSE | 1 << 7 | CR4_SMEP;
 const CR3_NO_FLUSH: u64 = 1 << 63;
 /// Reserved bits of a page-directory pointer below the address.
 const PDPTE_RESERVED_LOW: u64 = 0x1e6;
+/// [`ControlAccess::gpr`]: the hardware does not say.
+const NO_GPR: u8 = 0xff;
 const DR7_FIXED: u64 = 0x400;
 const DR6_FIXED: u64 = 0xffff_0ff0;
 
 impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     pub(super) fn control_access(&mut self) -> Result<Handled, Trouble> {
-        let access = ControlAccess::decode(self.vcpu.page().exit_info[0]);
-        let length = self.vcpu.page().exit_length;
-        let (length, gpr, source) = match access.operation {
-            _ if length == 0 || access.gpr == 0xff => self.decode_control_access(&access)?,
-            _ => (length as u8, access.gpr, access.source),
-        };
+        let page = self.vcpu.page();
+        let access = ControlAccess::decode(page.exit_info[0]);
+        let length = page.exit_length as u8;
+        let is_mov = matches!(access.operation, ControlOperation::Read | ControlOperation::Write);
+        if length == 0 || is_mov && access.gpr == NO_GPR {
+            return self.control_instruction(&access);
+        }
         match access.operation {
-            ControlOperation::Read => {
-                let value = self.read_control(access.register)?;
-                write_gpr(self.vcpu, gpr, value);
-            }
-            ControlOperation::Write => {
-                let value = read_gpr(self.vcpu, gpr);
-                let is_long = code_bits(self.vcpu.state(MODE)) == 64;
-                self.write_control(access.register, if is_long { value } else { value & 0xffff_ffff })?;
-            }
-            ControlOperation::Clts => {
-                let cr0 = self.vcpu.state(Groups::CONTROL).cr0;
-                self.write_cr0(cr0 & !CR0_TS)?;
-            }
-            ControlOperation::Lmsw => {
-                let cr0 = self.vcpu.state(Groups::CONTROL).cr0;
-                // LMSW can enter protected mode but not leave it.
-                let kept = cr0 & (!LMSW_BITS | CR0_PE);
-                self.write_cr0(kept | u64::from(source) & LMSW_BITS)?;
-            }
+            ControlOperation::Read => self.move_from_control(access.register, access.gpr)?,
+            ControlOperation::Write => self.move_to_control(access.register, access.gpr)?,
+            ControlOperation::Clts => self.clear_task_switched()?,
+            ControlOperation::Lmsw => self.load_status_word(access.source)?,
         }
         complete_instruction(self.vcpu, length);
         Ok(Handled::Resume)
     }
 
-    /// Length, general-purpose register and, for LMSW, the source, from the instruction itself.
-    fn decode_control_access(&mut self, access: &ControlAccess) -> Result<(u8, u8, u16), Trouble> {
+    /// The same where the hardware does not tell everything: CLTS and LMSW may show as writes, SMSW as a read.
+    fn control_instruction(&mut self, access: &ControlAccess) -> Result<Handled, Trouble> {
+        use ControlOperation::{Clts, Lmsw, Read, Write};
         let instruction = decode_exiting(self.vcpu, self.memory, ExitKind::ControlAccess)?;
-        let gpr = gpr_operand(&instruction).unwrap_or(0);
-        let source = match access.operation {
-            ControlOperation::Lmsw if instruction.op_kind(0) != OpKind::Register => {
-                return Err(self.unsupported("LMSW from memory"));
+        let gpr = gpr_operand(&instruction);
+        match (instruction.mnemonic(), access.operation, gpr) {
+            (Mnemonic::Mov, Read, Some(gpr)) => self.move_from_control(access.register, gpr)?,
+            (Mnemonic::Mov, Write, Some(gpr)) => self.move_to_control(access.register, gpr)?,
+            (Mnemonic::Clts, Write | Clts, _) => self.clear_task_switched()?,
+            (Mnemonic::Lmsw, Write | Lmsw, _) => {
+                let source = self.with_devices(|vcpu, memory, devices| {
+                    read_operand(vcpu, memory, devices, &instruction)
+                })?;
+                self.load_status_word(source as u16)?;
             }
-            ControlOperation::Lmsw => read_gpr(self.vcpu, gpr) as u16,
-            _ => access.source,
-        };
-        Ok((instruction.len() as u8, gpr, source))
+            (Mnemonic::Smsw, Read, _) => {
+                let cr0 = self.vcpu.state(Groups::CONTROL).cr0;
+                self.with_devices(|vcpu, memory, devices| {
+                    write_operand(vcpu, memory, devices, &instruction, cr0)
+                })?;
+            }
+            (mnemonic, ..) => {
+                return Err(self.unsupported(&format!("a control-register exit on {mnemonic:?}")));
+            }
+        }
+        complete_instruction(self.vcpu, instruction.len() as u8);
+        Ok(Handled::Resume)
+    }
+
+    fn move_from_control(&mut self, register: u8, gpr: u8) -> Result<(), Fault> {
+        let value = self.read_control(register)?;
+        write_gpr(self.vcpu, gpr, value);
+        Ok(())
+    }
+
+    fn move_to_control(&mut self, register: u8, gpr: u8) -> Result<(), Fault> {
+        let value = read_gpr(self.vcpu, gpr);
+        let is_long = code_bits(self.vcpu.state(MODE)) == 64;
+        self.write_control(register, if is_long { value } else { value & 0xffff_ffff })
+    }
+
+    fn clear_task_switched(&mut self) -> Result<(), Fault> {
+        let cr0 = self.vcpu.state(Groups::CONTROL).cr0;
+        self.write_cr0(cr0 & !CR0_TS)
+    }
+
+    /// LMSW, which can enter protected mode but not leave it.
+    fn load_status_word(&mut self, source: u16) -> Result<(), Fault> {
+        let cr0 = self.vcpu.state(Groups::CONTROL).cr0;
+        let kept = cr0 & (!LMSW_BITS | CR0_PE);
+        self.write_cr0(kept | u64::from(source) & LMSW_BITS)
     }
 
     fn read_control(&mut self, register: u8) -> Result<u64, Fault> {

@@ -7,12 +7,12 @@ use vdev::guest_mem::GuestMemory;
 
 use super::{Exit, Handled};
 use crate::board::{Board, Time};
-use crate::emulate::{Bytes, Devices, emulate};
+use crate::emulate::{Bytes, Cause, Devices, emulate};
 use crate::fault::{Fault, Trouble};
-use crate::vcpu::{Vcpu, complete_instruction};
+use crate::vcpu::{MODE, Vcpu, complete_instruction, privilege_level};
 
 /// The board at one moment.
-struct BoardNow<'a> {
+pub(super) struct BoardNow<'a> {
     board: &'a mut Board,
     now: Time,
 }
@@ -46,7 +46,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         } = PortIo::decode(self.vcpu.page().exit_info[0]);
         if is_string {
             // Segment and address size are in the instruction, and in no vendor's exit information.
-            return self.emulate(Bytes::default());
+            return self.emulate(Cause::Port, Bytes::default());
         }
         let length = self.length(ExitKind::PortIo)?;
         let rax = self.vcpu.page().gpr[gpr::RAX];
@@ -87,15 +87,28 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
             });
             return Err(Fault::UNDEFINED.into());
         }
-        self.emulate(Bytes::from_exit(count, [low, high]))
+        self.emulate(Cause::Memory, Bytes::from_exit(count, [low, high]))
     }
 
-    fn emulate(&mut self, known: Bytes) -> Result<Handled, Trouble> {
+    fn emulate(&mut self, cause: Cause, known: Bytes) -> Result<Handled, Trouble> {
+        let done = self.with_devices(|vcpu, memory, devices| emulate(vcpu, memory, devices, cause, known));
+        match done {
+            Ok(()) => Ok(Handled::Resume),
+            // What a process of the guest does with a device that it was given must not end the guest.
+            Err(Trouble::Unsupported(what)) if privilege_level(self.vcpu.state(MODE)) == 3 => {
+                self.log.add(self.now.host, || what);
+                Err(Fault::UNDEFINED.into())
+            }
+            Err(trouble) => Err(trouble),
+        }
+    }
+
+    /// What the emulator works on.
+    pub(super) fn with_devices<T>(&mut self, work: impl FnOnce(&mut V, &mut M, &mut BoardNow<'_>) -> T) -> T {
         let mut devices = BoardNow {
             board: self.board,
             now: self.now,
         };
-        emulate(self.vcpu, self.memory, &mut devices, known)?;
-        Ok(Handled::Resume)
+        work(self.vcpu, self.memory, &mut devices)
     }
 }

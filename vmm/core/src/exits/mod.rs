@@ -10,13 +10,13 @@ mod msr;
 use alloc::format;
 use alloc::string::String;
 use hypercall_abi::exit::ExitKind;
-use hypercall_abi::vcpu::{ACTIVITY_HALTED, Groups, gpr};
+use hypercall_abi::vcpu::{ACTIVITY_HALTED, Event, Groups, gpr};
 use iced_x86::Mnemonic;
 use vdev::guest_mem::GuestMemory;
 use vmm_protocol::outcome::Outcome;
 
 use crate::board::{Board, Time};
-use crate::cpuid::{CpuidState, GuestCpu};
+use crate::cpuid::{CpuidState, GuestCpu, depends_on};
 use crate::emulate::{decode_exiting, verify_length};
 use crate::fault::{Fault, PAGE_FAULT, Trouble};
 use crate::layout::Layout;
@@ -87,7 +87,10 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
             ExitKind::ControlAccess => self.control_access(),
             ExitKind::DebugAccess => self.debug_access(),
             ExitKind::Hypercall => self.hypercall(),
-            ExitKind::Exception => Err(self.reflected_exception().into()),
+            ExitKind::Exception => {
+                self.put_back_event();
+                Err(self.reflected_exception().into())
+            }
             ExitKind::Xsetbv => self.xsetbv(),
             ExitKind::Rdtsc => self.rdtsc(),
             // Caches are coherent and the TLB is the kernel's business.
@@ -139,13 +142,14 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     fn cpuid(&mut self) -> Result<Handled, Trouble> {
         let length = self.length(ExitKind::Cpuid)?;
         let apic_id = self.board.lapic.apic_id();
-        let page = self.vcpu.state(Groups::CONTROL | Groups::XCR0);
+        let page = self.vcpu.page();
+        let (leaf, subleaf) = (page.gpr[gpr::RAX] as u32, page.gpr[gpr::RCX] as u32);
+        let page = self.vcpu.state(depends_on(leaf));
         let state = CpuidState {
             cr4: page.cr4,
             xcr0: page.xcr0,
             apic_id,
         };
-        let (leaf, subleaf) = (page.gpr[gpr::RAX] as u32, page.gpr[gpr::RCX] as u32);
         let regs = self.cpu.cpuid(leaf, subleaf, &state);
         for (index, value) in [
             (gpr::RAX, regs.eax),
@@ -177,7 +181,21 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         Ok(Handled::Resume)
     }
 
-    /// An exception that the page's bitmap asked for: the guest takes it as if nobody had looked.
+    /// The event whose delivery an exception interrupted makes room for it. Interrupts come again behind its handler, as
+    /// those that a CPU had not taken yet; exceptions and INT n come again with their instruction.
+    fn put_back_event(&mut self) {
+        let page = self.vcpu.page();
+        let event = core::mem::replace(&mut page.inject, Event::NONE);
+        match event.kind() {
+            _ if !event.is_valid() => {}
+            Event::EXTERNAL => self.board.lapic.retract(event.vector()),
+            Event::NMI => self.board.raise_nmi(),
+            _ => {}
+        }
+    }
+
+    /// An exception that the page's bitmap asked for, or that interrupted a delivery: the guest takes it as if nobody
+    /// had looked.
     fn reflected_exception(&mut self) -> Fault {
         const WITH_ERROR_CODE: u32 = 0x6022_7d00;
         let [vector, code, address, ..] = self.vcpu.page().exit_info;

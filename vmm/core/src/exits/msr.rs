@@ -4,7 +4,7 @@ use alloc::format;
 use hypercall_abi::exit::ExitKind;
 use hypercall_abi::vcpu::{Groups, gpr};
 use vdev::guest_mem::GuestMemory;
-use vdev::lapic::Lapic;
+use vdev::lapic::{IA32_APIC_BASE, IA32_TSC_DEADLINE, Lapic};
 use vdev::pvclock::VcpuClock;
 
 use super::{Exit, Handled};
@@ -50,6 +50,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         match index {
             msr::TSC => Some(self.now.guest),
             msr::TSC_ADJUST => Some(self.msrs.tsc_adjust),
+            IA32_TSC_DEADLINE if !self.cpu.has_tsc_deadline() => None,
             _ if Lapic::owns_msr(index) => self.board.lapic.msr_read(index, self.now.guest),
             _ if VcpuClock::owns_msr(index) => self.board.vcpu_clock.msr_read(index),
             _ => self.msrs.read(index, self.vcpu, self.cpu),
@@ -60,9 +61,9 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         match index {
             msr::TSC => self.shift_tsc(value.wrapping_sub(self.now.guest)),
             msr::TSC_ADJUST => self.shift_tsc(value.wrapping_sub(self.msrs.tsc_adjust)),
+            IA32_TSC_DEADLINE if !self.cpu.has_tsc_deadline() => return None,
             _ if Lapic::owns_msr(index) => {
-                let has_x2apic = self.cpu.features().has("x2apic");
-                if index == vdev::lapic::IA32_APIC_BASE && value & APIC_BASE_X2APIC != 0 && !has_x2apic {
+                if index == IA32_APIC_BASE && value & APIC_BASE_X2APIC != 0 && !self.cpu.has_x2apic() {
                     return None;
                 }
                 let effect = self.board.lapic.msr_write(index, value, self.now.guest)?;
@@ -79,14 +80,15 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         Some(())
     }
 
-    /// The guest's TSC jumps by `delta`, IA32_TSC_ADJUST with it (SDM 3B 18.17.3), and the clock that is told by it.
+    /// The guest's TSC jumps by `delta`, IA32_TSC_ADJUST with it (SDM 3B 18.17.3), and the clocks that count it are told.
     fn shift_tsc(&mut self, delta: u64) {
         self.msrs.tsc_adjust = self.msrs.tsc_adjust.wrapping_add(delta);
         let page = self.vcpu.state(Groups::TSC_OFFSET);
         page.tsc_offset = page.tsc_offset.wrapping_add(delta);
         page.dirty |= Groups::TSC_OFFSET.bits();
-        self.now.guest = self.now.guest.wrapping_add(delta);
-        self.board.shift_clock(delta);
+        let old = self.now.guest;
+        self.now.guest = old.wrapping_add(delta);
+        self.board.shift_tsc(old, self.now.guest);
         self.board.vcpu_clock.refresh(&self.board.clock, self.memory);
     }
 }

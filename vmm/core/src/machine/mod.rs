@@ -173,11 +173,8 @@ impl Machine {
             if is_free && !is_shadowed && page.rflags & RFLAGS_IF != 0 {
                 self.board.lapic.acknowledge(vector);
                 inject(page, Event::interrupt(vector));
+                // What else is requested comes after its EOI, which exits.
             } else {
-                flags |= RunFlags::INTERRUPT_WINDOW;
-            }
-            // A higher vector may wait behind the one just taken.
-            if self.board.lapic.pending().is_some() {
                 flags |= RunFlags::INTERRUPT_WINDOW;
             }
         }
@@ -210,21 +207,26 @@ impl Machine {
         }
     }
 
-    /// Halted with interrupts off: only an NMI could wake the guest, and nothing sends it one.
+    /// Halted with interrupts off: only an NMI could wake the guest, and there is none, or it waits for the end of another.
     fn is_stuck(&self, page: &VcpuPage) -> bool {
         page.activity == ACTIVITY_HALTED
             && page.rflags & RFLAGS_IF == 0
             && !page.inject.is_valid()
-            && !self.board.has_nmi()
+            && !(self.board.has_nmi() && page.interruptibility & Interruptibility::NMI.bits() == 0)
+    }
+
+    /// Whether there is something to take below. Asked after every exit, and cheap.
+    pub fn take_has_output(&mut self) -> bool {
+        self.board.take_has_output() | self.log.has_lines()
     }
 
     /// Takes what the guest sent to a serial port (0 to 3: ttyS0 to ttyS3).
-    pub fn take_output(&mut self, port: usize) -> Vec<u8> {
+    pub fn take_output(&mut self, port: usize) -> impl Iterator<Item = u8> {
         self.board.take_output(port)
     }
 
     /// Takes what the guest sent to the debug consoles (ports 0xe9 and 0x402).
-    pub fn take_debug_output(&mut self) -> Vec<u8> {
+    pub fn take_debug_output(&mut self) -> impl Iterator<Item = u8> {
         self.board.take_debug_output()
     }
 

@@ -226,16 +226,35 @@ impl Lapic {
         }
     }
 
-    /// TSC at which [`Self::advance`] will have something to do, not before `now`; `None` while no timer
-    /// interrupt is to come.
+    /// The delivery of `vector`, which the CPU had taken, failed: from ISR back to IRR.
+    pub fn retract(&mut self, vector: u8) {
+        if self.page.contains(VectorSet::InService, vector) {
+            self.page.remove(VectorSet::InService, vector);
+            self.page.insert(VectorSet::InterruptRequest, vector);
+            self.update_processor_priority();
+        }
+    }
+
+    /// TSC at which to call [`Self::advance`], not before `now`; `None` while no timer interrupt is to come.
+    ///
+    /// A timer with a period below 100 µs is looked at that often only: without time between two looks its guest would
+    /// not run.
     pub fn next_event(&self, now: u64) -> Option<u64> {
         if self.lvt(Lvt::Timer) & LVT_MASK != 0 {
             return None;
         }
-        self.timer.next_expiry().map(|expiry| expiry.max(now))
+        let earliest = now.saturating_add(self.timer.least_wait());
+        self.timer.next_expiry().map(|expiry| expiry.max(earliest))
+    }
+
+    /// The guest set its TSC from `old` to `new`.
+    pub fn shift_tsc(&mut self, old: u64, new: u64) {
+        self.advance(old);
+        self.timer.rebase(old, new);
     }
 
     /// Lets the timer expire if it is due.
+    #[inline]
     pub fn advance(&mut self, now: u64) {
         if self.timer.expire(now) {
             self.raise_local(Lvt::Timer);

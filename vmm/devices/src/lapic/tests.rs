@@ -391,9 +391,9 @@ fn the_timer_interrupts_when_its_count_ends() {
 fn a_periodic_timer_goes_on_until_its_count_is_zeroed() {
     let mut lapic = enabled();
     write(&mut lapic, LVT_TIMER, 0x2_00ec);
-    write(&mut lapic, INITIAL_COUNT, 50);
-    for expiry in [100, 200, 300] {
-        assert_eq!(lapic.next_event(0), Some(expiry));
+    write(&mut lapic, INITIAL_COUNT, 500_000);
+    for expiry in [1_000_000, 2_000_000, 3_000_000] {
+        assert_eq!(lapic.next_event(expiry - 5), Some(expiry));
         lapic.advance(expiry);
         assert_eq!(take(&mut lapic), Some(0xec));
         write(&mut lapic, EOI, 0);
@@ -406,10 +406,13 @@ fn a_periodic_timer_goes_on_until_its_count_is_zeroed() {
 fn a_masked_timer_counts_in_silence() {
     let mut lapic = enabled();
     write(&mut lapic, LVT_TIMER, 0x3_00ec);
-    write(&mut lapic, INITIAL_COUNT, 50);
+    write(&mut lapic, INITIAL_COUNT, 500_000);
     assert_eq!(lapic.next_event(0), None);
-    assert_eq!(lapic.mmio_write(LVT_TIMER, 0x2_00ec, 250), Effect::None);
-    assert_eq!((lapic.pending(), lapic.next_event(250)), (None, Some(300)));
+    assert_eq!(lapic.mmio_write(LVT_TIMER, 0x2_00ec, 2_500_000), Effect::None);
+    assert_eq!(
+        (lapic.pending(), lapic.next_event(2_500_000)),
+        (None, Some(3_000_000))
+    );
 }
 
 #[test]
@@ -490,4 +493,27 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn an_interrupt_whose_delivery_failed_is_requested_again() {
+    let mut lapic = enabled();
+    assert!(lapic.accept(0x41, false));
+    assert_eq!(take(&mut lapic), Some(0x41));
+    lapic.retract(0x41);
+    assert_eq!((lapic.processor_priority(), take(&mut lapic)), (0, Some(0x41)));
+    lapic.retract(0x55);
+    assert_eq!(lapic.pending(), None, "nobody had taken it");
+}
+
+#[test]
+fn a_fast_periodic_timer_leaves_the_guest_time_to_run() {
+    let mut lapic = enabled();
+    write(&mut lapic, DIVIDE, 0b1011);
+    write(&mut lapic, LVT_TIMER, 0x2_0040);
+    write(&mut lapic, INITIAL_COUNT, 1);
+    lapic.advance(500);
+    assert_eq!(lapic.next_event(500), Some(100_500));
+    lapic.advance(700);
+    assert_eq!(take(&mut lapic), Some(0x40), "whoever looks earlier finds it");
 }

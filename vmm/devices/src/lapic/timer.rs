@@ -2,6 +2,9 @@
 
 use crate::tick::{convert, convert_up};
 
+/// Shorter periods than this, in µs, leave a guest no time between two wake-ups of its VMM.
+const LEAST_PERIOD_US: u64 = 100;
+
 /// LVT timer register bits 18:17.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Mode {
@@ -85,10 +88,7 @@ impl Timer {
     pub(super) fn set_divide(&mut self, configuration: u32, now: u64) {
         let remaining = self.current_count(now);
         self.divide_shift = ((configuration >> 1 & 4 | configuration & 3) + 1) & 7;
-        if let Some(countdown) = &mut self.countdown {
-            countdown.start_tsc = now;
-            countdown.next = u128::from(remaining.max(1));
-        }
+        self.restart(remaining, now);
     }
 
     pub(super) fn current_count(&self, now: u64) -> u32 {
@@ -103,6 +103,34 @@ impl Timer {
             _ => 0,
         };
         u32::try_from(remaining).unwrap_or(u32::MAX)
+    }
+
+    /// The TSC jumped from `old` to `new`. The count goes on from where it is, since its clock is another; a deadline is
+    /// a value of the TSC and stays.
+    pub(super) fn rebase(&mut self, old: u64, new: u64) {
+        let remaining = self.current_count(old);
+        self.restart(remaining, new);
+    }
+
+    /// Lets the count that is under way, if there is one, go on with `remaining` ticks at `now`.
+    fn restart(&mut self, remaining: u32, now: u64) {
+        if let Some(countdown) = &mut self.countdown {
+            countdown.start_tsc = now;
+            countdown.next = u128::from(remaining.max(1));
+        }
+    }
+
+    /// TSC ticks to let pass before the next look at a timer whose period is too short to wake up for each.
+    pub(super) fn least_wait(&self) -> u64 {
+        let least = convert(LEAST_PERIOD_US, 1_000_000, self.tsc_hz);
+        match self.countdown {
+            Some(countdown)
+                if self.mode == Mode::Periodic && self.ticks_to_tsc(countdown.reload.into()) < least =>
+            {
+                least
+            }
+            _ => 0,
+        }
     }
 
     /// Arms for `deadline_tsc`, or disarms with 0. Ignored outside TSC-deadline mode.
@@ -127,11 +155,15 @@ impl Timer {
             return (self.deadline_tsc != 0).then_some(self.deadline_tsc);
         }
         self.countdown.map(|countdown| {
-            let ticks = countdown.next << self.divide_shift;
             countdown
                 .start_tsc
-                .saturating_add(convert_up(ticks, self.timer_hz, self.tsc_hz))
+                .saturating_add(self.ticks_to_tsc(countdown.next))
         })
+    }
+
+    /// TSC ticks until the divided timer clock has counted `ticks`.
+    fn ticks_to_tsc(&self, ticks: u128) -> u64 {
+        convert_up(ticks << self.divide_shift, self.timer_hz, self.tsc_hz)
     }
 
     /// Takes the expiries up to `now` and says whether there was one. Missed periods count once.
@@ -226,6 +258,17 @@ mod tests {
         timer.set_divide(0b0000, 100);
         assert_eq!(timer.current_count(100), 50);
         assert_eq!(timer.next_expiry(), Some(300));
+    }
+
+    #[test]
+    fn a_count_does_not_notice_that_the_guest_sets_its_tsc() {
+        for new in [0, 5_000_000, u64::MAX / 2] {
+            let mut timer = timer(Mode::OneShot);
+            timer.start(100, 1_000_000);
+            timer.rebase(1_000_080, new);
+            assert_eq!(timer.current_count(new), 60);
+            assert_eq!(timer.next_expiry(), Some(new + 120));
+        }
     }
 
     #[test]

@@ -199,6 +199,11 @@ impl Uart {
         !self.output.is_empty()
     }
 
+    /// The guest has read everything that [`Self::receive`] took.
+    pub fn is_drained(&self) -> bool {
+        self.received.is_empty()
+    }
+
     /// Bytes that [`Self::receive`] would accept now; none in loopback mode, which disconnects the line.
     pub fn room(&self) -> usize {
         if self.mcr.contains(Mcr::LOOP) {

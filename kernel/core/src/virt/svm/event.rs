@@ -149,19 +149,25 @@ fn interrupted(exit_int_info: u64) -> Event {
 
 /// Whether the next run is to end as soon as the guest could take an interrupt (`interrupt`) or NMI (`nmi`).
 ///
-/// V_IRQ does it, if it is free. The IRET intercept tells of the end of an NMI handler without it. In a shadow that
-/// VMRUN would lose the request has to wait for the next exit of whatever kind: HLT, or a host timer.
+/// V_IRQ does it, if it is free. In a shadow that VMRUN would lose the request has to wait for the next exit of whatever
+/// kind: HLT, or a host timer. So has one for NMIs at an IRET with interrupts enabled, where V_IRQ would end the run before
+/// the IRET is executed, and again in the next one.
 pub fn wants_window(
     interrupt: bool,
     nmi: bool,
     mask: NmiMask,
     plan: Plan,
-    shadow: bool,
+    ready: &Readiness,
     quirks: &Quirks,
 ) -> bool {
     let is_free = matches!(plan, Plan::Nothing | Plan::Inject(_));
-    let wanted = interrupt || nmi && mask != NmiMask::Masked;
-    wanted && is_free && !(shadow && quirks.loses_shadow)
+    let nmi_can_be_told = match mask {
+        NmiMask::Open => true,
+        NmiMask::AtIret(_) => !ready.interrupt_flag,
+        NmiMask::Masked => false,
+    };
+    let wanted = interrupt || nmi && nmi_can_be_told;
+    wanted && is_free && !(ready.shadow && quirks.loses_shadow)
 }
 
 /// What the exit left undelivered.
@@ -234,11 +240,15 @@ mod tests {
         loses_shadow: true,
         repeats_injected_interrupt: true,
         shares_pat: true,
+        takes_reserved_cr4: true,
+        passes_xsetbv: true,
     };
     const HARDWARE: Quirks = Quirks {
         loses_shadow: false,
         repeats_injected_interrupt: false,
         shares_pat: false,
+        takes_reserved_cr4: false,
+        passes_xsetbv: false,
     };
     const TIMER: Event = Event::interrupt(0x20);
 
@@ -405,53 +415,33 @@ mod tests {
         );
     }
 
+    const SHADOW: Readiness = Readiness {
+        shadow: true,
+        ..READY
+    };
+
     #[test]
     fn a_window_is_requested_where_v_irq_is_free_and_the_shadow_is_kept() {
-        let wants = |interrupt, nmi, mask, plan, shadow, quirks| {
-            wants_window(interrupt, nmi, mask, plan, shadow, &quirks)
+        let wants = |plan, ready, quirks| wants_window(true, false, NmiMask::Open, plan, &ready, &quirks);
+        assert!(wants(Plan::Nothing, READY, TCG));
+        assert!(wants(Plan::Inject(TIMER), SHADOW, HARDWARE));
+        assert!(!wants(Plan::Nothing, SHADOW, TCG));
+        assert!(!wants(Plan::VirtualInterrupt(TIMER), READY, TCG));
+        let nobody = wants_window(false, false, NmiMask::Open, Plan::Nothing, &READY, &HARDWARE);
+        assert!(!nobody);
+    }
+
+    #[test]
+    fn an_nmi_window_waits_for_the_iret_without_ending_runs_in_front_of_it() {
+        let disabled = Readiness {
+            interrupt_flag: false,
+            ..READY
         };
-        assert!(wants(true, false, NmiMask::Open, Plan::Nothing, false, TCG));
-        assert!(wants(
-            true,
-            false,
-            NmiMask::Open,
-            Plan::Inject(TIMER),
-            true,
-            HARDWARE
-        ));
-        assert!(!wants(true, false, NmiMask::Open, Plan::Nothing, true, TCG));
-        assert!(!wants(
-            true,
-            false,
-            NmiMask::Open,
-            Plan::VirtualInterrupt(TIMER),
-            false,
-            TCG
-        ));
-        assert!(!wants(
-            false,
-            true,
-            NmiMask::Masked,
-            Plan::Nothing,
-            false,
-            HARDWARE
-        ));
-        assert!(wants(
-            false,
-            true,
-            NmiMask::AtIret(0),
-            Plan::Nothing,
-            false,
-            HARDWARE
-        ));
-        assert!(!wants(
-            false,
-            false,
-            NmiMask::Open,
-            Plan::Nothing,
-            false,
-            HARDWARE
-        ));
+        let wants = |mask, ready| wants_window(false, true, mask, Plan::Nothing, &ready, &HARDWARE);
+        assert!(!wants(NmiMask::Masked, READY));
+        assert!(!wants(NmiMask::AtIret(0), READY));
+        assert!(wants(NmiMask::AtIret(0), disabled));
+        assert!(wants(NmiMask::Open, SHADOW));
     }
 
     #[test]

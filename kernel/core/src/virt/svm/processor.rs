@@ -1,7 +1,5 @@
 //! What the processor offers, from CPUID, and where an emulator differs from the manual.
 
-use hypercall_abi::exit::EntryRule;
-
 bitflags::bitflags! {
     /// CPUID 8000_000AH EDX (APM 3 E.4.9).
     #[repr(transparent)]
@@ -32,6 +30,10 @@ pub struct Quirks {
     pub repeats_injected_interrupt: bool,
     /// The guest's writes of the PAT change the host's: they exit.
     pub shares_pat: bool,
+    /// CR4 takes bits that VMRUN refuses afterwards: writes exit, for the VMM to raise #GP.
+    pub takes_reserved_cr4: bool,
+    /// XSETBV does not exit, whatever is intercepted: XCR0 is looked at after each exit.
+    pub passes_xsetbv: bool,
 }
 
 /// The processor, as far as SVM is concerned.
@@ -49,8 +51,6 @@ pub struct Processor {
     pub foreign_cr4: u64,
     /// EFER bits that a guest may have, SVME included.
     pub efer: u64,
-    /// XCR0 bits that a guest may have.
-    pub xcr0: u64,
     /// Bits of a physical address.
     pub physical_bits: u32,
     /// RDTSCP, and so TSC_AUX.
@@ -102,7 +102,6 @@ impl Processor {
             cr4,
             foreign_cr4,
             efer: efer_bits(&extended),
-            xcr0: guest_xcr0,
             physical_bits,
             has_rdtscp: bit(&extended, EDX, 27),
             has_invpcid: bit(&structured, EBX, 10),
@@ -117,20 +116,9 @@ impl Processor {
         self.svm.contains(SvmFeatures::NRIPS)
     }
 
-    /// Whether an XCR0 value can be loaded (APM 11.5.2): x87 always, AVX with SSE, AVX-512 whole and with AVX.
-    ///
-    /// # Errors
-    /// [`EntryRule::Msr`] if not.
-    pub fn check_xcr0(&self, value: u64) -> Result<(), EntryRule> {
-        const X87: u64 = 1;
-        const SSE: u64 = 2;
-        const AVX: u64 = 4;
-        const AVX512: u64 = 0xe0;
-        let is_valid = value & !(self.xcr0 | X87) == 0
-            && value & X87 != 0
-            && (value & AVX == 0 || value & SSE != 0)
-            && (value & AVX512 == 0 || value & AVX512 == AVX512 && value & AVX != 0);
-        if is_valid { Ok(()) } else { Err(EntryRule::Msr) }
+    /// Whether the guest's writes of CR4 have to exit.
+    pub fn must_see_cr4_writes(&self) -> bool {
+        self.foreign_cr4 != 0 || self.quirks.takes_reserved_cr4
     }
 }
 
@@ -191,6 +179,8 @@ fn quirks(basic: &Leaf, hypervisor: &Leaf) -> Quirks {
         loses_shadow: is_tcg,
         repeats_injected_interrupt: is_tcg,
         shares_pat: is_tcg,
+        takes_reserved_cr4: is_tcg,
+        passes_xsetbv: is_tcg,
     }
 }
 
@@ -243,6 +233,8 @@ pub(crate) mod tests {
             loses_shadow: true,
             repeats_injected_interrupt: true,
             shares_pat: true,
+            takes_reserved_cr4: true,
+            passes_xsetbv: true,
         };
         assert_eq!(tcg().quirks, all);
         assert_eq!(hardware().quirks, Quirks::default());
@@ -262,17 +254,5 @@ pub(crate) mod tests {
         assert_eq!(hardware.foreign_cr4, CR4_CET | CR4_LA57);
         assert_eq!(hardware.cr4 & CR4_PKE, CR4_PKE);
         assert_eq!(hardware.cr4 & hardware.foreign_cr4, 0);
-    }
-
-    #[test]
-    fn xcr0_values_that_xsetbv_would_refuse_are_refused() {
-        let hardware = hardware();
-        for good in [1, 3, 7, 0xe7, 0x207] {
-            assert_eq!(hardware.check_xcr0(good), Ok(()), "{good:#x}");
-        }
-        for bad in [0, 2, 5, 0x27, 0xe3, 1 << 17 | 1, 1 << 63 | 1] {
-            assert_eq!(hardware.check_xcr0(bad), Err(EntryRule::Msr), "{bad:#x}");
-        }
-        assert_eq!(tcg().check_xcr0(0xe7), Err(EntryRule::Msr));
     }
 }

@@ -358,31 +358,5 @@ pub fn check_syscall(
     check_canonical(&[targets[0], targets[1], kernel_gs_base])
 }
 
-/// XCR0: XSETBV faults on what is refused here (SDM 1 13.3). `supported` are the bits that the kernel switches.
-///
-/// # Errors
-/// [`EntryRule::Msr`].
-pub const fn check_xcr0(xcr0: u64, supported: u64) -> Result<(), EntryRule> {
-    const X87: u64 = 1 << 0;
-    const SSE: u64 = 1 << 1;
-    const AVX: u64 = 1 << 2;
-    const MPX: u64 = 3 << 3;
-    const AVX512: u64 = 7 << 5;
-    const AMX: u64 = 3 << 17;
-    holds(
-        xcr0 & !supported == 0
-            && has_all(xcr0, X87)
-            && (xcr0 & AVX == 0 || has_all(xcr0, SSE))
-            && (xcr0 & AVX512 == 0 || has_all(xcr0, AVX512 | AVX))
-            && (xcr0 & MPX == 0 || has_all(xcr0, MPX))
-            && (xcr0 & AMX == 0 || has_all(xcr0, AMX)),
-        EntryRule::Msr,
-    )
-}
-
-const fn has_all(value: u64, bits: u64) -> bool {
-    value & bits == bits
-}
-
 #[cfg(test)]
 mod tests;

@@ -6,4 +6,5 @@ pub mod controls;
 pub mod exit;
 pub mod fields;
 pub mod msr_bitmap;
+pub mod syscall_msrs;
 pub mod vpid;

@@ -1,10 +1,12 @@
 //! The MSRs that guests read and write without an exit (SDM 3C 24.6.9).
 
+use super::syscall_msrs::{CSTAR, KERNEL_GS_BASE, LSTAR, SFMASK, STAR, TSC_AUX};
+
 /// Bytes of a bitmap: one frame.
 pub const BITMAP_BYTES: usize = 4096;
 
-/// MSRs that the VMCS switches, on entry or on exit or both.
-const SWITCHED_BY_HARDWARE: [u32; 7] = [
+/// MSRs that the VMCS switches, on entry or on exit or both; and KERNEL_GS_BASE, which SWAPGS changes anyway.
+const PASSED: [u32; 8] = [
     0x174,       // IA32_SYSENTER_CS
     0x175,       // IA32_SYSENTER_ESP
     0x176,       // IA32_SYSENTER_EIP
@@ -12,18 +14,11 @@ const SWITCHED_BY_HARDWARE: [u32; 7] = [
     0xc000_0080, // IA32_EFER: with "unrestricted guest" LMA and the entry control follow.
     0xc000_0100, // IA32_FS_BASE
     0xc000_0101, // IA32_GS_BASE
+    KERNEL_GS_BASE,
 ];
 
-/// MSRs that the kernel switches when it loads and unloads a vCPU.
-const SWITCHED_BY_KERNEL: [u32; 5] = [
-    0xc000_0081, // IA32_STAR
-    0xc000_0082, // IA32_LSTAR
-    0xc000_0083, // IA32_CSTAR
-    0xc000_0084, // IA32_FMASK
-    0xc000_0102, // IA32_KERNEL_GS_BASE
-];
-
-const TSC_AUX: u32 = 0xc000_0103;
+/// MSRs that the kernel switches when it loads and unloads a vCPU: only their reads pass.
+const READ_ONLY: [u32; 4] = [STAR, LSTAR, CSTAR, SFMASK];
 
 /// Where the bit of an MSR for reads is: byte and bit; that for writes is 2048 bytes further. `None` for MSRs outside
 /// of the two ranges, which always exit.
@@ -39,14 +34,14 @@ const fn read_bit(msr: u32) -> Option<(usize, u8)> {
 /// Makes every MSR exit but those that are switched; `has_tsc_aux` if IA32_TSC_AUX is one of them.
 pub fn fill(bitmap: &mut [u8; BITMAP_BYTES], has_tsc_aux: bool) {
     bitmap.fill(0xff);
-    let optional = if has_tsc_aux { Some(TSC_AUX) } else { None };
-    for msr in SWITCHED_BY_HARDWARE
-        .into_iter()
-        .chain(SWITCHED_BY_KERNEL)
-        .chain(optional)
-    {
+    let tsc_aux = if has_tsc_aux { Some(TSC_AUX) } else { None };
+    for msr in READ_ONLY.into_iter().chain(tsc_aux).chain(PASSED) {
         if let Some((byte, bit)) = read_bit(msr) {
             bitmap[byte] &= !bit;
+        }
+    }
+    for msr in PASSED {
+        if let Some((byte, bit)) = read_bit(msr) {
             bitmap[byte + 2048] &= !bit;
         }
     }
@@ -62,12 +57,24 @@ mod tests {
     }
 
     #[test]
-    fn switched_msrs_pass_through_in_both_directions() {
+    fn msrs_that_the_hardware_switches_pass_in_both_directions() {
         let mut bitmap = [0; BITMAP_BYTES];
         fill(&mut bitmap, true);
-        for msr in [0x174, 0x277, 0xc000_0080, 0xc000_0082, 0xc000_0102, 0xc000_0103] {
+        for msr in [0x174, 0x277, 0xc000_0080, 0xc000_0100, 0xc000_0102] {
             assert!(
                 !exits(&bitmap, msr, false) && !exits(&bitmap, msr, true),
+                "{msr:#x}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_kernel_sees_writes_of_the_msrs_that_it_switches() {
+        let mut bitmap = [0; BITMAP_BYTES];
+        fill(&mut bitmap, true);
+        for msr in [STAR, LSTAR, CSTAR, SFMASK, TSC_AUX] {
+            assert!(
+                !exits(&bitmap, msr, false) && exits(&bitmap, msr, true),
                 "{msr:#x}"
             );
         }
@@ -85,6 +92,6 @@ mod tests {
             );
         }
         let open: u32 = bitmap.iter().map(|byte| byte.count_zeros()).sum();
-        assert_eq!(open, 2 * 12);
+        assert_eq!(open, 2 * 8 + 4);
     }
 }

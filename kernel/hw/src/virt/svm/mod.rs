@@ -9,10 +9,8 @@
 //! 4. `vcpu`, at load and unload: DR0 to DR3 (`debug`), TSC_AUX.
 //! 5. The kernel: FPU state and XCR0.
 
-mod debug;
 mod entry;
 mod insn;
-mod page;
 mod probe;
 pub mod region;
 mod state;

@@ -4,6 +4,7 @@
 //! before the kernel has anything to catch it with, the read runs under a copy of the IDT whose #GP gate skips the
 //! instruction.
 
+use crate::cpu::tables::TableRegister;
 use core::arch::{asm, naked_asm};
 
 /// Vectors of exceptions: as many gates are copied, so that NMI and machine check keep theirs.
@@ -12,14 +13,6 @@ const GENERAL_PROTECTION: usize = 13;
 
 /// A 64-bit gate (APM 4.8.4), as two quadwords.
 type Gate = [u64; 2];
-
-/// The operand of LIDT and SIDT.
-#[repr(C, packed)]
-#[derive(Clone, Copy)]
-struct TableRegister {
-    limit: u16,
-    base: u64,
-}
 
 /// Handler of the #GP: continues behind the RDMSR, which has 2 bytes, with the carry flag set.
 #[unsafe(naked)]
@@ -48,13 +41,9 @@ fn gate() -> Gate {
 ///
 /// The kernel's IDT is loaded, as it is from the first instructions of its boot code on.
 pub(super) fn read_msr(index: u32) -> Option<u64> {
-    let mut original = TableRegister { limit: 0, base: 0 };
-    let mut gates: [Gate; GATES];
-    // SAFETY: SIDT writes the 10 bytes of `original`. The kernel's IDT has a gate for each of the 256 vectors.
-    unsafe {
-        asm!("sidt [{}]", in(reg) &raw mut original, options(nostack, preserves_flags));
-        gates = (original.base as *const [Gate; GATES]).read_volatile();
-    }
+    let original = TableRegister::idtr();
+    // SAFETY: the kernel's IDT has a gate for each of the 256 vectors.
+    let mut gates = unsafe { (original.base as *const [Gate; GATES]).read_volatile() };
     gates[GENERAL_PROTECTION] = gate();
     let probing = TableRegister {
         limit: size_of_val(&gates) as u16 - 1,

@@ -1,7 +1,7 @@
 //! Detection, and SVM of one CPU: switching it on, its ASIDs.
 
 use super::probe;
-use crate::cpu::{cpuid, fpu, msr};
+use crate::cpu::{cpuid, fpu, msr, xsavec};
 use crate::mem::kernel_virt_to_phys;
 use crate::percpu;
 use crate::virt::{Features, Unsupported};
@@ -86,7 +86,7 @@ pub fn detect() -> Result<Features, Unsupported> {
         has_nested_1g: processor.has_1g_pages,
         has_rdtscp: processor.has_rdtscp,
         has_invpcid: processor.has_invpcid,
-        has_xsaves: processor.has_xsaves,
+        has_xsaves: processor.has_xsaves && xsavec::works(),
     })
 }
 

@@ -1,7 +1,7 @@
 //! Groups of guest state between the vCPU page and the VMCB.
 
-use super::debug::Breakpoints;
-use super::page::{Page, get, put};
+use crate::virt::breakpoints::Breakpoints;
+use crate::virt::page::{Page, get, put};
 use hypercall_abi::exit::EntryRule;
 use hypercall_abi::vcpu::gpr::RSP;
 use hypercall_abi::vcpu::{
@@ -31,8 +31,6 @@ pub(super) const RFLAGS_IF: u64 = 1 << 9;
 pub(super) struct Extra {
     /// CR0.CD and NW of the guest's view.
     pub(super) hidden_cr0: u64,
-    /// EFER.SVME of the guest's view.
-    pub(super) svme: bool,
     /// DR0 to DR3.
     pub(super) breakpoints: Breakpoints,
     /// TSC_AUX.
@@ -46,7 +44,6 @@ impl Extra {
     pub(super) const fn new() -> Self {
         Extra {
             hidden_cr0: HIDDEN_CR0,
-            svme: false,
             breakpoints: Breakpoints::new(),
             tsc_aux: 0,
             nmi: NmiMask::Open,
@@ -62,7 +59,7 @@ pub(super) fn written_by(groups: Groups) -> Clean {
         (Groups::DATA_SEGMENTS, Clean::SEGMENTS),
         (Groups::TABLES, Clean::DESCRIPTOR_TABLES),
         (Groups::CONTROL, Clean::CONTROL_REGISTERS),
-        (Groups::DEBUG, Clean::DEBUG_REGISTERS.union(Clean::CR2)),
+        (Groups::DEBUG, Clean::DEBUG_REGISTERS),
         (Groups::PAT, Clean::NESTED_PAGING.union(Clean::LAST_BRANCH)),
         (Groups::TSC_OFFSET, Clean::INTERCEPTS),
     ] {
@@ -126,10 +123,9 @@ fn take_registers(
         save.idtr = segment::table_to_vmcb(&get!(page, idtr))?;
     }
     if groups.contains(Groups::CONTROL) {
-        take_control(page, save, extra);
+        take_control(page, save, extra)?;
     }
     if groups.contains(Groups::DEBUG) {
-        save.cr2 = get!(page, cr2);
         (save.dr6, save.dr7) = (get!(page, dr6), get!(page, dr7));
         extra.breakpoints.write(get!(page, dr), save.dr7);
     }
@@ -167,15 +163,19 @@ fn take_rip(page: Page, vmcb: &mut Vmcb, extra: &mut Extra) -> Result<(), EntryR
     Ok(())
 }
 
-/// The PDPTEs are not taken: with nested paging the CPU reads them from memory when it needs them (APM 15.25.10).
-fn take_control(page: Page, save: &mut SaveArea, extra: &mut Extra) {
+/// The PDPTEs are not taken: with nested paging the CPU reads them from memory when it needs them (APM 15.25.10). SVME is set in
+/// every VMCB; in the page it would claim that the guest has SVM.
+fn take_control(page: Page, save: &mut SaveArea, extra: &mut Extra) -> Result<(), EntryRule> {
     let (cr0, efer) = (get!(page, cr0), get!(page, efer));
+    if efer & EFER_SVME != 0 {
+        return Err(EntryRule::Efer);
+    }
     extra.hidden_cr0 = cr0 & HIDDEN_CR0;
     save.cr0 = cr0 & !HIDDEN_CR0 | CR0_ET;
     save.cr3 = get!(page, cr3);
     save.cr4 = get!(page, cr4);
-    extra.svme = efer & EFER_SVME != 0;
     save.efer = efer | EFER_SVME;
+    Ok(())
 }
 
 fn take_msrs(page: Page, groups: Groups, vmcb: &mut Vmcb, extra: &mut Extra) -> Result<(), EntryRule> {
@@ -242,10 +242,9 @@ pub(super) fn give(page: Page, groups: Groups, vmcb: &Vmcb, extra: &Extra) {
         put!(page, save.cr0 | extra.hidden_cr0 => cr0);
         put!(page, save.cr3 => cr3);
         put!(page, save.cr4 => cr4);
-        put!(page, if extra.svme { save.efer } else { save.efer & !EFER_SVME } => efer);
+        put!(page, save.efer & !EFER_SVME => efer);
     }
     if groups.contains(Groups::DEBUG) {
-        put!(page, save.cr2 => cr2);
         put!(page, extra.breakpoints.read() => dr);
         put!(page, save.dr6 => dr6);
         put!(page, save.dr7 => dr7);

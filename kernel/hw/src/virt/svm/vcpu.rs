@@ -1,10 +1,10 @@
 //! The virtual CPU: one VMCB, and what surrounds its runs.
 
-use super::page::{Page, get, put};
 use super::state::{self, Extra, RFLAGS_IF};
 use super::{entry, insn, region};
-use crate::cpu::msr;
+use crate::cpu::{fpu, msr};
 use crate::mem::phys_to_virt;
+use crate::virt::page::{Page, get, put, refuse};
 use crate::virt::{GuestCpu, HostState, Returned, RunArgs};
 use core::ptr::NonNull;
 use hypercall_abi::exit::{EntryRule, ExitKind};
@@ -22,12 +22,17 @@ use kcore::virt::svm::vmcb::{
     V_IRQ, Vmcb,
 };
 
+/// Groups that the kernel's generic part takes from the page.
+const NOT_OURS: Groups = Groups::XCR0;
+
 /// Groups that are checked with [`checks::check_rip`] or not at all.
 const LIGHT: Groups = Groups::RIP
     .union(Groups::INJECT)
     .union(Groups::INTERCEPTS)
-    .union(Groups::TSC_OFFSET)
-    .union(Groups::XCR0);
+    .union(Groups::TSC_OFFSET);
+
+/// How often [`GuestCpu::run`] enters the guest before it looks for host interrupts.
+const MAX_ENTRIES: usize = 16;
 
 /// A virtual CPU on SVM.
 #[derive(Debug)]
@@ -100,44 +105,50 @@ unsafe impl GuestCpu for Vcpu {
         let page = unsafe { Page::new(page) };
         self.enter_space(args);
         if let Err(rule) = self.accept(page) {
-            return refuse(page, rule, 0);
+            return refuse(page, rule, [0; 2]);
         }
         let flags = RunFlags::from_bits_truncate(get!(page, run_flags));
         let length = get!(page, inject_length);
         let mut event = get!(page, inject);
-        loop {
+        for _ in 0..MAX_ENTRIES {
             if let Some(kind) = self.open_window(flags, event) {
                 return self.report(page, event, &GuestExit::plain(kind));
             }
             let plan = match self.plan(event, length) {
                 Ok(plan) => plan,
-                Err(rule) => return refuse(page, rule, 0),
+                Err(rule) => return refuse(page, rule, [0; 2]),
             };
             let reason = self.enter(page, plan, length, flags);
             if reason == Reason::Refused {
                 return self.lose(page);
             }
             event = self.pending;
-            let returned = match reason {
-                Reason::HostInterrupt => Returned::HostInterrupt,
-                Reason::HostNmi => Returned::HostNmi,
-                Reason::HostMachineCheck => Returned::HostMachineCheck,
+            match reason {
+                // The kernel's handler had the NMI at STGI.
+                Reason::HostInterrupt | Reason::HostNmi => break,
+                Reason::HostMachineCheck => {
+                    self.hand_back(page, event, Groups::empty());
+                    return Returned::HostMachineCheck;
+                }
                 Reason::Window if flags.contains(RunFlags::INTERRUPT_WINDOW) => {
                     return self.report(page, event, &GuestExit::plain(ExitKind::InterruptWindow));
                 }
-                Reason::Guest(exit) if !self.answer(&exit, &mut event) => {
+                Reason::Guest(exit) => {
+                    if self.answer(&exit, &mut event) {
+                        break;
+                    }
                     let is_halt = exit.kind == ExitKind::Hlt && exit.length != 0;
                     if !(is_halt && flags.contains(RunFlags::HLT_BLOCKS)) {
                         return self.report(page, event, &exit);
                     }
                     return self.halt(page, event, exit.length);
                 }
-                // Answered, or an exit of the kernel's own making: on with the guest.
-                Reason::Guest(_) | Reason::Window | Reason::Iret | Reason::Refused => continue,
-            };
-            self.hand_back(page, event, Groups::empty());
-            return returned;
+                // An exit of the kernel's own making: on with the guest.
+                Reason::Window | Reason::Iret | Reason::Refused => {}
+            }
         }
+        self.hand_back(page, event, Groups::empty());
+        Returned::HostInterrupt
     }
 
     unsafe fn read(&mut self, page: NonNull<VcpuPage>, groups: Groups) {
@@ -187,15 +198,14 @@ impl Vcpu {
     /// Takes over what the VMM changed, and checks it. The dirty bits stay until all of it passed.
     fn accept(&mut self, page: Page) -> Result<(), EntryRule> {
         let dirty = get!(page, dirty);
-        let mut groups = Groups::from_bits_truncate(dirty);
-        if self.lost {
-            groups = Groups::all();
-        }
+        let groups = if self.lost {
+            Groups::all()
+        } else {
+            Groups::from_bits_truncate(dirty)
+        };
+        let groups = groups.difference(NOT_OURS);
         if groups.is_empty() && !self.unchecked {
             return Ok(());
-        }
-        if groups.contains(Groups::XCR0) {
-            self.processor.check_xcr0(get!(page, xcr0))?;
         }
         if groups.contains(Groups::INTERCEPTS) {
             self.optional = Intercepts::from_bits_truncate(get!(page, intercepts));
@@ -216,8 +226,7 @@ impl Vcpu {
             checks::check_rip(&vmcb.save)?;
         }
         (self.unchecked, self.lost) = (false, false);
-        // XCR0 belongs to the FPU code.
-        put!(page, dirty & Groups::XCR0.bits() => dirty);
+        put!(page, dirty & NOT_OURS.bits() => dirty);
         Ok(())
     }
 
@@ -270,6 +279,11 @@ impl Vcpu {
         self.stage_event(plan, length);
         self.stage_window(plan, flags);
         self.stage_asid();
+        let cr2 = get!(page, cr2);
+        if self.vmcb().save.cr2 != cr2 {
+            self.vmcb().save.cr2 = cr2;
+            self.clean -= Clean::CR2;
+        }
         let has_clean_bits = self.processor.svm.contains(SvmFeatures::VMCB_CLEAN);
         let clean = if has_clean_bits { self.clean.bits() } else { 0 };
         let (vmcb_frame, host) = (self.vmcb, self.host);
@@ -286,6 +300,10 @@ impl Vcpu {
             return reason;
         }
         put!(page, vmcb.save.rax => gpr[RAX]);
+        put!(page, vmcb.save.cr2 => cr2);
+        if self.processor.quirks.passes_xsetbv {
+            adopt_xcr0(page);
+        }
         self.flush = false;
         self.clean = Clean::all();
         self.extra.nmi = self.extra.nmi.after_exit(vmcb.save.rip);
@@ -329,13 +347,13 @@ impl Vcpu {
 
     fn stage_window(&mut self, plan: Plan, flags: RunFlags) {
         const AT_ONCE: u64 = V_IRQ | V_INTR_PRIO_MAX | V_IGN_TPR;
-        let shadow = self.vmcb().control.interrupt_shadow & INTERRUPT_SHADOW != 0;
+        let ready = self.readiness();
         let window = event::wants_window(
             flags.contains(RunFlags::INTERRUPT_WINDOW),
             flags.contains(RunFlags::NMI_WINDOW),
             self.extra.nmi,
             plan,
-            shadow,
+            &ready,
             &self.processor.quirks,
         );
         let request = match plan {
@@ -348,8 +366,8 @@ impl Vcpu {
             optional: self.optional,
             exceptions: self.exceptions,
             cr0: self.extra.hidden_cr0 != 0,
-            cr4_writes: self.processor.foreign_cr4 != 0,
-            debug_registers: self.extra.breakpoints.must_exit(),
+            cr4_writes: self.processor.must_see_cr4_writes(),
+            debug_registers: !self.extra.breakpoints.is_live(),
             window,
             iret: self.extra.nmi == NmiMask::Masked,
         };
@@ -373,12 +391,14 @@ impl Vcpu {
         (control.asid, control.tlb_control) = (asid, tlb_control as u32);
     }
 
-    /// Answers exits that the kernel has for itself; false for those that the VMM asked for.
+    /// Answers exits that are there for the kernel's own sake; false for all others. A window for host interrupts has to
+    /// follow: a guest may raise #DB or #AC whenever one is delivered, without executing an instruction in between.
     fn answer(&mut self, exit: &GuestExit, event: &mut Event) -> bool {
         const DR7_GD: u64 = 1 << 13;
         match exit.kind {
             ExitKind::DebugAccess if !self.optional.contains(Intercepts::DEBUG_REGISTERS) => {
-                self.extra.breakpoints.make_live();
+                // The instruction is executed again, with the guest's registers in the CPU.
+                self.extra.breakpoints.want();
                 true
             }
             ExitKind::Exception if self.exceptions >> (exit.info[0] & 31) & 1 == 0 => {
@@ -437,7 +457,7 @@ impl Vcpu {
         self.clean = Clean::empty();
         self.flush = true;
         self.lost = true;
-        refuse(page, EntryRule::Hardware, exit_code)
+        refuse(page, EntryRule::Hardware, [exit_code, 0])
     }
 }
 
@@ -447,14 +467,12 @@ fn advance(rip: u64, length: u32, is_64_bit: bool) -> u64 {
     if is_64_bit { next } else { next & 0xffff_ffff }
 }
 
-/// An entry that did not happen. The page's state stays as the VMM wrote it.
-fn refuse(page: Page, rule: EntryRule, detail: u64) -> Returned {
-    put!(page, ExitKind::EntryFailure as u32 => exit_kind);
-    put!(page, 0 => exit_length);
-    put!(page, rule as u64 => exit_info[0]);
-    put!(page, detail => exit_info[1]);
-    put!(page, 0 => filled);
-    Returned::Exit
+/// Tells the generic part of an XCR0 that the guest set without an exit, as if the VMM had written it into the page.
+fn adopt_xcr0(page: Page) {
+    if let Some(xcr0) = fpu::changed_xcr0() {
+        put!(page, xcr0 => xcr0);
+        put!(page, get!(page, dirty) | Groups::XCR0.bits() => dirty);
+    }
 }
 
 /// The VMCB in a vCPU's frame.

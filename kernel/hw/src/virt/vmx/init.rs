@@ -2,18 +2,23 @@
 
 use super::entry::landing;
 use super::insn::CurrentVmcs;
-use super::page::Page;
 use super::region::{self, Machine, VPIDS};
-use super::registers::{DebugRegisters, SyscallMsrs, read_cr0, read_cr4};
-use super::vcpu::{Held, Vcpu};
+use super::registers::{DR6_RESET, host_syscall_msrs, read_cr0, read_cr4};
+use super::vcpu::{Held, Host, Vcpu};
+use crate::cpu::tables::TableRegister;
 use crate::cpu::{control, msr};
 use crate::mem::phys_to_virt;
 use crate::virt::HostState;
+use crate::virt::breakpoints::Breakpoints;
+use crate::virt::page::Page;
 use core::ptr::NonNull;
 use hypercall_abi::vcpu::{Groups, VcpuPage};
 use kcore::addr::PhysAddr;
 use kcore::virt::vmx::controls::secondary;
+use kcore::virt::vmx::syscall_msrs::SyscallMsrs;
 use kcore::virt::vmx::{fields, msr_bitmap};
+
+const DR7_RESET: u64 = 0x400;
 
 /// Builds a vCPU out of two frames: the VMCS and the MSR bitmap.
 ///
@@ -42,8 +47,14 @@ pub(super) unsafe fn new_vcpu(vmcs: PhysAddr, bitmap: PhysAddr, host: &HostState
         shadow_cr0: 0,
         shadow_cr4: 0,
         guest_msrs: SyscallMsrs::default(),
-        host_msrs: None,
-        debug: DebugRegisters::RESET,
+        host: Host {
+            msrs: host_syscall_msrs(machine.controls.has_secondary(secondary::RDTSCP)),
+            gdtr: TableRegister::gdtr(),
+            idtr: TableRegister::idtr(),
+        },
+        breakpoints: Breakpoints::new(),
+        dr6: DR6_RESET,
+        dr7: DR7_RESET,
     };
     // SAFETY: the VMCS's frame is the vCPU's own and not active anywhere. The bitmap's frame is in the direct map and
     // exclusive as well; all-zero bytes are a valid `VcpuPage`, which lends its frame for the state after reset before
@@ -101,10 +112,11 @@ fn write_controls(vmcs: CurrentVmcs, machine: &Machine, vpid: Option<u16>, bitma
     vmcs.write(fields::ENTRY_INTERRUPTION_INFO, 0);
 }
 
-/// HOST_CR3, HOST_RSP and HOST_FS_BASE follow when the vCPU runs. After an exit the limits of GDTR and IDTR are 0xffff,
-/// that of TR is 0x67, and LDTR is unusable (SDM 3C 27.5.2).
+/// HOST_CR3 and HOST_RSP follow when the vCPU runs. User code has no FS base. TS keeps it from the guest's FPU registers. After an
+/// exit the limits of GDTR and IDTR are 0xffff until `unload`, that of TR is 0x67, and LDTR is unusable (SDM 3C 27.5.2).
 fn write_host_state(vmcs: CurrentVmcs, host: &HostState) {
-    vmcs.write(fields::HOST_CR0, read_cr0());
+    const CR0_TS: u64 = 1 << 3;
+    vmcs.write(fields::HOST_CR0, read_cr0() | CR0_TS);
     vmcs.write(fields::HOST_CR3, control::read_cr3());
     vmcs.write(fields::HOST_CR4, read_cr4());
     // SAFETY: long mode has EFER and PAT.

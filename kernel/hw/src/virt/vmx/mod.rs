@@ -1,9 +1,9 @@
-//! VMX: `region` switches it on and says what it offers, `vcpu` is one guest CPU. Same files as for SVM.
+//! VMX: `region` switches it on and says what it offers, `vcpu` is one guest CPU.
 
+mod answer;
 mod entry;
 mod init;
 mod insn;
-mod page;
 pub mod region;
 mod registers;
 mod state;

@@ -2,7 +2,7 @@
 
 use super::insn::{CurrentVmcs, InvEpt, invept, vmclear, vmptrld, vmxoff, vmxon};
 use super::registers::{read_cr0, read_cr4, write_cr0, write_cr4};
-use crate::cpu::{cpuid, msr};
+use crate::cpu::{cpuid, msr, xsavec};
 use crate::mem::phys_to_virt;
 use crate::percpu;
 use crate::virt::{Features, Unsupported};
@@ -85,7 +85,7 @@ pub fn detect() -> Result<Features, Unsupported> {
         has_nested_1g: controls.has_nested_1g,
         has_rdtscp: controls.has_secondary(secondary::RDTSCP),
         has_invpcid: controls.has_secondary(secondary::INVPCID),
-        has_xsaves: controls.has_secondary(secondary::XSAVES),
+        has_xsaves: controls.has_secondary(secondary::XSAVES) && xsavec::works(),
     })
 }
 

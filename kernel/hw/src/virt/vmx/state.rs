@@ -1,9 +1,10 @@
 //! Groups of guest state: from the vCPU page into the hardware, and back.
 
 use super::insn::CurrentVmcs;
-use super::page::{Page, get, put};
-use super::registers::{DebugRegisters, SyscallMsrs};
+use super::registers::switch_syscall_msrs;
 use super::vcpu::Vcpu;
+use crate::cpu::msr;
+use crate::virt::page::{Page, get, put};
 use hypercall_abi::exit::EntryRule;
 use hypercall_abi::vcpu::{CS, DS, ES, FS, GS, Groups, Intercepts, Interruptibility, SS, gpr};
 use kcore::virt::vmx::checks::{self, Mode, RFLAGS_TF, RFLAGS_VM};
@@ -11,6 +12,7 @@ use kcore::virt::vmx::control_registers::{CR0_PE, ControlRegisters, EFER_LMA};
 use kcore::virt::vmx::controls::{entry, primary};
 use kcore::virt::vmx::exit::ALWAYS_EXITING_EXCEPTIONS;
 use kcore::virt::vmx::fields;
+use kcore::virt::vmx::syscall_msrs::SyscallMsrs;
 
 /// Groups that the kernel's generic part takes from the page.
 const NOT_OURS: Groups = Groups::XCR0;
@@ -31,47 +33,35 @@ macro_rules! for_each_group {
 }
 
 impl Vcpu {
-    /// Takes over what the page says is dirty, and clears the bits of what was taken. A group with a value that is
-    /// refused stays dirty, and the hardware keeps its old state of it.
+    /// Takes over what the page says is dirty. After a refusal the hardware may have some of it, and all of it stays dirty.
     pub(super) fn take_dirty(&mut self, vmcs: CurrentVmcs, page: Page) -> Result<(), EntryRule> {
         let raw = get!(page, dirty);
         let dirty = Groups::from_bits_truncate(raw).difference(NOT_OURS);
         if dirty.is_empty() {
             return Ok(());
         }
-        let mut taken = Groups::empty();
-        let result = self.take_groups(vmcs, page, dirty, &mut taken);
-        put!(page, raw & !taken.bits() => dirty);
-        result
+        self.take_groups(vmcs, page, dirty)?;
+        put!(page, raw & NOT_OURS.bits() => dirty);
+        Ok(())
     }
 
-    fn take_groups(
-        &mut self,
-        vmcs: CurrentVmcs,
-        page: Page,
-        dirty: Groups,
-        taken: &mut Groups,
-    ) -> Result<(), EntryRule> {
+    fn take_groups(&mut self, vmcs: CurrentVmcs, page: Page, dirty: Groups) -> Result<(), EntryRule> {
         // The mode, which other groups are checked against, comes first.
         if dirty.contains(Groups::CONTROL) {
             self.take_control(vmcs, page)?;
-            *taken |= Groups::CONTROL;
         }
-        for_each_group!(dirty.difference(Groups::CONTROL), group => {
-            match group {
-                Groups::RIP => self.take_rip(vmcs, page)?,
-                Groups::CS_SS => self.take_code_and_stack(vmcs, page)?,
-                Groups::DATA_SEGMENTS => self.take_data_segments(vmcs, page)?,
-                Groups::TABLES => self.take_tables(vmcs, page)?,
-                Groups::DEBUG => self.take_debug(vmcs, page)?,
-                Groups::SYSENTER => take_sysenter(vmcs, page)?,
-                Groups::SYSCALL => self.take_syscall(page)?,
-                Groups::PAT => take_pat(vmcs, page)?,
-                Groups::INTERCEPTS => self.take_intercepts(vmcs, page),
-                Groups::TSC_OFFSET => vmcs.write(fields::TSC_OFFSET, get!(page, tsc_offset)),
-                _ => {}
-            }
-            *taken |= group;
+        for_each_group!(dirty.difference(Groups::CONTROL), group => match group {
+            Groups::RIP => self.take_rip(vmcs, page)?,
+            Groups::CS_SS => self.take_code_and_stack(vmcs, page)?,
+            Groups::DATA_SEGMENTS => self.take_data_segments(vmcs, page)?,
+            Groups::TABLES => self.take_tables(vmcs, page)?,
+            Groups::DEBUG => self.take_debug(vmcs, page)?,
+            Groups::SYSENTER => take_sysenter(vmcs, page)?,
+            Groups::SYSCALL => self.take_syscall(page)?,
+            Groups::PAT => take_pat(vmcs, page)?,
+            Groups::INTERCEPTS => self.take_intercepts(vmcs, page),
+            Groups::TSC_OFFSET => vmcs.write(fields::TSC_OFFSET, get!(page, tsc_offset)),
+            _ => {}
         });
         Ok(())
     }
@@ -80,7 +70,7 @@ impl Vcpu {
     fn mode(&self, vmcs: CurrentVmcs, rflags: u64) -> Mode {
         Mode {
             is_protected: self.is_protected(vmcs),
-            is_long: vmcs.read(fields::GUEST_EFER) & EFER_LMA != 0,
+            is_long: self.is_long(vmcs),
             is_v86: rflags & RFLAGS_VM != 0,
         }
     }
@@ -88,6 +78,11 @@ impl Vcpu {
     /// Whether the guest is not in real mode.
     pub(super) fn is_protected(&self, vmcs: CurrentVmcs) -> bool {
         vmcs.read(fields::GUEST_CR0) & CR0_PE != 0
+    }
+
+    /// Whether the guest is in long mode.
+    pub(super) fn is_long(&self, vmcs: CurrentVmcs) -> bool {
+        vmcs.read(fields::GUEST_EFER) & EFER_LMA != 0
     }
 
     fn take_control(&mut self, vmcs: CurrentVmcs, page: Page) -> Result<(), EntryRule> {
@@ -179,30 +174,27 @@ impl Vcpu {
 
     /// CR2 needs nothing: like the general-purpose registers it goes from the page into the CPU at every entry.
     fn take_debug(&mut self, vmcs: CurrentVmcs, page: Page) -> Result<(), EntryRule> {
-        let new = DebugRegisters {
-            dr: get!(page, dr),
-            dr6: get!(page, dr6),
-        };
-        let dr7 = get!(page, dr7);
-        checks::check_debug(new.dr6, dr7)?;
-        if self.is_loaded {
-            // SAFETY: the upper half of DR6 was checked to be zero, and exits leave DR7 with no breakpoint enabled.
-            unsafe { new.switch_from(&DebugRegisters::read()) };
-        }
-        self.debug = new;
+        let (dr, dr6, dr7) = (get!(page, dr), get!(page, dr6), get!(page, dr7));
+        checks::check_debug(dr6, dr7)?;
+        self.breakpoints.write(dr, dr7);
+        self.set_dr6(dr6);
+        self.dr7 = dr7;
         vmcs.write(fields::GUEST_DR7, dr7);
         Ok(())
     }
 
     fn take_syscall(&mut self, page: Page) -> Result<(), EntryRule> {
-        let has_tsc_aux = self.has_tsc_aux();
         let new = SyscallMsrs {
             star: get!(page, star),
             lstar: get!(page, lstar),
             cstar: get!(page, cstar),
             sfmask: get!(page, sfmask),
             kernel_gs_base: get!(page, kernel_gs_base),
-            tsc_aux: if has_tsc_aux { get!(page, tsc_aux) } else { 0 },
+            tsc_aux: if self.has_tsc_aux() {
+                get!(page, tsc_aux)
+            } else {
+                0
+            },
         };
         checks::check_syscall(
             [new.lstar, new.cstar],
@@ -213,10 +205,20 @@ impl Vcpu {
         if self.is_loaded {
             // SAFETY: the values were checked. The kernel is inside of `run`: its own come back in `unload`, before
             // any SYSCALL or SWAPGS.
-            unsafe { new.switch_from(&SyscallMsrs::read(has_tsc_aux)) };
+            unsafe { switch_syscall_msrs(&self.current_msrs(), &new) };
         }
         self.guest_msrs = new;
         Ok(())
+    }
+
+    /// The guest's MSRs as they are now.
+    fn current_msrs(&self) -> SyscallMsrs {
+        let mut msrs = self.guest_msrs;
+        if self.is_loaded {
+            // SAFETY: long mode has this MSR.
+            msrs.kernel_gs_base = unsafe { msr::read(msr::KERNEL_GS_BASE) };
+        }
+        msrs
     }
 
     fn take_intercepts(&mut self, vmcs: CurrentVmcs, page: Page) {
@@ -299,22 +301,13 @@ impl Vcpu {
     }
 
     fn fill_debug(&self, vmcs: CurrentVmcs, page: Page) {
-        let debug = if self.is_loaded {
-            DebugRegisters::read()
-        } else {
-            self.debug
-        };
-        put!(page, debug.dr => dr);
-        put!(page, debug.dr6 => dr6);
+        put!(page, self.breakpoints.read() => dr);
+        put!(page, self.dr6() => dr6);
         put!(page, vmcs.read(fields::GUEST_DR7) => dr7);
     }
 
     fn fill_syscall(&self, page: Page) {
-        let msrs = if self.is_loaded {
-            SyscallMsrs::read(self.has_tsc_aux())
-        } else {
-            self.guest_msrs
-        };
+        let msrs = self.current_msrs();
         put!(page, msrs.star => star);
         put!(page, msrs.lstar => lstar);
         put!(page, msrs.cstar => cstar);

@@ -1,27 +1,29 @@
 //! One guest CPU: load, run, unload.
 
+use super::answer::SINGLE_STEP;
 use super::entry::{self, enter};
 use super::init;
 use super::insn::{CurrentVmcs, InvEpt, invept, invvpid_single};
-use super::page::{Page, get, put};
 use super::region::{self, Machine, VPIDS};
-use super::registers::{DebugRegisters, SyscallMsrs, read_cr2, read_dr6, write_cr2, write_dr6};
+use super::registers::{DR6_RESET, read_cr2, read_dr6, switch_syscall_msrs, write_cr2, write_dr6};
 use super::state::SHADOW;
-use crate::cpu::msr;
+use crate::cpu::tables::TableRegister;
+use crate::cpu::{msr, nmi};
+use crate::virt::breakpoints::Breakpoints;
+use crate::virt::page::{Page, get, put, refuse};
 use crate::virt::{GuestCpu, HostState, Returned, RunArgs};
 use core::ptr::NonNull;
 use hypercall_abi::exit::{EntryRule, ExitKind};
-use hypercall_abi::vcpu::{
-    ACTIVITY_ACTIVE, ACTIVITY_HALTED, Event, Groups, Interruptibility, RunFlags, VcpuPage,
-};
+use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, Event, Groups, Interruptibility, RunFlags, VcpuPage};
 use kcore::addr::PhysAddr;
-use kcore::virt::vmx::checks::{DEBUGCTL_BTF, EventContext, RFLAGS_TF, check_event};
+use kcore::virt::vmx::checks::{EventContext, check_event};
 use kcore::virt::vmx::controls::{ept_pointer, primary, secondary};
 use kcore::virt::vmx::exit::{
     DEBUG_EXCEPTION, Details, ENTRY_FAILURE, Interruption, Needs, Outcome, Reason, Report, decode,
     is_software_event, restores_nmi_blocking,
 };
 use kcore::virt::vmx::fields;
+use kcore::virt::vmx::syscall_msrs::SyscallMsrs;
 
 /// What the VMCS holds in fields that change often, so that equal values are not written again.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,8 +42,17 @@ pub(super) struct Held {
     pub(super) host_rsp: u64,
     /// Host CR3.
     pub(super) host_cr3: u64,
-    /// Host FS base.
-    pub(super) host_fs_base: u64,
+}
+
+/// What the kernel has on the vCPU's CPU, for [`GuestCpu::unload`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Host {
+    /// MSRs that exits do not restore.
+    pub(super) msrs: SyscallMsrs,
+    /// Exits set its limit to FFFFH.
+    pub(super) gdtr: TableRegister,
+    /// Exits set its limit to FFFFH.
+    pub(super) idtr: TableRegister,
 }
 
 /// A virtual CPU on VMX.
@@ -73,12 +84,16 @@ pub struct Vcpu {
     pub(super) shadow_cr0: u64,
     /// CR4 read shadow.
     pub(super) shadow_cr4: u64,
-    /// The guest's MSRs, while it is not loaded.
+    /// The guest's MSRs; KERNEL_GS_BASE only while it is not loaded.
     pub(super) guest_msrs: SyscallMsrs,
-    /// The kernel's MSRs, from the first `load` on. Only KERNEL_GS_BASE varies; it is the user's GS base.
-    pub(super) host_msrs: Option<SyscallMsrs>,
-    /// The guest's debug registers, while it is not loaded.
-    pub(super) debug: DebugRegisters,
+    /// The kernel's values of what exits do not restore.
+    pub(super) host: Host,
+    /// DR0 to DR3.
+    pub(super) breakpoints: Breakpoints,
+    /// DR6, unless the breakpoints are in the CPU: then it is there, too.
+    pub(super) dr6: u64,
+    /// DR7. While the breakpoints are in the CPU the guest changes the VMCS's.
+    pub(super) dr7: u64,
 }
 
 // SAFETY: `state` and `set_event` copy each value out of the page once, and check it before the hardware gets it; GPRs and
@@ -92,23 +107,14 @@ unsafe impl GuestCpu for Vcpu {
     }
 
     unsafe fn load(&mut self, _page: NonNull<VcpuPage>) {
-        let has_tsc_aux = self.has_tsc_aux();
         // SAFETY: this is the CPU of the vCPU, so its VMCS is active nowhere else. The guest's MSR values were accepted
-        // by the hardware or by `take_syscall`; `unload` puts back the kernel's. Outside of guests DR7 enables nothing.
-        // FS_BASE and KERNEL_GS_BASE exist in long mode.
+        // by the hardware or checked; `unload` puts back the kernel's.
         unsafe {
-            let vmcs = region::make_current(self.vmcs);
-            let fs_base = msr::read(msr::FS_BASE);
-            if fs_base != self.held.host_fs_base {
-                vmcs.write(fields::HOST_FS_BASE, fs_base);
-                self.held.host_fs_base = fs_base;
-            }
-            let host = self
-                .host_msrs
-                .get_or_insert_with(|| SyscallMsrs::read(has_tsc_aux));
-            host.kernel_gs_base = msr::read(msr::KERNEL_GS_BASE);
-            self.guest_msrs.switch_from(host);
-            self.debug.switch_from(&DebugRegisters::RESET);
+            region::make_current(self.vmcs);
+            switch_syscall_msrs(&self.host.msrs, &self.guest_msrs);
+        }
+        if self.breakpoints.load(self.dr7) {
+            self.switch_in_dr6();
         }
         self.is_loaded = true;
     }
@@ -118,7 +124,7 @@ unsafe impl GuestCpu for Vcpu {
         let (page, vmcs) = unsafe { (Page::new(page), CurrentVmcs::assume()) };
         let flags = RunFlags::from_bits_truncate(get!(page, run_flags));
         if let Err(rule) = self.prepare(vmcs, page, flags, args) {
-            return refuse(page, rule, 0, 0);
+            return refuse(page, rule, [0; 2]);
         }
         let cr2 = get!(page, cr2);
         // SAFETY: MOV to CR2 takes every value; the kernel reads CR2 only right after a page fault. The VMCS is
@@ -132,13 +138,11 @@ unsafe impl GuestCpu for Vcpu {
         put!(page, read_cr2() => cr2);
         match status {
             entry::EXITED => self.after_exit(vmcs, page, flags),
-            entry::FAIL_VALID => refuse(
-                page,
-                EntryRule::Hardware,
-                vmcs.read(fields::INSTRUCTION_ERROR) as u64,
-                0,
-            ),
-            _ => refuse(page, EntryRule::Hardware, 0, 0),
+            entry::FAIL_VALID => {
+                let error = vmcs.read(fields::INSTRUCTION_ERROR);
+                refuse(page, EntryRule::Hardware, [error as u64, 0])
+            }
+            _ => refuse(page, EntryRule::Hardware, [0; 2]),
         }
     }
 
@@ -150,14 +154,20 @@ unsafe impl GuestCpu for Vcpu {
     }
 
     unsafe fn unload(&mut self) {
-        self.guest_msrs = SyscallMsrs::read(self.has_tsc_aux());
-        self.debug = DebugRegisters::read();
-        // SAFETY: the values are the kernel's own; outside of guests DR7 enables nothing.
+        // SAFETY: the values are the kernel's own, the tables those of its boot, for ever; outside of guests DR7 enables
+        // nothing. The VMCS is current as long as the vCPU is loaded.
         unsafe {
-            if let Some(host) = &self.host_msrs {
-                host.switch_from(&self.guest_msrs);
+            // SWAPGS changes it without an exit.
+            self.guest_msrs.kernel_gs_base = msr::read(msr::KERNEL_GS_BASE);
+            switch_syscall_msrs(&self.guest_msrs, &self.host.msrs);
+            if self.breakpoints.unload() {
+                self.dr6 = read_dr6();
+                self.dr7 = CurrentVmcs::assume().read(fields::GUEST_DR7);
+                write_dr6(DR6_RESET);
             }
-            DebugRegisters::RESET.switch_from(&self.debug);
+            // With the limits that the exit left, user code could load selectors of what lies behind the GDT.
+            self.host.gdtr.load_gdt();
+            self.host.idtr.load_idt();
         }
         self.is_loaded = false;
     }
@@ -237,20 +247,21 @@ impl Vcpu {
     /// 26.3.1.5). Exits on #DB do not leave it so, nor does a VMM that moves a guest on while it is single-stepped; that
     /// VMM injects the trap itself.
     fn fix_pending_debug(&mut self, vmcs: CurrentVmcs) {
-        const SINGLE_STEP: u64 = 1 << 14;
         let is_in_shadow = self.held.interruptibility & SHADOW != 0;
-        let steps =
-            self.held.rflags & RFLAGS_TF != 0 && vmcs.read(fields::GUEST_DEBUGCTL) & DEBUGCTL_BTF == 0;
+        let is_pending = is_in_shadow && self.single_steps(vmcs);
         vmcs.write(
             fields::GUEST_PENDING_DEBUG,
-            if is_in_shadow && steps { SINGLE_STEP } else { 0 },
+            if is_pending { SINGLE_STEP } else { 0 },
         );
         self.must_fix_pending_debug = false;
     }
 
-    /// The primary controls: what always is, what the VMM asked for, and the windows of this run.
+    /// The primary controls: what always is, what the VMM asked for, and what this run needs.
     fn set_controls(&mut self, vmcs: CurrentVmcs, flags: RunFlags) {
         let mut controls = self.machine.controls.primary | self.wanted_controls;
+        if !self.breakpoints.is_live() {
+            controls |= primary::MOV_DR_EXITING;
+        }
         if flags.contains(RunFlags::INTERRUPT_WINDOW) {
             controls |= primary::INTERRUPT_WINDOW_EXITING;
         }
@@ -304,7 +315,7 @@ impl Vcpu {
                 return Returned::HostMachineCheck;
             }
             let qualification = vmcs.read(fields::EXIT_QUALIFICATION);
-            return refuse(page, EntryRule::Hardware, raw_reason as u64, qualification);
+            return refuse(page, EntryRule::Hardware, [raw_reason as u64, qualification]);
         }
         self.is_launched = true;
         self.held.rip = vmcs.read(fields::GUEST_RIP);
@@ -319,15 +330,22 @@ impl Vcpu {
             0
         };
         put!(page, ACTIVITY_ACTIVE => activity);
-        let returned = match decode(reason, &details, self.wanted_exceptions, was_delivering) {
-            Outcome::Vmm(report) => return self.report(vmcs, page, &report, length),
-            Outcome::HostInterrupt => Returned::HostInterrupt,
-            Outcome::HostNmi => Returned::HostNmi,
-            Outcome::HostMachineCheck => Returned::HostMachineCheck,
-            Outcome::Timer => Returned::Timer,
-            Outcome::Halt if flags.contains(RunFlags::HLT_BLOCKS) => self.halt(vmcs, page, length),
-            Outcome::Halt => return self.report(vmcs, page, &Report::new(ExitKind::Hlt), length),
-            Outcome::Reflect { event, debug_bits } => self.reflect(vmcs, page, event, debug_bits, length),
+        let returned = if !was_delivering && self.answer(vmcs, page, reason, length) {
+            Returned::HostInterrupt
+        } else {
+            match decode(reason, &details, self.wanted_exceptions, was_delivering) {
+                Outcome::Vmm(report) => return self.report(vmcs, page, &report, length),
+                Outcome::HostInterrupt => Returned::HostInterrupt,
+                Outcome::HostNmi => {
+                    nmi::unblock();
+                    Returned::HostNmi
+                }
+                Outcome::HostMachineCheck => Returned::HostMachineCheck,
+                Outcome::Timer => Returned::Timer,
+                Outcome::Halt if flags.contains(RunFlags::HLT_BLOCKS) => self.halt(vmcs, page, length),
+                Outcome::Halt => return self.report(vmcs, page, &Report::new(ExitKind::Hlt), length),
+                Outcome::Reflect { event, debug_bits } => self.reflect(vmcs, page, event, debug_bits, length),
+            }
         };
         self.fill_rip(page);
         put!(page, Groups::RIP.bits() => filled);
@@ -392,42 +410,6 @@ impl Vcpu {
         put!(page, groups.bits() => filled);
         Returned::Exit
     }
-
-    /// HLT that blocks: the guest is behind it, and whatever wakes it finds no shadow of an STI before it.
-    fn halt(&mut self, vmcs: CurrentVmcs, page: Page, length: u32) -> Returned {
-        self.held.rip = self.held.rip.wrapping_add(length as u64);
-        vmcs.write(fields::GUEST_RIP, self.held.rip);
-        self.set_interruptibility(vmcs, self.held.interruptibility & !SHADOW);
-        put!(page, ACTIVITY_HALTED => activity);
-        Returned::Halted
-    }
-
-    /// Gives the guest an exception that only the kernel had to see. A window for host interrupts in between costs
-    /// nothing and keeps guests that do nothing else from holding the CPU.
-    fn reflect(
-        &mut self,
-        vmcs: CurrentVmcs,
-        page: Page,
-        event: Event,
-        debug_bits: u64,
-        length: u32,
-    ) -> Returned {
-        const DR7_GENERAL_DETECT: u64 = 1 << 13;
-        const DR6_BREAKPOINTS: u64 = 15;
-        if event.vector() == DEBUG_EXCEPTION {
-            // What the CPU does when it delivers a #DB (SDM 3B 17.2.3, 17.2.4); the exit came before.
-            // SAFETY: the upper half of DR6 stays zero.
-            unsafe { write_dr6(read_dr6() & !DR6_BREAKPOINTS | debug_bits) };
-            vmcs.write(
-                fields::GUEST_DR7,
-                vmcs.read(fields::GUEST_DR7) & !DR7_GENERAL_DETECT,
-            );
-            self.must_fix_pending_debug = true;
-        }
-        put!(page, event => inject);
-        put!(page, length => inject_length);
-        Returned::HostInterrupt
-    }
 }
 
 fn read_details(vmcs: CurrentVmcs, needs: Needs, has_string_io_info: bool) -> Details {
@@ -449,15 +431,4 @@ fn read_details(vmcs: CurrentVmcs, needs: Needs, has_string_io_info: bool) -> De
         details.instruction = vmcs.read(fields::EXIT_INSTRUCTION_INFO);
     }
     details
-}
-
-/// Reports a refused entry. The page keeps what the VMM wrote, to be put right.
-fn refuse(page: Page, rule: EntryRule, what: u64, qualification: u64) -> Returned {
-    put!(page, ExitKind::EntryFailure as u32 => exit_kind);
-    put!(page, 0 => exit_length);
-    for (index, word) in [rule as u64, what, qualification].into_iter().enumerate() {
-        put!(page, word => exit_info[index]);
-    }
-    put!(page, Groups::empty().bits() => filled);
-    Returned::Exit
 }

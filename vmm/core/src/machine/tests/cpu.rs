@@ -134,3 +134,81 @@ fn control_registers_are_found_in_the_instruction_if_the_hardware_does_not_say()
     );
     assert_eq!((vm.vcpu.page.cr4, vm.vcpu.page.rip), (0x10, ENTRY + 3));
 }
+
+#[test]
+fn clts_lmsw_and_smsw_that_show_as_moves_are_told_apart() {
+    let exit = |vm: &mut Vm, code: &[u8], operation| {
+        vm.memory.write(ENTRY, code).unwrap();
+        vm.vcpu.page.rip = ENTRY;
+        let access = ControlAccess {
+            register: 0,
+            operation,
+            gpr: 0xff,
+            source: 0,
+        };
+        // The length is known where nRIP is, the register only with decode assists.
+        let action = vm.exit_of_length(ExitKind::ControlAccess, [access.encode(), 0], code.len() as u32);
+        assert_eq!(action, Action::Run);
+        assert_eq!(vm.vcpu.page.rip, ENTRY + code.len() as u64);
+    };
+    let mut vm = Vm::new();
+    vm.vcpu.page.cr0 = 0x39;
+    vm.vcpu.page.gpr[gpr::RAX] = 0xdead_beef;
+    exit(&mut vm, &[0x0f, 0x06], ControlOperation::Write);
+    assert_eq!(vm.vcpu.page.cr0, 0x31, "CLTS");
+    // lmsw [ebx]
+    vm.memory.write_u16(0x30_0000, 0xfffe).unwrap();
+    vm.vcpu.page.gpr[gpr::RBX] = 0x30_0000;
+    exit(&mut vm, &[0x0f, 0x01, 0x33], ControlOperation::Write);
+    assert_eq!(vm.vcpu.page.cr0, 0x3f, "LMSW keeps PE");
+    // smsw [ebx], smsw eax
+    exit(&mut vm, &[0x0f, 0x01, 0x23], ControlOperation::Read);
+    assert_eq!(vm.memory.read_u32(0x30_0000), Ok(0x3f));
+    exit(&mut vm, &[0x0f, 0x01, 0xe0], ControlOperation::Read);
+    assert_eq!(vm.vcpu.page.gpr[gpr::RAX], 0x3f);
+}
+
+#[test]
+fn most_cpuid_leaves_need_no_more_state_than_the_exit_brought() {
+    let mut vm = Vm::new();
+    for (leaf, needed) in [
+        (0, Groups::empty()),
+        (0x4000_0001, Groups::empty()),
+        (1, Groups::CONTROL),
+        (0xd, Groups::XCR0),
+    ] {
+        vm.vcpu.required = Groups::empty();
+        vm.vcpu.page.gpr[gpr::RAX] = leaf;
+        vm.exit(ExitKind::Cpuid, [0, 0]);
+        assert_eq!(vm.vcpu.required, needed, "{leaf:#x}");
+    }
+}
+
+#[test]
+fn an_msr_of_a_hidden_feature_does_not_exist() {
+    let mut hidden = config();
+    hidden.hide_features = vec!["tsc_deadline_timer".into(), "rdtscp".into(), "rdpid".into()];
+    let mut vm = Vm::with(&hidden);
+    for index in [MSR_TSC_DEADLINE, 0xc000_0103] {
+        assert_eq!(vm.read_msr(index), None, "{index:#x}");
+        assert!(!vm.write_msr(index, 0), "{index:#x}");
+        assert!(Vm::new().write_msr(index, 0), "{index:#x}");
+    }
+}
+
+#[test]
+fn a_process_of_the_guest_cannot_end_the_vm_by_an_instruction_on_device_memory() {
+    // movaps xmm0, [ebx]
+    let code = [0x0f, 0x28, 0x03];
+    let mut vm = Vm::new();
+    vm.vcpu.page.gpr[gpr::RBX] = layout::LOCAL_APIC;
+    let action = vm.device_access(&code, layout::LOCAL_APIC);
+    assert!(
+        matches!(action, Action::End(Outcome::Unsupported { .. })),
+        "the guest's kernel gets an explanation: {action:?}"
+    );
+    vm.vcpu.page.segments[SS].access |= 3 << 5;
+    assert_eq!(vm.device_access(&code, layout::LOCAL_APIC), Action::Run);
+    assert_eq!(vm.vcpu.page.inject, Event::exception(6, None));
+    assert!(vm.machine.take_log()[0].contains("Movaps"));
+}

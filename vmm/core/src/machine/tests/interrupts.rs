@@ -103,3 +103,87 @@ fn an_nmi_to_oneself_is_taken_once() {
     vm.exit(ExitKind::Poked, [0, 0]);
     assert_eq!(vm.enter().0, Event::NONE);
 }
+
+#[test]
+fn pasted_text_raises_an_edge_for_every_piece() {
+    let mut vm = Vm::new();
+    vm.enable_interrupts();
+    // FIFOs on: pieces of up to 16 bytes.
+    vm.write_port(0x3fa, 1, 1);
+    vm.set_if(true);
+    assert_eq!(vm.machine.input(0, &[b'x'; 40]), 40);
+    let mut got = 0;
+    while vm.enter().0 == Event::interrupt(0x40) {
+        // A driver that reads what was there, and trusts that more would interrupt again.
+        let burst = if got < 32 { 16 } else { 8 };
+        for _ in 0..burst {
+            assert_eq!(vm.read_port(0x3f8, 1) as u8, b'x');
+            got += 1;
+            vm.machine.prepare_entry(&mut vm.vcpu, vm.now);
+            vm.vcpu.page.inject = Event::NONE;
+        }
+        vm.write_msr(MSR_X2APIC_EOI, 0);
+    }
+    assert_eq!(got, 40);
+}
+
+#[test]
+fn timers_that_count_another_clock_do_not_notice_a_write_of_the_tsc() {
+    let mut vm = Vm::new();
+    vm.enable_interrupts();
+    // One-shot, undivided, 2 ms.
+    vm.write_msr(0x83e, 0xb);
+    vm.write_msr(MSR_X2APIC_LVT_TIMER, 0x80);
+    vm.write_msr(0x838, 2_000_000);
+    vm.enter();
+    let deadline = vm.vcpu.page.deadline;
+    for tsc in [1 << 60, 0] {
+        assert!(vm.write_msr(0x10, tsc));
+        vm.enter();
+        assert_eq!(vm.vcpu.page.deadline, deadline, "{tsc:#x}");
+    }
+}
+
+#[test]
+fn a_guest_in_an_nmi_handler_that_halts_is_stuck_whatever_nmi_waits() {
+    let mut vm = Vm::new();
+    vm.enable_interrupts();
+    vm.write_msr(0x830, 0x400);
+    vm.vcpu.page.interruptibility = Interruptibility::NMI.bits();
+    vm.set_if(false);
+    let halted = vm.exit(ExitKind::Hlt, [0, 0]);
+    assert!(matches!(halted, Action::End(Outcome::Stuck { .. })), "{halted:?}");
+}
+
+#[test]
+fn an_init_to_the_only_cpu_resets_the_machine() {
+    let mut vm = Vm::new();
+    vm.enable_interrupts();
+    vm.vcpu.page.gpr[gpr::RCX] = 0x830;
+    crate::vcpu::write_edx_eax(&mut vm.vcpu.page, 0x4500);
+    assert_eq!(vm.exit(ExitKind::MsrWrite, [0, 0]), Action::Reset);
+    // To everybody else: nobody.
+    crate::vcpu::write_edx_eax(&mut vm.vcpu.page, 0xc_4500);
+    assert_eq!(vm.exit(ExitKind::MsrWrite, [0, 0]), Action::Run);
+}
+
+#[test]
+fn an_interrupt_whose_delivery_an_exception_interrupts_comes_behind_it() {
+    let mut vm = Vm::new();
+    vm.enable_interrupts();
+    vm.set_if(true);
+    assert!(vm.write_msr(MSR_X2APIC_SELF_IPI, 0x41));
+    let (interrupt, _) = vm.enter();
+    assert_eq!(interrupt, Event::interrupt(0x41));
+    let page = &mut vm.vcpu.page;
+    page.exit_kind = ExitKind::Exception as u32;
+    page.exit_info = [17, 0, 0, 0, 0, 0, 0, 0];
+    // The kernel hands the interrupted event back in the page.
+    vm.machine.handle_exit(&mut vm.vcpu, &mut vm.memory, vm.now);
+    assert_eq!(
+        vm.enter(),
+        (Event::exception(17, Some(0)), RunFlags::INTERRUPT_WINDOW)
+    );
+    vm.exit(ExitKind::InterruptWindow, [0, 0]);
+    assert_eq!(vm.enter().0, Event::interrupt(0x41));
+}

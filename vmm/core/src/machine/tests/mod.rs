@@ -87,12 +87,16 @@ struct Vm {
 
 impl Vm {
     fn new() -> Vm {
+        Vm::with(&config())
+    }
+
+    fn with(config: &VmConfig) -> Vm {
         let (mut memory, mut vcpu) = (VecMemory::new(4 << 20), FakeVcpu::new());
         let images = BootImages {
             kernel: &kernel(),
             modules: &[],
         };
-        let machine = Machine::boot(&config(), &images, &host(), &mut memory, &mut vcpu, BOOT_TSC).unwrap();
+        let machine = Machine::boot(config, &images, &host(), &mut memory, &mut vcpu, BOOT_TSC).unwrap();
         Vm {
             machine,
             memory,
@@ -191,6 +195,10 @@ impl Vm {
         self.vcpu.page.gpr[gpr::RAX] = value.into();
         assert_eq!(self.device_access(&[0x89, 0x03], address), Action::Run);
         assert!(!self.vcpu.page.inject.is_valid());
+    }
+
+    fn output(&mut self, port: usize) -> Vec<u8> {
+        self.machine.take_output(port).collect()
     }
 
     fn set_if(&mut self, is_set: bool) {

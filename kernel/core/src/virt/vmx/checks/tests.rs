@@ -461,18 +461,6 @@ fn values_that_would_fault_in_the_kernel_are_refused() {
     assert_eq!(check_syscall([0, 0], 0, 0, 1 << 32), Err(EntryRule::Msr));
 }
 
-#[test]
-fn xcr0_components_come_with_those_they_build_on() {
-    const ALL: u64 = 0x6_02ff;
-    for xcr0 in [1, 3, 7, 0xe7, 0x1b, 0x2e7, 0x6_0003] {
-        assert_eq!(check_xcr0(xcr0, ALL), Ok(()), "{xcr0:#x}");
-    }
-    for xcr0 in [0, 2, 5, 0x27, 0xe3, 0xb, 0x2_0003] {
-        assert_eq!(check_xcr0(xcr0, ALL), Err(EntryRule::Msr), "{xcr0:#x}");
-    }
-    assert_eq!(check_xcr0(7, 3), Err(EntryRule::Msr), "not supported");
-}
-
 proptest! {
     #[test]
     fn an_accepted_interrupt_is_one_the_hardware_takes(raw: u64, rflags: u64, state in 0_u32..16, protected: bool) {

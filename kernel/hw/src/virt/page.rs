@@ -1,8 +1,10 @@
 //! Access to the vCPU page, which a VMM may write at any time: each field is read once, into a copy that is then
 //! checked and used, and no reference to it is ever made.
 
+use super::Returned;
 use core::ptr::NonNull;
-use hypercall_abi::vcpu::VcpuPage;
+use hypercall_abi::exit::{EntryRule, ExitKind};
+use hypercall_abi::vcpu::{Groups, VcpuPage};
 
 /// The vCPU page of the running call.
 #[derive(Clone, Copy)]
@@ -16,7 +18,7 @@ impl Page {
         Page(page)
     }
 
-    /// For the accessors below, and for [`super::entry::enter`], which reads and writes the general-purpose registers.
+    /// For the accessors below, and for the world switches, which read and write the general-purpose registers.
     #[inline]
     pub(super) fn as_ptr(self) -> *mut VcpuPage {
         self.0.as_ptr()
@@ -43,3 +45,15 @@ macro_rules! put {
 }
 
 pub(super) use {get, put};
+
+/// Reports an entry that did not happen, with the rule and what the hardware said about it. The state in the page and its
+/// dirty bits stay as the VMM wrote them, to be put right.
+pub(super) fn refuse(page: Page, rule: EntryRule, details: [u64; 2]) -> Returned {
+    put!(page, ExitKind::EntryFailure as u32 => exit_kind);
+    put!(page, 0 => exit_length);
+    put!(page, rule as u64 => exit_info[0]);
+    put!(page, details[0] => exit_info[1]);
+    put!(page, details[1] => exit_info[2]);
+    put!(page, Groups::empty().bits() => filled);
+    Returned::Exit
+}

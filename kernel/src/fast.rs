@@ -1,0 +1,373 @@
+//! The hypercalls that systems are made of, on a short way: portal call and reply, signal, capability look-up, vCPU run.
+//!
+//! Each is the same as its handler in [`crate::hypercall`], for the common case: whatever is not common goes there, with all
+//! registers as they were. Nothing is checked less here than there; `doc/implementation.md` lists the checks.
+//!
+//! Call and reply never touch the message: its eight words stay in the registers from the caller to the handler and back. What is
+//! left to the code are RAX, RBX, RCX, RBP, R11, R14, R15 and RSP. RBX, RBP, R14 and R15 are the caller's and saved; RCX and
+//! R11 hold its RIP and RFLAGS.
+
+use crate::cpu::{self, Local};
+use crate::hypercall;
+use crate::object::ec::{Ec, State};
+use crate::object::pd::Pd;
+use crate::object::portal::Portal;
+use crate::object::sc::Sc;
+use crate::object::vcpu::Next;
+use crate::sched;
+use core::arch::global_asm;
+use core::mem::offset_of;
+use hypercall_abi::regs::Head;
+use hypercall_abi::{Hypercall, ObjectType, Rights, Selector, Status};
+use kcore::cap::Slot;
+use khw::desc::RSP0_OFFSET;
+use khw::entry::{Frame, SYSCALL};
+use khw::mem::PHYS_BASE;
+use khw::percpu::offset;
+
+/// Where SYSCALL goes.
+pub(crate) fn entry() -> u64 {
+    unsafe extern "C" {
+        fn nacre_fast_entry();
+    }
+    nacre_fast_entry as *const () as u64
+}
+
+const _: () = assert!(Hypercall::Call as u8 == 0 && Hypercall::Reply as u8 == 1);
+
+/// Status and results, in the order of the registers that the assembly loads.
+#[repr(C)]
+struct Results {
+    status: u64,
+    values: [u64; 3],
+}
+
+/// `Signal` and `CapInfo`, which need no frame: they neither block nor look at registers beyond the head.
+#[unsafe(no_mangle)]
+extern "C" fn nacre_fast_simple(results: &mut Results, head: u64) {
+    let head = Head(head);
+    let done = cpu::local().ec.get().ok_or(Status::Aborted).and_then(|ec| {
+        let found = ec.pd.look_up(head.selector())?;
+        if head.0 as u8 == Hypercall::Signal as u8 {
+            found.signal(Rights::SIGNAL)?.signal(found.count);
+            return Ok([0; 3]);
+        }
+        Ok(found.describe())
+    });
+    *results = match done {
+        Ok(values) => Results {
+            status: Status::Success as u64,
+            values,
+        },
+        Err(status) => Results {
+            status: status as u64,
+            values: [0; 3],
+        },
+    };
+}
+
+/// `VcpuRun`. Where the context has to wait or make way, the results are void: its frame gets them when the run is complete.
+#[unsafe(no_mangle)]
+extern "C" fn nacre_fast_run(results: &mut Results, head: u64) {
+    let local = cpu::local();
+    let Some(ec) = local.ec.get() else { return };
+    match hypercall::vcpu::start(ec, Head(head).selector()).map(|vcpu| vcpu.run(ec)) {
+        Ok(Next::Complete) => {
+            let frame = ec.frame();
+            *results = Results {
+                status: frame.rax,
+                values: [frame.rdi, 0, 0],
+            };
+        }
+        Ok(Next::Reschedule) => local.wants_switch.set(true),
+        Err(status) => {
+            *results = Results {
+                status: status as u64,
+                values: [0; 3],
+            }
+        }
+    }
+}
+
+/// Goes on with whoever should run after such a hypercall, whose registers the assembly saved.
+#[unsafe(no_mangle)]
+extern "C" fn nacre_fast_resume() -> *mut Frame {
+    sched::resume(cpu::local())
+}
+
+global_asm!(
+    ".balign 64",
+    "nacre_fast_entry:",
+    "swapgs",
+    "cmp eax, 1", // Call and Reply, with no reserved bit of the head set
+    "jbe 10f",
+    "cmp eax, {signal}",
+    "je 50f",
+    "cmp eax, {vcpu_run}",
+    "je 70f",
+    "cmp eax, {cap_info}",
+    "je 50f",
+    "jmp nacre_syscall_entry",
+    // --- Call and Reply -------------------------------------------------------------------------------------------
+    "10:",
+    "mov gs:[{scratch}], rsp",
+    "mov rsp, gs:[{frame_end}]",
+    // What the caller keeps, into its frame; then every register but the message is free.
+    "mov [rsp - {end} + {f_rip}], rcx",
+    "mov [rsp - {end} + {f_rflags}], r11",
+    "mov [rsp - {end} + {f_rbx}], rbx",
+    "mov [rsp - {end} + {f_rbp}], rbp",
+    "mov [rsp - {end} + {f_r14}], r14",
+    "mov [rsp - {end} + {f_r15}], r15",
+    "mov rcx, gs:[{scratch}]",
+    "mov [rsp - {end} + {f_rsp}], rcx",
+    "mov qword ptr [rsp - {end} + {f_vector}], {syscall}",
+    "lea rbx, [rsp - {end} - {ec_frame}]", // RBX: the calling context
+    "test eax, eax",
+    "jnz 30f",
+    // Call. The selector's slot: two indices into the object space of the caller's domain.
+    "mov rbp, rax",
+    "shr rbp, 32",
+    "cmp ebp, {selector_end}",
+    "jae 90f",
+    "mov r14, [rbx + {ec_pd}]",
+    "mov r14, [r14 + {pd_directory}]",
+    "mov r15d, ebp",
+    "shr r15d, 6",
+    "movabs rcx, {phys_base}",
+    "add r14, rcx",
+    "mov r14, [r14 + 8 * r15]",
+    "test r14, r14",
+    "jz 90f",
+    "and ebp, 63",
+    "shl ebp, 6",
+    "add r14, rbp",
+    "add r14, rcx",
+    // A portal that the caller may call, whose handler is idle, on this CPU.
+    "cmp byte ptr [r14 + {slot_kind}], {portal}",
+    "jne 90f",
+    "test byte ptr [r14 + {slot_rights}], {pt_call}",
+    "jz 90f",
+    "mov r14, [r14 + {slot_object}]", // R14: the portal
+    "mov r15, [r14 + {pt_handler}]",  // R15: the handler
+    "cmp byte ptr [r15 + {ec_state}], {idle}",
+    "jne 90f",
+    "movzx ecx, word ptr [r15 + {ec_cpu}]",
+    "cmp cx, [rbx + {ec_cpu}]",
+    "jne 90f",
+    "mov rcx, gs:[{local}]", // RCX: this CPU's data
+    // Another domain: its page table, unless the FPU or I/O ports must change hands too.
+    "mov r11, [r15 + {ec_pd}]",
+    "cmp r11, [rbx + {ec_pd}]",
+    "je 20f",
+    "cmp qword ptr gs:[{fpu_owner}], 0",
+    "jne 90f",
+    "cmp qword ptr [r11 + {pd_io}], 0",
+    "jne 90f",
+    "cmp byte ptr [rcx + {l_io_open}], 0",
+    "jne 90f",
+    "mov r11, [r11 + {pd_root}]",
+    "mov cr3, r11",
+    // Act: the caller waits, the handler runs on its scheduling context.
+    "20:",
+    "mov byte ptr [rbx + {ec_state}], {blocked}",
+    "mov byte ptr [r15 + {ec_state}], {active}",
+    "mov [rbx + {ec_callee}], r15",
+    "mov [r15 + {ec_caller}], rbx",
+    "mov r11, [rbx + {ec_sc}]",
+    "mov qword ptr [rbx + {ec_sc}], 0",
+    "mov [r15 + {ec_sc}], r11",
+    "mov [r11 + {sc_running}], r15",
+    "mov [rcx + {l_ec}], r15",
+    "mov [rcx + {l_active}], r15",
+    "lea r11, [r15 + {ec_frame} + {end}]",
+    "mov gs:[{frame_end}], r11",
+    "mov rcx, [rcx + {l_tables}]",
+    "mov [rcx + {rsp0}], r11",
+    "mov rax, [r14 + {pt_id}]",
+    "mov rcx, [r14 + {pt_ip}]",
+    "mov rsp, [r15 + {ec_handler_sp}]",
+    "mov r11d, 0x202",
+    "xor ebx, ebx",
+    "xor ebp, ebp",
+    "xor r14d, r14d",
+    "xor r15d, r15d",
+    "swapgs",
+    "sysretq",
+    // Reply. A handler in a call, whose caller entered by SYSCALL, with nobody queued behind it.
+    "30:",
+    "mov r15, [rbx + {ec_caller}]", // R15: the caller
+    "test r15, r15",
+    "jz 90f",
+    "cmp byte ptr [rbx + {ec_is_handler}], 0",
+    "je 90f",
+    "cmp qword ptr [rbx + {ec_queue}], 0",
+    "jne 90f",
+    "mov rcx, gs:[{local}]",
+    "mov r11, [r15 + {ec_pd}]",
+    "cmp r11, [rbx + {ec_pd}]",
+    "je 40f",
+    "cmp qword ptr gs:[{fpu_owner}], 0",
+    "jne 90f",
+    "cmp qword ptr [r11 + {pd_io}], 0",
+    "jne 90f",
+    "cmp byte ptr [rcx + {l_io_open}], 0",
+    "jne 90f",
+    "mov r11, [r11 + {pd_root}]",
+    "mov cr3, r11",
+    "40:",
+    "mov byte ptr [rbx + {ec_state}], {idle}",
+    "mov byte ptr [r15 + {ec_state}], {active}",
+    "mov qword ptr [rbx + {ec_caller}], 0",
+    "mov qword ptr [r15 + {ec_callee}], 0",
+    "mov r11, [rbx + {ec_sc}]",
+    "mov qword ptr [rbx + {ec_sc}], 0",
+    "mov [r15 + {ec_sc}], r11",
+    "mov [r11 + {sc_running}], r15",
+    "mov [rcx + {l_ec}], r15",
+    "mov [rcx + {l_active}], r15",
+    "lea rsp, [r15 + {ec_frame} + {end}]",
+    "mov gs:[{frame_end}], rsp",
+    "mov rcx, [rcx + {l_tables}]",
+    "mov [rcx + {rsp0}], rsp",
+    "xor eax, eax", // Success
+    "mov rcx, [rsp - {end} + {f_rip}]",
+    "mov r11, [rsp - {end} + {f_rflags}]",
+    "mov rbx, [rsp - {end} + {f_rbx}]",
+    "mov rbp, [rsp - {end} + {f_rbp}]",
+    "mov r14, [rsp - {end} + {f_r14}]",
+    "mov r15, [rsp - {end} + {f_r15}]",
+    "mov rsp, [rsp - {end} + {f_rsp}]",
+    "swapgs",
+    "sysretq",
+    // --- Rust functions, which keep the registers that the caller keeps: no frame unless the context changes -----------
+    "50:",
+    "lea r9, [rip + nacre_fast_simple]",
+    "jmp 55f",
+    "70:",
+    "lea r9, [rip + nacre_fast_run]",
+    "55:",
+    "mov gs:[{scratch}], rsp",
+    "mov rsp, gs:[{stack_top}]",
+    "push gs:[{scratch}]",
+    "push rcx",
+    "push r11",
+    "sub rsp, 40", // results, and the alignment of a call
+    "mov rdi, rsp",
+    "mov rsi, rax",
+    "call r9",
+    "pop rax",
+    "pop rdi",
+    "pop rsi",
+    "pop rdx",
+    "mov rcx, gs:[{local}]",
+    "cmp byte ptr [rcx + {l_wants_switch}], 0",
+    "jne 60f",
+    "mov r11, [rsp + 8]",
+    "mov rcx, [rsp + 16]",
+    "mov rsp, [rsp + 24]",
+    // What the kernel left in them is nobody's business.
+    "xor r8d, r8d",
+    "xor r9d, r9d",
+    "xor r10d, r10d",
+    "swapgs",
+    "sysretq",
+    // Somebody else should run: save what the caller keeps, and schedule.
+    "60:",
+    "mov r11, [rsp + 8]",
+    "mov rcx, [rsp + 16]",
+    "mov r8, [rsp + 24]",
+    "mov r9, gs:[{frame_end}]",
+    "mov [r9 - {end} + {f_rip}], rcx",
+    "mov [r9 - {end} + {f_rflags}], r11",
+    "mov [r9 - {end} + {f_rsp}], r8",
+    "mov [r9 - {end} + {f_rbx}], rbx",
+    "mov [r9 - {end} + {f_rbp}], rbp",
+    "mov [r9 - {end} + {f_r12}], r12",
+    "mov [r9 - {end} + {f_r13}], r13",
+    "mov [r9 - {end} + {f_r14}], r14",
+    "mov [r9 - {end} + {f_r15}], r15",
+    "mov [r9 - {end} + {f_rax}], rax",
+    "mov [r9 - {end} + {f_rdi}], rdi",
+    "mov [r9 - {end} + {f_rsi}], rsi",
+    "mov [r9 - {end} + {f_rdx}], rdx",
+    "mov qword ptr [r9 - {end} + {f_r8}], 0",
+    "mov qword ptr [r9 - {end} + {f_r9}], 0",
+    "mov qword ptr [r9 - {end} + {f_r10}], 0",
+    "mov qword ptr [r9 - {end} + {f_vector}], {syscall}",
+    "mov rsp, gs:[{stack_top}]",
+    "xor ebp, ebp",
+    "call nacre_fast_resume",
+    "mov rdi, rax",
+    "jmp nacre_leave",
+    // --- Not the common case: everything back as it was, and the long way -----------------------------------------------
+    "90:",
+    "mov rcx, [rsp - {end} + {f_rip}]",
+    "mov r11, [rsp - {end} + {f_rflags}]",
+    "mov rbx, [rsp - {end} + {f_rbx}]",
+    "mov rbp, [rsp - {end} + {f_rbp}]",
+    "mov r14, [rsp - {end} + {f_r14}]",
+    "mov r15, [rsp - {end} + {f_r15}]",
+    "mov rsp, [rsp - {end} + {f_rsp}]",
+    "jmp nacre_syscall_entry",
+    signal = const Hypercall::Signal as u8,
+    vcpu_run = const Hypercall::VcpuRun as u8,
+    cap_info = const Hypercall::CapInfo as u8,
+    scratch = const offset::SCRATCH,
+    frame_end = const offset::FRAME_END,
+    stack_top = const offset::STACK_TOP,
+    local = const offset::LOCAL,
+    fpu_owner = const offset::FPU_OWNER,
+    end = const size_of::<Frame>(),
+    syscall = const SYSCALL,
+    f_rip = const offset_of!(Frame, rip),
+    f_rflags = const offset_of!(Frame, rflags),
+    f_rsp = const offset_of!(Frame, rsp),
+    f_rax = const offset_of!(Frame, rax),
+    f_rbx = const offset_of!(Frame, rbx),
+    f_rdx = const offset_of!(Frame, rdx),
+    f_rsi = const offset_of!(Frame, rsi),
+    f_rdi = const offset_of!(Frame, rdi),
+    f_rbp = const offset_of!(Frame, rbp),
+    f_r8 = const offset_of!(Frame, r8),
+    f_r9 = const offset_of!(Frame, r9),
+    f_r10 = const offset_of!(Frame, r10),
+    f_r12 = const offset_of!(Frame, r12),
+    f_r13 = const offset_of!(Frame, r13),
+    f_r14 = const offset_of!(Frame, r14),
+    f_r15 = const offset_of!(Frame, r15),
+    f_vector = const offset_of!(Frame, vector),
+    ec_frame = const Ec::FRAME_OFFSET,
+    ec_pd = const offset_of!(Ec, pd),
+    ec_cpu = const offset_of!(Ec, cpu),
+    ec_is_handler = const offset_of!(Ec, is_handler),
+    ec_state = const offset_of!(Ec, state),
+    ec_sc = const offset_of!(Ec, sc),
+    ec_caller = const offset_of!(Ec, caller),
+    ec_callee = const offset_of!(Ec, callee),
+    ec_queue = const offset_of!(Ec, queued_callers),
+    ec_handler_sp = const offset_of!(Ec, handler_sp),
+    idle = const State::Idle as u8,
+    active = const State::Active as u8,
+    blocked = const State::Blocked as u8,
+    pd_directory = const offset_of!(Pd, directory),
+    pd_root = const offset_of!(Pd, root),
+    pd_io = const offset_of!(Pd, io_bitmap),
+    pt_handler = const offset_of!(Portal, handler),
+    pt_ip = const offset_of!(Portal, ip),
+    pt_id = const offset_of!(Portal, id),
+    sc_running = const offset_of!(Sc, running),
+    slot_kind = const offset_of!(Slot, kind),
+    slot_rights = const offset_of!(Slot, rights),
+    slot_object = const offset_of!(Slot, object),
+    portal = const ObjectType::Pt as u8,
+    pt_call = const Rights::PT_CALL.bits(),
+    selector_end = const Selector::END,
+    phys_base = const PHYS_BASE,
+    l_ec = const offset_of!(Local, ec),
+    l_active = const offset_of!(Local, active),
+    l_tables = const offset_of!(Local, tables),
+    l_wants_switch = const offset_of!(Local, wants_switch),
+    l_io_open = const offset_of!(Local, io_is_open),
+    rsp0 = const RSP0_OFFSET,
+);

@@ -1,0 +1,206 @@
+//! Binding: message areas, fault notifications, vCPU pages and notifications, interrupts.
+
+use super::{Group, Needs, group};
+use crate::layout::{IRQS, PD, PORTS, RUNNER_EC};
+use crate::prelude::*;
+use crate::threads;
+use hypercall_abi::boot_info::RegionKind;
+use hypercall_abi::cap::BindRole;
+use usys::power::open;
+
+pub(super) const GROUP: Group = group!(
+    "binding",
+    Needs::Nothing => [
+        an_unknown_role_is_refused,
+        a_message_area_is_one_page_of_ram_with_read_and_write,
+        a_bound_page_is_not_mapped_and_goes_as_a_whole,
+        a_fault_is_signalled_to_whom_was_bound,
+        a_thread_has_one_fault_notification,
+        a_fault_notification_that_ended_can_be_replaced,
+        the_timer_interrupt_arrives_and_stops_when_unbound,
+        binding_an_interrupt_checks_its_arguments,
+    ],
+    Needs::Guests => [
+        a_vcpu_page_is_one_page_of_ram_with_read_and_write,
+        a_vcpu_has_one_notification_and_a_notification_one_vcpu,
+    ],
+);
+
+const UTCB: u64 = BindRole::Utcb as u64;
+const FAULT: u64 = BindRole::FaultNotification as u64;
+const PAGE_ROLE: u64 = BindRole::VcpuPage as u64;
+const NOTIFICATION: u64 = BindRole::VcpuNotification as u64;
+
+fn an_unknown_role_is_refused(w: &mut World) -> Check {
+    let (ec, sm) = (w.ec(0, 0x1000, 0)?, w.sm(0)?);
+    for role in [4, 255, 256, 1 << 32, u64::MAX] {
+        call(Bind, ec, [sm, role]).fails(BadArgument)?;
+    }
+    Ok(())
+}
+
+/// What holds for both roles that bind a page.
+fn a_page_is_checked(w: &mut World, object: Sel, right: Rights, role: u64, other: Sel) -> Check {
+    let memory = w.ram(3)?;
+    let weak_object = w.without(object, right)?;
+    call(Bind, weak_object, [memory, role]).fails(BadRights)?;
+    for right in [Rights::READ, Rights::WRITE] {
+        let weak = w.without(memory, right)?;
+        call(Bind, object, [weak, role]).fails(BadRights)?;
+    }
+    call(Bind, object, [object, role]).fails(BadType)?;
+    call(Bind, other, [memory, role]).fails(BadType)?;
+    for page in [3, 4, 1 << 52, u64::MAX] {
+        call(Bind, object, [memory, role, page]).fails(BadArgument)?;
+    }
+    let regions = &w.info.regions[..w.info.region_count as usize];
+    if let Some(device) = regions.iter().find(|region| region.kind == RegionKind::Device as u32) {
+        let page = w.part(device.selector.into(), 0, 1)?;
+        call(Bind, object, [page, role]).fails(BadArgument)?;
+    }
+    let mapped = w.derive(memory, Rights::ALL)?;
+    let at = w.addresses(3);
+    call(Map, mapped, [PD, at, 0, 1, 1]).gives([1, 0, 0])?;
+    call(Bind, object, [mapped, role]).fails(Occupied)?;
+    call(Bind, object, [memory, role, 2]).done()?;
+    let second = w.derive(memory, Rights::ALL)?;
+    call(Bind, object, [second, role]).fails(Occupied)?;
+    // Deleting the capability ends the binding; so does unmapping it.
+    call(Revoke, memory, [1]).done()?;
+    let memory = w.ram(1)?;
+    call(Bind, object, [memory, role]).done()?;
+    call(Unmap, memory, [0, 1]).gives([1, 0, 0])?;
+    call(Bind, object, [memory, role]).done()
+}
+
+fn a_message_area_is_one_page_of_ram_with_read_and_write(w: &mut World) -> Check {
+    let ec = w.ec(0, 0x1000, 0)?;
+    let pool = w.pool;
+    a_page_is_checked(w, ec, Rights::EC_CONTROL, UTCB, pool)
+}
+
+fn a_bound_page_is_not_mapped_and_goes_as_a_whole(w: &mut World) -> Check {
+    let (ec, memory) = (w.ec(0, 0x1000, 0)?, w.ram(4)?);
+    let at = w.addresses(4);
+    call(Bind, ec, [memory, UTCB, 1]).done()?;
+    call(Map, memory, [PD, at, 0, 1, 1]).fails(Occupied)?;
+    call(Unmap, memory, [1, 1]).fails(BadArgument)?;
+    call(Unmap, memory, [0, 4]).gives([4, 0, 0])?;
+    call(Map, memory, [PD, at, 0, 1, 1]).gives([1, 0, 0])?;
+    // The end of the thread is the end of the binding.
+    let other = w.ram(1)?;
+    call(Bind, ec, [other, UTCB]).done()?;
+    call(Revoke, ec, [1]).done()?;
+    call(Unmap, other, [0, 1]).fails(Unbound)
+}
+
+fn a_vcpu_page_is_one_page_of_ram_with_read_and_write(w: &mut World) -> Check {
+    let (space, vcpu) = (w.guest_space()?, w.sel());
+    call(CreateVcpu, vcpu, [w.pool, space, 0]).done()?;
+    a_page_is_checked(w, vcpu, Rights::VCPU_RUN, PAGE_ROLE, space)
+}
+
+fn a_fault_is_signalled_to_whom_was_bound(w: &mut World) -> Check {
+    let ntfn = w.ntfn()?;
+    let badged = w.sel();
+    call(Derive, ntfn, [0, badged, 0xffff, 0, 0, 0x40]).done()?;
+    let ec = w.ec(0, 0x1000, 0)?;
+    call(Bind, ec, [badged, FAULT]).done()?;
+    w.sc(ec, threads::HIGH)?;
+    call(Wait, ntfn, [w.deadline(1_000_000)]).gives([0x40, 0, 0])?;
+    equal("vector", threads::fault_of(ec)?.map(|fault| fault.vector), Some(14))
+}
+
+fn a_thread_has_one_fault_notification(w: &mut World) -> Check {
+    let (ec, sm, ntfn) = (w.ec(0, 0x1000, 0)?, w.sm(0)?, w.ntfn()?);
+    let weak = w.without(sm, Rights::SIGNAL)?;
+    call(Bind, ec, [weak, FAULT]).fails(BadRights)?;
+    let weak = w.without(ec, Rights::EC_CONTROL)?;
+    call(Bind, weak, [sm, FAULT]).fails(BadRights)?;
+    call(Bind, ec, [ec, FAULT]).fails(BadType)?;
+    call(Bind, sm, [sm, FAULT]).fails(BadType)?;
+    call(Bind, ec, [sm, FAULT]).done()?;
+    call(Bind, ec, [sm, FAULT]).fails(Occupied)?;
+    call(Bind, ec, [ntfn, FAULT]).fails(Occupied)
+}
+
+fn a_fault_notification_that_ended_can_be_replaced(w: &mut World) -> Check {
+    let (ec, first, second) = (w.ec(0, 0x1000, 0)?, w.sm(0)?, w.sm(0)?);
+    call(Bind, ec, [first, FAULT]).done()?;
+    call(Revoke, first, [1]).done()?;
+    call(Bind, ec, [second, FAULT]).done()?;
+    w.sc(ec, threads::HIGH)?;
+    call(Wait, second, [w.deadline(1_000_000)]).gives([1, 0, 0])
+}
+
+fn a_vcpu_has_one_notification_and_a_notification_one_vcpu(w: &mut World) -> Check {
+    let space = w.guest_space()?;
+    let (a, b) = (w.sel(), w.sel());
+    call(CreateVcpu, a, [w.pool, space, 0]).done()?;
+    call(CreateVcpu, b, [w.pool, space, 0]).done()?;
+    let (first, second, sm) = (w.ntfn()?, w.ntfn()?, w.sm(0)?);
+    let weak = w.without(first, Rights::WAIT)?;
+    call(Bind, a, [weak, NOTIFICATION]).fails(BadRights)?;
+    let weak = w.without(a, Rights::VCPU_RUN)?;
+    call(Bind, weak, [first, NOTIFICATION]).fails(BadRights)?;
+    call(Bind, a, [sm, NOTIFICATION]).fails(BadType)?;
+    call(Bind, RUNNER_EC, [first, NOTIFICATION]).fails(BadType)?;
+    call(Bind, a, [first, NOTIFICATION]).done()?;
+    call(Bind, a, [second, NOTIFICATION]).fails(Occupied)?;
+    call(Bind, b, [first, NOTIFICATION]).fails(Occupied)?;
+    call(Revoke, first, [1]).done()?;
+    call(Bind, a, [second, NOTIFICATION]).done()?;
+    call(Revoke, a, [1]).done()?;
+    call(Bind, b, [second, NOTIFICATION]).done()
+}
+
+/// Programs channel 0 of the 8254 to a square wave of 100 Hz (data sheet of the 8254).
+fn start_timer() -> Check {
+    let pit = open(0x40, 4).ok_or_else(|| Failure("the timer's ports are taken".into()))?;
+    const DIVISOR: u16 = 11_932;
+    pit.write(3, 0x36);
+    pit.write(0, DIVISOR as u8);
+    pit.write(0, (DIVISOR >> 8) as u8);
+    call(Unmap, PORTS, [0, 0x1_0000]);
+    Ok(())
+}
+
+fn the_timer_interrupt_arrives_and_stops_when_unbound(w: &mut World) -> Check {
+    start_timer()?;
+    let (irqs, sm, ntfn) = (w.part(IRQS, 0, 1)?, w.sm(0)?, w.ntfn()?);
+    let badged = w.sel();
+    call(Derive, ntfn, [0, badged, 0xffff, 0, 0, 0x100]).done()?;
+    call(IrqBind, irqs, [0, sm, 0]).done()?;
+    for _ in 0..3 {
+        call(Wait, sm, [w.deadline(2_000_000)]).gives([1, 0, 0])?;
+    }
+    call(IrqAck, irqs, [0]).done()?;
+    call(IrqBind, irqs, [0, badged, 0]).fails(Occupied)?;
+    // The end of the semaphore is the end of the binding.
+    call(Revoke, sm, [1]).done()?;
+    call(IrqAck, irqs, [0]).fails(Unbound)?;
+    call(IrqBind, irqs, [0, badged, 0]).done()?;
+    call(Wait, ntfn, [w.deadline(2_000_000)]).gives([0x100, 0, 0])?;
+    call(Revoke, irqs, [1]).done()?;
+    call(Wait, ntfn, [NOW]);
+    call(Wait, ntfn, [w.deadline(50_000)]).fails(Timeout)
+}
+
+fn binding_an_interrupt_checks_its_arguments(w: &mut World) -> Check {
+    let (irqs, sm) = (w.part(IRQS, 0, 2)?, w.sm(0)?);
+    for arguments in [[2, sm, 0], [u64::MAX, sm, 0], [0, sm, 2], [0, sm, u64::MAX]] {
+        call(IrqBind, irqs, arguments).fails(BadArgument)?;
+    }
+    for index in [2, u64::MAX] {
+        call(IrqAck, irqs, [index]).fails(BadArgument)?;
+    }
+    call(IrqAck, irqs, [1]).fails(Unbound)?;
+    let weak = w.without(irqs, Rights::USE)?;
+    call(IrqBind, weak, [0, sm, 0]).fails(BadRights)?;
+    call(IrqAck, weak, [0]).fails(BadRights)?;
+    let weak = w.without(sm, Rights::SIGNAL)?;
+    call(IrqBind, irqs, [0, weak, 0]).fails(BadRights)?;
+    call(IrqBind, irqs, [0, irqs, 0]).fails(BadType)?;
+    call(IrqBind, sm, [0, sm, 0]).fails(BadType)?;
+    call(IrqAck, sm, [0]).fails(BadType)
+}

@@ -1,0 +1,80 @@
+//! Traces of Bochs: its debugger stops at `xchg bx, bx` and prints what is executed.
+
+use super::heavy::{self, Counts};
+use bench_protocol::Line;
+use std::collections::BTreeMap;
+
+/// Windows in a run, at most.
+const WINDOWS: usize = 200;
+
+/// What is added to the configuration.
+pub const CONFIGURATION: &str = "magic_break: enabled=1\n";
+
+/// Commands for the debugger: to the first marker of a window, and on to its second one.
+pub fn commands() -> String {
+    format!(
+        "c\n{}",
+        "trace on\nc\ntrace off\nc\n".repeat(WINDOWS)
+    )
+}
+
+/// Counts what Bochs printed.
+#[derive(Debug, Default)]
+pub struct Trace {
+    op: Option<String>,
+    counts: BTreeMap<String, Counts>,
+}
+
+impl Trace {
+    /// Takes a line of Bochs's stdout.
+    pub fn push(&mut self, line: &str) {
+        if let Some(Line::Window { op }) = Line::parse(line) {
+            self.op = Some(op.to_owned());
+        } else if let (Some(op), Some(bytes)) = (&self.op, executed(line)) {
+            heavy::count(self.counts.entry(op.clone()).or_default(), &bytes);
+        }
+    }
+
+    /// What was counted for each operation.
+    pub fn into_counts(self) -> BTreeMap<String, Counts> {
+        self.counts
+    }
+}
+
+/// The bytes of the instruction in a line such as
+/// `(0).[53215286] [0x000000800bc2] 002b:0000000000400bc2 (unk. ctxt): mov rax, r14 ; 4c89f0`.
+fn executed(line: &str) -> Option<Vec<u8>> {
+    let rest = line.strip_prefix('(')?.split_once(')')?.1;
+    let digits = rest.strip_prefix(".[")?.rsplit_once(';')?.1.trim();
+    let pairs = digits.as_bytes().chunks(2);
+    pairs
+        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instructions_count_for_the_window_they_are_in() {
+        let mut trace = Trace::default();
+        for line in [
+            "(0).[1] [0x0] 0008:ffffffff8020b0e0 (unk. ctxt): swapgs ; 0f01f8",
+            "root: bench window hypercall.null",
+            "(0) Magic breakpoint",
+            "(0) [0x000000800bc2] 002b:0000000000400bc2 (unk. ctxt): syscall ; 0f05",
+            "(0).[53215287] [0x000000800bc5] 002b:0000000000400bc5 (unk. ctxt): syscall                   ; 0f05",
+            "(0).[53215288] [0x00000020b0e0] 0008:ffffffff8020b0e0 (unk. ctxt): swapgs                    ; 0f01f8",
+            "(0).[53215289] [0x00000020b0e3] 0008:ffffffff8020b0e3 (unk. ctxt): mov eax, dword ptr ds:[rbx] ; 8b03",
+        ] {
+            trace.push(line);
+        }
+        let counts = trace.into_counts();
+        assert_eq!(
+            counts.get("hypercall.null"),
+            Some(&Counts::from([("swapgs", 1), ("syscall_sysret", 1)]))
+        );
+        assert_eq!(counts.len(), 1);
+    }
+}

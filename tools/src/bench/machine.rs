@@ -1,0 +1,233 @@
+//! One run of the benchmark in an emulator.
+
+use super::bochs_trace::{self, Trace};
+use super::heavy::Counts;
+use super::qemu_trace::{self, Code};
+use crate::image::{BootImage, Module, elf, iso};
+use crate::run::emulator::Emulator;
+use crate::run::event::{Event, Events};
+use crate::run::link::Listener;
+use crate::run::machine::Machine;
+use crate::run::{Options, Output, Script, bochs, log::Log, qemu};
+use crate::{progress, setup, workspace};
+use anyhow::{Context, Result, bail};
+use bench_protocol::{Line, REQUEST_MODULE, Summary};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use vmm_protocol::manifest::ROOT_MODULE;
+
+/// Memory of the machine.
+const MEMORY_MIB: u32 = 2048;
+/// How long a run may take.
+const TIME_LIMIT: Duration = Duration::from_secs(300);
+const TICK: Duration = Duration::from_millis(50);
+
+/// What a run is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Ticks.
+    Measure,
+    /// Which instructions are executed.
+    Trace,
+}
+
+/// What is measured, where.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The machine.
+    pub machine: Machine,
+    /// Beginnings of the names of operations; empty for all.
+    pub only: Vec<String>,
+    /// Mitigations of side channels: `off` or `auto`.
+    pub mitigations: &'static str,
+    /// CPUs.
+    pub cpus: u16,
+}
+
+/// What came of a run.
+#[derive(Debug, Default)]
+pub struct Measurements {
+    /// By operation: the samples, or why there are none.
+    pub results: BTreeMap<String, Result<Summary, String>>,
+    /// By operation: what was executed.
+    pub heavy: BTreeMap<String, Counts>,
+}
+
+/// Boots the benchmark and collects what it says.
+pub fn run(plan: &Plan, purpose: Purpose) -> Result<Measurements> {
+    setup::packages(plan.machine.needs())?;
+    let image = image(plan)?;
+    let scratch = tempfile::Builder::new()
+        .prefix("nacre-bench-")
+        .tempdir()
+        .context("cannot make a temporary folder")?;
+    let folder = scratch.path();
+    let options = options(plan)?;
+    let (command, listener) = if plan.machine.is_bochs() {
+        let listener = Listener::tcp()?;
+        iso::make(&image, iso::Firmware::Bios, folder, &folder.join(iso::FILE))?;
+        (bochs_command(&options, folder, listener.port(), purpose)?, listener)
+    } else {
+        let listener = Listener::unix(&folder.join(qemu::LINK_SOCKET))?;
+        image.lay_out(folder)?;
+        let mut command = qemu::command(&options, &image);
+        if purpose == Purpose::Trace {
+            command.args(qemu_trace::options());
+        }
+        (command, listener)
+    };
+    Session::start(command, listener, folder, &options)?.collect(folder, purpose)
+}
+
+fn image(plan: &Plan) -> Result<BootImage> {
+    let program = |name: &str| elf::loadable(&workspace::bare_binary(name));
+    let module = |name: &str, bytes| Module {
+        name: name.to_owned(),
+        bytes,
+    };
+    Ok(BootImage {
+        kernel: program("kernel")?,
+        cmdline: format!("loglevel=error mitigations={}", plan.mitigations),
+        modules: vec![
+            module(ROOT_MODULE, program("bench")?),
+            module(REQUEST_MODULE, format!("{}\n", plan.only.join(" ")).into_bytes()),
+        ],
+    })
+}
+
+fn options(plan: &Plan) -> Result<Options> {
+    Ok(Options {
+        machine: plan.machine,
+        host_memory_mib: MEMORY_MIB,
+        host_cpus: plan.cpus,
+        deterministic: true,
+        timeout: Some(TIME_LIMIT),
+        log: workspace::own_dir("log")?.join("bench.log"),
+        kernel_cmdline: String::new(),
+        output: Output::Collect,
+        exec: false,
+        script: Script::default(),
+        cpu_model: None,
+    })
+}
+
+fn bochs_command(options: &Options, folder: &Path, port: u16, purpose: Purpose) -> Result<Command> {
+    let command = bochs::command(options, folder, port)?;
+    if purpose == Purpose::Trace {
+        let configuration = folder.join(bochs::CONFIGURATION);
+        let mut text = workspace::read(&configuration)?;
+        text.extend(bochs_trace::CONFIGURATION.as_bytes());
+        workspace::write(&configuration, text)?;
+        workspace::write(&folder.join(bochs::DEBUGGER_COMMANDS), bochs_trace::commands())?;
+    }
+    Ok(command)
+}
+
+/// A running emulator.
+struct Session {
+    emulator: Emulator,
+    events: Events,
+    log: Log,
+    measurements: Measurements,
+    /// Operations that were announced, in order.
+    windows: Vec<String>,
+    trace: Trace,
+    is_complete: bool,
+}
+
+impl Session {
+    fn start(command: Command, listener: Listener, folder: &Path, options: &Options) -> Result<Self> {
+        let log = Log::create(&options.log)?;
+        let events = Events::new()?;
+        let emulator = Emulator::start(command, folder, options.machine, &events)?;
+        listener.serve(&events)?;
+        Ok(Session {
+            emulator,
+            events,
+            log,
+            measurements: Measurements::default(),
+            windows: Vec::new(),
+            trace: Trace::default(),
+            is_complete: false,
+        })
+    }
+
+    fn collect(mut self, folder: &Path, purpose: Purpose) -> Result<Measurements> {
+        let is_qemu_trace = purpose == Purpose::Trace && !self.emulator.machine().is_bochs();
+        let windows = if is_qemu_trace {
+            qemu_trace::trace(folder, &Code::read()?)?
+        } else {
+            Vec::new()
+        };
+        self.wait()?;
+        if !self.is_complete {
+            let said = self.emulator.last_words().unwrap_or_default();
+            let last: Vec<&str> = self.log.tail().collect();
+            bail!(
+                "the benchmark ended early; the log {} ends with:\n{}\n{said}",
+                self.log.path().display(),
+                last[last.len().saturating_sub(8)..].join("\n"),
+            );
+        }
+        self.measurements.heavy = if is_qemu_trace {
+            self.windows.into_iter().zip(windows).collect()
+        } else {
+            self.trace.into_counts()
+        };
+        Ok(self.measurements)
+    }
+
+    /// Reads until the machine is off.
+    fn wait(&mut self) -> Result<()> {
+        let deadline = Instant::now() + TIME_LIMIT;
+        loop {
+            while let Some(event) = self.events.next(TICK) {
+                match event {
+                    Event::Stdout(line) => self.line(&line),
+                    Event::Stderr(line) => self.log.raw(&line),
+                    Event::Signal(signal) => bail!("ended by signal {signal}"),
+                    _ => {}
+                }
+            }
+            if self.emulator.ended().is_some() {
+                break;
+            }
+            if Instant::now() > deadline {
+                self.emulator.stop();
+                progress::step("the time is up");
+                break;
+            }
+        }
+        // What was printed last is in the queue by now.
+        while let Some(event) = self.events.next(TICK) {
+            if let Event::Stdout(line) = event {
+                self.line(&line);
+            }
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, line: &str) {
+        if self.emulator.machine().is_bochs() {
+            self.trace.push(line);
+            if bochs::kernel_line(line).is_none() {
+                return;
+            }
+        }
+        self.log.raw(line);
+        let results = &mut self.measurements.results;
+        match Line::parse(line) {
+            Some(Line::Result { op, summary }) => {
+                results.insert(op.to_owned(), Ok(summary));
+            }
+            Some(Line::Failed { op, why }) => {
+                results.insert(op.to_owned(), Err(why.to_owned()));
+            }
+            Some(Line::Window { op }) => self.windows.push(op.to_owned()),
+            Some(Line::End) => self.is_complete = true,
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! `bench`: what Nacre's operations cost in instructions, beside what its peers need on the same emulators.
+//!
+//! The benchmark runs in place of the root task (`tests/bench`) on a machine where a TSC tick is an instruction: once without
+//! mitigations, as the peers were measured, once with those that the CPU needs, and once more to see which instructions an
+//! operation is made of.
+
+pub mod bochs_trace;
+pub mod catalogue;
+pub mod chart;
+pub mod gdb;
+pub mod heavy;
+pub mod machine;
+pub mod qemu_trace;
+pub mod size;
+pub mod table;
+
+use self::catalogue::{OPERATIONS, Op};
+use self::heavy::Counts;
+use self::machine::{Measurements, Plan, Purpose};
+use crate::run::machine::Machine;
+use crate::{compile, failure, progress, setup, workspace};
+use anyhow::{Context, Result, bail};
+use bench_protocol::Summary;
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use std::env;
+use std::process::Stdio;
+
+/// Programs that the benchmark consists of: package and binary.
+const PROGRAMS: [(&str, &str); 2] = [("kernel", "kernel"), ("bench", "bench")];
+
+/// Options of `bench`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// The machine: its TSC counts instructions
+    #[arg(long, value_enum, default_value_t = BenchMachine::Vtx)]
+    machine: BenchMachine,
+    /// Only operations whose names begin with one of these
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    only: Vec<String>,
+    /// Print the results as JSON, and nothing else, on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A machine that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum BenchMachine {
+    /// Bochs with VT-x and EPT
+    Vtx,
+    /// QEMU's emulator with AMD-V and NPT
+    Svm,
+}
+
+/// An operation's results.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The operation.
+    pub op: &'static Op,
+    /// Without mitigations; `None` if it was not measured.
+    pub summary: Option<Summary>,
+    /// The median with the mitigations that the CPU needs.
+    pub auto: Option<u64>,
+    /// Why it was not measured, if it should have been.
+    pub why_not: Option<String>,
+    /// What it executed of the instructions that are dear.
+    pub heavy: Counts,
+}
+
+/// Measures, and prints what came of it.
+pub fn bench(args: &BenchArgs) -> Result<()> {
+    check_names(&args.only)?;
+    refuse_other_profiles()?;
+    progress::timed("building the kernel and the benchmark", build)?;
+    let machine = match args.machine {
+        BenchMachine::Vtx => Machine::Vtx,
+        BenchMachine::Svm => Machine::Svm,
+    };
+    let rows = measure(machine, &args.only)?;
+    let chart = workspace::own_dir("")?.join(format!("bench-{}.svg", machine.name()));
+    workspace::write(&chart, chart::svg(machine, &rows))?;
+    if args.json {
+        println!("{}", report(machine, &rows));
+    } else {
+        print!("{}", table::markdown(machine, &rows));
+    }
+    progress::step(format_args!("wrote {}", chart.display()));
+    Ok(())
+}
+
+fn check_names(only: &[String]) -> Result<()> {
+    for name in only {
+        if !OPERATIONS.iter().any(|op| op.name.starts_with(name.as_str())) {
+            let names: Vec<&str> = OPERATIONS.iter().map(|op| op.name).collect();
+            return Err(failure::usage(format!(
+                "no operation begins with `{name}`; there are: {}",
+                names.join(" ")
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What is measured is what is shipped: nothing may change the release profile from outside.
+fn refuse_other_profiles() -> Result<()> {
+    let foreign = env::vars_os()
+        .filter_map(|(name, _)| name.into_string().ok())
+        .find(|name| name.starts_with("CARGO_PROFILE_RELEASE_"));
+    match foreign {
+        Some(name) => Err(failure::usage(format!(
+            "{name} changes the release profile, of which the figures would not be: unset it"
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn build() -> Result<()> {
+    setup::rust_target()?;
+    let mut command = compile::cargo();
+    command.args(["build", "--release", "--target", compile::BARE_TARGET]);
+    for (package, binary) in PROGRAMS {
+        command.args(["-p", package, "--bin", binary]);
+    }
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .context("cannot start cargo")?;
+    if !status.success() {
+        bail!("the build failed; cargo's messages above say where");
+    }
+    Ok(())
+}
+
+fn measure(machine: Machine, only: &[String]) -> Result<Vec<Row>> {
+    let plan = |mitigations| Plan {
+        machine,
+        only: only.to_vec(),
+        mitigations,
+        cpus: 1,
+    };
+    let run = |what: &str, mitigations, purpose| {
+        progress::timed(&format!("{what} on {}", machine.name()), || {
+            machine::run(&plan(mitigations), purpose)
+        })
+    };
+    let off = run("measuring", "off", Purpose::Measure)?;
+    let auto = run("measuring with mitigations", "auto", Purpose::Measure)?;
+    let traced = run("tracing", "off", Purpose::Trace)?;
+    let is_wanted = |op: &&Op| only.is_empty() || only.iter().any(|name| op.name.starts_with(name.as_str()));
+    OPERATIONS
+        .iter()
+        .filter(is_wanted)
+        .map(|op| row(op, &off, &auto, &traced))
+        .collect()
+}
+
+fn row(op: &'static Op, off: &Measurements, auto: &Measurements, traced: &Measurements) -> Result<Row> {
+    let (summary, why_not) = match off.results.get(op.name) {
+        Some(Ok(summary)) => (Some(*summary), None),
+        Some(Err(why)) => (None, Some(why.clone())),
+        None => (measured_here(op)?.map(Summary::single), None),
+    };
+    let auto = auto.results.get(op.name);
+    Ok(Row {
+        op,
+        summary,
+        auto: auto.and_then(|result| Some(result.as_ref().ok()?.median)),
+        why_not,
+        heavy: traced.heavy.get(op.name).cloned().unwrap_or_default(),
+    })
+}
+
+/// What needs no machine.
+fn measured_here(op: &Op) -> Result<Option<u64>> {
+    Ok(match op.name {
+        "size.kernel_lines" => Some(size::kernel_lines()?),
+        "size.text_rodata" => Some(size::text_and_rodata()?),
+        _ => None,
+    })
+}
+
+/// The results as JSON; operations that are not there are not in it.
+fn report(machine: Machine, rows: &[Row]) -> Value {
+    let results: Vec<Value> = rows
+        .iter()
+        .filter_map(|row| {
+            let summary = row.summary?;
+            let best = row.op.best_peer();
+            let elsewhere = |name: &str, is_here: bool| match is_here {
+                true => name.to_owned(),
+                false => format!("{name} (measured on the other machine)"),
+            };
+            Some(json!({
+                "op": row.op.name,
+                "median": summary.median,
+                "min": summary.min,
+                "max": summary.max,
+                "n": summary.n,
+                "best_peer": best.map(|peer| peer.value),
+                "peer_name": best.map(|peer| elsewhere(peer.name, peer.on.is(machine))),
+                "heavy": row.heavy,
+            }))
+        })
+        .collect();
+    json!({ "machine": machine.name(), "results": results })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_report_has_exactly_the_documented_fields() {
+        let op = OPERATIONS.iter().find(|op| op.name == "sm.signal").unwrap();
+        let there = Row {
+            op,
+            summary: Some(Summary::single(140)),
+            auto: Some(141),
+            why_not: None,
+            heavy: Counts::from([("swapgs", 2)]),
+        };
+        let missing = Row {
+            summary: None,
+            ..there.clone()
+        };
+        assert_eq!(
+            report(Machine::Svm, &[there, missing]),
+            json!({ "machine": "svm", "results": [{
+                "op": "sm.signal", "median": 140, "min": 140, "max": 140, "n": 1,
+                "best_peer": 142, "peer_name": "NOVA", "heavy": { "swapgs": 2 },
+            }]})
+        );
+    }
+
+    #[test]
+    fn a_name_that_no_operation_begins_with_is_refused() {
+        assert!(check_names(&["ipc".into(), "exit.cpuid".into()]).is_ok());
+        let error = check_names(&["exit.nothing".into()]).unwrap_err();
+        assert_eq!(failure::kind(&error), failure::Kind::Usage);
+    }
+}
