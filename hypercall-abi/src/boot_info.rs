@@ -106,6 +106,8 @@ pub struct BootInfo {
     pub modules: [Module; MAX_MODULES],
     /// The kernel's command line, zero-terminated.
     pub command_line: [u8; 512],
+    /// TSC ticks since [`Self::entry_tsc`] that the kernel waited for timers (to measure the TSC) and for other CPUs.
+    pub boot_wait: u64,
 }
 
 /// Kinds of [`MemoryRegion`].

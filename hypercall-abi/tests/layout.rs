@@ -35,6 +35,8 @@ fn utcb_and_boot_info_layout_is_pinned() {
     assert_eq!(size_of::<MemoryRegion>(), 24);
     assert_eq!(size_of::<Module>(), 48);
     assert_eq!(size_of::<BootInfo>(), 4096);
+    assert_eq!(offset_of!(BootInfo, command_line), 0xc40);
+    assert_eq!(offset_of!(BootInfo, boot_wait), 0xe40);
 }
 
 #[test]

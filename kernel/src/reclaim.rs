@@ -134,8 +134,7 @@ impl Reclaim {
                 self.needs_grace = true;
             }
             Target::VcpuPage(vcpu) => {
-                vcpu.page.store(0, Ordering::Release);
-                vcpu.kick();
+                vcpu.lose_page();
                 self.needs_grace = true;
             }
         }

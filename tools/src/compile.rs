@@ -22,6 +22,9 @@ pub const SYSTEM: [(&str, &str); 4] = [
 /// The package of the test guests.
 pub const GUESTS: &str = "guests";
 
+/// The package, and the program, that holds the kernel to its contract.
+pub const CONFORMANCE: &str = "conformance";
+
 /// A cargo command in the workspace. The user's `RUSTFLAGS` would replace those of `.cargo/config.toml`, without which
 /// the kernel does not link, so they are dropped.
 pub fn cargo() -> Command {
@@ -49,17 +52,29 @@ pub fn rustc() -> Command {
 
 /// Builds the system and, if given, test guests, for the bare target.
 pub fn system_and_guests(guests: &[String]) -> Result<()> {
+    let guests = guests.iter().map(|guest| (GUESTS, &**guest));
+    programs(SYSTEM.into_iter().chain(guests))
+}
+
+/// Builds the system, every test guest and the conformance task.
+pub fn everything_tested() -> Result<()> {
+    let names = guest_names()?;
+    let guests = names.iter().map(|guest| (GUESTS, &**guest));
+    programs(
+        SYSTEM
+            .into_iter()
+            .chain([(CONFORMANCE, CONFORMANCE)])
+            .chain(guests),
+    )
+}
+
+/// Builds programs, each given by its package and its name.
+fn programs<'a>(programs: impl Iterator<Item = (&'a str, &'a str)>) -> Result<()> {
     setup::rust_target()?;
     let mut command = cargo();
     command.args(["build", "--release", "--target", BARE_TARGET]);
-    for (package, binary) in SYSTEM {
+    for (package, binary) in programs {
         command.args(["-p", package, "--bin", binary]);
-    }
-    if !guests.is_empty() {
-        command.args(["-p", GUESTS]);
-    }
-    for guest in guests {
-        command.args(["--bin", guest]);
     }
     let status = command
         .stdin(Stdio::null())

@@ -188,7 +188,7 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
     args.initrd.iter().try_for_each(|path| check_readable(path))?;
     let kernel = args.kernel.as_deref().map(check_kernel).transpose()?;
     let is_linux = match kernel {
-        Some(kind) => kind != kernel_file::Kind::Multiboot,
+        Some(kind) => kind.is_linux(),
         None => args.guest == guest::LINUX,
     };
     if args.exec.is_some() && !is_linux {

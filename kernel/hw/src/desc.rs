@@ -116,6 +116,7 @@ impl CpuTables {
             limit: (size_of::<[Gate; 256]>() - 1) as u16,
             base: idt_base(),
         };
+        // LDTR has base 0 and limit FFFFH after reset: user code would find descriptors there, in memory of its own.
         // SAFETY: both tables are complete and permanent; the selectors are those of the GDT just written. FS and GS
         // get null selectors, which zeroes their bases: the caller installs the per-CPU block afterwards.
         unsafe {
@@ -132,6 +133,7 @@ impl CpuTables {
                 "mov fs, {null:e}",
                 "mov gs, {null:e}",
                 "lidt [{idt}]",
+                "lldt {null:x}",
                 "ltr {tss:x}",
                 gdt = in(reg) &gdt,
                 idt = in(reg) &idt,

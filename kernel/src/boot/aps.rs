@@ -39,7 +39,7 @@ pub fn start_all(system: &System, frames: &mut BootFrames) {
             continue;
         }
         prepare(id, apic_id, frames);
-        if !wake(apic_id, id) {
+        if !clock::wait_in(|| wake(apic_id, id)) {
             // It must not come up later, with what the next one is given.
             lapic::send_init(apic_id);
             log::warn!("cpu: APIC id {apic_id} did not start");

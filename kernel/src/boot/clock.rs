@@ -14,6 +14,7 @@ const PIT_HZ: u64 = 1_193_182;
 const SHARE: u64 = 200;
 
 static TSC_HZ: AtomicU64 = AtomicU64::new(0);
+static WAITED: AtomicU64 = AtomicU64::new(0);
 
 /// TSC ticks in a second.
 pub fn tsc_hz() -> u64 {
@@ -23,6 +24,19 @@ pub fn tsc_hz() -> u64 {
 /// TSC ticks in so many microseconds.
 pub fn ticks_from_us(us: u64) -> u64 {
     (us as u128 * tsc_hz() as u128 / 1_000_000).min(u64::MAX as u128) as u64
+}
+
+/// TSC ticks that boot spent waiting for timers and other CPUs.
+pub fn waited() -> u64 {
+    WAITED.load(Ordering::Relaxed)
+}
+
+/// Does what is mostly waiting, and counts it as such.
+pub fn wait_in<T>(work: impl FnOnce() -> T) -> T {
+    let start = tsc::read();
+    let result = work();
+    WAITED.fetch_add(tsc::read() - start, Ordering::Relaxed);
+    result
 }
 
 /// Waits.

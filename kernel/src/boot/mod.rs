@@ -44,7 +44,7 @@ pub fn main(magic: u32, info: u32, entry_tsc: u64) -> ! {
     let mut frames = memory::take_over(&system);
     let local = start_cpu(0, &mut frames, &system);
     start_interrupts(&mut system);
-    clock::calibrate(&system);
+    clock::wait_in(|| clock::calibrate(&system));
     start_virtualization(&mut frames);
     aps::start_all(&system, &mut frames);
     root::start(&system, frames);

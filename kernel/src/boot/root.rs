@@ -213,6 +213,7 @@ fn fill_boot_info(system: &System, pd: &'static Pd, tree: &mut Tree) -> Result<(
         info.region_count = region_count;
         info.module_count = system.loader.modules.len() as u32;
         info.command_line = system.loader.command_line;
+        info.boot_wait = clock::waited();
     }
     Ok(())
 }

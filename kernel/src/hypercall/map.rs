@@ -51,7 +51,7 @@ pub(super) fn map(call: &Call) -> Result {
             };
             map_memory(call, &mut tree, found, target, request)
         }
-        _ if address != 0 => Err(Status::BadArgument.into()),
+        _ if address != 0 || !flags.is_empty() => Err(Status::BadArgument.into()),
         _ => map_ports(call, &mut tree, found, target, (first, count)),
     }
 }

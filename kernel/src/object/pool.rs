@@ -154,8 +154,11 @@ impl Pool {
         &self.header
     }
 
-    /// A pool with `count` frames out of `parent`.
+    /// A pool with `count` frames out of `parent`. Under the tree lock, without which nothing is taken from a pool.
     pub fn create(parent: &'static Pool, count: u64, max_priority: u8) -> Option<&'static Pool> {
+        if !parent.has_room::<Pool>(count) {
+            return None;
+        }
         let pool = parent.create_object(Pool {
             header: Header::new(ObjectType::Pool, Some(parent)),
             frames: Lock::new(Frames::new()),
@@ -164,12 +167,6 @@ impl Pool {
             objects: List::new(),
         })?;
         let mut source = parent.frames.lock();
-        if source.free < count {
-            drop(source);
-            // SAFETY: nobody has seen the object.
-            unsafe { parent.free_object(pool) };
-            return None;
-        }
         let mut own = pool.frames.lock();
         for _ in 0..count {
             if let Some(frame) = source.take() {
@@ -227,6 +224,13 @@ impl Pool {
             addr,
             marker: PhantomData,
         })
+    }
+
+    /// Whether there is memory for an object and `frames` more frames: a refusal must not leave a slab behind.
+    fn has_room<T: Object>(&self, frames: u64) -> bool {
+        let own = self.frames.lock();
+        let slab = u64::from(own.slabs[const { class_of::<T>() }].free == 0);
+        frames.checked_add(slab).is_some_and(|needed| needed <= own.free)
     }
 
     /// Frees an object.

@@ -34,7 +34,7 @@ pub struct Vcpu {
     pub cpu: u16,
     /// Link of the space's list. Under the tree lock.
     pub of_space: ListLink,
-    /// Frame of the page shared with the VMM, 0 for none. Written under the tree lock.
+    /// Frame of the page shared with the VMM; 0 for none, [`ENDED`] at the end of the vCPU. Written under the tree lock.
     pub page: AtomicU64,
     /// Notification that makes runs return. Written under the tree lock.
     pub signal: Cell<Option<&'static Signal>>,
@@ -54,6 +54,9 @@ pub struct Vcpu {
 
 /// Frames of a vCPU's hardware state.
 pub type Frames = [PhysAddr; Backend::FRAMES];
+
+/// [`Vcpu::page`] of a vCPU that is being destroyed: no frame, as frames are aligned.
+const ENDED: u64 = 1;
 
 /// Nobody runs it.
 const PHASE_OFF: u8 = 0;
@@ -131,13 +134,20 @@ impl Vcpu {
         unsafe { &mut *self.backend.get() }
     }
 
-    fn page(&self) -> Option<NonNull<VcpuPage>> {
-        let frame = self.page.load(Ordering::Acquire);
-        if frame == 0 {
-            None
-        } else {
-            NonNull::new(phys_to_virt(PhysAddr(frame)).cast())
+    /// The page, or why there is none.
+    fn page(&self) -> Result<NonNull<VcpuPage>, Status> {
+        match self.page.load(Ordering::Acquire) {
+            ENDED => Err(Status::Aborted),
+            0 => Err(Status::Unbound),
+            frame => NonNull::new(phys_to_virt(PhysAddr(frame)).cast()).ok_or(Status::Unbound),
         }
+    }
+
+    /// Its page is unbound, maybe because the vCPU ends: a run in progress ends too. Under the tree lock.
+    pub fn lose_page(&self) {
+        let is_ending = self.header.root_slot.get() == 0;
+        self.page.store(if is_ending { ENDED } else { 0 }, Ordering::Release);
+        self.kick();
     }
 
     /// Makes the current or the next run return.
@@ -170,9 +180,7 @@ impl Vcpu {
         if self.runner.get().is_some() {
             return Err(Status::Busy);
         }
-        if self.page().is_none() {
-            return Err(Status::Unbound);
-        }
+        self.page()?;
         self.runner.set(Some(ec));
         self.phase.store(PHASE_RUNNING, Ordering::SeqCst);
         ec.vcpu.set(Some(self));
@@ -209,9 +217,12 @@ impl Vcpu {
     /// Runs the guest on behalf of `ec`.
     pub fn run(&'static self, ec: &'static Ec) -> Next {
         loop {
-            let Some(page) = self.page() else {
-                self.detach(ec, Status::Unbound, 0);
-                return Next::Complete;
+            let page = match self.page() {
+                Ok(page) => page,
+                Err(status) => {
+                    self.detach(ec, status, 0);
+                    return Next::Complete;
+                }
             };
             if let Some(kind) = self.reason_to_return(page) {
                 return self.finish(ec, page, kind);
@@ -327,20 +338,21 @@ impl Vcpu {
             return true;
         }
         // SAFETY: as in `finish`.
-        let xcr0 = unsafe {
-            addr_of_mut!((*p).dirty).write_volatile(dirty & !Groups::XCR0.bits());
-            addr_of_mut!((*p).xcr0).read_volatile()
-        };
+        let xcr0 = unsafe { addr_of_mut!((*p).xcr0).read_volatile() };
         let host = fpu::guest_xcr0();
         // SDM 1 13.3: x87 always; AVX needs SSE; AVX-512 needs its three components and AVX.
         let is_valid = xcr0 & !host == 0
             && xcr0 & 1 != 0
             && (xcr0 & 4 == 0 || xcr0 & 2 != 0)
             && (xcr0 & 0xe0 == 0 || xcr0 & 0xe4 == 0xe4);
-        if is_valid || host == 0 {
-            self.xcr0.set(if host == 0 { 0 } else { xcr0 });
+        if !is_valid && host != 0 {
+            // Dirty still, to be put right.
+            return false;
         }
-        is_valid || host == 0
+        self.xcr0.set(if host == 0 { 0 } else { xcr0 });
+        // SAFETY: as in `finish`.
+        unsafe { addr_of_mut!((*p).dirty).write_volatile(dirty & !Groups::XCR0.bits()) };
+        true
     }
 
     fn entry_failure(&self, ec: &'static Ec, page: NonNull<VcpuPage>, rule: EntryRule) -> Next {
@@ -349,13 +361,14 @@ impl Vcpu {
         unsafe {
             addr_of_mut!((*p).exit_info[0]).write_volatile(rule as u64);
             addr_of_mut!((*p).exit_info[1]).write_volatile(0);
+            addr_of_mut!((*p).filled).write_volatile(0);
         }
         self.finish(ec, page, ExitKind::EntryFailure)
     }
 
     /// Fills groups of the page. On its CPU, while nobody runs it.
     pub fn read(&self, groups: Groups) -> Result<(), Status> {
-        let page = self.page().ok_or(Status::Unbound)?;
+        let page = self.page()?;
         if self.runner.get().is_some() {
             return Err(Status::Busy);
         }

@@ -17,6 +17,7 @@ pub mod ipc;
 pub mod report;
 pub mod stopwatch;
 pub mod system;
+pub mod threads;
 pub mod vmm;
 
 use usys::abi::boot_info;

@@ -1,19 +1,22 @@
 //! The root task's role: it has everything, and measures in order.
 
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::report::Report;
-use crate::{hypercalls, ipc, stopwatch, vmm};
+use crate::{hypercalls, ipc, stopwatch, threads, vmm};
 use alloc::string::String;
 use alloc::vec;
-use bench_protocol::{REQUEST_MODULE, Summary};
+use bench_protocol::{REQUEST_MODULE, Summary, USER_BYTES};
+use root_task::loader::{HEADER_BYTES, Program};
 use root_task::memory::FreeMemory;
 use usys::power::{self, Ending};
 use root_task::process::{Blueprint, Process};
 use root_task::system::System;
 use root_task::wall_clock::WallClock;
-use usys::abi::boot_info::BootInfo;
+use usys::abi::PAGE_SIZE;
+use usys::abi::boot_info::{BootInfo, MAX_REGIONS, MemoryRegion, RegionKind};
 use usys::memory::Mapping;
-use usys::process;
+use usys::object::Schedule;
+use usys::{layout, process};
 
 /// Name of the boot module with this program: it is where the root task is otherwise.
 pub const PROGRAM: &str = "root";
@@ -45,17 +48,38 @@ fn run(info: &'static BootInfo, started: u64) -> Result<()> {
     };
     let report = Report::new(&request(&system)?);
     report.measure("boot.kernel_to_user", || {
-        Ok(Summary::single(started - info.entry_tsc))
+        Ok(Summary::single(started - info.entry_tsc - info.boot_wait))
     });
+    report.measure(USER_BYTES, || user_bytes(&system).map(Summary::single));
     let overhead = stopwatch::overhead()?;
     hypercalls::measure(&report, &mut system.memory, overhead);
     if report.wants_some("ipc") {
         let server = copy(&mut system, "server").map(|process| process.pd());
         ipc::measure(&report, server, overhead);
     }
+    threads::measure(&report, info.cpu_count, info.tsc_hz);
     vmm::measure(&report, &mut system);
     report.end();
     Ok(())
+}
+
+/// Bytes of memory that the root task has: what is free, the boot modules, and itself.
+fn user_bytes(system: &System) -> Result<u64> {
+    let info = system.info;
+    let regions = &info.regions[..(info.region_count as usize).min(MAX_REGIONS)];
+    let is_ram = |region: &&MemoryRegion| region.kind != RegionKind::Device as u32;
+    let pages: u64 = regions.iter().filter(is_ram).map(|region| region.pages).sum();
+
+    let module = system.module(PROGRAM)?;
+    let mut start = vec![0; HEADER_BYTES.min(module.bytes as usize)];
+    Mapping::new(module.memory, 0, module.pages(), false)?
+        .window()
+        .read(0, &mut start)?;
+    let image = Program::parse(&start, module.bytes).map_err(Failure::new)?;
+    let own: u64 = image.segments.iter().map(|segment| segment.pages).sum();
+    // Message area and boot information.
+    const OTHER_PAGES: u64 = 2;
+    Ok((pages + own + layout::STACK_PAGES + OTHER_PAGES) * PAGE_SIZE)
 }
 
 /// The words of the request module; nothing if it has none.
@@ -75,6 +99,7 @@ fn copy(system: &mut System, name: &str) -> Result<Process> {
         name,
         program: PROGRAM,
         cpu: 0,
+        schedule: Schedule::whole(1),
         extra_frames: 0,
         heap_pages: HEAP_PAGES,
         config: &[],

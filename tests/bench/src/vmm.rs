@@ -51,6 +51,7 @@ fn start(report: &Report, system: &mut System) -> Result<()> {
         name: "vmm",
         program: PROGRAM,
         cpu: 0,
+        schedule: Schedule::whole(PRIORITY),
         extra_frames: EXTRA_FRAMES,
         heap_pages: HEAP_PAGES,
         config: report.request().as_bytes(),
@@ -61,9 +62,9 @@ fn start(report: &Report, system: &mut System) -> Result<()> {
     };
     let mut process = Process::create(system, &plan)?;
     let pd = process.pd();
-    let guest = system.memory.allocate_zeroed(guest::MEMORY / PAGE_SIZE)?;
-    let page = system.memory.allocate_zeroed(1)?;
-    let demand = system.memory.allocate_zeroed(DEMAND_PAGES)?;
+    let guest = system.memory.allocate(guest::MEMORY / PAGE_SIZE, 1)?;
+    let page = system.memory.allocate(1, 1)?;
+    let demand = system.memory.allocate(DEMAND_PAGES, 1)?;
     guest
         .memory()
         .delegate(pd, given::GUEST_MEMORY, Narrow::ALL)?;
@@ -71,7 +72,7 @@ fn start(report: &Report, system: &mut System) -> Result<()> {
     demand.memory().delegate(pd, given::DEMAND, Narrow::ALL)?;
     let log: Cap<Log> = Cap::new(root::LOG);
     log.delegate(pd, process::selector::LOG, Narrow::ALL)?;
-    process.start(Schedule::whole(PRIORITY))?;
+    process.start()?;
     let bits = process::events().wait(FOREVER)?;
     let fault = process.fault();
     process.destroy(&mut system.memory);

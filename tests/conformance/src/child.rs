@@ -2,7 +2,9 @@
 
 use crate::call::{Sel, call};
 use crate::check::{Check, Failure, Seen, equal};
-use crate::layout::{BOARD, BOARD_PAGES, CHILD_STACKS, FIXED, IMAGE, IMAGE_COPY, IMAGE_PAGES, PD, SLEEP, STACK_PAGES};
+use crate::layout::{
+    BOARD, BOARD_PAGES, CHILD_STACKS, FIXED, IMAGE, IMAGE_COPY, IMAGE_PAGES, PD, SLEEP, STACK_PAGES,
+};
 use crate::prelude::{CreateEc, CreatePd, CreatePool, CreateSc, Derive, MapFlags, PAGE, Rights, World};
 use crate::world::{RW, map_all};
 use alloc::vec::Vec;
@@ -32,14 +34,21 @@ static SEGMENTS: Mutex<Vec<Segment>> = Mutex::new(Vec::new());
 pub fn prepare(info: &'static BootInfo) -> Check {
     let bytes = module(info)?;
     map_all(IMAGE, PD, IMAGE_COPY, 0, IMAGE_PAGES, RW)?;
-    let file =
-        ElfBytes::<LittleEndian>::minimal_parse(&bytes).map_err(|_| Failure("the first module is no ELF file".into()))?;
-    let headers = file.segments().ok_or_else(|| Failure("it has no segments".into()))?;
+    let file = ElfBytes::<LittleEndian>::minimal_parse(&bytes)
+        .map_err(|_| Failure("the first module is no ELF file".into()))?;
+    let headers = file
+        .segments()
+        .ok_or_else(|| Failure("it has no segments".into()))?;
     let mut next = 0;
-    for header in headers.iter().filter(|header| header.p_type == PT_LOAD && header.p_memsz > 0) {
+    for header in headers
+        .iter()
+        .filter(|header| header.p_type == PT_LOAD && header.p_memsz > 0)
+    {
         let address = header.p_vaddr & !(PAGE - 1);
         let pages = (header.p_vaddr + header.p_memsz).div_ceil(PAGE) - address / PAGE;
-        let data = file.segment_data(&header).map_err(|_| Failure("a segment is cut".into()))?;
+        let data = file
+            .segment_data(&header)
+            .map_err(|_| Failure("a segment is cut".into()))?;
         if next + pages > IMAGE_PAGES {
             return Err(Failure("the program is too large for its children".into()));
         }
@@ -70,7 +79,8 @@ fn module(info: &'static BootInfo) -> Seen<Vec<u8>> {
     let module = info.modules[0];
     let region = info.regions[module.region as usize];
     let memory = Cap::new(Selector(region.selector));
-    let mapping = Mapping::new(memory, 0, region.pages, false).map_err(|error| Failure(alloc::format!("{error}")))?;
+    let mapping =
+        Mapping::new(memory, 0, region.pages, false).map_err(|error| Failure(alloc::format!("{error}")))?;
     let mut bytes = alloc::vec![0; module.size as usize];
     mapping
         .window()

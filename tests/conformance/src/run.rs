@@ -89,7 +89,12 @@ fn start() -> Check {
         [ROOT_POOL, PD, place, run_all as *const () as u64, stack - 8, 0],
     )
     .ok()?;
-    call(CreateSc, RUNNER_SC, [ROOT_POOL, RUNNER_EC, PRIORITY, 10_000, 10_000]).ok()?;
+    call(
+        CreateSc,
+        RUNNER_SC,
+        [ROOT_POOL, RUNNER_EC, PRIORITY, 10_000, 10_000],
+    )
+    .ok()?;
     Ok(())
 }
 
@@ -110,7 +115,10 @@ fn watch(info: &BootInfo) -> Ending {
                 Ok(Some(fault)) => format!("it died: {fault:x?}"),
                 _ => format!("got no end in {TIME_LIMIT} s expected one"),
             };
-            say(format_args!("FAIL: {}: {why}", test.map_or("?".into(), Test::sentence)));
+            say(format_args!(
+                "FAIL: {}: {why}",
+                test.map_or("?".into(), Test::sentence)
+            ));
             FAILED.fetch_add(1, Ordering::Relaxed);
             break;
         }

@@ -31,7 +31,6 @@ impl Stacks {
         assert!(self.0 < STACK_COUNT, "too few stacks");
         stack_top(self.0 - 1)
     }
-
 }
 
 impl Default for Stacks {

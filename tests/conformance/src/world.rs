@@ -4,12 +4,12 @@ use crate::call::{Sel, call};
 use crate::check::{Check, Failure, Seen, equal};
 use crate::child;
 use crate::layout::{
-    ARENA, ARENA_PAGES, BOARD, BOARD_PAGES, FIXED, FIXED_PAGES, IMAGE, IMAGE_PAGES, PD, PORTS, ROOT_POOL, SCRATCH,
-    SCRATCH_COUNT, SLEEP, TEST_END, TEST_FIRST, TEST_POOL, WINDOW, WINDOW_PAGES,
+    ARENA, ARENA_PAGES, BOARD, BOARD_PAGES, FIXED, FIXED_PAGES, IMAGE, IMAGE_PAGES, PD, PORTS, ROOT_POOL,
+    SCRATCH, SCRATCH_COUNT, SLEEP, TEST_END, TEST_FIRST, TEST_POOL, WINDOW, WINDOW_PAGES,
 };
 use crate::prelude::{
-    CapInfo, CreateEc, CreateGuestSpace, CreateNtfn, CreatePd, CreatePool, CreatePt, CreateSc, CreateSm, Derive, Map,
-    MapFlags, PAGE, PoolInfo, Revoke, Rights, Unmap, Wait,
+    CapInfo, CreateEc, CreateGuestSpace, CreateNtfn, CreatePd, CreatePool, CreatePt, CreateSc, CreateSm,
+    Derive, Map, MapFlags, PAGE, PoolInfo, Revoke, Rights, Unmap, Wait,
 };
 use crate::threads::{self, Stacks};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -67,7 +67,9 @@ impl World {
             .max_by_key(|(_, region)| region.pages)
             .ok_or_else(|| Failure("there is no memory".into()))?;
         let source = u64::from(region.selector);
-        let reserved = heap.filter(|heap| heap.region == index).map_or(0, |heap| heap.pages);
+        let reserved = heap
+            .filter(|heap| heap.region == index)
+            .map_or(0, |heap| heap.pages);
         let first = (region.base / PAGE).next_multiple_of(512) - region.base / PAGE;
         let needed = first + ARENA_PAGES + FIXED_PAGES + IMAGE_PAGES + reserved;
         if region.pages < needed {
@@ -88,7 +90,9 @@ impl World {
         }
         call(Map, PORTS, [PD, 0, 0x80, 1, 0]).ok()?;
         call(Unmap, PORTS, [0, 0x1_0000]).ok()?;
-        map_all(ARENA, PD, WINDOW, 0, WINDOW_PAGES, RW)?;
+        for table in (0..WINDOW_PAGES).step_by(512) {
+            map_all(ARENA, PD, WINDOW + table * PAGE, table, 1, RW)?;
+        }
         call(Unmap, ARENA, [0, ARENA_PAGES]).ok()?;
         child::prepare(info)
     }
@@ -119,7 +123,11 @@ impl World {
         call(Unmap, ARENA, [0, ARENA_PAGES]);
         self.sweep(SCRATCH, SCRATCH + SCRATCH_COUNT)?;
         self.sweep(TEST_FIRST, self.next_selector)?;
-        equal("free frames after the test", free_frames(ROOT_POOL)?, self.free_before)
+        equal(
+            "free frames after the test",
+            free_frames(ROOT_POOL)?,
+            self.free_before,
+        )
     }
 
     fn sweep(&self, first: Sel, end: Sel) -> Check {
@@ -284,7 +292,10 @@ impl World {
     pub fn addresses(&mut self, pages: u64) -> u64 {
         let address = self.next_address;
         self.next_address += pages * PAGE;
-        assert!(self.next_address <= WINDOW + WINDOW_PAGES * PAGE, "too few addresses");
+        assert!(
+            self.next_address <= WINDOW + WINDOW_PAGES * PAGE,
+            "too few addresses"
+        );
         address
     }
 
@@ -354,4 +365,3 @@ pub fn map_all(memory: Sel, space: Sel, address: u64, offset: u64, pages: u64, f
     }
     Ok(())
 }
-

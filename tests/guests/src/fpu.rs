@@ -132,7 +132,10 @@ fn compaction(method: Compaction, name: &str) {
     fpu::load_ymm(&values);
     method.save(&mut area);
     let upper = u128::from(values[0][3]) << 64 | u128::from(values[0][2]);
-    check!(area.upper_ymm0() == upper.to_le_bytes(), "{name} stores AVX state where the manual says");
+    check!(
+        area.upper_ymm0() == upper.to_le_bytes(),
+        "{name} stores AVX state where the manual says"
+    );
     fpu::load_ymm(&lanes(1));
     method.restore(&area);
     check!(fpu::store_ymm() == values, "what {name} stored can be restored");

@@ -158,7 +158,11 @@ mod tests {
     #[test]
     fn every_peer_has_a_column_and_every_operation_one_row() {
         for (index, op) in OPERATIONS.iter().enumerate() {
-            assert!(op.peers.iter().all(|peer| COLUMNS.contains(&peer.name)), "{}", op.name);
+            assert!(
+                op.peers.iter().all(|peer| COLUMNS.contains(&peer.name)),
+                "{}",
+                op.name
+            );
             assert!(OPERATIONS[..index].iter().all(|earlier| earlier.name != op.name));
         }
     }

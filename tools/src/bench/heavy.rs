@@ -35,9 +35,14 @@ fn class(instruction: &Instruction) -> Option<&'static str> {
         M::Vmload | M::Vmsave => "vmload_vmsave",
         M::Clgi | M::Stgi => "clgi_stgi",
         M::Rdmsr | M::Wrmsr => "rdmsr_wrmsr",
-        M::Xsave | M::Xsave64 | M::Xsavec | M::Xsavec64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsaves | M::Xsaves64 => {
-            "xsave_xrstor"
-        }
+        M::Xsave
+        | M::Xsave64
+        | M::Xsavec
+        | M::Xsavec64
+        | M::Xsaveopt
+        | M::Xsaveopt64
+        | M::Xsaves
+        | M::Xsaves64 => "xsave_xrstor",
         M::Xrstor | M::Xrstor64 | M::Xrstors | M::Xrstors64 => "xsave_xrstor",
         M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 => "fxsave_fxrstor",
         M::Xsetbv => "xsetbv",
@@ -73,16 +78,16 @@ mod tests {
     fn instructions_are_counted_by_what_they_do() {
         let mut counts = Counts::new();
         for bytes in [
-            &[0x0f, 0x78, 0xc1][..],                         // vmread rcx, rax
-            &[0x0f, 0x01, 0xf8],                             // swapgs
-            &[0x0f, 0x22, 0xd8],                             // mov cr3, rax
-            &[0x0f, 0x20, 0xd8],                             // mov rax, cr3
-            &[0x0f, 0x23, 0xf8],                             // mov dr7, rax
-            &[0xf0, 0x48, 0x0f, 0xb1, 0x0f],                 // lock cmpxchg [rdi], rcx
-            &[0x87, 0x07],                                   // xchg [rdi], eax
-            &[0x66, 0x87, 0xdb],                             // xchg bx, bx
-            &[0xe6, 0x80],                                   // out 0x80, al
-            &[0x48, 0x89, 0xc8],                             // mov rax, rcx
+            &[0x0f, 0x78, 0xc1][..],         // vmread rcx, rax
+            &[0x0f, 0x01, 0xf8],             // swapgs
+            &[0x0f, 0x22, 0xd8],             // mov cr3, rax
+            &[0x0f, 0x20, 0xd8],             // mov rax, cr3
+            &[0x0f, 0x23, 0xf8],             // mov dr7, rax
+            &[0xf0, 0x48, 0x0f, 0xb1, 0x0f], // lock cmpxchg [rdi], rcx
+            &[0x87, 0x07],                   // xchg [rdi], eax
+            &[0x66, 0x87, 0xdb],             // xchg bx, bx
+            &[0xe6, 0x80],                   // out 0x80, al
+            &[0x48, 0x89, 0xc8],             // mov rax, rcx
         ] {
             count(&mut counts, bytes);
         }

@@ -68,7 +68,10 @@ pub fn run(plan: &Plan, purpose: Purpose) -> Result<Measurements> {
     let (command, listener) = if plan.machine.is_bochs() {
         let listener = Listener::tcp()?;
         iso::make(&image, iso::Firmware::Bios, folder, &folder.join(iso::FILE))?;
-        (bochs_command(&options, folder, listener.port(), purpose)?, listener)
+        (
+            bochs_command(&options, folder, listener.port(), purpose)?,
+            listener,
+        )
     } else {
         let listener = Listener::unix(&folder.join(qemu::LINK_SOCKET))?;
         image.lay_out(folder)?;

@@ -20,7 +20,11 @@ const MAX_STEPS: usize = 100_000;
 
 /// Options that QEMU needs for a trace.
 pub fn options() -> [String; 3] {
-    ["-S".into(), "-gdb".into(), format!("unix:{SOCKET},server=on,wait=off")]
+    [
+        "-S".into(),
+        "-gdb".into(),
+        format!("unix:{SOCKET},server=on,wait=off"),
+    ]
 }
 
 /// The executables whose instructions are counted.
@@ -137,7 +141,10 @@ fn find_markers(code: &[u8]) -> impl Iterator<Item = u64> {
 
 /// The guest's code in the benchmark's executable.
 fn guest_code(file: &[u8]) -> Result<Vec<u8>> {
-    let (start, end) = (symbol(file, "bench_guest_start")?, symbol(file, "bench_guest_end")?);
+    let (start, end) = (
+        symbol(file, "bench_guest_start")?,
+        symbol(file, "bench_guest_end")?,
+    );
     let elf = ElfBytes::<LittleEndian>::minimal_parse(file)?;
     let segments = elf.segments().context("an executable has no segments")?;
     let segment = segments
@@ -154,7 +161,11 @@ fn symbol(file: &[u8], name: &str) -> Result<u64> {
     let (symbols, names) = elf.symbol_table()?.context("an executable has no symbols")?;
     symbols
         .iter()
-        .find(|symbol| names.get(symbol.st_name as usize).is_ok_and(|known| known == name))
+        .find(|symbol| {
+            names
+                .get(symbol.st_name as usize)
+                .is_ok_and(|known| known == name)
+        })
         .map(|symbol| symbol.st_value)
         .with_context(|| format!("the benchmark has no symbol {name}"))
 }

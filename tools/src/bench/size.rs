@@ -39,13 +39,20 @@ fn source_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
     for entry in entries {
         let path = entry?.path();
-        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let stem = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if stem.ends_with("tests") || stem == "fake" {
             continue;
         }
         if path.is_dir() {
             files.extend(source_files(&path)?);
-        } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "S") {
+        } else if path
+            .extension()
+            .is_some_and(|extension| extension == "rs" || extension == "S")
+        {
             files.push(path);
         }
     }

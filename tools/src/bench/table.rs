@@ -60,7 +60,11 @@ fn table_row(machine: Machine, row: &Row) -> String {
     format!(
         "| `{}`{unit} | {ours} | {} | {} |{} {ratio} | {must} |",
         op.name,
-        number(row.summary.filter(|summary| summary.n > 1).map(|summary| summary.max)),
+        number(
+            row.summary
+                .filter(|summary| summary.n > 1)
+                .map(|summary| summary.max)
+        ),
         number(row.auto),
         peers.concat()
     )

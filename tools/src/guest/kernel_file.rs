@@ -4,20 +4,32 @@ use elf::ElfBytes;
 use elf::abi::{EM_386, EM_X86_64, PT_NOTE};
 use elf::endian::LittleEndian;
 use elf::file::Class;
+use elf::note::Note;
 
 /// The kinds of kernel that a VM can start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Linux's bzImage with the 64-bit boot protocol.
     BzImage,
-    /// ELF with a PVH entry note.
+    /// Linux as an ELF file with a PVH entry note.
+    PvhLinux,
+    /// Another ELF file with a PVH entry note.
     Pvh,
     /// ELF32 with a Multiboot1 header.
     Multiboot,
 }
 
+impl Kind {
+    /// Whether it is Linux, which takes an initial file system and Linux's options.
+    pub const fn is_linux(self) -> bool {
+        matches!(self, Kind::BzImage | Kind::PvhLinux)
+    }
+}
+
 /// `XEN_ELFNOTE_PHYS32_ENTRY` (Xen's elfnote.h).
 const PHYS32_ENTRY: u64 = 18;
+/// `XEN_ELFNOTE_GUEST_OS` (Xen's elfnote.h).
+const GUEST_OS: u64 = 6;
 /// Magic of a Multiboot1 header (Multiboot Specification 0.6.96, 3.1.2).
 const MULTIBOOT_MAGIC: u32 = 0x1bad_b002;
 /// A Multiboot1 header lies within this many bytes.
@@ -84,15 +96,10 @@ fn recognise_elf(bytes: &[u8]) -> Result<Kind, String> {
             return Err(damaged(&"a segment lies beyond its end"));
         }
     }
-    if segments
-        .iter()
-        .filter(|segment| segment.p_type == PT_NOTE)
-        .any(|segment| {
-            file.segment_data_as_notes(&segment)
-                .is_ok_and(|mut notes| notes.any(|note| is_pvh_entry(&note)))
-        })
-    {
-        return Ok(Kind::Pvh);
+    let note = |wanted| xen_note(&file, wanted);
+    if note(PHYS32_ENTRY).is_some() {
+        let is_linux = note(GUEST_OS).is_some_and(|name| name.starts_with(b"linux"));
+        return Ok(if is_linux { Kind::PvhLinux } else { Kind::Pvh });
     }
     match (header.class, has_multiboot_header(bytes)) {
         (Class::ELF32, true) => Ok(Kind::Multiboot),
@@ -103,8 +110,21 @@ fn recognise_elf(bytes: &[u8]) -> Result<Kind, String> {
     }
 }
 
-fn is_pvh_entry(note: &elf::note::Note<'_>) -> bool {
-    matches!(note, elf::note::Note::Unknown(note) if note.n_type == PHYS32_ENTRY && note.name_str().is_ok_and(|name| name == "Xen"))
+/// The content of the first note of Xen's with this type.
+fn xen_note<'data>(file: &ElfBytes<'data, LittleEndian>, wanted: u64) -> Option<&'data [u8]> {
+    let segments = file.segments()?;
+    let notes = segments.iter().filter(|segment| segment.p_type == PT_NOTE);
+    notes
+        .filter_map(|segment| file.segment_data_as_notes(&segment).ok())
+        .flatten()
+        .find_map(|note| match note {
+            Note::Unknown(note)
+                if note.n_type == wanted && note.name_str().is_ok_and(|name| name == "Xen") =>
+            {
+                Some(note.desc)
+            }
+            _ => None,
+        })
 }
 
 fn has_multiboot_header(bytes: &[u8]) -> bool {

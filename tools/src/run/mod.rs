@@ -7,6 +7,7 @@ pub mod keys;
 pub mod link;
 pub mod log;
 pub mod machine;
+pub mod multiplex;
 pub mod outcome;
 pub mod qemu;
 pub mod session;
@@ -75,7 +76,11 @@ pub enum Output {
 /// Runs `plan` and reports how it ended. Errors are failures to start; what goes wrong later is in the report.
 pub fn run(plan: &Plan, options: &Options) -> Result<Report> {
     setup::packages(options.machine.needs())?;
-    let image = BootImage::collect(plan, &options.kernel_cmdline)?;
+    boot(&BootImage::collect(plan, &options.kernel_cmdline)?, plan, options)
+}
+
+/// Runs `image`, which holds the VMs of `plan`.
+pub fn boot(image: &BootImage, plan: &Plan, options: &Options) -> Result<Report> {
     let scratch = tempfile::Builder::new()
         .prefix("nacre-")
         .tempdir()
@@ -84,12 +89,12 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report> {
     let command = if options.machine.is_bochs() {
         listener = Listener::tcp()?;
         let iso = scratch.path().join(iso::FILE);
-        iso::make(&image, iso::Firmware::Bios, scratch.path(), &iso)?;
+        iso::make(image, iso::Firmware::Bios, scratch.path(), &iso)?;
         bochs::command(options, scratch.path(), listener.port())?
     } else {
         listener = Listener::unix(&scratch.path().join(qemu::LINK_SOCKET))?;
         image.lay_out(scratch.path())?;
-        qemu::command(options, &image)
+        qemu::command(options, image)
     };
     run_machine(command, listener, scratch.path(), plan, options)
 }

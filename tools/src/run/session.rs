@@ -5,6 +5,7 @@ use super::emulator::Emulator;
 use super::event::{Event, Events};
 use super::keys::{self, Action, Keys};
 use super::log::{Lines, Log};
+use super::multiplex::Multiplexer;
 use super::outcome::{self, Report, Verdict, VmReport};
 use super::symbols::Symbols;
 use super::terminal::{self, Raw};
@@ -43,6 +44,7 @@ pub struct Session<'a> {
     stderr: Vec<u8>,
     to_guest: Option<Box<dyn Write + Send>>,
     keys: Keys,
+    screen: Multiplexer,
     answer: Option<(String, String)>,
     typing_to: u8,
     is_up: bool,
@@ -89,6 +91,7 @@ impl<'a> Session<'a> {
             stderr: Vec::new(),
             to_guest: None,
             keys: Keys::default(),
+            screen: Multiplexer::default(),
             answer: options.script.answer.clone(),
             typing_to: 0,
             is_up: false,
@@ -149,7 +152,8 @@ impl<'a> Session<'a> {
                 format!("the time is up: {}", progress::seconds(limit)),
             ));
         }
-        if !self.is_up && now >= self.start + BOOT_TIME {
+        let awaits_console = !self.is_up && !self.vms.is_empty();
+        if awaits_console && now >= self.start + BOOT_TIME {
             let detail = format!("Nacre did not come up within {}", progress::seconds(BOOT_TIME));
             return Some(Stop::Verdict(Verdict::NacreFailed, detail));
         }
@@ -302,21 +306,18 @@ impl<'a> Session<'a> {
     /// Console output: to the user, or to the log and the report.
     fn console(&mut self, frame: &Frame) -> io::Result<()> {
         let number = usize::from(frame.vm);
+        let is_alone = self.vms.len() == 1;
         let Some(vm) = self.vms.get_mut(number) else {
             return Ok(());
         };
         let mut out = io::stdout();
         match self.options.output {
-            Output::Interactive if self.console_lines.len() == 1 => {
+            Output::Interactive if is_alone => {
                 out.write_all(&frame.payload)?;
                 return out.flush();
             }
             Output::Interactive => {
-                let mut lines = String::new();
-                self.console_lines[number].push(&frame.payload, |line| {
-                    lines += &format!("[{}] {line}\r\n", vm.name)
-                });
-                out.write_all(lines.as_bytes())?;
+                out.write_all(&self.screen.push(number, &vm.name, &frame.payload))?;
                 return out.flush();
             }
             Output::Collect => vm.console.extend(&frame.payload),

@@ -146,9 +146,9 @@ fn deny() -> Result<Outcome> {
     cargo(&[
         "deny",
         "--all-features",
-        "check",
         "--config",
         "tools/deny.toml",
+        "check",
         "licenses",
         "bans",
         "sources",

@@ -28,8 +28,20 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("guests", &["trt", "tproto", "guest-pv-driver"]),
     ("conformance", &["usys", "tproto", "hypercall-abi"]),
     ("bench-protocol", &[]),
-    ("bench", &["bench-protocol", "root-task", "usys", "hypercall-abi", "vmm-protocol"]),
-    ("nacre", &["hypercall-abi", "vmm-protocol", "tproto", "bench-protocol"]),
+    (
+        "bench",
+        &[
+            "bench-protocol",
+            "root-task",
+            "usys",
+            "hypercall-abi",
+            "vmm-protocol",
+        ],
+    ),
+    (
+        "nacre",
+        &["hypercall-abi", "vmm-protocol", "tproto", "bench-protocol"],
+    ),
 ];
 
 /// The check.

@@ -113,7 +113,7 @@ pub fn log_path(name: &str) -> Result<PathBuf> {
 /// The test's verdict on a run, with what helps to find out why.
 pub fn verdict(report: &Report, log: &Path, judge: impl FnOnce() -> Result<(), String>) -> Verdict {
     if matches!(report.verdict, RunVerdict::Signalled(_)) {
-        return Verdict::Interrupted;
+        return Verdict::Interrupted(report.detail.clone());
     }
     match judge() {
         Ok(()) => Verdict::Passed,

@@ -15,7 +15,7 @@ use std::time::Duration;
 pub const TOPIC: &str = "/linux";
 
 /// How long a boot may take on a loaded machine.
-const TIME_LIMIT: Duration = Duration::from_secs(900);
+const TIME_LIMIT: Duration = Duration::from_secs(600);
 
 /// Prints bytes of every kind, facts about the VM, and ends with a status of its own.
 const COMMAND: &str = r#"printf 'a\000b\377\r\n'; printf 'e\200\n' >&2; uname -r; dmesg | grep -i -E 'kvm-clock|Linux version'

@@ -1,6 +1,7 @@
 //! `cargo nacre test`: every test there is, and what they showed.
 
 pub mod checks;
+pub mod conformance;
 pub mod graph;
 pub mod guests;
 pub mod hosts;
@@ -96,6 +97,7 @@ fn all(machines: &[Machine]) -> Vec<Test> {
     let mut tests = checks::tests();
     tests.extend(mistakes::tests());
     for &machine in machines {
+        tests.push(conformance::test(machine));
         tests.extend(guests::tests(machine));
         tests.extend(hosts::tests(machine));
         tests.extend(linux::tests(machine));
@@ -117,10 +119,10 @@ fn prepare(tests: &[Test]) -> Result<()> {
     }
     setup::packages(&needs)?;
     if tests.iter().any(|test| !test.name.starts_with(checks::GROUP)) {
-        let guests = compile::guest_names()?;
-        progress::timed("building the kernel, user space and the test guests", || {
-            compile::system_and_guests(&guests)
-        })?;
+        progress::timed(
+            "building the kernel, user space and the tests' programs",
+            compile::everything_tested,
+        )?;
     }
     if tests.iter().any(|test| test.name.contains(linux::TOPIC)) {
         crate::guest::debian::fetch().context("the Linux tests need a guest")?;
@@ -157,7 +159,7 @@ fn run_in_turn(tests: &[&Test]) -> Vec<Record> {
             took: start.elapsed(),
         };
         progress::step(record.line());
-        let is_end = record.outcome == Outcome::Interrupted;
+        let is_end = matches!(record.outcome, Outcome::Interrupted(_));
         records.push(record);
         if is_end {
             break;

@@ -20,8 +20,8 @@ pub enum Outcome {
     Failed(String),
     /// It could not be run here, and why.
     Skipped(String),
-    /// The user ended the tests.
-    Interrupted,
+    /// The tests were ended from outside, and by what.
+    Interrupted(String),
 }
 
 impl Outcome {
@@ -30,13 +30,13 @@ impl Outcome {
         match self {
             Outcome::Passed => 1,
             Outcome::PassedMany(count) => *count,
-            Outcome::Failed(_) | Outcome::Skipped(_) | Outcome::Interrupted => 0,
+            Outcome::Failed(_) | Outcome::Skipped(_) | Outcome::Interrupted(_) => 0,
         }
     }
 
     /// How many tests it stands for that did not.
     pub fn failed(&self) -> u32 {
-        u32::from(matches!(self, Outcome::Failed(_) | Outcome::Interrupted))
+        u32::from(matches!(self, Outcome::Failed(_) | Outcome::Interrupted(_)))
     }
 
     fn name(&self) -> &'static str {
@@ -44,15 +44,15 @@ impl Outcome {
             Outcome::Passed | Outcome::PassedMany(_) => "passed",
             Outcome::Failed(_) => "FAILED",
             Outcome::Skipped(_) => "skipped",
-            Outcome::Interrupted => "interrupted",
+            Outcome::Interrupted(_) => "interrupted",
         }
     }
 
     fn detail(&self) -> String {
         match self {
             Outcome::PassedMany(count) => format!("{count} tests"),
-            Outcome::Failed(why) | Outcome::Skipped(why) => why.clone(),
-            Outcome::Passed | Outcome::Interrupted => String::new(),
+            Outcome::Failed(why) | Outcome::Skipped(why) | Outcome::Interrupted(why) => why.clone(),
+            Outcome::Passed => String::new(),
         }
     }
 }
@@ -179,7 +179,7 @@ pub fn status_table(records: &[Record]) -> String {
             let mark = match of_machine.map(|record| &record.outcome) {
                 Some(Outcome::Passed | Outcome::PassedMany(_)) => "yes",
                 Some(Outcome::Failed(_)) => "**no**",
-                Some(Outcome::Skipped(_) | Outcome::Interrupted) | None => "not tested",
+                Some(Outcome::Skipped(_) | Outcome::Interrupted(_)) | None => "not tested",
             };
             let _ = write!(table, " {mark} |");
         }

@@ -71,7 +71,15 @@ impl Channel {
 
     /// Takes input: `take` gets the number of the serial port and bytes, and says how many it has room for. What it has no
     /// room for comes again.
-    pub fn receive(&mut self, mut take: impl FnMut(usize, &[u8]) -> usize) {
+    #[inline]
+    pub fn receive(&mut self, take: impl FnMut(usize, &[u8]) -> usize) {
+        // Asked after every exit, and mostly in vain.
+        if !self.consumer.is_empty() {
+            self.receive_records(take);
+        }
+    }
+
+    fn receive_records(&mut self, mut take: impl FnMut(usize, &[u8]) -> usize) {
         let mut is_relieved = false;
         while let Some(record) = self.consumer.peek() {
             let port = STREAMS.iter().position(|&stream| stream as u8 == record.stream);

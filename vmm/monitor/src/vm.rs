@@ -115,7 +115,7 @@ impl Vm {
             return Err(outcome);
         }
         self.output.flush(&mut self.channel);
-        log::info!("the guest {outcome}: starting it again");
+        log::info!("the guest ended ({outcome}): starting it again");
         // As at the first start, so that every start is the same. A PC may keep what was in RAM, but promises nothing.
         self.ram.clear();
         let modules = self.images.modules(&self.config);

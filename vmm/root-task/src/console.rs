@@ -27,8 +27,12 @@ use vmm_protocol::process::{ConsoleConfig, INPUT, OUTPUT, ROOT_OUTPUT, console a
 const ROOT_OUTPUT_PAGES: u64 = ring_pages(16);
 /// Global system interrupt of COM1.
 const COM1_IRQ: u64 = 4;
-/// More important than every VM.
-const PRIORITY: u8 = 31;
+/// More important than every VM, but never more than half of a CPU: a VMM that floods its ring cannot take it from VMs.
+const SCHEDULE: Schedule = Schedule {
+    priority: 31,
+    budget_us: 5_000,
+    period_us: 10_000,
+};
 /// Frames of kernel memory for what it makes: a bitmap of its ports, and capability tables for the doorbells.
 const EXTRA_FRAMES: u64 = 16;
 /// Pages of heap.
@@ -48,7 +52,7 @@ pub struct Console {
 impl Console {
     /// Makes what outlives the process; [`Self::start`] makes the process.
     pub fn new(system: &mut System, mode: ConsoleMode, vms: &[Vm]) -> Result<Self, StartError> {
-        let output = system.memory.allocate_zeroed(ROOT_OUTPUT_PAGES)?;
+        let output = system.memory.allocate(ROOT_OUTPUT_PAGES, 1)?;
         // Mapped for good: the logger writes there until the machine is off.
         let mapping = Box::leak(Box::new(Mapping::new(output.memory(), 0, output.pages(), true)?));
         let producer = Box::leak(Box::new(Mutex::new(Producer::attach(mapping.window())?)));
@@ -82,6 +86,7 @@ impl Console {
             name: CONSOLE_MODULE,
             program: CONSOLE_MODULE,
             cpu: 0,
+            schedule: SCHEDULE,
             extra_frames: EXTRA_FRAMES,
             heap_pages: HEAP_PAGES,
             config: &config,
@@ -91,9 +96,7 @@ impl Console {
             windows: &windows,
         };
         let mut process = Process::create(system, &plan)?;
-        let started = self
-            .equip(&mut process, vms)
-            .and_then(|()| process.start(Schedule::whole(PRIORITY)));
+        let started = self.equip(&mut process, vms).and_then(|()| process.start());
         if let Err(error) = started {
             process.destroy(&mut system.memory);
             return Err(error);

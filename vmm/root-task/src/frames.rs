@@ -12,16 +12,13 @@ pub struct Extent {
     pub offset: u64,
     /// Pages.
     pub pages: u64,
-    /// A process had them before: they hold its data.
-    pub is_used: bool,
 }
 
 #[derive(Clone, Debug)]
 struct Region {
     /// Physical page number of its first page: alignment is physical.
     first: u64,
-    fresh: RangeSet,
-    used: RangeSet,
+    free: RangeSet,
 }
 
 /// The free pages of the machine.
@@ -38,39 +35,21 @@ impl PageAllocator {
 
     /// Adds a region of `pages` free pages whose first has the physical page number `first`.
     pub fn add_region(&mut self, first: u64, pages: u64) {
-        let mut fresh = RangeSet::new();
-        fresh.put(first, pages);
-        self.regions.push(Region {
-            first,
-            fresh,
-            used: RangeSet::new(),
-        });
+        let mut free = RangeSet::new();
+        free.put(first, pages);
+        self.regions.push(Region { first, free });
     }
 
-    /// Takes `pages` pages (at least 1) in one piece whose physical address is a multiple of `align` pages. Pages that no
-    /// process had come first: they need no scrubbing.
+    /// Takes `pages` pages (at least 1) in one piece whose physical address is a multiple of `align` pages.
     pub fn take(&mut self, pages: u64, align: u64) -> Option<Extent> {
-        let take_from = |is_used: bool| {
-            move |(region, entry): (usize, &mut Region)| {
-                let set = if is_used {
-                    &mut entry.used
-                } else {
-                    &mut entry.fresh
-                };
-                let page = set.take(pages, align)?;
-                Some(Extent {
-                    region,
-                    offset: page - entry.first,
-                    pages,
-                    is_used,
-                })
-            }
-        };
-        self.regions
-            .iter_mut()
-            .enumerate()
-            .find_map(take_from(false))
-            .or_else(|| self.regions.iter_mut().enumerate().find_map(take_from(true)))
+        self.regions.iter_mut().enumerate().find_map(|(region, entry)| {
+            let page = entry.free.take(pages, align)?;
+            Some(Extent {
+                region,
+                offset: page - entry.first,
+                pages,
+            })
+        })
     }
 
     /// Takes exactly these pages out, before anything else was taken from them.
@@ -78,27 +57,24 @@ impl PageAllocator {
         let Some(entry) = self.regions.get_mut(region) else {
             return;
         };
-        let total = entry.fresh.len();
+        let total = entry.free.len();
         let mut rest = RangeSet::new();
         rest.put(entry.first, offset.min(total));
         let end = offset.saturating_add(pages).min(total);
         rest.put(entry.first + end, total - end);
-        entry.fresh = rest;
+        entry.free = rest;
     }
 
     /// Gives pages back.
     pub fn put(&mut self, extent: Extent) {
         if let Some(entry) = self.regions.get_mut(extent.region) {
-            entry.used.put(entry.first + extent.offset, extent.pages);
+            entry.free.put(entry.first + extent.offset, extent.pages);
         }
     }
 
     /// Free pages.
     pub fn free_pages(&self) -> u64 {
-        self.regions
-            .iter()
-            .map(|region| region.fresh.len() + region.used.len())
-            .sum()
+        self.regions.iter().map(|region| region.free.len()).sum()
     }
 }
 
@@ -116,16 +92,13 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_a_dead_process_is_used_again_and_known_as_used() {
+    fn memory_of_a_dead_process_is_used_again() {
         let mut allocator = PageAllocator::new();
         allocator.add_region(0, 100);
         let first = allocator.take(60, 1).unwrap();
-        assert!(!first.is_used);
         assert_eq!(allocator.take(60, 1), None);
         allocator.put(first);
-        let again = allocator.take(60, 1).unwrap();
-        assert!(again.is_used);
-        assert!(!allocator.take(40, 1).unwrap().is_used);
+        assert!(allocator.take(100, 1).is_some());
     }
 
     #[test]

@@ -65,8 +65,9 @@ impl FreeMemory {
         memory
     }
 
-    /// Takes `pages` pages in one piece whose physical address is a multiple of `align` pages. They hold nothing of another
-    /// process, but may hold what was there at boot.
+    /// Takes `pages` zeroed pages in one piece whose physical address is a multiple of `align` pages.
+    ///
+    /// Pages that no process had yet are zeroed too: what was there at boot may be left of any VM's modules.
     pub fn allocate(&mut self, pages: u64, align: u64) -> Result<Allocation, StartError> {
         let extent = self
             .allocator
@@ -83,22 +84,8 @@ impl FreeMemory {
                 return Err(error.into());
             }
         };
-        let is_used = extent.is_used;
         let allocation = Allocation { extent, memory };
-        if is_used && let Err(error) = zero(&allocation) {
-            self.free(allocation);
-            return Err(error);
-        }
-        Ok(allocation)
-    }
-
-    /// Takes `pages` zeroed pages.
-    pub fn allocate_zeroed(&mut self, pages: u64) -> Result<Allocation, StartError> {
-        let allocation = self.allocate(pages, 1)?;
-        // Used pages are zeroed already.
-        if !allocation.extent.is_used
-            && let Err(error) = zero(&allocation)
-        {
+        if let Err(error) = zero(&allocation) {
             self.free(allocation);
             return Err(error);
         }

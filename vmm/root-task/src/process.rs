@@ -24,6 +24,8 @@ pub struct Blueprint<'a> {
     pub program: &'a str,
     /// CPU of its first thread.
     pub cpu: u16,
+    /// When that may run. No thread of the process gets a higher priority.
+    pub schedule: Schedule,
     /// Frames of kernel memory for what it makes itself.
     pub extra_frames: u64,
     /// Pages of heap.
@@ -107,6 +109,7 @@ pub struct Process {
     pd: Cap<Pd>,
     ec: Cap<Ec>,
     sc: Selector,
+    schedule: Schedule,
     /// Selectors of everything derived for it out of what outlives it.
     derived: Vec<Selector>,
     /// Its own memory.
@@ -116,12 +119,14 @@ pub struct Process {
 impl Process {
     /// Makes a process that does not run yet.
     pub fn create(system: &mut System, plan: &Blueprint<'_>) -> Result<Self, StartError> {
-        let pool = process::pool().create_pool(selector::allocate()?, plan.pool_frames())?;
+        let pool =
+            process::pool().create_pool(selector::allocate()?, plan.pool_frames(), plan.schedule.priority)?;
         let mut process = Process {
             pool,
             pd: Cap::new(Selector::NULL),
             ec: Cap::new(Selector::NULL),
             sc: Selector::NULL,
+            schedule: plan.schedule,
             derived: Vec::new(),
             memory: Vec::new(),
         };
@@ -155,10 +160,10 @@ impl Process {
     }
 
     /// Starts it.
-    pub fn start(&mut self, schedule: Schedule) -> Result<(), StartError> {
+    pub fn start(&mut self) -> Result<(), StartError> {
         self.sc = self
             .pool
-            .create_sc(selector::allocate()?, self.ec, schedule)?
+            .create_sc(selector::allocate()?, self.ec, self.schedule)?
             .selector();
         Ok(())
     }
@@ -227,7 +232,7 @@ impl Process {
         image: &Mapping,
         segment: &Segment,
     ) -> Result<(), StartError> {
-        let allocation = memory.allocate_zeroed(segment.pages)?;
+        let allocation = memory.allocate(segment.pages, 1)?;
         let source = allocation.memory();
         self.memory.push(allocation);
         {
@@ -302,7 +307,7 @@ impl Process {
         mut header: InfoHeader,
         config: &[u8],
     ) -> Result<(), StartError> {
-        let allocation = memory.allocate_zeroed(layout::INFO_PAGES)?;
+        let allocation = memory.allocate(layout::INFO_PAGES, 1)?;
         let source = allocation.memory();
         self.memory.push(allocation);
         {
@@ -313,7 +318,7 @@ impl Process {
     }
 
     fn add_utcb(&mut self, memory: &mut FreeMemory) -> Result<(), StartError> {
-        let allocation = memory.allocate_zeroed(1)?;
+        let allocation = memory.allocate(1, 1)?;
         let source = allocation.memory();
         self.memory.push(allocation);
         self.map(source, layout::UTCB, 1, MapFlags::READ | MapFlags::WRITE)?;

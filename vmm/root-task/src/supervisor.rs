@@ -5,9 +5,10 @@ use crate::error::StartError;
 use crate::system::System;
 use crate::vm::Vm;
 use alloc::vec::Vec;
+use usys::cap::{Cap, Ntfn};
 use usys::object::{FOREVER, Fault};
 use usys::power::{self, Ending};
-use usys::{cpu, process};
+use usys::{cpu, process, selector};
 use vmm_protocol::manifest::{Manifest, OnCrash, VmConfig, WhenDone};
 use vmm_protocol::outcome::Outcome;
 use vmm_protocol::process::MAX_VMS;
@@ -37,6 +38,8 @@ pub mod events {
 
 /// How often a VMM, or the console server, is started again.
 const MAX_RESTARTS: u32 = 3;
+/// How long to leave the CPU to others after each round, in ms: a VMM that signals without end must not keep it from VMs.
+const BREATH_MS: u64 = 1;
 /// How long the console server may take to send what is left, in ms: 64 KiB at 115200 baud are 6 s.
 const BYE_MS: u64 = 30_000;
 
@@ -45,6 +48,8 @@ const BYE_MS: u64 = 30_000;
 pub struct Supervisor {
     system: System,
     when_done: WhenDone,
+    /// Nobody signals it: to wait for the time alone.
+    pause: Cap<Ntfn>,
     console: Console,
     console_crashes: u32,
     vms: Vec<Vm>,
@@ -67,9 +72,11 @@ impl Supervisor {
         console.take_log();
         let crashes = alloc::vec![0; vms.len()];
         let when_done = manifest.when_done;
+        let pause = process::pool().create_ntfn(selector::allocate()?)?;
         let mut supervisor = Supervisor {
             system,
             when_done,
+            pause,
             console,
             console_crashes: 0,
             vms,
@@ -91,6 +98,8 @@ impl Supervisor {
             if let Err(error) = self.handle(raised) {
                 return error;
             }
+            let deadline = cpu::deadline_in(BREATH_MS, self.system.info.tsc_hz);
+            let _ = self.pause.wait(deadline);
         }
         self.finish()
     }

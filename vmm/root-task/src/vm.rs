@@ -61,9 +61,9 @@ struct Instance {
 impl Vm {
     /// Makes what outlives the VMM; [`Self::start`] makes the VMM.
     pub fn new(system: &mut System, index: usize, config: VmConfig) -> Result<Self, StartError> {
-        let output = system.memory.allocate_zeroed(ring_pages(OUTPUT_KIB))?;
-        let input = system.memory.allocate_zeroed(ring_pages(INPUT_KIB))?;
-        let report = system.memory.allocate_zeroed(1)?;
+        let output = system.memory.allocate(ring_pages(OUTPUT_KIB), 1)?;
+        let input = system.memory.allocate(ring_pages(INPUT_KIB), 1)?;
+        let report = system.memory.allocate(1, 1)?;
         let report_view = Mapping::new(report.memory(), 0, 1, true)?;
         let events = process::pool().create_ntfn(selector::allocate()?)?;
         Ok(Vm {
@@ -156,6 +156,7 @@ impl Vm {
             name: &self.config.name,
             program: MONITOR_MODULE,
             cpu: self.config.cpu,
+            schedule: Schedule::whole(self.config.priority),
             extra_frames: VCPU_FRAMES + guest_tables(self.config.memory_mib),
             heap_pages: HEAP_PAGES,
             config: &config,
@@ -180,13 +181,13 @@ impl Vm {
         let guest_cap = guest.memory();
         instance.memory.push(guest);
         guest_cap.delegate(pd, Selector(monitor::GUEST_MEMORY), Narrow::ALL)?;
-        let page = system.memory.allocate_zeroed(1)?;
+        let page = system.memory.allocate(1, 1)?;
         let page_cap = page.memory();
         instance.memory.push(page);
         let keep = Rights::READ | Rights::WRITE | Rights::DERIVE;
         page_cap.delegate(pd, Selector(monitor::VCPU_PAGE), Narrow::rights(keep))?;
         console.delegate_doorbell(self.index, &instance.process, Selector(monitor::CONSOLE))?;
-        instance.process.start(Schedule::whole(self.config.priority))
+        instance.process.start()
     }
 
     /// How the VM ended, if its VMM says so. The VMM may say anything.

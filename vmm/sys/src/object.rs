@@ -63,12 +63,15 @@ fn create(call: Hypercall, to: Selector, arguments: [u64; 6]) -> Result<()> {
 }
 
 impl Cap<Pool> {
-    /// Makes a pool of `frames` frames out of this one.
-    pub fn create_pool(self, to: Selector, frames: u64) -> Result<Cap<Pool>> {
+    /// Makes a pool of `frames` frames out of this one. The scheduling contexts that it pays for have `max_priority` at most,
+    /// and no more than this pool allows.
+    pub fn create_pool(self, to: Selector, frames: u64, max_priority: u8) -> Result<Cap<Pool>> {
+        // The kernel takes 0 for "as in the parent".
+        let ceiling = u64::from(max_priority) + 1;
         create(
             Hypercall::CreatePool,
             to,
-            [self.selector().0.into(), frames, 0, 0, 0, 0],
+            [self.selector().0.into(), frames, ceiling, 0, 0, 0],
         )?;
         Ok(Cap::new(to))
     }

@@ -134,20 +134,6 @@ pub unsafe fn switch_to(area: PhysAddr, xcr0: u64) {
     }
 }
 
-/// XCR0, if a guest changed it behind the kernel's back: QEMU's emulator lets XSETBV pass, whatever is intercepted.
-pub fn changed_xcr0() -> Option<u64> {
-    if guest_xcr0() == 0 {
-        return None;
-    }
-    let (low, high): (u32, u32);
-    // SAFETY: with XSAVE, CR4.OSXSAVE is set.
-    unsafe {
-        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
-    }
-    let xcr0 = (high as u64) << 32 | low as u64;
-    (XCR0.0[percpu::id()].replace(xcr0) != xcr0).then_some(xcr0)
-}
-
 /// Takes the state out of the registers and leaves the initial state: nobody who runs next finds it.
 pub fn release() {
     let (area, host) = (percpu::fpu_owner(), guest_xcr0());

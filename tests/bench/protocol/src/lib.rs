@@ -16,3 +16,5 @@ pub const WARM_UP: usize = 32;
 pub const SAMPLES: usize = 256;
 /// The boot module with the words that say what to measure; empty for everything.
 pub const REQUEST_MODULE: &str = "bench-request";
+/// Not an operation, but what `mem.kernel_bytes` is computed from: bytes of RAM that user space has.
+pub const USER_BYTES: &str = "mem.user_bytes";

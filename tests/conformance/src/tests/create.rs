@@ -147,7 +147,14 @@ fn a_thread_needs_a_cpu_and_addresses_of_user_space(w: &mut World) -> Check {
     ] {
         call(CreateEc, to, [w.pool, PD, place, ip, 0x1000]).fails(BadArgument)?;
     }
-    for address in [USER_END, USER_END + 1, 1 << 47, 1 << 63, 0xffff_8000_0000_0000, u64::MAX] {
+    for address in [
+        USER_END,
+        USER_END + 1,
+        1 << 47,
+        1 << 63,
+        0xffff_8000_0000_0000,
+        u64::MAX,
+    ] {
         call(CreateEc, to, [w.pool, PD, 0, address, 0x1000]).fails(BadArgument)?;
         call(CreateEc, to, [w.pool, PD, 0, ip, address]).fails(BadArgument)?;
     }

@@ -16,6 +16,7 @@ pub(super) const GROUP: Group = group!(
         odd_flags_at_a_hypercall_do_no_harm,
         a_trap_flag_at_a_hypercall_stops_the_thread_after_it,
         every_selector_in_a_data_segment_register_does_no_harm,
+        descriptors_in_user_memory_are_not_used,
         no_selector_leads_into_another_mode,
         sysenter_is_no_way_in,
         a_hypercall_at_the_end_of_user_space_returns_there,
@@ -35,7 +36,7 @@ fn a_hypercall_preserves_what_the_contract_says(w: &mut World) -> Check {
         (Signal as u64 | sm << 32, 0),
         (Wait as u64 | SLEEP << 32, w.deadline(2000)),
     ] {
-        let mut values: [u64; 11] = core::array::from_fn(|index| 0x1111_1111_1111_1111 * (index as u64 + 1));
+        let mut values: [u64; 9] = core::array::from_fn(|index| 0x1111_1111_1111_1111 * (index as u64 + 1));
         let before = values;
         let (rsp_before, rsp_after): (u64, u64);
         // SAFETY: saves and restores what the compiler keeps for itself (RBX, RBP); the call touches no memory.
@@ -86,7 +87,12 @@ fn a_hypercall_preserves_what_the_contract_says(w: &mut World) -> Check {
             );
         }
         equal("RSP", rsp_after, rsp_before)?;
-        equal("RBX, RBP, R8-R10, R12-R15", values, before)?;
+        for (index, (after, before)) in values.into_iter().zip(before).enumerate() {
+            // R8, R9 and R10 may come back as zero.
+            if !(2..5).contains(&index) || after != 0 {
+                equal("RBX, RBP, R8-R10, R12-R15", after, before)?;
+            }
+        }
     }
     Ok(())
 }
@@ -212,7 +218,13 @@ fn every_selector_in_a_data_segment_register_does_no_harm(w: &mut World) -> Chec
                 let stack = w.stacks.take() - 8;
                 w.fault_with(0, ip, stack, index << 3 | low)
             })?;
-            holds("#UD at the end, or a refusal", matches!(fault.vector, 6 | 11 | 13))?;
+            if !matches!(fault.vector, 6 | 11 | 13) {
+                return Err(Failure::new(
+                    "fault",
+                    (index << 3 | low, fault),
+                    "#UD at the end, or a refusal",
+                ));
+            }
             loaded += u64::from(fault.vector == 6);
             segment_bases_are_zero(w)?;
         }
@@ -220,6 +232,32 @@ fn every_selector_in_a_data_segment_register_does_no_harm(w: &mut World) -> Chec
     equal("selectors that work", board(0).load(Ordering::Acquire), loaded)?;
     // Null with four privilege levels, and the user data segment, at least.
     holds("five selectors work", loaded >= 5)
+}
+
+fn descriptors_in_user_memory_are_not_used(w: &mut World) -> Check {
+    // After reset, the local descriptor table is at address 0 and 64 KiB long.
+    let child = w.child(64, 1)?;
+    let memory = w.ram(15)?;
+    let view = w.view(memory, 15)?;
+    for index in 0..15 * PAGE / 8 {
+        // A flat data segment for ring 3.
+        // SAFETY: the pages are mapped there for this.
+        unsafe { ((view + index * 8) as *mut u64).write_volatile(0x00cf_f300_0000_ffff) };
+    }
+    call(Map, memory, [child.pd, PAGE, 0, 15, 3]).gives([15, 0, 0])?;
+    for selector in [PAGE | 7, 0x8007, 0xfff7] {
+        let (ec, _) = w.child_thread(&child, (0, HIGH, 0), load_segments as *const () as u64, selector)?;
+        w.until("the fault", || {
+            threads::fault_of(ec).is_ok_and(|fault| fault.is_some())
+        })?;
+        equal(
+            "vector",
+            threads::fault_of(ec)?.map(|fault| fault.vector),
+            Some(13),
+        )?;
+        call(Revoke, ec, [1]).done()?;
+    }
+    Ok(())
 }
 
 global_asm!(
@@ -230,8 +268,7 @@ global_asm!(
     "push rdi",
     "lea rax, [rip + 2f]",
     "push rax",
-    "xor eax, eax",
-    "dec eax",
+    "mov eax, 0xff",
     "retfq",
     "2:",
     "syscall",
@@ -244,12 +281,22 @@ global_asm!(
 );
 
 fn no_selector_leads_into_another_mode(w: &mut World) -> Check {
-    let (begin, end) = (conformance_modes as *const () as u64, conformance_end as *const () as u64);
+    let (begin, end) = (
+        conformance_modes as *const () as u64,
+        conformance_end as *const () as u64,
+    );
     for index in (0..40).chain([100, 4000, 8191]) {
         for low in [0, 3, 4, 7] {
             let fault = w.scoped(8, |w| w.fault_at(0, begin, index << 3 | low))?;
             // At the RETF, or in the code behind it: at INT 80H.
-            holds("#GP, #NP or #UD", matches!(fault.vector, 6 | 11 | 13))?;
+            // QEMU 7.2 reads the stack of a far RET as the kernel would, which SMAP forbids.
+            if !matches!(fault.vector, 6 | 11 | 13 | 14) {
+                return Err(Failure::new(
+                    "fault",
+                    (index << 3 | low, fault),
+                    "#GP, #NP or #UD",
+                ));
+            }
             holds("RIP in the code", fault.rip >= begin && fault.rip < end)?;
         }
     }
@@ -276,7 +323,9 @@ fn a_hypercall_at_the_end_of_user_space_returns_there(w: &mut World) -> Check {
     // SAFETY: the page is mapped there for this. SYSCALL as the last two bytes.
     unsafe { ((view + PAGE - 2) as *mut u16).write_unaligned(0x050f) };
     let (ec, _) = w.child_thread(&child, (0, HIGH, 0), USER_END - 2, 0)?;
-    w.until("the fault", || threads::fault_of(ec).is_ok_and(|fault| fault.is_some()))?;
+    w.until("the fault", || {
+        threads::fault_of(ec).is_ok_and(|fault| fault.is_some())
+    })?;
     let fault = threads::fault_of(ec)?.map(|fault| (fault.vector, fault.rip, fault.address));
     equal("fault", fault, Some((14, USER_END, USER_END)))
 }
@@ -287,9 +336,10 @@ global_asm!(
     ".global conformance_stackless",
     "conformance_stackless:",
     "mov rsp, rdi",
+    "mov r15, rdi",
     "mov eax, {yield_}",
     "syscall",
-    "cmp rsp, rdi",
+    "cmp rsp, r15",
     "jne 2f",
     "mov eax, 0xff",
     "syscall",
@@ -340,7 +390,7 @@ extern "C" fn keep_registers(seed: u64) -> ! {
             asm!(
                 "push rbx",
                 "push rbp",
-                "mov rax, {seed}",
+                "mov rax, r12",
                 "lea rbx, [rax + 1]",
                 "lea rbp, [rax + 2]",
                 "lea rcx, [rax + 3]",
@@ -366,7 +416,7 @@ extern "C" fn keep_registers(seed: u64) -> ! {
                 "sub r9, rax",
                 "sub r10, rax",
                 "sub r11, rax",
-                "sub rax, {seed}",
+                "sub rax, r12",
                 "add rax, rbx",
                 "add rax, rbp",
                 "add rax, rcx",
@@ -380,7 +430,7 @@ extern "C" fn keep_registers(seed: u64) -> ! {
                 "sub rax, 55",
                 "pop rbp",
                 "pop rbx",
-                seed = in(reg) seed,
+                in("r12") seed,
                 out("rax") difference,
                 out("rcx") _, out("rdx") _, out("rsi") _, out("rdi") _,
                 out("r8") _, out("r9") _, out("r10") _, out("r11") _, out("r13") _,
@@ -412,18 +462,15 @@ extern "C" fn keep_flags(_: u64) -> ! {
             asm!(
                 "push {wanted}",
                 "popfq",
-                "mov {counter:e}, 2000",
-                "2:",
-                "lea {counter:e}, [{counter:e} - 1]",
-                "jrcxz 3f",
-                "3:",
-                "nop",
+                "mov ecx, 2000",
+                // LOOP leaves the flags alone.
+                "2: loop 2b",
                 "pushfq",
                 "pop {flags}",
                 "push 2",
                 "popfq",
                 wanted = const 0x4cd7,
-                counter = out(reg) _,
+                out("rcx") _,
                 flags = out(reg) flags,
             );
         }

@@ -63,7 +63,11 @@ fn the_boot_information_describes_the_machine(w: &mut World) -> Check {
             head,
             ObjectType::Memory as u64 | u64::from(rights.bits()) << 16,
         )?;
-        equal("range of a region", (first * PAGE, pages), (region.base, region.pages))?;
+        equal(
+            "range of a region",
+            (first * PAGE, pages),
+            (region.base, region.pages),
+        )?;
         for other in &regions[index + 1..] {
             let apart = region.base + region.pages * PAGE <= other.base
                 || other.base + other.pages * PAGE <= region.base;
@@ -183,7 +187,10 @@ fn pool_info_counts_frames(w: &mut World) -> Check {
     call(PoolInfo, pool, []).gives([10, 10, 0])?;
     let [free_now, all_now, _] = call(PoolInfo, w.pool, []).ok()?;
     equal("frames of the parent", all_now, all - 10)?;
-    holds("free frames of the parent", free - free_now >= 10 && free - free_now <= 11)?;
+    holds(
+        "free frames of the parent",
+        free - free_now >= 10 && free - free_now <= 11,
+    )?;
     // No right is needed.
     let weak = w.derive(pool, Rights::empty())?;
     call(PoolInfo, weak, []).gives([10, 10, 0])?;

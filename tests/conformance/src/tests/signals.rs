@@ -47,7 +47,12 @@ fn a_notification_collects_bits(w: &mut World) -> Check {
     let ntfn = w.ntfn()?;
     let first = w.sels(64);
     for bit in 0..64 {
-        call(Derive, ntfn, [0, first + bit, Rights::SIGNAL.bits().into(), 0, 0, 1 << bit]).done()?;
+        call(
+            Derive,
+            ntfn,
+            [0, first + bit, Rights::SIGNAL.bits().into(), 0, 0, 1 << bit],
+        )
+        .done()?;
     }
     for bit in [0, 5, 5, 63] {
         call(Signal, first + bit, []).done()?;
@@ -58,7 +63,10 @@ fn a_notification_collects_bits(w: &mut World) -> Check {
 
 fn signal_and_wait_need_their_rights(w: &mut World) -> Check {
     for object in [w.sm(1)?, w.ntfn()?] {
-        let (no_signal, no_wait) = (w.without(object, Rights::SIGNAL)?, w.without(object, Rights::WAIT)?);
+        let (no_signal, no_wait) = (
+            w.without(object, Rights::SIGNAL)?,
+            w.without(object, Rights::WAIT)?,
+        );
         call(Signal, no_signal, []).fails(BadRights)?;
         call(Wait, no_wait, [NOW]).fails(BadRights)?;
         call(Signal, no_wait, []).done()?;
@@ -205,5 +213,7 @@ fn many_waiters_with_deadlines_are_woken_by_time(w: &mut World) -> Check {
         }
         w.sleep(500);
     }
-    waiters.into_iter().try_for_each(|(_, waiter)| w.answer(&waiter)?.fails(Timeout))
+    waiters
+        .into_iter()
+        .try_for_each(|(_, waiter)| w.answer(&waiter)?.fails(Timeout))
 }

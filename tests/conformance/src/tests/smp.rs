@@ -118,7 +118,10 @@ fn a_running_thread_of_another_cpu_stands_still_without_its_sc(w: &mut World) ->
 extern "C" fn read_always(address: u64) -> ! {
     loop {
         // SAFETY: a page of the test; that it vanishes is the point, and ends the thread.
-        board(1).store(unsafe { (address as *const u64).read_volatile() }, Ordering::Relaxed);
+        board(1).store(
+            unsafe { (address as *const u64).read_volatile() },
+            Ordering::Relaxed,
+        );
         board(0).fetch_add(1, Ordering::Release);
     }
 }
@@ -145,7 +148,9 @@ fn stops(
     equal("no fault", threads::fault_of(ec)?, None)?;
     take_away()?;
     let uses = value(0);
-    w.until("the thread faults", || threads::fault_of(ec).is_ok_and(|fault| fault.is_some()))?;
+    w.until("the thread faults", || {
+        threads::fault_of(ec).is_ok_and(|fault| fault.is_some())
+    })?;
     let fault = threads::fault_of(ec)?.map(|fault| (fault.vector, fault.address));
     equal("fault", fault, Some((14, address)))?;
     // The access that was over may still have been counted.
@@ -167,7 +172,9 @@ fn a_page_that_another_cpu_writes_becomes_read_only(w: &mut World) -> Check {
     let memory = w.ram(1)?;
     let address = w.addresses(1);
     call(Map, memory, [PD, address, 0, 1, 3]).gives([1, 0, 0])?;
-    stops(w, write_always, address, || call(Map, memory, [PD, address, 0, 1, 1]).gives([1, 0, 0]))
+    stops(w, write_always, address, || {
+        call(Map, memory, [PD, address, 0, 1, 1]).gives([1, 0, 0])
+    })
 }
 
 fn part_of_a_large_page_that_another_cpu_reads_goes(w: &mut World) -> Check {
@@ -181,7 +188,9 @@ fn part_of_a_large_page_that_another_cpu_reads_goes(w: &mut World) -> Check {
     w.until("the child reads", || value(0) > 100)?;
     call(Unmap, memory, [700, 1]).gives([1, 0, 0])?;
     let uses = value(0);
-    w.until("the child faults", || threads::fault_of(ec).is_ok_and(|fault| fault.is_some()))?;
+    w.until("the child faults", || {
+        threads::fault_of(ec).is_ok_and(|fault| fault.is_some())
+    })?;
     holds("no use afterwards", value(0) <= uses + 1)
 }
 
@@ -205,7 +214,11 @@ fn a_waiter_on_another_cpu_is_aborted(w: &mut World) -> Check {
 
 /// Creates and revokes in a loop: RDI has the pool and the first of eight selectors.
 extern "C" fn churn(argument: u64) -> ! {
-    let (pool, first, counter) = (argument & 0xffff, argument >> 16 & 0xffff, (argument >> 32) as usize);
+    let (pool, first, counter) = (
+        argument & 0xffff,
+        argument >> 16 & 0xffff,
+        (argument >> 32) as usize,
+    );
     loop {
         let mut status = call(CreateSm, first, [pool, 0]).status;
         status |= call(Derive, first, [0, first + 1, 0xffff]).status;
@@ -231,8 +244,9 @@ fn every_cpu_creates_and_revokes_at_once(w: &mut World) -> Check {
         w.thread(cpu, LOW, churn, pool | first << 16 | (2 + u64::from(cpu)) << 32)?;
     }
     for cpu in 0..w.info.cpu_count {
-        w.until("each CPU makes progress", || value(2 + usize::from(cpu)) > 50)?;
+        w.until("each CPU makes progress", || value(2 + usize::from(cpu)) > 50).map_err(|_| Failure::new("counts", [value(2),value(3),value(4),value(5)], 50))?;
     }
+    crate::run::say(format_args!("counts {:?}", [value(2),value(3),value(4),value(5)]));
     equal("statuses", value(1), 0)?;
     call(Revoke, pool, [1]).done()
 }
@@ -301,7 +315,10 @@ fn a_call_in_progress_on_another_cpu_is_aborted(w: &mut World) -> Check {
     call(Revoke, handler, [1]).done()?;
     for caller in [served, queued] {
         let status = w.answer(&caller)?.status();
-        holds("aborted, or the portal is gone", matches!(status, Some(Aborted | BadSelector)))?;
+        holds(
+            "aborted, or the portal is gone",
+            matches!(status, Some(Aborted | BadSelector)),
+        )?;
     }
     Ok(())
 }
@@ -309,5 +326,9 @@ fn a_call_in_progress_on_another_cpu_is_aborted(w: &mut World) -> Check {
 fn a_fault_on_another_cpu_is_signalled(w: &mut World) -> Check {
     let cpu = w.other_cpu();
     let fault = w.fault_at(cpu, 0x1000, 0)?;
-    equal("fault", (fault.vector, fault.rip, fault.address), (14, 0x1000, 0x1000))
+    equal(
+        "fault",
+        (fault.vector, fault.rip, fault.address),
+        (14, 0x1000, 0x1000),
+    )
 }

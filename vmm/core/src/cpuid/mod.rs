@@ -2,11 +2,13 @@
 //!
 //! The table is made once, when the VM starts; only what depends on control registers is computed at each exit.
 
+mod leaves;
+
 use alloc::string::String;
-use alloc::vec::Vec;
 use hypercall_abi::boot_info::Machine;
 use hypercall_abi::vcpu::Groups;
 
+use self::leaves::Leaves;
 use crate::cpu_model::{Features, Register, UnknownFeature, WORDS, word};
 use crate::facts::{CpuidRegs, HostCpuid, HostFacts};
 use crate::vcpu::{CR4_OSXSAVE, CR4_PKE};
@@ -84,7 +86,7 @@ impl GuestCpu {
         let is_intel = leaf0.ebx == u32::from_le_bytes(*b"Genu");
         let crystal_hz = crystal_hz(facts.tsc_hz);
         let mut cpu = GuestCpu {
-            leaves: Leaves::default(),
+            leaves: Leaves::new(),
             features,
             xcr0,
             crystal_hz,
@@ -305,54 +307,6 @@ impl GuestCpu {
             .filter(move |component| xcr0 >> component & 1 != 0)
             .filter_map(|component| self.leaves.get(0xd, component))
     }
-}
-
-/// Leaves of the three ranges that there are.
-const SLOTS: usize = 0x17 + 2 + 9;
-
-/// The answers. CPUID is the commonest exit of some guests, so the way to one is short.
-#[derive(Clone, Debug, Default)]
-struct Leaves {
-    /// Subleaf 0 of each leaf, by [`slot`].
-    first: [Option<CpuidRegs>; SLOTS],
-    /// Leaf, subleaf and answer of the others.
-    others: Vec<(u32, u32, CpuidRegs)>,
-}
-
-impl Leaves {
-    fn get(&self, leaf: u32, subleaf: u32) -> Option<CpuidRegs> {
-        if subleaf == 0 || !has_subleaves(leaf) {
-            return self.first[slot(leaf)?];
-        }
-        let mut others = self.others.iter();
-        others
-            .find(|other| (other.0, other.1) == (leaf, subleaf))
-            .map(|other| other.2)
-    }
-
-    /// Leaves outside the three ranges stay absent.
-    fn set(&mut self, leaf: u32, subleaf: u32, regs: CpuidRegs) {
-        if subleaf != 0 {
-            self.others.push((leaf, subleaf, regs));
-        } else if let Some(slot) = slot(leaf) {
-            self.first[slot] = Some(regs);
-        }
-    }
-}
-
-/// The leaves whose answer depends on ECX; but for leaf 0xB, which is made at each exit.
-const fn has_subleaves(leaf: u32) -> bool {
-    matches!(leaf, 4 | 7 | 0xd)
-}
-
-fn slot(leaf: u32) -> Option<usize> {
-    let (start, first) = match leaf {
-        0..=INTEL_MAX => (0, 0),
-        HYPERVISOR..=HYPERVISOR_MAX => (0x17, HYPERVISOR),
-        EXTENDED..=EXTENDED_MAX => (0x19, EXTENDED),
-        _ => return None,
-    };
-    Some(start + (leaf - first) as usize)
 }
 
 /// The features and the XCR0 that a guest gets on this host.

@@ -48,11 +48,17 @@ pub(super) fn decode(
     memory: &mut impl GuestMemory,
     known: Bytes,
 ) -> Result<Instruction, Fault> {
-    if let Ok(instruction) = decode_bytes(vcpu, known.as_slice()) {
+    if known.length > 0
+        && let Ok(instruction) = decode_bytes(vcpu, known.as_slice())
+    {
         return Ok(instruction);
     }
-    let (fetched, end) = fetch(vcpu, memory)?;
-    decode_bytes(vcpu, fetched.as_slice()).map_err(|error| match (error, end) {
+    let fetched = fetch(vcpu, memory)?;
+    decode_fetched(vcpu, &fetched)
+}
+
+fn decode_fetched(vcpu: &mut impl Vcpu, fetched: &Fetched) -> Result<Instruction, Fault> {
+    decode_bytes(vcpu, fetched.bytes.as_slice()).map_err(|error| match (error, fetched.end) {
         (DecoderError::NoMoreBytes, Some(fault)) => fault,
         // More than 15 bytes.
         (DecoderError::NoMoreBytes, None) => Fault::PROTECTION,
@@ -71,7 +77,12 @@ fn decode_bytes(vcpu: &mut impl Vcpu, bytes: &[u8]) -> Result<Instruction, Decod
 }
 
 /// As many bytes as the mode, the segment and the page tables let the CPU fetch, and what stops it.
-fn fetch(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory) -> Result<(Bytes, Option<Fault>), Fault> {
+struct Fetched {
+    bytes: Bytes,
+    end: Option<Fault>,
+}
+
+fn fetch(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory) -> Result<Fetched, Fault> {
     let page = vcpu.state(MODE);
     let paging = Paging::of(page);
     let (base, limit, linear_mask) = match code_bits(page) {
@@ -102,15 +113,21 @@ fn fetch(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory) -> Result<(Bytes, 
         }
         fetched.length = end;
     }
-    Ok((fetched, None))
+    Ok(Fetched {
+        bytes: fetched,
+        end: None,
+    })
 }
 
 /// What cannot be fetched matters only if the instruction is not complete without it.
-fn stop(fetched: Bytes, fault: Fault) -> Result<(Bytes, Option<Fault>), Fault> {
+fn stop(fetched: Bytes, fault: Fault) -> Result<Fetched, Fault> {
     if fetched.length == 0 {
         Err(fault)
     } else {
-        Ok((fetched, Some(fault)))
+        Ok(Fetched {
+            bytes: fetched,
+            end: Some(fault),
+        })
     }
 }
 
@@ -123,7 +140,12 @@ pub fn decode_exiting(
     memory: &mut impl GuestMemory,
     kind: ExitKind,
 ) -> Result<Instruction, Trouble> {
-    let instruction = decode(vcpu, memory, Bytes::default())?;
+    let fetched = fetch(vcpu, memory)?;
+    check_exiting(vcpu, &fetched, kind)
+}
+
+fn check_exiting(vcpu: &mut impl Vcpu, fetched: &Fetched, kind: ExitKind) -> Result<Instruction, Trouble> {
+    let instruction = decode_fetched(vcpu, fetched)?;
     if may_exit(kind, instruction.mnemonic()) {
         return Ok(instruction);
     }
@@ -138,6 +160,7 @@ pub fn decode_exiting(
 ///
 /// # Errors
 /// As [`decode_exiting`].
+#[inline]
 pub fn verify_length(
     vcpu: &mut impl Vcpu,
     memory: &mut impl GuestMemory,
@@ -145,8 +168,27 @@ pub fn verify_length(
 ) -> Result<u8, Trouble> {
     match vcpu.page().exit_length {
         length @ 1..=15 => Ok(length as u8),
-        _ => Ok(decode_exiting(vcpu, memory, kind)?.len() as u8),
+        _ => find_length(vcpu, memory, kind),
     }
+}
+
+fn find_length(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory, kind: ExitKind) -> Result<u8, Trouble> {
+    let fetched = fetch(vcpu, memory)?;
+    match plain_form(kind) {
+        Some(code) if fetched.bytes.as_slice().starts_with(code) => Ok(code.len() as u8),
+        _ => Ok(check_exiting(vcpu, &fetched, kind)?.len() as u8),
+    }
+}
+
+/// The bytes of instructions that exit often, as compilers write them, in every mode: no decoder is needed for these.
+fn plain_form(kind: ExitKind) -> Option<&'static [u8]> {
+    Some(match kind {
+        ExitKind::Hlt => &[0xf4],
+        ExitKind::Cpuid => &[0x0f, 0xa2],
+        ExitKind::MsrRead => &[0x0f, 0x32],
+        ExitKind::MsrWrite => &[0x0f, 0x30],
+        _ => return None,
+    })
 }
 
 fn may_exit(kind: ExitKind, mnemonic: Mnemonic) -> bool {

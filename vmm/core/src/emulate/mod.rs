@@ -14,7 +14,7 @@ mod string;
 mod walk;
 
 pub use decode::{Bytes, decode_exiting, verify_length};
-pub use operand::{gpr_operand, read_operand, write_operand};
+pub use operand::{control_operand, gpr_operand, read_operand, write_operand};
 pub use walk::{Access, Paging};
 
 use alloc::format;

@@ -261,3 +261,12 @@ pub fn gpr_operand(instruction: &Instruction) -> Option<u8> {
         .find(|register| register.is_gpr())
         .map(number)
 }
+
+/// Number of the control register among the operands, if there is one.
+pub fn control_operand(instruction: &Instruction) -> Option<u8> {
+    (0..instruction.op_count())
+        .filter(|index| instruction.op_kind(*index) == OpKind::Register)
+        .map(|index| instruction.op_register(index))
+        .find(|register| register.is_cr())
+        .map(number)
+}

@@ -394,6 +394,11 @@ fn the_length_of_an_exiting_instruction_counts_its_prefixes() {
     assert_eq!(length, Ok(4));
     let wrong = verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Hlt);
     assert!(matches!(wrong, Err(Trouble::Unsupported(_))));
+    let mut plain = Machine::long(&[0x0f, 0xa2]);
+    let length = verify_length(&mut plain.vcpu, &mut plain.memory, ExitKind::Cpuid);
+    assert_eq!(length, Ok(2));
+    let wrong = verify_length(&mut plain.vcpu, &mut plain.memory, ExitKind::MsrRead);
+    assert!(matches!(wrong, Err(Trouble::Unsupported(_))));
     machine.vcpu.page.exit_length = 2;
     assert_eq!(
         verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid),

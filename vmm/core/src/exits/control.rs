@@ -7,7 +7,7 @@ use iced_x86::Mnemonic;
 use vdev::guest_mem::GuestMemory;
 
 use super::{Exit, Handled};
-use crate::emulate::{decode_exiting, gpr_operand, read_operand, write_operand};
+use crate::emulate::{control_operand, decode_exiting, gpr_operand, read_operand, write_operand};
 use crate::fault::{Fault, Trouble};
 use crate::vcpu::{
     ACCESS_LONG, CR0_CD, CR0_ET, CR0_NE, CR0_NW, CR0_PE, CR0_PG, CR0_TS, CR0_WP, CR4_OSXSAVE, CR4_PAE,
@@ -65,14 +65,16 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         Ok(Handled::Resume)
     }
 
-    /// The same where the hardware does not tell everything: CLTS and LMSW may show as writes, SMSW as a read.
+    /// The same where the hardware does not tell everything: CLTS and LMSW may show as writes, SMSW as a read. The register
+    /// is the instruction's, too: QEMU 10 reports every one as CR0.
     fn control_instruction(&mut self, access: &ControlAccess) -> Result<Handled, Trouble> {
         use ControlOperation::{Clts, Lmsw, Read, Write};
         let instruction = decode_exiting(self.vcpu, self.memory, ExitKind::ControlAccess)?;
         let gpr = gpr_operand(&instruction);
+        let register = control_operand(&instruction).unwrap_or(access.register);
         match (instruction.mnemonic(), access.operation, gpr) {
-            (Mnemonic::Mov, Read, Some(gpr)) => self.move_from_control(access.register, gpr)?,
-            (Mnemonic::Mov, Write, Some(gpr)) => self.move_to_control(access.register, gpr)?,
+            (Mnemonic::Mov, Read, Some(gpr)) => self.move_from_control(register, gpr)?,
+            (Mnemonic::Mov, Write, Some(gpr)) => self.move_to_control(register, gpr)?,
             (Mnemonic::Clts, Write | Clts, _) => self.clear_task_switched()?,
             (Mnemonic::Lmsw, Write | Lmsw, _) => {
                 let source = self.with_devices(|vcpu, memory, devices| {

@@ -113,6 +113,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     }
 
     /// The length of the exiting instruction.
+    #[inline]
     fn length(&mut self, kind: ExitKind) -> Result<u8, Trouble> {
         verify_length(self.vcpu, self.memory, kind)
     }
@@ -207,17 +208,18 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         }
     }
 
-    /// XSETBV (SDM 2B): the CPU has checked CR4.OSXSAVE and the privilege level.
+    /// XSETBV (SDM 2B): the CPU has checked CR4.OSXSAVE, and on VMX the privilege level.
     fn xsetbv(&mut self) -> Result<Handled, Trouble> {
         const XCR0_SSE_AVX: u64 = 0b110;
         const XCR0_AVX: u64 = 1 << 2;
         const XCR0_AVX512: u64 = 0b111 << 5;
         let length = self.length(ExitKind::Xsetbv)?;
         let supported = self.cpu.xcr0();
-        let page = self.vcpu.state(Groups::XCR0);
+        let page = self.vcpu.state(MODE | Groups::XCR0);
         let value = read_edx_eax(page);
         let has_all = |needed: u64| value & needed == needed;
-        let is_valid = page.gpr[gpr::RCX] as u32 == 0
+        let is_valid = privilege_level(page) == 0
+            && page.gpr[gpr::RCX] as u32 == 0
             && value & 1 != 0
             && value & !supported == 0
             && (value & XCR0_AVX == 0 || has_all(XCR0_SSE_AVX))

@@ -9,7 +9,7 @@ use super::{BootRequest, LoadError};
 use crate::image::Image;
 
 const MAX_SEGMENTS: u64 = 128;
-const MAX_NOTES_BYTES: u64 = 1 << 20;
+const MAX_NOTES_BYTES: u64 = 64 << 10;
 const EM_386: u64 = 3;
 const EM_X86_64: u64 = 62;
 const ET_EXEC: u64 = 2;

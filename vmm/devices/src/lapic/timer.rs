@@ -122,12 +122,11 @@ impl Timer {
 
     /// TSC ticks to let pass before the next look at a timer whose period is too short to wake up for each.
     pub(super) fn least_wait(&self) -> u64 {
-        let least = convert(LEAST_PERIOD_US, 1_000_000, self.tsc_hz);
         match self.countdown {
-            Some(countdown)
-                if self.mode == Mode::Periodic && self.ticks_to_tsc(countdown.reload.into()) < least =>
-            {
-                least
+            Some(countdown) if self.mode == Mode::Periodic => {
+                let least = convert(LEAST_PERIOD_US, 1_000_000, self.tsc_hz);
+                let period = self.ticks_to_tsc(countdown.reload.into());
+                if period < least { least } else { 0 }
             }
             _ => 0,
         }

@@ -241,14 +241,12 @@ mod tests {
         repeats_injected_interrupt: true,
         shares_pat: true,
         takes_reserved_cr4: true,
-        passes_xsetbv: true,
     };
     const HARDWARE: Quirks = Quirks {
         loses_shadow: false,
         repeats_injected_interrupt: false,
         shares_pat: false,
         takes_reserved_cr4: false,
-        passes_xsetbv: false,
     };
     const TIMER: Event = Event::interrupt(0x20);
 

@@ -32,8 +32,9 @@ pub struct Quirks {
     pub shares_pat: bool,
     /// CR4 takes bits that VMRUN refuses afterwards: writes exit, for the VMM to raise #GP.
     pub takes_reserved_cr4: bool,
-    /// XSETBV does not exit, whatever is intercepted: XCR0 is looked at after each exit.
-    pub passes_xsetbv: bool,
+    /// 10.0 takes an access of any control register for one of CR0: it exits, as CR0's, if that one's intercept is set, and
+    /// only then. So CR0's is always set, and the VMM reads the instruction.
+    pub mistakes_control_registers: bool,
 }
 
 /// The processor, as far as SVM is concerned.
@@ -180,7 +181,7 @@ fn quirks(basic: &Leaf, hypervisor: &Leaf) -> Quirks {
         repeats_injected_interrupt: is_tcg,
         shares_pat: is_tcg,
         takes_reserved_cr4: is_tcg,
-        passes_xsetbv: is_tcg,
+        mistakes_control_registers: is_tcg,
     }
 }
 
@@ -234,7 +235,7 @@ pub(crate) mod tests {
             repeats_injected_interrupt: true,
             shares_pat: true,
             takes_reserved_cr4: true,
-            passes_xsetbv: true,
+            mistakes_control_registers: true,
         };
         assert_eq!(tcg().quirks, all);
         assert_eq!(hardware().quirks, Quirks::default());

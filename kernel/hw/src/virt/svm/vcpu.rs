@@ -2,7 +2,7 @@
 
 use super::state::{self, Extra, RFLAGS_IF};
 use super::{entry, insn, region};
-use crate::cpu::{fpu, msr};
+use crate::cpu::msr;
 use crate::mem::phys_to_virt;
 use crate::virt::page::{Page, get, put, refuse};
 use crate::virt::{GuestCpu, HostState, Returned, RunArgs};
@@ -301,9 +301,6 @@ impl Vcpu {
         }
         put!(page, vmcb.save.rax => gpr[RAX]);
         put!(page, vmcb.save.cr2 => cr2);
-        if self.processor.quirks.passes_xsetbv {
-            adopt_xcr0(page);
-        }
         self.flush = false;
         self.clean = Clean::all();
         self.extra.nmi = self.extra.nmi.after_exit(vmcb.save.rip);
@@ -365,7 +362,7 @@ impl Vcpu {
         let choice = Choice {
             optional: self.optional,
             exceptions: self.exceptions,
-            cr0: self.extra.hidden_cr0 != 0,
+            cr0: self.extra.hidden_cr0 != 0 || self.processor.quirks.mistakes_control_registers,
             cr4_writes: self.processor.must_see_cr4_writes(),
             debug_registers: !self.extra.breakpoints.is_live(),
             window,
@@ -465,14 +462,6 @@ impl Vcpu {
 fn advance(rip: u64, length: u32, is_64_bit: bool) -> u64 {
     let next = rip.wrapping_add(length as u64);
     if is_64_bit { next } else { next & 0xffff_ffff }
-}
-
-/// Tells the generic part of an XCR0 that the guest set without an exit, as if the VMM had written it into the page.
-fn adopt_xcr0(page: Page) {
-    if let Some(xcr0) = fpu::changed_xcr0() {
-        put!(page, xcr0 => xcr0);
-        put!(page, get!(page, dirty) | Groups::XCR0.bits() => dirty);
-    }
 }
 
 /// The VMCB in a vCPU's frame.

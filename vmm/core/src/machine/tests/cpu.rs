@@ -89,6 +89,15 @@ fn xcr0_takes_what_cpuid_offers() {
         assert_eq!(!vm.vcpu.page.inject.is_valid(), is_valid, "{value:#x}");
     }
     assert_eq!(vm.vcpu.page.xcr0, 1);
+    vm.vcpu.page.segments[SS].access |= 3 << 5;
+    crate::vcpu::write_edx_eax(&mut vm.vcpu.page, 3);
+    vm.exit(ExitKind::Xsetbv, [0, 0]);
+    assert_eq!(
+        vm.vcpu.page.inject,
+        Event::exception(13, Some(0)),
+        "not a process's"
+    );
+    assert_eq!(vm.vcpu.page.xcr0, 1);
 }
 
 #[test]

@@ -1,0 +1,232 @@
+//! What goes from one thread to another: by an interrupt, by the end of a time slice, from CPU to CPU.
+
+use crate::error::{Failure, Result};
+use crate::report::{self, Report};
+use crate::stopwatch::{mark, now};
+use bench_protocol::{Samples, Summary};
+use core::convert::Infallible;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use usys::abi::Rights;
+use usys::abi::boot_info::root;
+use usys::cap::{Cap, Irqs, Narrow, Ntfn, Ports, Sm};
+use usys::lock::Mutex;
+use usys::object::{FOREVER, Schedule, Trigger};
+use usys::port::PortRange;
+use usys::{process, selector, thread};
+
+/// Priority of the threads that are interrupted.
+const LOW: u8 = 10;
+
+/// Measures them all.
+pub fn measure(report: &Report, cpu_count: u16, tsc_hz: u64) {
+    report.measure("irq.to_thread", interrupt);
+    report.measure("timer.preempt", || preempt(tsc_hz));
+    if cpu_count > 1 {
+        report.measure("signal.cross_cpu", signal_other_cpu);
+    }
+}
+
+/// When the last thing happened that somebody waits for: the low half of the TSC.
+static LAST: AtomicU32 = AtomicU32::new(0);
+/// What happens next is between markers.
+static IS_MARKED: AtomicBool = AtomicBool::new(false);
+
+fn new_semaphore() -> Result<Cap<Sm>> {
+    Ok(process::pool().create_sm(selector::allocate()?, 0)?)
+}
+
+/// Remembers the moment, or marks it.
+fn begin() {
+    if IS_MARKED.load(Ordering::Relaxed) {
+        mark();
+    }
+    LAST.store(now() as u32, Ordering::Relaxed);
+}
+
+/// Ticks since [`begin`], in whatever thread.
+fn end() -> u32 {
+    let now = now() as u32;
+    if IS_MARKED.swap(false, Ordering::Relaxed) {
+        mark();
+    }
+    now.wrapping_sub(LAST.load(Ordering::Relaxed))
+}
+
+/// Samples of what [`begin`] to [`end`] took, then once more between markers.
+fn sample(op: &str, mut once: impl FnMut() -> Result<u32>) -> Result<Summary> {
+    let mut samples = Samples::new();
+    while !samples.is_full() {
+        samples.push(once()?);
+    }
+    Report::announce(op);
+    IS_MARKED.store(true, Ordering::Relaxed);
+    once()?;
+    report::summary(samples, 0)
+}
+
+/// From the instruction that makes a device interrupt, in a thread of low priority, to the first instruction of the
+/// thread that waits for it. The device is COM1: it interrupts as soon as that is enabled while it has nothing to send.
+fn interrupt() -> Result<Summary> {
+    const COM1: u16 = 0x3f8;
+    const COM1_IRQ: u64 = 4;
+    const ENABLE: u16 = 1;
+    const IDENTIFICATION: u16 = 2;
+    const MODEM: u16 = 4;
+    const TRANSMITTER: u8 = 2;
+    const OUT2_RTS_DTR: u8 = 0xb;
+
+    let ports: Cap<Ports> = Cap::new(root::PORTS);
+    ports.map(process::pd(), COM1.into(), 8)?;
+    let com1 = PortRange::new(COM1, 8);
+    com1.write(MODEM, OUT2_RTS_DTR);
+    com1.write(ENABLE, 0);
+
+    let events: Cap<Ntfn> = process::pool().create_ntfn(selector::allocate()?)?;
+    let raised = events.derive(selector::allocate()?, Narrow::rights(Rights::SIGNAL).badge(1))?;
+    let irqs: Cap<Irqs> = Cap::new(root::IRQS);
+    irqs.bind(COM1_IRQ, raised, Trigger::Edge)?;
+
+    let go = new_semaphore()?;
+    let low = thread::spawn(0, Schedule::whole(LOW), move || -> Infallible {
+        loop {
+            if go.down(FOREVER).is_ok() {
+                begin();
+                com1.write(ENABLE, TRANSMITTER);
+            }
+        }
+    })?;
+    let summary = sample("irq.to_thread", || {
+        go.up()?;
+        let bits = events.wait(FOREVER);
+        let ticks = end();
+        if bits? != 1 {
+            return Err(Failure::new("another interrupt than that of COM1"));
+        }
+        com1.write(ENABLE, 0);
+        com1.read(IDENTIFICATION);
+        irqs.acknowledge(COM1_IRQ)?;
+        Ok(ticks)
+    });
+    low.ec.delete()?;
+    raised.delete()?;
+    summary
+}
+
+/// From a signal on one CPU to the first instruction of the thread that waits for it on another, idle one.
+fn signal_other_cpu() -> Result<Summary> {
+    let (go, done) = (new_semaphore()?, new_semaphore()?);
+    static TICKS: AtomicU32 = AtomicU32::new(0);
+    let other = thread::spawn(1, Schedule::whole(LOW), move || -> Infallible {
+        loop {
+            if go.down(FOREVER).is_ok() {
+                TICKS.store(end(), Ordering::Relaxed);
+                let _ = done.up();
+            }
+        }
+    })?;
+    let summary = sample("signal.cross_cpu", || {
+        // Until the other CPU is idle again.
+        let until = now() + 20_000;
+        while now() < until {}
+        begin();
+        go.up()?;
+        done.down(FOREVER)?;
+        Ok(TICKS.load(Ordering::Relaxed))
+    });
+    other.ec.delete()?;
+    summary
+}
+
+/// Two equal threads that look at the time as often as they can.
+struct Spinners {
+    /// What one look takes.
+    look: u32,
+    /// Longer looks, which are those with another thread between them.
+    gaps: Samples,
+    /// When the running thread's slice began.
+    since: u32,
+    /// The markers are to enclose a gap: the first one is due towards the end of a slice, then the second one.
+    marking: Marking,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Marking {
+    Not,
+    Wanted,
+    Begun,
+    Done,
+}
+
+static SPINNERS: Mutex<Spinners> = Mutex::new(Spinners {
+    look: u32::MAX,
+    gaps: Samples::new(),
+    since: 0,
+    marking: Marking::Not,
+});
+
+/// From the last instruction of a thread to the first one of its equal, at the end of a time slice.
+fn preempt(tsc_hz: u64) -> Result<Summary> {
+    const SLICE_US: u64 = 100;
+    const SLICE: Schedule = Schedule {
+        priority: LOW,
+        budget_us: SLICE_US,
+        period_us: SLICE_US,
+    };
+    // The first marker comes in the last twentieth of a slice.
+    let late = (tsc_hz * SLICE_US / 1_000_000 * 19 / 20) as u32;
+    let done = new_semaphore()?;
+    let spin = move || -> Infallible {
+        loop {
+            let now = now() as u32;
+            let ticks = now.wrapping_sub(LAST.load(Ordering::Relaxed));
+            LAST.store(now, Ordering::Relaxed);
+            look(now, ticks, late, done);
+        }
+    };
+    let threads = [thread::spawn(0, SLICE, spin)?, thread::spawn(0, SLICE, spin)?];
+    let is_done = done.down(FOREVER)?;
+    Report::announce("timer.preempt");
+    SPINNERS.lock().marking = Marking::Wanted;
+    let is_marked = done.down(FOREVER)?;
+    for own in threads {
+        own.ec.delete()?;
+    }
+    if !is_done || !is_marked {
+        return Err(Failure::new("no end"));
+    }
+    let spinners = SPINNERS.lock();
+    report::summary(spinners.gaps.clone(), spinners.look.into())
+}
+
+/// What a spinning thread does with a look at the time that came `ticks` after the one before.
+fn look(now: u32, ticks: u32, late: u32, done: Cap<Sm>) {
+    /// More than any way through the kernel: a thread was interrupted between looking and saying so.
+    const NEVER: u32 = 1 << 31;
+    // The thread that is interrupted here spins no more than it must: the other one does not wait for it.
+    let Some(mut spinners) = SPINNERS.try_lock() else {
+        return;
+    };
+    let is_gap = ticks > spinners.look.saturating_mul(2) && ticks < NEVER;
+    spinners.look = spinners.look.min(ticks);
+    if is_gap {
+        spinners.since = now;
+        if !spinners.gaps.is_full() {
+            spinners.gaps.push(ticks);
+            if spinners.gaps.is_full() {
+                let _ = done.up();
+            }
+        }
+    }
+    match spinners.marking {
+        Marking::Wanted if now.wrapping_sub(spinners.since) > late => {
+            spinners.marking = Marking::Begun;
+            mark();
+        }
+        Marking::Begun if is_gap => {
+            mark();
+            spinners.marking = Marking::Done;
+            let _ = done.up();
+        }
+        _ => {}
+    }
+}

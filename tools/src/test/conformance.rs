@@ -1,0 +1,108 @@
+//! The conformance task, in place of the root task: the kernel against every rule of SPEC.md.
+
+use super::Test;
+use super::guests::{log_path, verdict};
+use super::record::Outcome;
+use crate::image::manifest::Plan;
+use crate::image::{BootImage, Module, elf};
+use crate::run::machine::Machine;
+use crate::run::outcome::Verdict;
+use crate::run::{self, Options, Output};
+use crate::{compile, request, workspace};
+use anyhow::Result;
+use std::time::Duration;
+use vmm_protocol::manifest::{ConsoleMode, Manifest, ROOT_MODULE, WhenDone};
+
+/// What the names of these tests end with.
+pub const TOPIC: &str = "/conformance";
+
+/// How long it may take on a loaded machine.
+const TIME_LIMIT: Duration = Duration::from_secs(900);
+/// What begins the line of a test that failed.
+const FAIL: &str = "FAIL: ";
+/// What begins the tally.
+const TALLY: &str = "conformance: ";
+
+/// The test of a machine.
+pub fn test(machine: Machine) -> Test {
+    Test {
+        name: format!("{}{TOPIC}", machine.name()),
+        shows: "the kernel keeps to the hypercall contract, errors and races included".into(),
+        machine: Some(machine),
+        run: Box::new(move || run(machine)),
+    }
+}
+
+fn run(machine: Machine) -> Result<Outcome> {
+    // Instructions can be counted on two CPUs in Bochs alone.
+    let clock: &[&str] = if machine.is_bochs() {
+        &["--deterministic"]
+    } else {
+        &[]
+    };
+    let words = [&["--machine", machine.name(), "--host-cpus", "2"], clock].concat();
+    let options = Options {
+        timeout: Some(TIME_LIMIT),
+        log: log_path(&format!("{}{TOPIC}", machine.name()))?,
+        ..request::options(&request::parse(&words)?, Output::Collect)?
+    };
+    let program = |name: &str| elf::loadable(&workspace::bare_binary(name));
+    let image = BootImage {
+        kernel: program("kernel")?,
+        cmdline: options.kernel_cmdline.clone(),
+        modules: vec![Module {
+            name: ROOT_MODULE.into(),
+            bytes: program(compile::CONFORMANCE)?,
+        }],
+    };
+    // Without a console server nobody speaks frames: what there is to know is in the kernel's log.
+    let nothing = Manifest {
+        console: ConsoleMode::Plain,
+        when_done: WhenDone::Poweroff,
+        vms: Vec::new(),
+    };
+    let report = run::boot(
+        &image,
+        &Plan {
+            manifest: nothing,
+            modules: Vec::new(),
+        },
+        &options,
+    )?;
+    let log = String::from_utf8_lossy(&workspace::read(&options.log)?).into_owned();
+    match (tally(&log), &report.verdict) {
+        (Some((passed, 0)), Verdict::NacreFailed) if report.epitaph.is_empty() && passed > 0 => {
+            Ok(Outcome::PassedMany(passed))
+        }
+        _ => Ok(verdict(&report, &options.log, || Err(failures(&log)))),
+    }
+}
+
+/// Tests that passed and failed, from the task's last line.
+fn tally(log: &str) -> Option<(u32, u32)> {
+    let line = log.lines().rev().find_map(|line| line.strip_prefix(TALLY))?;
+    let (passed, failed) = line.strip_suffix(" failed")?.split_once(" passed, ")?;
+    Some((passed.parse().ok()?, failed.parse().ok()?))
+}
+
+fn failures(log: &str) -> String {
+    let failures: Vec<&str> = log.lines().filter(|line| line.starts_with(FAIL)).collect();
+    if failures.is_empty() {
+        "it did not come to its end".into()
+    } else {
+        failures.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tally_is_the_last_line_of_its_kind() {
+        let log = "[kernel INFO] Nacre\nok: a (x, 1 ms)\nFAIL: b: saw 1 expected 2\nconformance: 1 passed, 1 failed\n";
+        assert_eq!(tally(log), Some((1, 1)));
+        assert_eq!(failures(log), "FAIL: b: saw 1 expected 2");
+        assert_eq!(tally("ok: a"), None);
+    }
+}
