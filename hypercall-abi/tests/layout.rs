@@ -60,9 +60,20 @@ fn every_status_round_trips() {
 
 #[test]
 fn exit_details_round_trip() {
-    let io = PortIo { port: 0x3f8, size: 2, is_in: true, is_string: true, is_rep: true };
+    let io = PortIo {
+        port: 0x3f8,
+        size: 2,
+        is_in: true,
+        is_string: true,
+        is_rep: true,
+    };
     assert_eq!(PortIo::decode(io.encode()), io);
-    let access = ControlAccess { register: 8, operation: ControlOperation::Lmsw, gpr: 15, source: 0xfff1 };
+    let access = ControlAccess {
+        register: 8,
+        operation: ControlOperation::Lmsw,
+        gpr: 15,
+        source: 0xfff1,
+    };
     assert_eq!(ControlAccess::decode(access.encode()), access);
     assert_eq!(Event::exception(14, Some(5)).error_code(), Some(5));
     assert_eq!(Event::interrupt(0x30).kind(), Event::EXTERNAL);

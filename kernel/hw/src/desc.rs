@@ -250,7 +250,8 @@ pub fn idt_base() -> u64 {
     IDT.0.get() as u64
 }
 
-/// Fills the IDT: interrupt gates for all vectors, own stacks for NMI, double fault and machine check.
+/// Fills the IDT: interrupt gates for all vectors, own stacks for NMI, double fault and machine check. #DB has the stack of the
+/// double fault: it may come at the first instruction after SYSCALL, where RSP is still the user's.
 ///
 /// # Safety
 /// Once, on the boot CPU, before [`CpuTables::load`].
@@ -258,7 +259,7 @@ pub unsafe fn build_idt() {
     for vector in 0..256usize {
         let ist = match vector {
             2 => IST_NMI,
-            8 => IST_FAULT,
+            1 | 8 => IST_FAULT,
             18 => IST_MACHINE_CHECK,
             _ => 0,
         };

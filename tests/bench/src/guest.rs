@@ -163,7 +163,11 @@ pub fn enter_long_mode(page: &mut VcpuPage, machine: Machine, guest_xcr0: u64) {
     page.sfmask = 0x4_7700;
     page.kernel_gs_base = 0xffff_9000_0000_1000;
     page.sysenter_esp = 0xffff_a000_0000_2000;
-    page.tsc_aux = if machine.contains(Machine::RDTSCP) { 0x55 } else { 0 };
+    page.tsc_aux = if machine.contains(Machine::RDTSCP) {
+        0x55
+    } else {
+        0
+    };
     // Entries 1 and 5 write-combining.
     page.pat = 0x0007_0106_0007_0106;
     page.dirty = Groups::all().bits();

@@ -36,14 +36,18 @@ pub fn measure(report: &Report, memory: &mut FreeMemory, overhead: u64) {
 fn null(overhead: u64) -> Result<Summary> {
     let call = Timed::new(Hypercall::CapInfo, process::selector::PD, &[]);
     // SAFETY: reads only.
-    stopwatch::sample("hypercall.null", overhead, |mode| unsafe { Ok(call.expect(mode)?.ticks) })
+    stopwatch::sample("hypercall.null", overhead, |mode| unsafe {
+        Ok(call.expect(mode)?.ticks)
+    })
 }
 
 /// A number that no hypercall has.
 fn bad_number(overhead: u64) -> Result<Summary> {
     let call = Timed::nothing();
     // SAFETY: the kernel refuses it.
-    stopwatch::sample("hypercall.bad_number", overhead, |mode| unsafe { Ok(call.execute(mode).ticks) })
+    stopwatch::sample("hypercall.bad_number", overhead, |mode| unsafe {
+        Ok(call.execute(mode).ticks)
+    })
 }
 
 fn new_semaphore() -> Result<Cap<Sm>> {
@@ -54,7 +58,9 @@ fn new_semaphore() -> Result<Cap<Sm>> {
 fn signal(overhead: u64) -> Result<Summary> {
     let call = Timed::new(Hypercall::Signal, new_semaphore()?.selector(), &[]);
     // SAFETY: touches no memory.
-    stopwatch::sample("sm.signal", overhead, |mode| unsafe { Ok(call.expect(mode)?.ticks) })
+    stopwatch::sample("sm.signal", overhead, |mode| unsafe {
+        Ok(call.expect(mode)?.ticks)
+    })
 }
 
 /// The count is above zero.
@@ -71,11 +77,7 @@ fn wait(overhead: u64) -> Result<Summary> {
 /// The table of the object space for the selector is there.
 fn create(overhead: u64) -> Result<Summary> {
     let to = selector::allocate()?;
-    let call = Timed::new(
-        Hypercall::CreateSm,
-        to,
-        &[process::selector::POOL.0.into(), 0],
-    );
+    let call = Timed::new(Hypercall::CreateSm, to, &[process::selector::POOL.0.into(), 0]);
     stopwatch::sample("sm.create", overhead, |mode| {
         // SAFETY: creates an object that nobody knows.
         let ticks = unsafe { call.expect(mode) }?.ticks;
@@ -88,7 +90,9 @@ fn create(overhead: u64) -> Result<Summary> {
 fn map_and_unmap(memory: &mut FreeMemory, overhead: u64) -> Result<[Summary; 2]> {
     let pages = memory.allocate(TABLE_PAGES, 1)?;
     let rights = Rights::READ | Rights::WRITE;
-    let source: Cap<Memory> = pages.memory().derive(selector::allocate()?, Narrow::rights(rights))?;
+    let source: Cap<Memory> = pages
+        .memory()
+        .derive(selector::allocate()?, Narrow::rights(rights))?;
     let flags = MapFlags::READ | MapFlags::WRITE;
     source.map(process::pd(), PLAYGROUND, 0, 1, flags)?;
     // A page that no large page can hold together with its neighbours, as they are not mapped.
@@ -121,4 +125,3 @@ fn map_and_unmap(memory: &mut FreeMemory, overhead: u64) -> Result<[Summary; 2]>
     memory.free(pages);
     Ok([map_summary, unmap_summary])
 }
-

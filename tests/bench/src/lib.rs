@@ -41,4 +41,3 @@ pub unsafe fn begin(info: u64, started: u64) -> ! {
     usys::logger::to_kernel();
     vmm::main(info)
 }
-

@@ -70,5 +70,7 @@ impl Report {
 
 /// The summary of full samples.
 pub fn summary(mut samples: Samples, overhead: u64) -> Result<Summary> {
-    samples.summary(overhead).ok_or_else(|| Failure::new("no samples"))
+    samples
+        .summary(overhead)
+        .ok_or_else(|| Failure::new("no samples"))
 }

@@ -8,7 +8,6 @@ use alloc::vec;
 use bench_protocol::{REQUEST_MODULE, Summary, USER_BYTES};
 use root_task::loader::{HEADER_BYTES, Program};
 use root_task::memory::FreeMemory;
-use usys::power::{self, Ending};
 use root_task::process::{Blueprint, Process};
 use root_task::system::System;
 use root_task::wall_clock::WallClock;
@@ -16,6 +15,7 @@ use usys::abi::PAGE_SIZE;
 use usys::abi::boot_info::{BootInfo, MAX_REGIONS, MemoryRegion, RegionKind};
 use usys::memory::Mapping;
 use usys::object::Schedule;
+use usys::power::{self, Ending};
 use usys::{layout, process};
 
 /// Name of the boot module with this program: it is where the root task is otherwise.

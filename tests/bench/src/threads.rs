@@ -137,32 +137,42 @@ fn signal_other_cpu() -> Result<Summary> {
     summary
 }
 
-/// Two equal threads that look at the time as often as they can.
-struct Spinners {
-    /// What one look takes.
-    look: u32,
-    /// Longer looks, which are those with another thread between them.
-    gaps: Samples,
-    /// When the running thread's slice began.
-    since: u32,
-    /// The markers are to enclose a gap: the first one is due towards the end of a slice, then the second one.
-    marking: Marking,
+/// More than a look at the time takes, less than any way through the kernel.
+const GAP: u32 = 60;
+/// More than any way through the kernel: a thread was interrupted between looking and saying so.
+const NEVER: u32 = 1 << 31;
+
+/// When the running thread's slice began: the low half of the TSC.
+static SLICE_BEGAN: AtomicU32 = AtomicU32::new(0);
+static GAPS: Mutex<Samples> = Mutex::new(Samples::new());
+
+/// Looks at the time until the last look is long ago: another thread ran. Towards the end of a slice, `late` ticks after its
+/// beginning, comes the first marker if one is wanted. Returns how long ago, and what one look takes.
+#[inline(never)]
+fn spin(late: u32) -> (u32, u32) {
+    let mut shortest = GAP;
+    loop {
+        let now = now() as u32;
+        let ticks = now.wrapping_sub(LAST.load(Ordering::Relaxed));
+        LAST.store(now, Ordering::Relaxed);
+        if ticks >= GAP {
+            SLICE_BEGAN.store(now, Ordering::Relaxed);
+            return (ticks, shortest);
+        }
+        shortest = shortest.min(ticks);
+        if late != 0
+            && now.wrapping_sub(SLICE_BEGAN.load(Ordering::Relaxed)) > late
+            && IS_MARKED.load(Ordering::Relaxed)
+        {
+            IS_MARKED.store(false, Ordering::Relaxed);
+            IS_OPEN.store(true, Ordering::Relaxed);
+            mark();
+        }
+    }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Marking {
-    Not,
-    Wanted,
-    Begun,
-    Done,
-}
-
-static SPINNERS: Mutex<Spinners> = Mutex::new(Spinners {
-    look: u32::MAX,
-    gaps: Samples::new(),
-    since: 0,
-    marking: Marking::Not,
-});
+/// The first marker was passed, the second one was not.
+static IS_OPEN: AtomicBool = AtomicBool::new(false);
 
 /// From the last instruction of a thread to the first one of its equal, at the end of a time slice.
 fn preempt(tsc_hz: u64) -> Result<Summary> {
@@ -172,61 +182,48 @@ fn preempt(tsc_hz: u64) -> Result<Summary> {
         budget_us: SLICE_US,
         period_us: SLICE_US,
     };
+    static LOOK: AtomicU32 = AtomicU32::new(0);
     // The first marker comes in the last twentieth of a slice.
     let late = (tsc_hz * SLICE_US / 1_000_000 * 19 / 20) as u32;
     let done = new_semaphore()?;
-    let spin = move || -> Infallible {
+    let body = move || -> Infallible {
         loop {
-            let now = now() as u32;
-            let ticks = now.wrapping_sub(LAST.load(Ordering::Relaxed));
-            LAST.store(now, Ordering::Relaxed);
-            look(now, ticks, late, done);
+            let (ticks, look) = spin(late);
+            if IS_OPEN.load(Ordering::Relaxed) {
+                mark();
+                IS_OPEN.store(false, Ordering::Relaxed);
+                let _ = done.up();
+            }
+            if take_gap(ticks) {
+                LOOK.store(look, Ordering::Relaxed);
+                let _ = done.up();
+            }
+            // What was done here is no gap.
+            LAST.store(now() as u32, Ordering::Relaxed);
         }
     };
-    let threads = [thread::spawn(0, SLICE, spin)?, thread::spawn(0, SLICE, spin)?];
-    let is_done = done.down(FOREVER)?;
+    let threads = [thread::spawn(0, SLICE, body)?, thread::spawn(0, SLICE, body)?];
+    let mut is_done = done.down(FOREVER)?;
     Report::announce("timer.preempt");
-    SPINNERS.lock().marking = Marking::Wanted;
-    let is_marked = done.down(FOREVER)?;
+    IS_MARKED.store(true, Ordering::Relaxed);
+    is_done &= done.down(FOREVER)?;
     for own in threads {
         own.ec.delete()?;
     }
-    if !is_done || !is_marked {
+    if !is_done {
         return Err(Failure::new("no end"));
     }
-    let spinners = SPINNERS.lock();
-    report::summary(spinners.gaps.clone(), spinners.look.into())
+    let gaps = GAPS.lock().clone();
+    report::summary(gaps, LOOK.load(Ordering::Relaxed).into())
 }
 
-/// What a spinning thread does with a look at the time that came `ticks` after the one before.
-fn look(now: u32, ticks: u32, late: u32, done: Cap<Sm>) {
-    /// More than any way through the kernel: a thread was interrupted between looking and saying so.
-    const NEVER: u32 = 1 << 31;
-    // The thread that is interrupted here spins no more than it must: the other one does not wait for it.
-    let Some(mut spinners) = SPINNERS.try_lock() else {
-        return;
-    };
-    let is_gap = ticks > spinners.look.saturating_mul(2) && ticks < NEVER;
-    spinners.look = spinners.look.min(ticks);
-    if is_gap {
-        spinners.since = now;
-        if !spinners.gaps.is_full() {
-            spinners.gaps.push(ticks);
-            if spinners.gaps.is_full() {
-                let _ = done.up();
-            }
+/// Takes a sample; says whether it was the last one.
+fn take_gap(ticks: u32) -> bool {
+    match GAPS.try_lock() {
+        Some(mut gaps) if ticks < NEVER && !gaps.is_full() => {
+            gaps.push(ticks);
+            gaps.is_full()
         }
-    }
-    match spinners.marking {
-        Marking::Wanted if now.wrapping_sub(spinners.since) > late => {
-            spinners.marking = Marking::Begun;
-            mark();
-        }
-        Marking::Begun if is_gap => {
-            mark();
-            spinners.marking = Marking::Done;
-            let _ = done.up();
-        }
-        _ => {}
+        _ => false,
     }
 }

@@ -65,9 +65,7 @@ fn start(report: &Report, system: &mut System) -> Result<()> {
     let guest = system.memory.allocate(guest::MEMORY / PAGE_SIZE, 1)?;
     let page = system.memory.allocate(1, 1)?;
     let demand = system.memory.allocate(DEMAND_PAGES, 1)?;
-    guest
-        .memory()
-        .delegate(pd, given::GUEST_MEMORY, Narrow::ALL)?;
+    guest.memory().delegate(pd, given::GUEST_MEMORY, Narrow::ALL)?;
     page.memory().delegate(pd, given::VCPU_PAGE, Narrow::ALL)?;
     demand.memory().delegate(pd, given::DEMAND, Narrow::ALL)?;
     let log: Cap<Log> = Cap::new(root::LOG);
@@ -141,7 +139,10 @@ impl Vmm {
         guest::enter_long_mode(self.vcpu.page(), self.machine, self.guest_xcr0);
         self.vcpu.page().gpr[gpr::RDI] = self.guest_xcr0 >> 2 & 1;
         self.run(Piece::Prepare, 0, 0)?;
-        let overhead = self.run(Piece::Empty, 0, 0)?.summary(0).map_or(0, |summary| summary.median);
+        let overhead = self
+            .run(Piece::Empty, 0, 0)?
+            .summary(0)
+            .map_or(0, |summary| summary.median);
         let is_vmx = self.machine.contains(Machine::VMX);
         let hypercall = if is_vmx { Piece::Vmcall } else { Piece::Vmmcall };
         for (op, piece, rsi, step) in [

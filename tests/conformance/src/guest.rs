@@ -3,6 +3,7 @@
 use crate::call::{Answer, Sel, call};
 use crate::check::{Check, Failure, Seen, equal};
 use crate::prelude::{Bind, CreateVcpu, MapFlags, PAGE, Rights, VcpuRead, VcpuRun, World};
+use crate::threads::{LOW, Pending};
 use crate::world::map_all;
 use hypercall_abi::cap::BindRole;
 use hypercall_abi::exit::ExitKind;
@@ -155,6 +156,21 @@ impl Guest {
         let page = self.page();
         let seen = (got, page.rip, page.exit_length, page.exit_info);
         Err(Failure::new("exit", seen, kind))
+    }
+
+    /// Has a thread on `cpu`, less urgent than the test, run a guest that counts, which it does when this returns.
+    #[track_caller]
+    pub fn count_on(&mut self, w: &mut World, cpu: u16) -> Seen<Pending> {
+        // INC [2000H]; JMP back.
+        self.code(&[0xff, 0x05, 0x00, 0x20, 0x00, 0x00, 0xeb, 0xf8]);
+        let run = w.begin((cpu, LOW), VcpuRun, self.vcpu, [])?;
+        let counter = self.ram + 0x2000;
+        w.until("the guest counts", || {
+            // SAFETY: the guest's memory is mapped there.
+            unsafe { (counter as *const u32).read_volatile() > 10 }
+        })?;
+        equal("is done", run.is_done(), false)?;
+        Ok(run)
     }
 
     /// Fills groups of the page.

@@ -318,13 +318,13 @@ impl World {
         sleep(self.info, microseconds);
     }
 
-    /// Sleeps until something is so; at most five seconds.
+    /// Sleeps until something is so; at most twenty seconds, as emulators stand still now and then.
     #[track_caller]
     pub fn until(&self, what: &str, is_so: impl Fn() -> bool) -> Check {
-        let limit = cpu::now() + 5 * self.info.tsc_hz;
+        let limit = cpu::now() + 20 * self.info.tsc_hz;
         while !is_so() {
             if cpu::now() > limit {
-                return Err(Failure::new(what, "nothing in 5 s", "it"));
+                return Err(Failure::new(what, "nothing in 20 s", "it"));
             }
             self.sleep(200);
         }

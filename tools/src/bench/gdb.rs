@@ -43,6 +43,11 @@ impl Gdb {
         })
     }
 
+    /// Lets interrupts and timers in while it steps, as when it runs.
+    pub fn step_like_running(&mut self) -> Result<()> {
+        self.expect_ok("Qqemu.sstep=1")
+    }
+
     /// Stops at an address.
     pub fn set_breakpoint(&mut self, address: u64) -> Result<()> {
         self.expect_ok(&format!("Z1,{address:x},1"))

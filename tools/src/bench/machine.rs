@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use vmm_protocol::manifest::ROOT_MODULE;
 
 /// Memory of the machine.
-const MEMORY_MIB: u32 = 2048;
+pub const MEMORY_MIB: u32 = 2048;
 /// How long a run may take.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
 const TICK: Duration = Duration::from_millis(50);
@@ -53,6 +53,20 @@ pub struct Measurements {
     pub results: BTreeMap<String, Result<Summary, String>>,
     /// By operation: what was executed.
     pub heavy: BTreeMap<String, Counts>,
+}
+
+impl Measurements {
+    /// Adds those of another run.
+    pub fn merge(&mut self, other: Measurements) {
+        self.results.extend(other.results);
+        self.heavy.extend(other.heavy);
+    }
+
+    /// The median of an operation.
+    pub fn median(&self, op: &str) -> Option<u64> {
+        let result = self.results.get(op)?;
+        Some(result.as_ref().ok()?.median)
+    }
 }
 
 /// Boots the benchmark and collects what it says.

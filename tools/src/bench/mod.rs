@@ -16,15 +16,20 @@ pub mod table;
 
 use self::catalogue::{OPERATIONS, Op};
 use self::heavy::Counts;
-use self::machine::{Measurements, Plan, Purpose};
+use self::machine::{MEMORY_MIB, Measurements, Plan, Purpose};
 use crate::run::machine::Machine;
 use crate::{compile, failure, progress, setup, workspace};
 use anyhow::{Context, Result, bail};
-use bench_protocol::Summary;
+use bench_protocol::{Summary, USER_BYTES};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use std::env;
 use std::process::Stdio;
+
+/// The operation that needs a second CPU.
+const TWO_CPUS: &str = "signal.cross_cpu";
+/// The operation that is what user space does not have.
+const KERNEL_BYTES: &str = "mem.kernel_bytes";
 
 /// Programs that the benchmark consists of: package and binary.
 const PROGRAMS: [(&str, &str); 2] = [("kernel", "kernel"), ("bench", "bench")];
@@ -131,22 +136,37 @@ fn build() -> Result<()> {
     Ok(())
 }
 
+/// What the benchmark is asked for: the names, and what others are computed from.
+fn request(only: &[String]) -> Vec<String> {
+    let mut request = only.to_vec();
+    if only.iter().any(|name| KERNEL_BYTES.starts_with(name.as_str())) {
+        request.push(USER_BYTES.to_owned());
+    }
+    request
+}
+
 fn measure(machine: Machine, only: &[String]) -> Result<Vec<Row>> {
-    let plan = |mitigations| Plan {
-        machine,
-        only: only.to_vec(),
-        mitigations,
-        cpus: 1,
-    };
+    let is_wanted = |op: &&Op| only.is_empty() || only.iter().any(|name| op.name.starts_with(name.as_str()));
+    let wants_two_cpus = OPERATIONS.iter().filter(is_wanted).any(|op| op.name == TWO_CPUS);
     let run = |what: &str, mitigations, purpose| {
         progress::timed(&format!("{what} on {}", machine.name()), || {
-            machine::run(&plan(mitigations), purpose)
+            let mut plan = Plan {
+                machine,
+                only: request(only),
+                mitigations,
+                cpus: 1,
+            };
+            let mut measurements = machine::run(&plan, purpose)?;
+            if wants_two_cpus && purpose == Purpose::Measure {
+                (plan.cpus, plan.only) = (2, vec![TWO_CPUS.to_owned()]);
+                measurements.merge(machine::run(&plan, purpose)?);
+            }
+            Ok::<_, anyhow::Error>(measurements)
         })
     };
     let off = run("measuring", "off", Purpose::Measure)?;
     let auto = run("measuring with mitigations", "auto", Purpose::Measure)?;
     let traced = run("tracing", "off", Purpose::Trace)?;
-    let is_wanted = |op: &&Op| only.is_empty() || only.iter().any(|name| op.name.starts_with(name.as_str()));
     OPERATIONS
         .iter()
         .filter(is_wanted)
@@ -158,21 +178,23 @@ fn row(op: &'static Op, off: &Measurements, auto: &Measurements, traced: &Measur
     let (summary, why_not) = match off.results.get(op.name) {
         Some(Ok(summary)) => (Some(*summary), None),
         Some(Err(why)) => (None, Some(why.clone())),
-        None => (measured_here(op)?.map(Summary::single), None),
+        None => (computed(op, off)?.map(Summary::single), None),
     };
-    let auto = auto.results.get(op.name);
     Ok(Row {
         op,
         summary,
-        auto: auto.and_then(|result| Some(result.as_ref().ok()?.median)),
+        auto: auto.median(op.name),
         why_not,
         heavy: traced.heavy.get(op.name).cloned().unwrap_or_default(),
     })
 }
 
-/// What needs no machine.
-fn measured_here(op: &Op) -> Result<Option<u64>> {
+/// What is not measured, but follows from the files or from what was measured.
+fn computed(op: &Op, measurements: &Measurements) -> Result<Option<u64>> {
     Ok(match op.name {
+        KERNEL_BYTES => measurements
+            .median(USER_BYTES)
+            .map(|user| (u64::from(MEMORY_MIB) << 20).saturating_sub(user)),
         "size.kernel_lines" => Some(size::kernel_lines()?),
         "size.text_rodata" => Some(size::text_and_rodata()?),
         _ => None,

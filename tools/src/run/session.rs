@@ -412,7 +412,7 @@ impl<'a> Session<'a> {
             self.emulator_errors
                 .iter()
                 .rev()
-                .find(|line| !line.is_empty())
+                .find(|line| !line.is_empty() && !line.contains("warning: "))
                 .cloned()
         });
         let last = self

@@ -4,8 +4,8 @@ use crate::workspace;
 use addr2line::Loader;
 use std::path::Path;
 
-/// Lowest address of the kernel's half of the address space.
-const KERNEL_HALF: u64 = 0xffff_8000_0000_0000;
+/// Lowest address of the kernel's image; below, its half of the address space has memory and stacks.
+const KERNEL_IMAGE: u64 = 0xffff_ffff_8000_0000;
 
 /// Knows the kernel's functions.
 pub struct Symbols {
@@ -67,13 +67,13 @@ fn in_workspace(file: &str) -> String {
         .to_string()
 }
 
-/// The numbers in a line that are addresses of the kernel: sixteen hexadecimal digits, with or without `0x`.
+/// The numbers in a line that are addresses in the kernel's image: sixteen hexadecimal digits, with or without `0x`.
 fn kernel_addresses(line: &str) -> impl Iterator<Item = u64> {
     line.split(|c: char| !c.is_ascii_alphanumeric())
         .map(|word| word.strip_prefix("0x").unwrap_or(word))
         .filter(|word| word.len() == 16)
         .filter_map(|word| u64::from_str_radix(word, 16).ok())
-        .filter(|&address| address >= KERNEL_HALF)
+        .filter(|&address| address >= KERNEL_IMAGE)
 }
 
 #[cfg(test)]
@@ -82,7 +82,8 @@ mod tests {
 
     #[test]
     fn kernel_addresses_are_found_in_a_line() {
-        let line = "rip ffffffff80001234 rsp=0xffffffff80200000 rax 0000000000000001 deadbeef";
+        let line =
+            "rip ffffffff80001234 rsp=0xffffffff80200000 rax 0000000000000001 deadbeef ec ffff80000073de00";
         assert_eq!(
             kernel_addresses(line).collect::<Vec<_>>(),
             [0xffff_ffff_8000_1234, 0xffff_ffff_8020_0000]

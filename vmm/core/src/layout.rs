@@ -32,7 +32,12 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// Physical address of the RSDP and the other ACPI tables.
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// One past the room for ACPI tables.
-pub const ACPI_TABLES_END: u64 = 0x10_0000;
+pub const ACPI_TABLES_END: u64 = RESET_STUB;
+/// Where software that resets a PC through its BIOS jumps (F000:FFF0): real-mode code that resets through the keyboard
+/// controller. Linux ends there when ACPI and EFI did not help.
+pub const RESET_STUB: u64 = 0xf_fff0;
+/// `mov al, 0xfe; out 0x64, al; hlt; jmp` back to the HLT.
+pub const RESET_CODE: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
 /// Kernels and modules are loaded here and above.
 pub const KERNEL_MIN: u64 = 0x10_0000;
 /// End of the RAM below 4 GiB; devices follow.

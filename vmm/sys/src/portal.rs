@@ -1,6 +1,6 @@
 //! Portal handlers: from the kernel's way of starting one (SPEC.md 4.2) to a function, and back.
 //!
-//! A portal that is created with [`entry`] as its instruction pointer and the address of a [`Body`] as its id answers
+//! A portal that is created with `entry` as its instruction pointer and the address of a [`Body`] as its id answers
 //! each call with what that function leaves in the words.
 
 use hypercall_abi::regs::MESSAGE_WORDS;

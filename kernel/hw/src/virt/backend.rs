@@ -2,13 +2,14 @@
 
 use super::{Features, GuestCpu, HostState, Returned, RunArgs, Unsupported, svm, vmx};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use hypercall_abi::vcpu::{Groups, VcpuPage};
 use kcore::addr::PhysAddr;
 
 /// What [`detect`] found; written once.
 static mut FOUND: Result<Features, Unsupported> = Err(Unsupported::NoExtension);
 static STATE: AtomicU8 = AtomicU8::new(0);
+static IS_VMX: AtomicBool = AtomicBool::new(false);
 
 /// Finds out what this machine has. Once, on the boot CPU, before other CPUs run.
 pub fn detect() -> Result<Features, Unsupported> {
@@ -18,6 +19,7 @@ pub fn detect() -> Result<Features, Unsupported> {
     };
     // SAFETY: only this CPU runs, and `features` does not read before `STATE` says so.
     unsafe { FOUND = found };
+    IS_VMX.store(found.is_ok_and(|features| features.is_vmx), Ordering::Relaxed);
     STATE.store(1, Ordering::Release);
     found
 }
@@ -35,7 +37,7 @@ pub fn features() -> Result<Features, Unsupported> {
 /// Whether the extension is VMX: after an exit TR's limit is short.
 #[inline]
 pub fn exits_shorten_tr() -> bool {
-    features().is_ok_and(|features| features.is_vmx)
+    IS_VMX.load(Ordering::Relaxed)
 }
 
 /// Switches the extension on, on this CPU.

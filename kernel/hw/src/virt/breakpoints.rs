@@ -68,15 +68,21 @@ impl Breakpoints {
     /// Takes them out of the CPU, where nobody may find them.
     #[inline]
     pub(super) fn unload(&mut self) -> bool {
-        if !self.is_live {
-            return false;
+        let was_live = self.is_live;
+        if was_live {
+            self.take_out();
         }
+        was_live
+    }
+
+    #[cold]
+    fn take_out(&mut self) {
         self.saved = read();
         write([0; 4]);
         (self.is_live, self.is_wanted) = (false, false);
-        true
     }
 
+    #[cold]
     fn make_live(&mut self) {
         write(self.saved);
         self.is_live = true;

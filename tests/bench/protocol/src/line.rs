@@ -107,7 +107,13 @@ mod tests {
 
     #[test]
     fn foreign_and_damaged_lines_are_told_apart() {
-        for text in ["", "kernel: hello", "bench", "bench result op 1 2 3", "bench result op 1 2 x 4"] {
+        for text in [
+            "",
+            "kernel: hello",
+            "bench",
+            "bench result op 1 2 3",
+            "bench result op 1 2 x 4",
+        ] {
             assert_eq!(Line::parse(text), None, "{text}");
         }
     }

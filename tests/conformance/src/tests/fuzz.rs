@@ -29,13 +29,13 @@ impl Random {
     pub fn new(seed: u64) -> Self {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
         (0..4).for_each(|_| {
-            random.next();
+            random.draw();
         });
         random
     }
 
     /// 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -44,7 +44,7 @@ impl Random {
 
     /// Less than `limit`.
     pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
+        self.draw() % limit
     }
 
     /// A value of the kind that finds mistakes.
@@ -54,10 +54,10 @@ impl Random {
             1 => self.below(64),
             2 => 1 << self.below(64),
             3 => (1_u64 << self.below(64)).wrapping_sub(1 + self.below(2) * PAGE),
-            4 => self.next() & !0xfff & 0x0000_7fff_ffff_ffff,
+            4 => self.draw() & !0xfff & 0x0000_7fff_ffff_ffff,
             5 => u64::MAX - self.below(8192),
-            6 => self.next() >> self.below(64),
-            _ => self.next(),
+            6 => self.draw() >> self.below(64),
+            _ => self.draw(),
         }
     }
 }
@@ -94,7 +94,7 @@ fn arguments(random: &mut Random, number: Hypercall) -> [u64; 8] {
         Derive => {
             words[0] = [0, 0, selector(random)][random.below(3) as usize];
             words[1] = selector(random);
-            words[2] = 0xffff & (random.next() | 0x8000);
+            words[2] = 0xffff & (random.draw() | 0x8000);
             words[3] = random.below(3);
             words[4] = random.below(4);
         }
@@ -104,7 +104,7 @@ fn arguments(random: &mut Random, number: Hypercall) -> [u64; 8] {
         Bind => [words[0], words[1], words[2]] = [selector(random), random.below(5), random.below(2)],
         CreateEc => {
             words[1] = selector(random);
-            words[2] = random.below(2) | random.below(4) / 3 << 16;
+            words[2] = random.below(2) | (random.below(4) / 3) << 16;
             words[3] = 0x1000;
         }
         CreateSc => {
@@ -137,7 +137,7 @@ extern "C" fn make_calls(argument: u64) -> ! {
         let to = selector(&mut random);
         let mut head = number as u64 | to << 32;
         if random.below(32) == 0 {
-            head = random.next();
+            head = random.draw();
         }
         let is_odd = Hypercall::from_number(head as u8) == Some(Wait) && number != Wait;
         let words = arguments(&mut random, number);

@@ -94,13 +94,10 @@ fn a_poke_makes_one_run_return(w: &mut World) -> Check {
     guest.run_to(ExitKind::Poked)?;
     guest.run_to(ExitKind::Hlt)?;
     // A run in progress; the guest loops on a less urgent thread.
-    guest.code(LOOP);
-    let run = w.begin((0, LOW), VcpuRun, guest.vcpu, [])?;
-    w.sleep(3000);
-    equal("is done", run.is_done(), false)?;
+    let run = guest.count_on(w, 0)?;
     call(VcpuPoke, guest.vcpu, []).done()?;
     equal("kind", w.answer(&run)?.value()?, ExitKind::Poked as u64)?;
-    equal("RIP", guest.page().rip, CODE)
+    holds("RIP in the loop", (CODE..CODE + 8).contains(&guest.page().rip))
 }
 
 fn a_deadline_ends_a_run(w: &mut World) -> Check {
@@ -128,9 +125,7 @@ fn bits_of_the_bound_notification_end_a_run(w: &mut World) -> Check {
     guest.run_to(ExitKind::Notified)?;
     equal("bits", guest.page().notified, 0xa5)?;
     call(Wait, ntfn, [NOW]).fails(Timeout)?;
-    let run = w.begin((0, LOW), VcpuRun, guest.vcpu, [])?;
-    w.sleep(3000);
-    equal("is done", run.is_done(), false)?;
+    let run = guest.count_on(w, 0)?;
     call(Signal, badged, []).done()?;
     equal("kind", w.answer(&run)?.value()?, ExitKind::Notified as u64)?;
     // Without the notification the guest runs on.
@@ -149,7 +144,8 @@ fn a_blocking_halt_waits_for_a_poke_a_signal_or_the_deadline(w: &mut World) -> C
     call(Derive, ntfn, [0, badged, 0xffff, 0, 0, 2]).done()?;
     call(Bind, guest.vcpu, [ntfn, BindRole::VcpuNotification as u64]).done()?;
     guest.page().run_flags = RunFlags::HLT_BLOCKS.bits();
-    let wakers: [(u64, fn(&Guest, Sel) -> Answer); 2] = [
+    type Waker = fn(&Guest, Sel) -> Answer;
+    let wakers: [(u64, Waker); 2] = [
         (ExitKind::Poked as u64, |guest, _| call(VcpuPoke, guest.vcpu, [])),
         (ExitKind::Notified as u64, |_, badged| call(Signal, badged, [])),
     ];
@@ -180,9 +176,7 @@ fn a_blocking_halt_waits_for_a_poke_a_signal_or_the_deadline(w: &mut World) -> C
 
 fn one_thread_runs_a_vcpu_at_a_time(w: &mut World) -> Check {
     let mut guest = Guest::new(w)?;
-    guest.code(LOOP);
-    let run = w.begin((0, LOW), VcpuRun, guest.vcpu, [])?;
-    w.sleep(2000);
+    let run = guest.count_on(w, 0)?;
     guest.run().fails(Busy)?;
     call(VcpuRead, guest.vcpu, [1]).fails(Busy)?;
     // Its runner ends: the vCPU is free again.
@@ -218,9 +212,7 @@ extern "C" fn spin(_: u64) -> ! {
 /// A guest that loops on a less urgent thread; what `end` does must end the run with `status`.
 fn run_ends(w: &mut World, status: hypercall_abi::Status, end: impl FnOnce(&Guest) -> Sel) -> Check {
     let mut guest = Guest::new(w)?;
-    guest.code(LOOP);
-    let run = w.begin((0, LOW), VcpuRun, guest.vcpu, [])?;
-    w.sleep(2000);
+    let run = guest.count_on(w, 0)?;
     let what = end(&guest);
     call(Revoke, what, [1]).done()?;
     let answer = w.answer(&run)?;
@@ -241,9 +233,7 @@ fn a_run_ends_when_its_space_goes(w: &mut World) -> Check {
 
 fn guest_memory_that_is_revoked_faults_in_a_running_guest(w: &mut World) -> Check {
     let mut guest = Guest::new(w)?;
-    guest.code(LOOP);
-    let run = w.begin((0, LOW), VcpuRun, guest.vcpu, [])?;
-    w.sleep(2000);
+    let run = guest.count_on(w, 0)?;
     call(Unmap, guest.memory, [1, 1]).gives([1, 0, 0])?;
     equal("kind", w.answer(&run)?.value()?, ExitKind::NestedFault as u64)?;
     equal("address", guest.page().exit_info[0] & !0xfff, CODE)?;

@@ -22,7 +22,7 @@ const PAGE_WORDS: u64 = size_of::<VcpuPage>() as u64 / 8;
 /// Puts random words into the guest's memory: its code.
 fn scatter(guest: &mut Guest, random: &mut Random) {
     for index in 0..256 {
-        let word = random.next();
+        let word = random.draw();
         guest.write(0x1000 + index * 8, &word.to_le_bytes());
     }
 }
@@ -57,10 +57,10 @@ fn ten_thousand_random_pages_do_no_harm(w: &mut World) -> Check {
         if round % 3 == 0 {
             page.activity = 0;
         }
-        page.dirty = random.next() as u32;
+        page.dirty = random.draw() as u32;
         run(w, &mut guest)?;
         if round % 16 == 0 {
-            call(VcpuRead, guest.vcpu, [random.next() & 0x1fff]).done()?;
+            call(VcpuRead, guest.vcpu, [random.draw() & 0x1fff]).done()?;
         }
     }
     works(&mut guest)

@@ -168,7 +168,6 @@ fn bad_segments_are_refused(w: &mut World) -> Check {
         EntryRule::Segment,
         &[
             ("CS is data of ring 1", |page| page.segments[CS].access = 0xc0b3),
-            ("CS unusable", |page| page.segments[CS].access |= 1 << 16),
             ("TR unusable", |page| page.tr.access |= 1 << 16),
             ("TR not busy", |page| page.tr.access = 0x89),
             ("limit without granularity", |page| {

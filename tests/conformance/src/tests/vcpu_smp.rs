@@ -1,6 +1,5 @@
 //! vCPUs that run on another CPU.
 
-use super::vcpu::LOOP;
 use super::{Group, Needs, group};
 use crate::guest::{CODE, Guest};
 use crate::prelude::*;
@@ -24,13 +23,11 @@ pub(super) const GROUP: Group = group!(
     ],
 );
 
-fn start(w: &mut World, code: &[u8]) -> Seen<(Guest, Pending)> {
+/// A guest that counts on another CPU.
+fn start(w: &mut World) -> Seen<(Guest, Pending)> {
     let cpu = w.other_cpu();
     let mut guest = Guest::on(w, cpu)?;
-    guest.code(code);
-    let run = w.begin((cpu, LOW), VcpuRun, guest.vcpu, [])?;
-    w.sleep(3000);
-    equal("is done", run.is_done(), false)?;
+    let run = guest.count_on(w, cpu)?;
     Ok((guest, run))
 }
 
@@ -42,7 +39,6 @@ fn repeatedly(w: &mut World, test: impl Fn(&mut World) -> Check) -> Check {
 fn a_vcpu_runs_on_its_own_cpu_alone(w: &mut World) -> Check {
     let cpu = w.other_cpu();
     let mut guest = Guest::on(w, cpu)?;
-    guest.code(LOOP);
     guest.run().fails(WrongCpu)?;
     call(VcpuRead, guest.vcpu, [1]).fails(WrongCpu)?;
     w.call_on(cpu, VcpuRead, guest.vcpu, [1])?.done()
@@ -50,7 +46,7 @@ fn a_vcpu_runs_on_its_own_cpu_alone(w: &mut World) -> Check {
 
 fn a_poke_reaches_another_cpu(w: &mut World) -> Check {
     repeatedly(w, |w| {
-        let (guest, run) = start(w, LOOP)?;
+        let (guest, run) = start(w)?;
         call(VcpuPoke, guest.vcpu, []).done()?;
         equal("kind", w.answer(&run)?.value()?, ExitKind::Poked as u64)
     })
@@ -58,7 +54,7 @@ fn a_poke_reaches_another_cpu(w: &mut World) -> Check {
 
 fn a_signal_reaches_a_guest_on_another_cpu(w: &mut World) -> Check {
     repeatedly(w, |w| {
-        let (mut guest, run) = start(w, LOOP)?;
+        let (mut guest, run) = start(w)?;
         let (ntfn, badged) = (w.ntfn()?, w.sel());
         call(Derive, ntfn, [0, badged, 0xffff, 0, 0, 8]).done()?;
         call(Bind, guest.vcpu, [ntfn, BindRole::VcpuNotification as u64]).done()?;
@@ -70,7 +66,7 @@ fn a_signal_reaches_a_guest_on_another_cpu(w: &mut World) -> Check {
 
 fn a_page_is_revoked_under_a_run_on_another_cpu(w: &mut World) -> Check {
     repeatedly(w, |w| {
-        let (guest, run) = start(w, LOOP)?;
+        let (guest, run) = start(w)?;
         call(Revoke, guest.bound, [1]).done()?;
         w.answer(&run)?.fails_with(Unbound)
     })
@@ -78,7 +74,7 @@ fn a_page_is_revoked_under_a_run_on_another_cpu(w: &mut World) -> Check {
 
 fn a_vcpu_is_revoked_under_a_run_on_another_cpu(w: &mut World) -> Check {
     repeatedly(w, |w| {
-        let (guest, run) = start(w, LOOP)?;
+        let (guest, run) = start(w)?;
         call(Revoke, guest.vcpu, [1]).done()?;
         w.answer(&run)?.fails_with(Aborted)
     })
@@ -90,10 +86,8 @@ fn a_pool_is_revoked_under_a_run_on_another_cpu(w: &mut World) -> Check {
         w.pool = pool;
         let cpu = w.other_cpu();
         let mut guest = Guest::on(w, cpu)?;
-        guest.code(LOOP);
         w.pool = outer;
-        let run = w.begin((cpu, LOW), VcpuRun, guest.vcpu, [])?;
-        w.sleep(2000);
+        let run = guest.count_on(w, cpu)?;
         call(Revoke, pool, [1]).done()?;
         // Its guest space may have ended first.
         let answer = w.answer(&run)?;
@@ -108,7 +102,7 @@ fn a_pool_is_revoked_under_a_run_on_another_cpu(w: &mut World) -> Check {
 
 fn guest_memory_is_revoked_under_a_guest_on_another_cpu(w: &mut World) -> Check {
     repeatedly(w, |w| {
-        let (mut guest, run) = start(w, LOOP)?;
+        let (mut guest, run) = start(w)?;
         call(Revoke, guest.memory, [1]).done()?;
         equal("kind", w.answer(&run)?.value()?, ExitKind::NestedFault as u64)?;
         equal("address", guest.page().exit_info[0] & !0xfff, CODE)
@@ -117,8 +111,7 @@ fn guest_memory_is_revoked_under_a_guest_on_another_cpu(w: &mut World) -> Check 
 
 fn guest_memory_becomes_read_only_under_a_guest_on_another_cpu(w: &mut World) -> Check {
     repeatedly(w, |w| {
-        // MOV [2000H], EAX; JMP back.
-        let (mut guest, run) = start(w, &[0xa3, 0x00, 0x20, 0x00, 0x00, 0xeb, 0xf9])?;
+        let (mut guest, run) = start(w)?;
         call(Map, guest.memory, [guest.space, 0x2000, 2, 1, 1]).gives([1, 0, 0])?;
         equal("kind", w.answer(&run)?.value()?, ExitKind::NestedFault as u64)?;
         equal("address", guest.page().exit_info[0], 0x2000)
@@ -127,7 +120,7 @@ fn guest_memory_becomes_read_only_under_a_guest_on_another_cpu(w: &mut World) ->
 
 fn the_thread_of_a_run_on_another_cpu_ends(w: &mut World) -> Check {
     repeatedly(w, |w| {
-        let (mut guest, run) = start(w, LOOP)?;
+        let (mut guest, run) = start(w)?;
         run.end()?;
         guest.page().deadline = 1;
         let cpu = w.other_cpu();

@@ -65,7 +65,7 @@ fn fill(page: &mut VcpuPage, seed: u64, machine: Machine) {
     } else {
         0
     };
-    page.pat = if seed % 2 == 0 {
+    page.pat = if seed.is_multiple_of(2) {
         0x0007_0406_0007_0406
     } else {
         0x0106_0504_0001_0406
@@ -124,6 +124,7 @@ fn scramble(page: &mut VcpuPage) {
     (page.gpr, page.cr2, page.deadline) = keep;
     (page.dirty, page.filled, page.want, page.run_flags) = (0, 0, 0, 0);
     page.inject = hypercall_abi::vcpu::Event::NONE;
+    (page.gdtr.reserved, page.idtr.reserved) = (0, 0);
 }
 
 fn has_xsave(w: &World) -> bool {

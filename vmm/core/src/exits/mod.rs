@@ -18,7 +18,7 @@ use vmm_protocol::outcome::Outcome;
 use crate::board::{Board, Time};
 use crate::cpuid::{CpuidState, GuestCpu, depends_on};
 use crate::emulate::{decode_exiting, verify_length};
-use crate::fault::{Fault, PAGE_FAULT, Trouble};
+use crate::fault::{DEBUG_EXCEPTION, Fault, PAGE_FAULT, Trouble};
 use crate::layout::Layout;
 use crate::log::Log;
 use crate::msr::Msrs;
@@ -199,13 +199,27 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     /// had looked.
     fn reflected_exception(&mut self) -> Fault {
         const WITH_ERROR_CODE: u32 = 0x6022_7d00;
-        let [vector, code, address, ..] = self.vcpu.page().exit_info;
+        let [vector, code, detail, ..] = self.vcpu.page().exit_info;
         let vector = vector as u8 & 31;
+        if vector == DEBUG_EXCEPTION {
+            self.note_debug_exception(detail);
+        }
         Fault {
             vector,
             error_code: (WITH_ERROR_CODE >> vector & 1 != 0).then_some(code as u32),
-            address: (vector == PAGE_FAULT).then_some(address),
+            address: (vector == PAGE_FAULT).then_some(detail),
         }
+    }
+
+    /// What a CPU does when it delivers a #DB: the exit came before (SDM 3B 17.2.3, 17.2.4).
+    fn note_debug_exception(&mut self, causes: u64) {
+        const DR6_BREAKPOINTS: u64 = 0xf;
+        const DR6_CAUSES: u64 = 0xe00f;
+        const DR7_GENERAL_DETECT: u64 = 1 << 13;
+        let page = self.vcpu.state(Groups::DEBUG);
+        page.dr6 = page.dr6 & !DR6_BREAKPOINTS | causes & DR6_CAUSES;
+        page.dr7 &= !DR7_GENERAL_DETECT;
+        page.dirty |= Groups::DEBUG.bits();
     }
 
     /// XSETBV (SDM 2B): the CPU has checked CR4.OSXSAVE, and on VMX the privilege level.

@@ -53,6 +53,7 @@ pub fn load(
 ) -> Result<BootProtocol, LoadError> {
     crate::vcpu::reset(page);
     place::write(memory, layout::ACPI_TABLES, &acpi::tables(&[0]))?;
+    place::write(memory, layout::RESET_STUB, &layout::RESET_CODE)?;
     let kernel = request.images.kernel;
     if linux::is_bzimage(kernel) {
         linux::load(request, memory, page)?;

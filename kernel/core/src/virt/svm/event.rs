@@ -241,12 +241,14 @@ mod tests {
         repeats_injected_interrupt: true,
         shares_pat: true,
         takes_reserved_cr4: true,
+        mistakes_control_registers: true,
     };
     const HARDWARE: Quirks = Quirks {
         loses_shadow: false,
         repeats_injected_interrupt: false,
         shares_pat: false,
         takes_reserved_cr4: false,
+        mistakes_control_registers: false,
     };
     const TIMER: Event = Event::interrupt(0x20);
 

@@ -131,7 +131,8 @@ pub fn check_event(event: Event, context: &EventContext) -> Result<(), EntryRule
                 EntryRule::Activity,
             )
         }
-        Event::EXCEPTION => holds(vector <= LAST_EXCEPTION, EntryRule::Event),
+        // SVM refuses an exception with the vector of NMIs.
+        Event::EXCEPTION => holds(vector <= LAST_EXCEPTION && vector != NMI_VECTOR, EntryRule::Event),
         kind if is_software_event(kind) => {
             let shortest = if context.can_inject_length_0 { 0 } else { 1 };
             holds(

@@ -379,15 +379,11 @@ impl Controls {
         self.secondary & controls == controls
     }
 
-    /// Preemption-timer value for this many TSC ticks, rounded up so that the exit is not early by rounding.
-    pub const fn timer_value(&self, ticks: u64) -> u32 {
-        let unit = (1 << self.timer_shift) - 1;
-        let value = ticks.saturating_add(unit) >> self.timer_shift;
-        if value > u32::MAX as u64 {
-            u32::MAX
-        } else {
-            value as u32
-        }
+    /// Preemption-timer value for this many TSC ticks: the exit is not early by rounding, but up to one unit late.
+    #[inline]
+    pub fn timer_value(&self, ticks: u64) -> u32 {
+        const LAST: u64 = u32::MAX as u64 - 1;
+        (ticks >> self.timer_shift).min(LAST) as u32 + 1
     }
 }
 

@@ -73,8 +73,32 @@ bitflags::bitflags! {
 }
 
 impl Reason {
+    /// The kind of an exit on an instruction that the exit itself says everything about, its length apart.
+    #[inline]
+    pub const fn plain_kind(self) -> Option<ExitKind> {
+        Some(match self {
+            Reason::CPUID => ExitKind::Cpuid,
+            Reason::VMCALL => ExitKind::Hypercall,
+            Reason::RDMSR => ExitKind::MsrRead,
+            Reason::WRMSR => ExitKind::MsrWrite,
+            Reason::XSETBV => ExitKind::Xsetbv,
+            Reason::INVD | Reason::WBINVD => ExitKind::CacheControl,
+            Reason::PAUSE => ExitKind::Pause,
+            Reason::MONITOR | Reason::MWAIT => ExitKind::Monitor,
+            Reason::RDPMC => ExitKind::Rdpmc,
+            Reason::RDTSC | Reason::RDTSCP => ExitKind::Rdtsc,
+            Reason::GETSEC | Reason::INVEPT | Reason::INVVPID | Reason(FIRST_VMX..=LAST_VMX) => {
+                ExitKind::VirtInstruction
+            }
+            _ => return None,
+        })
+    }
+
     /// What [`decode`] wants to know of this exit.
     pub const fn needs(self) -> Needs {
+        if self.plain_kind().is_some() {
+            return Needs::LENGTH;
+        }
         match self {
             Reason::EXTERNAL_INTERRUPT
             | Reason::TRIPLE_FAULT
@@ -95,24 +119,7 @@ impl Reason {
             Reason::TASK_SWITCH | Reason::INVLPG | Reason::CR_ACCESS | Reason::MOV_DR => {
                 Needs::QUALIFICATION.union(Needs::LENGTH)
             }
-            Reason::CPUID
-            | Reason::GETSEC
-            | Reason::HLT
-            | Reason::INVD
-            | Reason::RDPMC
-            | Reason::RDTSC
-            | Reason::VMCALL
-            | Reason::RDMSR
-            | Reason::WRMSR
-            | Reason::MWAIT
-            | Reason::MONITOR
-            | Reason::PAUSE
-            | Reason::INVEPT
-            | Reason::RDTSCP
-            | Reason::INVVPID
-            | Reason::WBINVD
-            | Reason::XSETBV => Needs::LENGTH,
-            Reason(FIRST_VMX..=LAST_VMX) => Needs::LENGTH,
+            Reason::HLT => Needs::LENGTH,
             Reason(_) => Needs::QUALIFICATION,
         }
     }
@@ -220,6 +227,9 @@ const DEBUG_BITS: u64 = 0x600f;
 /// interrupted the delivery of an event.
 #[inline]
 pub fn decode(reason: Reason, details: &Details, wanted_exceptions: u32, was_delivering: bool) -> Outcome {
+    if let Some(kind) = reason.plain_kind() {
+        return Outcome::Vmm(Report::new(kind));
+    }
     let qualification = details.qualification;
     Outcome::Vmm(match reason {
         Reason::EXTERNAL_INTERRUPT => return Outcome::HostInterrupt,
@@ -228,10 +238,6 @@ pub fn decode(reason: Reason, details: &Details, wanted_exceptions: u32, was_del
         Reason::EXCEPTION_OR_NMI => return decode_exception(details, wanted_exceptions, was_delivering),
         Reason::IO_INSTRUCTION => decode_port_io(details),
         Reason::EPT_VIOLATION => decode_nested_fault(details),
-        Reason::CPUID => Report::new(ExitKind::Cpuid),
-        Reason::VMCALL => Report::new(ExitKind::Hypercall),
-        Reason::RDMSR => Report::new(ExitKind::MsrRead),
-        Reason::WRMSR => Report::new(ExitKind::MsrWrite),
         Reason::INTERRUPT_WINDOW => Report::new(ExitKind::InterruptWindow),
         Reason::NMI_WINDOW => Report::new(ExitKind::NmiWindow),
         Reason::CR_ACCESS => Report::with(
@@ -251,14 +257,6 @@ pub fn decode(reason: Reason, details: &Details, wanted_exceptions: u32, was_del
             [qualification & 0xffff | (qualification >> 30 & 3) << 16],
         ),
         Reason::INVLPG => Report::with(ExitKind::Invlpg, [qualification]),
-        Reason::XSETBV => Report::new(ExitKind::Xsetbv),
-        Reason::INVD | Reason::WBINVD => Report::new(ExitKind::CacheControl),
-        Reason::PAUSE => Report::new(ExitKind::Pause),
-        Reason::MONITOR | Reason::MWAIT => Report::new(ExitKind::Monitor),
-        Reason::RDPMC => Report::new(ExitKind::Rdpmc),
-        Reason::RDTSC | Reason::RDTSCP => Report::new(ExitKind::Rdtsc),
-        Reason::GETSEC | Reason::INVEPT | Reason::INVVPID => Report::new(ExitKind::VirtInstruction),
-        Reason(FIRST_VMX..=LAST_VMX) => Report::new(ExitKind::VirtInstruction),
         Reason(raw) => Report::with(ExitKind::Unhandled, [0, raw as u64, qualification]),
     })
 }
@@ -362,18 +360,23 @@ fn decode_exception(details: &Details, wanted: u32, was_delivering: bool) -> Out
     ))
 }
 
-/// SDM 3C table 27-5; the segment of OUTS is in bits 15-17 of the instruction information (table 27-8).
-fn decode_port_io(details: &Details) -> Report {
-    const ES: u64 = 0;
-    const UNKNOWN: u64 = 0xff;
-    let qualification = details.qualification;
-    let io = PortIo {
+/// The port access of an exit qualification (SDM 3C table 27-5).
+#[inline]
+pub const fn port_io(qualification: u64) -> PortIo {
+    PortIo {
         port: (qualification >> 16) as u16,
         size: (qualification & 7) as u8 + 1,
         is_in: qualification >> 3 & 1 != 0,
         is_string: qualification >> 4 & 1 != 0,
         is_rep: qualification >> 5 & 1 != 0,
-    };
+    }
+}
+
+/// The segment of OUTS is in bits 15-17 of the instruction information (SDM 3C table 27-8).
+fn decode_port_io(details: &Details) -> Report {
+    const ES: u64 = 0;
+    const UNKNOWN: u64 = 0xff;
+    let io = port_io(details.qualification);
     if !io.is_string {
         return Report::with(ExitKind::PortIo, [io.encode()]);
     }

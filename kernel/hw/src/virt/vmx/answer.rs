@@ -14,7 +14,7 @@ use hypercall_abi::vcpu::gpr::{RAX, RCX, RDX};
 use hypercall_abi::vcpu::{ACTIVITY_HALTED, CS, Event};
 use kcore::virt::vmx::checks::{DEBUGCTL_BTF, RFLAGS_TF};
 use kcore::virt::vmx::controls::primary;
-use kcore::virt::vmx::exit::{DEBUG_EXCEPTION, Reason};
+use kcore::virt::vmx::exit::DEBUG_EXCEPTION;
 use kcore::virt::vmx::fields;
 use kcore::virt::vmx::syscall_msrs::Write;
 
@@ -23,22 +23,19 @@ pub(super) const SINGLE_STEP: u64 = 1 << 14;
 const GENERAL_PROTECTION: u8 = 13;
 
 impl Vcpu {
-    /// Answers the exits that are there for the kernel's own sake; false for all others.
-    #[inline]
-    pub(super) fn answer(&mut self, vmcs: CurrentVmcs, page: Page, reason: Reason, length: u32) -> bool {
-        match reason {
-            Reason::WRMSR => self.write_msr(vmcs, page, length),
-            Reason::MOV_DR if self.wanted_controls & primary::MOV_DR_EXITING == 0 => {
-                // The instruction is executed again, with the guest's registers in the CPU.
-                self.breakpoints.want();
-                true
-            }
-            _ => false,
+    /// An access of a debug register; false if the VMM asked for them. The instruction will be executed again, with the
+    /// guest's registers in the CPU.
+    pub(super) fn wants_debug_registers(&mut self) -> bool {
+        let is_ours = self.wanted_controls & primary::MOV_DR_EXITING == 0;
+        if is_ours {
+            self.breakpoints.want();
         }
+        is_ours
     }
 
-    /// A write of one of the MSRs that `load` and `unload` switch.
-    fn write_msr(&mut self, vmcs: CurrentVmcs, page: Page, length: u32) -> bool {
+    /// WRMSR; false unless it is of one of the MSRs that `load` and `unload` switch.
+    #[inline(never)]
+    pub(super) fn write_msr(&mut self, vmcs: CurrentVmcs, page: Page, length: u32) -> bool {
         let index = get!(page, gpr[RCX]) as u32;
         let value = get!(page, gpr[RDX]) << 32 | get!(page, gpr[RAX]) & 0xffff_ffff;
         match self.guest_msrs.write(index, value, self.has_tsc_aux()) {

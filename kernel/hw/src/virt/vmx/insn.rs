@@ -119,26 +119,39 @@ impl CurrentVmcs {
     /// VMREAD of a field that this CPU has.
     #[inline]
     pub(super) fn read<W: Width>(self, field: Field<W>) -> W {
-        let (raw, failed): (u64, u8);
-        // SAFETY: VMX is on (`assume`), so the instruction exists; it changes nothing.
-        unsafe {
-            asm!("vmread {}, {}", "setna {}", out(reg) raw, in(reg) field.encoding() as u64, lateout(reg_byte) failed,
-                options(nomem, nostack));
+        let encoding = field.encoding() as u64;
+        let raw: u64;
+        if cfg!(debug_assertions) {
+            let failed: u8;
+            // SAFETY: VMX is on (`assume`), so the instruction exists; it changes nothing.
+            unsafe {
+                asm!("vmread {}, {}", "setna {}", out(reg) raw, in(reg) encoding, lateout(reg_byte) failed,
+                    options(nomem, nostack));
+            }
+            debug_assert!(failed == 0, "VMREAD {encoding:#x}");
+        } else {
+            // SAFETY: as above.
+            unsafe { asm!("vmread {}, {}", out(reg) raw, in(reg) encoding, options(nomem, nostack)) }
         }
-        debug_assert!(failed == 0, "VMREAD {:#x}", field.encoding());
         W::from_raw(raw)
     }
 
     /// VMWRITE to a field that this CPU has.
     #[inline]
     pub(super) fn write<W: Width>(self, field: Field<W>, value: W) {
-        let failed: u8;
-        // SAFETY: VMX is on (`assume`), so the instruction exists; what may be written is `assume`'s promise.
-        unsafe {
-            asm!("vmwrite {}, {}", "setna {}", in(reg) field.encoding() as u64, in(reg) value.into_raw(),
-                lateout(reg_byte) failed, options(nomem, nostack));
+        let (encoding, raw) = (field.encoding() as u64, value.into_raw());
+        if cfg!(debug_assertions) {
+            let failed: u8;
+            // SAFETY: VMX is on (`assume`), so the instruction exists; what may be written is `assume`'s promise.
+            unsafe {
+                asm!("vmwrite {}, {}", "setna {}", in(reg) encoding, in(reg) raw, lateout(reg_byte) failed,
+                    options(nomem, nostack));
+            }
+            debug_assert!(failed == 0, "VMWRITE {encoding:#x}");
+        } else {
+            // SAFETY: as above.
+            unsafe { asm!("vmwrite {}, {}", in(reg) encoding, in(reg) raw, options(nomem, nostack)) }
         }
-        debug_assert!(failed == 0, "VMWRITE {:#x}", field.encoding());
     }
 
     /// Reads the four fields of a segment register.

@@ -60,8 +60,8 @@ pub(super) fn host_syscall_msrs(has_tsc_aux: bool) -> SyscallMsrs {
 /// The values are such that WRMSR takes them. No SYSCALL and no SWAPGS happens before the kernel's own are back.
 #[inline]
 pub(super) unsafe fn switch_syscall_msrs(current: &SyscallMsrs, new: &SyscallMsrs) {
-    for (index, value) in new.differences(current) {
+    new.for_each_difference(current, |index, value| {
         // SAFETY: the caller promises valid values; where there is no TSC_AUX, both of its are 0.
         unsafe { msr::write(index, value) };
-    }
+    });
 }

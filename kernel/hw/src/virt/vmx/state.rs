@@ -34,17 +34,23 @@ macro_rules! for_each_group {
 
 impl Vcpu {
     /// Takes over what the page says is dirty. After a refusal the hardware may have some of it, and all of it stays dirty.
+    #[inline(always)]
     pub(super) fn take_dirty(&mut self, vmcs: CurrentVmcs, page: Page) -> Result<(), EntryRule> {
         let raw = get!(page, dirty);
         let dirty = Groups::from_bits_truncate(raw).difference(NOT_OURS);
         if dirty.is_empty() {
             return Ok(());
         }
-        self.take_groups(vmcs, page, dirty)?;
+        if dirty == Groups::RIP {
+            self.take_rip(vmcs, page)?;
+        } else {
+            self.take_groups(vmcs, page, dirty)?;
+        }
         put!(page, raw & NOT_OURS.bits() => dirty);
         Ok(())
     }
 
+    #[inline(never)]
     fn take_groups(&mut self, vmcs: CurrentVmcs, page: Page, dirty: Groups) -> Result<(), EntryRule> {
         // The mode, which other groups are checked against, comes first.
         if dirty.contains(Groups::CONTROL) {
@@ -118,20 +124,35 @@ impl Vcpu {
         Ok(())
     }
 
+    #[inline(always)]
     fn take_rip(&mut self, vmcs: CurrentVmcs, page: Page) -> Result<(), EntryRule> {
         let (rip, rflags) = (get!(page, rip), get!(page, rflags));
         let (interruptibility, activity) = (get!(page, interruptibility), get!(page, activity));
-        checks::check_rip_group(rip, rflags, interruptibility, activity)?;
+        // After most exits RIP alone moves on. The other values are the hardware's then, and need no check.
+        let is_plain = interruptibility | self.held.interruptibility | activity == 0
+            && rflags == self.held.rflags
+            && rflags & (RFLAGS_TF | RFLAGS_VM) == 0;
+        if is_plain {
+            checks::check_canonical(&[rip])?;
+        } else {
+            checks::check_rip_group(rip, rflags, interruptibility, activity)?;
+            self.take_flags(vmcs, rflags, interruptibility)?;
+        }
+        if rip != self.held.rip {
+            vmcs.write(fields::GUEST_RIP, rip);
+            self.held.rip = rip;
+        }
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn take_flags(&mut self, vmcs: CurrentVmcs, rflags: u64, interruptibility: u32) -> Result<(), EntryRule> {
         if rflags & RFLAGS_VM != 0 {
             checks::check_v86(self.mode(vmcs, rflags))?;
         }
         let steps = (rflags | self.held.rflags) & RFLAGS_TF != 0;
         let is_in_shadow = (interruptibility | self.held.interruptibility) & SHADOW != 0;
         self.must_fix_pending_debug |= steps || is_in_shadow;
-        if rip != self.held.rip {
-            vmcs.write(fields::GUEST_RIP, rip);
-            self.held.rip = rip;
-        }
         if rflags != self.held.rflags {
             vmcs.write(fields::GUEST_RFLAGS, rflags);
             self.held.rflags = rflags;

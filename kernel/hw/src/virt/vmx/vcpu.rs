@@ -20,7 +20,7 @@ use kcore::virt::vmx::checks::{EventContext, check_event};
 use kcore::virt::vmx::controls::{ept_pointer, primary, secondary};
 use kcore::virt::vmx::exit::{
     DEBUG_EXCEPTION, Details, ENTRY_FAILURE, Interruption, Needs, Outcome, Reason, Report, decode,
-    is_software_event, restores_nmi_blocking,
+    is_software_event, port_io, restores_nmi_blocking,
 };
 use kcore::virt::vmx::fields;
 use kcore::virt::vmx::syscall_msrs::SyscallMsrs;
@@ -190,6 +190,7 @@ impl Vcpu {
     }
 
     /// Everything before the entry.
+    #[inline]
     fn prepare(
         &mut self,
         vmcs: CurrentVmcs,
@@ -246,6 +247,7 @@ impl Vcpu {
     /// In a shadow of STI or MOV SS, a single-step trap is pending exactly if TF is set and BTF is not (SDM 3C
     /// 26.3.1.5). Exits on #DB do not leave it so, nor does a VMM that moves a guest on while it is single-stepped; that
     /// VMM injects the trap itself.
+    #[cold]
     fn fix_pending_debug(&mut self, vmcs: CurrentVmcs) {
         let is_in_shadow = self.held.interruptibility & SHADOW != 0;
         let is_pending = is_in_shadow && self.single_steps(vmcs);
@@ -306,47 +308,80 @@ impl Vcpu {
     }
 
     /// Everything after the exit.
+    #[inline]
     fn after_exit(&mut self, vmcs: CurrentVmcs, page: Page, flags: RunFlags) -> Returned {
         let raw_reason: u32 = vmcs.read(fields::EXIT_REASON);
         let reason = Reason(raw_reason as u16);
         if raw_reason & ENTRY_FAILURE != 0 {
-            // Guest state is as it was before the entry, and so is the launch state (SDM 3C 26.8).
-            if reason == Reason::ENTRY_MACHINE_CHECK {
-                return Returned::HostMachineCheck;
-            }
-            let qualification = vmcs.read(fields::EXIT_QUALIFICATION);
-            return refuse(page, EntryRule::Hardware, [raw_reason as u64, qualification]);
+            return failed_entry(vmcs, page, raw_reason);
         }
         self.is_launched = true;
         self.held.rip = vmcs.read(fields::GUEST_RIP);
         self.held.rflags = vmcs.read(fields::GUEST_RFLAGS);
         self.held.interruptibility = vmcs.read(fields::GUEST_INTERRUPTIBILITY);
+        put!(page, ACTIVITY_ACTIVE => activity);
+        // Most exits: as little as possible.
+        let kind = match reason.plain_kind() {
+            Some(kind) => kind,
+            None if reason == Reason::IO_INSTRUCTION => {
+                let io = port_io(vmcs.read(fields::EXIT_QUALIFICATION));
+                if io.is_string {
+                    return self.after_other_exit(vmcs, page, reason, flags);
+                }
+                put!(page, io.encode() => exit_info[0]);
+                ExitKind::PortIo
+            }
+            None => return self.after_other_exit(vmcs, page, reason, flags),
+        };
+        let length = vmcs.read(fields::EXIT_INSTRUCTION_LENGTH);
+        let was_delivering = self.keep_interrupted_event(vmcs, page, false);
+        if reason == Reason::WRMSR && !was_delivering && self.write_msr(vmcs, page, length) {
+            return self.go_on(page, Returned::HostInterrupt);
+        }
+        put!(page, kind as u32 => exit_kind);
+        put!(page, length => exit_length);
+        self.report_state(vmcs, page, Groups::RIP)
+    }
+
+    /// After an exit that is not plain ([`Reason::plain_kind`]).
+    #[inline(never)]
+    fn after_other_exit(
+        &mut self,
+        vmcs: CurrentVmcs,
+        page: Page,
+        reason: Reason,
+        flags: RunFlags,
+    ) -> Returned {
         let needs = reason.needs();
         let details = read_details(vmcs, needs, self.machine.controls.has_string_io_info);
-        let was_delivering = self.keep_interrupted_event(vmcs, page, reason, &details);
+        let restores_blocking = restores_nmi_blocking(reason, &details);
+        let was_delivering = self.keep_interrupted_event(vmcs, page, restores_blocking);
         let length: u32 = if needs.contains(Needs::LENGTH) {
             vmcs.read(fields::EXIT_INSTRUCTION_LENGTH)
         } else {
             0
         };
-        put!(page, ACTIVITY_ACTIVE => activity);
-        let returned = if !was_delivering && self.answer(vmcs, page, reason, length) {
-            Returned::HostInterrupt
-        } else {
-            match decode(reason, &details, self.wanted_exceptions, was_delivering) {
-                Outcome::Vmm(report) => return self.report(vmcs, page, &report, length),
-                Outcome::HostInterrupt => Returned::HostInterrupt,
-                Outcome::HostNmi => {
-                    nmi::unblock();
-                    Returned::HostNmi
-                }
-                Outcome::HostMachineCheck => Returned::HostMachineCheck,
-                Outcome::Timer => Returned::Timer,
-                Outcome::Halt if flags.contains(RunFlags::HLT_BLOCKS) => self.halt(vmcs, page, length),
-                Outcome::Halt => return self.report(vmcs, page, &Report::new(ExitKind::Hlt), length),
-                Outcome::Reflect { event, debug_bits } => self.reflect(vmcs, page, event, debug_bits, length),
+        if reason == Reason::MOV_DR && !was_delivering && self.wants_debug_registers() {
+            return self.go_on(page, Returned::HostInterrupt);
+        }
+        let returned = match decode(reason, &details, self.wanted_exceptions, was_delivering) {
+            Outcome::Vmm(report) => return self.report(vmcs, page, &report, length),
+            Outcome::HostInterrupt => Returned::HostInterrupt,
+            Outcome::HostNmi => {
+                nmi::unblock();
+                Returned::HostNmi
             }
+            Outcome::HostMachineCheck => Returned::HostMachineCheck,
+            Outcome::Timer => Returned::Timer,
+            Outcome::Halt if flags.contains(RunFlags::HLT_BLOCKS) => self.halt(vmcs, page, length),
+            Outcome::Halt => return self.report(vmcs, page, &Report::new(ExitKind::Hlt), length),
+            Outcome::Reflect { event, debug_bits } => self.reflect(vmcs, page, event, debug_bits, length),
         };
+        self.go_on(page, returned)
+    }
+
+    /// Leaves the page ready for the next run, which is the kernel's own.
+    fn go_on(&mut self, page: Page, returned: Returned) -> Returned {
         self.fill_rip(page);
         put!(page, Groups::RIP.bits() => filled);
         returned
@@ -357,25 +392,25 @@ impl Vcpu {
     ///
     /// The field is read at every exit, also where the manual rules an event out: a hypervisor below us may exit on its
     /// own account in the middle of a delivery.
-    fn keep_interrupted_event(
-        &mut self,
-        vmcs: CurrentVmcs,
-        page: Page,
-        reason: Reason,
-        details: &Details,
-    ) -> bool {
+    #[inline]
+    fn keep_interrupted_event(&mut self, vmcs: CurrentVmcs, page: Page, restores_blocking: bool) -> bool {
         let info = Interruption(vmcs.read(fields::IDT_VECTORING_INFO));
         let had_event = core::mem::replace(&mut self.held.has_event, false);
-        let nmi_blocking = Interruptibility::NMI.bits();
-        if !info.is_valid() {
-            if had_event {
-                put!(page, Event::NONE => inject);
-            }
-            if restores_nmi_blocking(reason, details) {
-                self.set_interruptibility(vmcs, self.held.interruptibility | nmi_blocking);
-            }
-            return false;
+        if info.is_valid() {
+            self.keep_event(vmcs, page, info);
+            return true;
         }
+        if had_event {
+            put!(page, Event::NONE => inject);
+        }
+        if restores_blocking {
+            self.set_interruptibility(vmcs, self.held.interruptibility | Interruptibility::NMI.bits());
+        }
+        false
+    }
+
+    #[cold]
+    fn keep_event(&mut self, vmcs: CurrentVmcs, page: Page, info: Interruption) {
         let error_code = if info.has_error_code() {
             vmcs.read(fields::IDT_VECTORING_ERROR_CODE)
         } else {
@@ -388,9 +423,8 @@ impl Vcpu {
         }
         if event.kind() == Event::NMI {
             // The NMI that will be injected again blocks others itself.
-            self.set_interruptibility(vmcs, self.held.interruptibility & !nmi_blocking);
+            self.set_interruptibility(vmcs, self.held.interruptibility & !Interruptibility::NMI.bits());
         }
-        true
     }
 
     fn report(&mut self, vmcs: CurrentVmcs, page: Page, report: &Report, length: u32) -> Returned {
@@ -401,7 +435,13 @@ impl Vcpu {
         }
         self.must_fix_pending_debug |=
             report.kind == ExitKind::Exception && report.info[0] == DEBUG_EXCEPTION as u64;
-        let groups = report.groups | Groups::from_bits_truncate(get!(page, want));
+        self.report_state(vmcs, page, report.groups)
+    }
+
+    /// Writes the state that the VMM needs and what it wants beyond.
+    #[inline]
+    fn report_state(&mut self, vmcs: CurrentVmcs, page: Page, needed: Groups) -> Returned {
+        let groups = needed | Groups::from_bits_truncate(get!(page, want));
         self.fill_rip(page);
         let others = groups.difference(Groups::RIP);
         if !others.is_empty() {
@@ -410,6 +450,17 @@ impl Vcpu {
         put!(page, groups.bits() => filled);
         Returned::Exit
     }
+}
+
+/// After an entry that failed on guest state or a machine check. Guest state is as it was before, and so is the launch
+/// state (SDM 3C 26.8).
+#[cold]
+fn failed_entry(vmcs: CurrentVmcs, page: Page, raw_reason: u32) -> Returned {
+    if Reason(raw_reason as u16) == Reason::ENTRY_MACHINE_CHECK {
+        return Returned::HostMachineCheck;
+    }
+    let qualification = vmcs.read(fields::EXIT_QUALIFICATION);
+    refuse(page, EntryRule::Hardware, [raw_reason as u64, qualification])
 }
 
 fn read_details(vmcs: CurrentVmcs, needs: Needs, has_string_io_info: bool) -> Details {

@@ -221,3 +221,16 @@ fn a_process_of_the_guest_cannot_end_the_vm_by_an_instruction_on_device_memory()
     assert_eq!(vm.vcpu.page.inject, Event::exception(6, None));
     assert!(vm.machine.take_log()[0].contains("Movaps"));
 }
+
+#[test]
+fn a_debug_exception_that_passes_through_the_vmm_says_its_cause() {
+    let mut vm = Vm::new();
+    (vm.vcpu.page.dr6, vm.vcpu.page.dr7) = (0xffff_0ff2, 0x2401);
+    let page = &mut vm.vcpu.page;
+    page.exit_kind = ExitKind::Exception as u32;
+    page.exit_info = [1, 0, 0x4001, 0, 0, 0, 0, 0];
+    vm.machine.handle_exit(&mut vm.vcpu, &mut vm.memory, vm.now);
+    let page = &vm.vcpu.page;
+    assert_eq!(page.inject, Event::exception(1, None));
+    assert_eq!((page.dr6, page.dr7), (0xffff_4ff1, 0x401));
+}

@@ -102,12 +102,12 @@ fn vpid_is_left_out_where_one_context_cannot_be_flushed() {
 }
 
 #[test]
-fn timer_values_round_up_and_saturate() {
+fn timer_values_are_never_early_and_saturate() {
     let mut controls = choose_with(|_, value| value).unwrap();
     controls.timer_shift = 5;
-    assert_eq!(controls.timer_value(0), 0);
-    assert_eq!(controls.timer_value(1), 1);
-    assert_eq!(controls.timer_value(64), 2);
+    assert_eq!(controls.timer_value(0), 1);
+    assert_eq!(controls.timer_value(31), 1);
+    assert_eq!(controls.timer_value(32), 2);
     assert_eq!(controls.timer_value(65), 3);
     assert_eq!(controls.timer_value(u64::MAX), u32::MAX);
 }
