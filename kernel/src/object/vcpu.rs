@@ -34,7 +34,7 @@ pub struct Vcpu {
     pub cpu: u16,
     /// Link of the space's list. Under the tree lock.
     pub of_space: ListLink,
-    /// Frame of the page shared with the VMM; 0 for none, [`ENDED`] at the end of the vCPU. Written under the tree lock.
+    /// Frame of the page shared with the VMM; 0 for none, `ENDED` at the end of the vCPU. Written under the tree lock.
     pub page: AtomicU64,
     /// Notification that makes runs return. Written under the tree lock.
     pub signal: Cell<Option<&'static Signal>>,

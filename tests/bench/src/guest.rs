@@ -1,5 +1,6 @@
 //! The guest: its code, and the state it runs in.
 
+#[cfg(target_os = "none")]
 use bench_protocol::Samples;
 use usys::abi::boot_info::Machine;
 use usys::abi::vcpu::{self, DescriptorTable, Groups, Segment, VcpuPage};

@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::report::Report;
 use crate::stopwatch::{self, Timed};
 use bench_protocol::Summary;
+#[cfg(target_os = "none")]
 use core::arch::global_asm;
 use usys::abi::regs::{Head, pack_ec_place};
 use usys::abi::{Hypercall, Selector};

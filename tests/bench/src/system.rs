@@ -57,7 +57,7 @@ fn run(info: &'static BootInfo, started: u64) -> Result<()> {
         let server = copy(&mut system, "server").map(|process| process.pd());
         ipc::measure(&report, server, overhead);
     }
-    threads::measure(&report, info.cpu_count, info.tsc_hz);
+    threads::measure(&report, info);
     vmm::measure(&report, &mut system);
     report.end();
     Ok(())

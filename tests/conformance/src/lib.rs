@@ -1,12 +1,12 @@
 //! The conformance task: it runs in place of the root task and holds the kernel to SPEC.md.
 //!
 //! 1. A test is a function whose name is the sentence that it shows. It fails by returning what it saw.
-//! 2. What a test makes is paid from a pool of its own ([`world::World`]), which is ended after it; then every frame must be
+//! 2. What a test makes is paid from a pool of its own (`world::World`), which is ended after it; then every frame must be
 //!    back.
-//! 3. The first thread only watches ([`run`]): a test that hangs is a failure, not a machine that stands still.
+//! 3. The first thread only watches (`run`): a test that hangs is a failure, not a machine that stands still.
 //!
-//! Hypercalls are made raw ([`call`]): the point is to make those that the runtime's types rule out. What keeps that sound is
-//! that tests map memory, start threads and revoke only in places that are set aside for them ([`layout`]).
+//! Hypercalls are made raw (`call`): the point is to make those that the runtime's types rule out. What keeps that sound is
+//! that tests map memory, start threads and revoke only in places that are set aside for them (`layout`).
 #![no_std]
 #![cfg(target_os = "none")]
 

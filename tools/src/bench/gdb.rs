@@ -43,11 +43,6 @@ impl Gdb {
         })
     }
 
-    /// Lets interrupts and timers in while it steps, as when it runs.
-    pub fn step_like_running(&mut self) -> Result<()> {
-        self.expect_ok("Qqemu.sstep=1")
-    }
-
     /// Stops at an address.
     pub fn set_breakpoint(&mut self, address: u64) -> Result<()> {
         self.expect_ok(&format!("Z1,{address:x},1"))
@@ -63,7 +58,7 @@ impl Gdb {
         self.stop("c")
     }
 
-    /// Executes one instruction; `None` if the machine ended.
+    /// Executes one instruction, without interrupts; `None` if the machine ended.
     pub fn step(&mut self) -> Result<Option<u64>> {
         self.stop("s")
     }

@@ -72,7 +72,6 @@ impl Code {
 /// Steps through the windows of a run that has just started in `folder`: the counts of each, in order.
 pub fn trace(folder: &Path, code: &Code) -> Result<Vec<Counts>> {
     let mut gdb = Gdb::connect(&folder.join(SOCKET))?;
-    gdb.step_like_running()?;
     // The firmware runs at the addresses of the guest's markers.
     gdb.set_breakpoint(code.main)?;
     if gdb.run()?.is_none() {

@@ -1,0 +1,103 @@
+//! Measures exits from inside a VM of the real VMM, with all that it does: fetching and decoding instructions, device models,
+//! the local APIC.
+#![no_std]
+
+use bench_protocol::{Line, Samples};
+use core::arch::asm;
+use trt::lapic::{Lapic, Mode, has_x2apic};
+use trt::println;
+
+#[cfg(target_os = "none")]
+core::arch::global_asm!(include_str!("ops.S"), total = const Samples::TOTAL);
+
+/// A loop of `ops.S`.
+type Loop = unsafe extern "C" fn(results: *mut u32, count: u32, argument: u64);
+
+#[cfg(target_os = "none")]
+unsafe extern "C" {
+    fn bench_empty(results: *mut u32, count: u32, argument: u64);
+    fn bench_cpuid(results: *mut u32, count: u32, argument: u64);
+    fn bench_pio_out(results: *mut u32, count: u32, argument: u64);
+    fn bench_mmio_write(results: *mut u32, count: u32, argument: u64);
+    fn bench_mmio_read(results: *mut u32, count: u32, argument: u64);
+    fn bench_mmio_write_first(results: *mut u32, count: u32, argument: u64);
+    fn bench_mmio_read_first(results: *mut u32, count: u32, argument: u64);
+    fn bench_self_ipi(results: *mut u32, count: u32, argument: u64);
+    fn bench_self_ipi_handler();
+}
+
+/// The register that selects a register of the I/O APIC: a device that does nothing else.
+const IOAPIC: u64 = 0xfec0_0000;
+const SELF_IPI_VECTOR: u8 = 0x45;
+
+/// The guest.
+#[cfg(target_os = "none")]
+pub fn run() {
+    let overhead = measure_overhead();
+    for (op, body) in [
+        ("exit.cpuid_vmm", bench_cpuid as Loop),
+        ("exit.pio_out_vmm", bench_pio_out),
+        ("exit.mmio_write", bench_mmio_write_first),
+        ("exit.mmio_read", bench_mmio_read_first),
+        ("exit.mmio_write_warm", bench_mmio_write),
+        ("exit.mmio_read_warm", bench_mmio_read),
+    ] {
+        measure(op, body, IOAPIC, overhead);
+    }
+    if has_x2apic() {
+        Lapic::enable(Mode::X2apic);
+        set_gate(SELF_IPI_VECTOR, bench_self_ipi_handler as *const () as u64);
+        measure("ipi.self", bench_self_ipi, SELF_IPI_VECTOR.into(), overhead);
+    } else {
+        let why = "the VM has no x2APIC";
+        println!("{}", Line::Failed { op: "ipi.self", why });
+    }
+}
+
+/// The guest exists on the machine only.
+#[cfg(not(target_os = "none"))]
+pub fn run() {
+    let _ = (measure, set_gate, IOAPIC, SELF_IPI_VECTOR, has_x2apic, Lapic::enable, Mode::X2apic);
+}
+
+#[cfg(target_os = "none")]
+fn measure_overhead() -> u64 {
+    sample(bench_empty, 0).summary(0).map_or(0, |summary| summary.median)
+}
+
+fn sample(body: Loop, argument: u64) -> Samples {
+    let mut results = [0u32; Samples::TOTAL];
+    // SAFETY: `ops.S` stores as many results, and saves the registers that a function must.
+    unsafe { body(results.as_mut_ptr(), Samples::TOTAL as u32, argument) };
+    let mut samples = Samples::new();
+    results.into_iter().for_each(|ticks| samples.push(ticks));
+    samples
+}
+
+fn measure(op: &str, body: Loop, argument: u64, overhead: u64) {
+    println!("{}", Line::Window { op });
+    if let Some(summary) = sample(body, argument).summary(overhead) {
+        println!("{}", Line::Result { op, summary });
+    }
+}
+
+/// Makes an interrupt of `vector` come to `handler`, past the runtime.
+fn set_gate(vector: u8, handler: u64) {
+    #[repr(C, packed)]
+    struct Pointer {
+        limit: u16,
+        base: u64,
+    }
+    let mut pointer = Pointer { limit: 0, base: 0 };
+    const PRESENT_INTERRUPT_GATE: u64 = 0x8e00 << 32;
+    const CODE: u64 = (trt::desc::KERNEL_CODE as u64) << 16;
+    let low = handler & 0xffff | CODE | PRESENT_INTERRUPT_GATE | (handler >> 16 & 0xffff) << 48;
+    // SAFETY: the runtime's interrupt descriptor table has 256 entries, and is writable; the handler saves what it changes, but
+    // for RBX, on which `bench_self_ipi` waits.
+    unsafe {
+        asm!("sidt [{}]", in(reg) &raw mut pointer, options(nostack, preserves_flags));
+        let gate = (pointer.base as *mut u64).add(usize::from(vector) * 2);
+        gate.write_volatile(low);
+        gate.add(1).write_volatile(handler >> 32);
+    }
+}
