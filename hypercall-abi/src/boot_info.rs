@@ -69,7 +69,7 @@ bitflags::bitflags! {
         const RDTSCP = 1 << 8;
         /// INVPCID may be offered to guests.
         const INVPCID = 1 << 9;
-        /// XSAVES may be offered to guests.
+        /// XSAVEC and XSAVES may be offered to guests.
         const XSAVES = 1 << 10;
     }
 }

@@ -329,7 +329,7 @@ fn choose_features(
         ("avx", facts.guest_xcr0 & XCR0_AVX != 0),
         ("avx512f", facts.guest_xcr0 & XCR0_AVX512 == XCR0_AVX512),
         ("pku", facts.guest_xcr0 & XCR0_PKRU != 0),
-        ("xsaves", facts.machine.contains(Machine::XSAVES)),
+        ("xsavec", facts.machine.contains(Machine::XSAVES)),
         ("invpcid", facts.machine.contains(Machine::INVPCID)),
         ("rdtscp", facts.machine.contains(Machine::RDTSCP)),
         ("rdpid", facts.machine.contains(Machine::RDTSCP)),

@@ -7,6 +7,7 @@ use hypercall_abi::vcpu::gpr::RSP;
 use hypercall_abi::vcpu::{
     ACTIVITY_ACTIVE, ACTIVITY_HALTED, CS, DS, ES, FS, GS, Groups, Interruptibility, SS,
 };
+use kcore::addr::PhysAddr;
 use kcore::virt::svm::checks::{CR0_ET, EFER_SVME, HIDDEN_CR0};
 use kcore::virt::svm::event::NmiMask;
 use kcore::virt::svm::segment;
@@ -41,10 +42,10 @@ pub(super) struct Extra {
 
 impl Extra {
     /// As after reset.
-    pub(super) const fn new() -> Self {
+    pub(super) const fn new(vmcb: PhysAddr) -> Self {
         Extra {
             hidden_cr0: HIDDEN_CR0,
-            breakpoints: Breakpoints::new(),
+            breakpoints: Breakpoints::new(vmcb),
             tsc_aux: 0,
             nmi: NmiMask::Open,
         }

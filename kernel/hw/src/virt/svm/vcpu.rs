@@ -71,7 +71,7 @@ unsafe impl GuestCpu for Vcpu {
             vmcb: frames[0],
             host: frames[1],
             processor: region::processor(),
-            extra: Extra::new(),
+            extra: Extra::new(frames[0]),
             optional: Intercepts::empty(),
             exceptions: 0,
             applied: None,
@@ -167,6 +167,7 @@ unsafe impl GuestCpu for Vcpu {
     /// Nothing is left in the CPU that could be used: the ASID is not handed out again before a full flush, and a VMCB
     /// in the same frame starts without clean bits.
     unsafe fn destroy(&mut self) {
+        self.extra.breakpoints.forget();
         self.tag = Tag::NONE;
         self.clean = Clean::empty();
     }
@@ -364,7 +365,7 @@ impl Vcpu {
             exceptions: self.exceptions,
             cr0: self.extra.hidden_cr0 != 0 || self.processor.quirks.mistakes_control_registers,
             cr4_writes: self.processor.must_see_cr4_writes(),
-            debug_registers: !self.extra.breakpoints.is_live(),
+            debug_registers: !self.extra.breakpoints.is_open(),
             window,
             iret: self.extra.nmi == NmiMask::Masked,
         };

@@ -110,9 +110,9 @@ impl Vcpu {
         Returned::HostInterrupt
     }
 
-    /// The guest's DR6. It is in the CPU together with the breakpoints; a #DB that would change it otherwise exits.
+    /// The guest's DR6. It is in the CPU only while the guest may access it: every #DB that would change it exits.
     pub(super) fn dr6(&self) -> u64 {
-        if self.breakpoints.is_live() {
+        if self.breakpoints.is_open() {
             read_dr6()
         } else {
             self.dr6
@@ -122,7 +122,7 @@ impl Vcpu {
     /// Changes the guest's DR6, to a value whose upper half is zero.
     pub(super) fn set_dr6(&mut self, dr6: u64) {
         self.dr6 = dr6;
-        if self.breakpoints.is_live() {
+        if self.breakpoints.is_open() {
             self.switch_in_dr6();
         }
     }

@@ -52,7 +52,7 @@ pub(super) unsafe fn new_vcpu(vmcs: PhysAddr, bitmap: PhysAddr, host: &HostState
             gdtr: TableRegister::gdtr(),
             idtr: TableRegister::idtr(),
         },
-        breakpoints: Breakpoints::new(),
+        breakpoints: Breakpoints::new(vmcs),
         dr6: DR6_RESET,
         dr7: DR7_RESET,
     };

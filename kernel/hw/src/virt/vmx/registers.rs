@@ -36,7 +36,7 @@ register!(read_cr2, write_cr2, "cr2");
 register!(read_cr4, write_cr4, "cr4");
 register!(read_dr6, write_dr6, "dr6");
 
-/// DR6 after reset, and as the kernel leaves it.
+/// DR6 after reset.
 pub(super) const DR6_RESET: u64 = 0xffff_0ff0;
 
 /// The kernel's own values on this CPU. KERNEL_GS_BASE is the GS base of user code, which has none.

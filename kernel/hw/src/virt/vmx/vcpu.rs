@@ -5,7 +5,7 @@ use super::entry::{self, enter};
 use super::init;
 use super::insn::{CurrentVmcs, InvEpt, invept, invvpid_single};
 use super::region::{self, Machine, VPIDS};
-use super::registers::{DR6_RESET, read_cr2, read_dr6, switch_syscall_msrs, write_cr2, write_dr6};
+use super::registers::{read_cr2, read_dr6, switch_syscall_msrs, write_cr2};
 use super::state::SHADOW;
 use crate::cpu::tables::TableRegister;
 use crate::cpu::{msr, nmi};
@@ -90,9 +90,9 @@ pub struct Vcpu {
     pub(super) host: Host,
     /// DR0 to DR3.
     pub(super) breakpoints: Breakpoints,
-    /// DR6, unless the breakpoints are in the CPU: then it is there, too.
+    /// DR6, unless the guest may access the debug registers: then it is in the CPU.
     pub(super) dr6: u64,
-    /// DR7. While the breakpoints are in the CPU the guest changes the VMCS's.
+    /// DR7. While the guest may access the debug registers it changes the VMCS's.
     pub(super) dr7: u64,
 }
 
@@ -163,7 +163,6 @@ unsafe impl GuestCpu for Vcpu {
             if self.breakpoints.unload() {
                 self.dr6 = read_dr6();
                 self.dr7 = CurrentVmcs::assume().read(fields::GUEST_DR7);
-                write_dr6(DR6_RESET);
             }
             // With the limits that the exit left, user code could load selectors of what lies behind the GDT.
             self.host.gdtr.load_gdt();
@@ -176,6 +175,7 @@ unsafe impl GuestCpu for Vcpu {
         // SAFETY: this is the CPU of the vCPU, the only one where its VMCS can be active.
         unsafe { region::clear(self.vmcs) };
         self.is_launched = false;
+        self.breakpoints.forget();
         // Whoever gets the VPID next flushes it on its own CPU before its first entry.
         if let Some(vpid) = self.vpid.take() {
             VPIDS.give(vpid);
@@ -261,7 +261,7 @@ impl Vcpu {
     /// The primary controls: what always is, what the VMM asked for, and what this run needs.
     fn set_controls(&mut self, vmcs: CurrentVmcs, flags: RunFlags) {
         let mut controls = self.machine.controls.primary | self.wanted_controls;
-        if !self.breakpoints.is_live() {
+        if !self.breakpoints.is_open() {
             controls |= primary::MOV_DR_EXITING;
         }
         if flags.contains(RunFlags::INTERRUPT_WINDOW) {
