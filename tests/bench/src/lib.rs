@@ -19,6 +19,7 @@ pub mod stopwatch;
 pub mod system;
 pub mod threads;
 pub mod vmm;
+pub mod vms;
 
 use usys::abi::boot_info;
 

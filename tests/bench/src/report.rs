@@ -43,7 +43,7 @@ impl Report {
         }
     }
 
-    /// Says that the next two markers enclose this operation.
+    /// Says that the next two markers, of which nothing was said yet, enclose this operation.
     pub fn announce(op: &str) {
         log::info!("{}", Line::Window { op });
     }

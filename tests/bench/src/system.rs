@@ -2,7 +2,7 @@
 
 use crate::error::{Failure, Result};
 use crate::report::Report;
-use crate::{hypercalls, ipc, stopwatch, threads, vmm};
+use crate::{hypercalls, ipc, stopwatch, threads, vmm, vms};
 use alloc::string::String;
 use alloc::vec;
 use bench_protocol::{REQUEST_MODULE, Summary, USER_BYTES};
@@ -59,6 +59,7 @@ fn run(info: &'static BootInfo, started: u64) -> Result<()> {
     }
     threads::measure(&report, info);
     vmm::measure(&report, &mut system);
+    vms::measure(&report, &mut system);
     report.end();
     Ok(())
 }

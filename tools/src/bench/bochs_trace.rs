@@ -1,14 +1,12 @@
 //! Traces of Bochs: its debugger stops at `xchg bx, bx` and prints what is executed.
 
 use super::heavy::{self, Counts};
-use bench_protocol::Line;
-use std::collections::BTreeMap;
 
 /// Windows in a run, at most.
 const WINDOWS: usize = 200;
 
-/// The guest's code is below this address, which nothing else is (`tests/bench/src/guest.rs`).
-const GUEST_END: u64 = 0x1_0000;
+/// The guests' code is below this address, user space above (`vmm/sys/link.ld`).
+pub const GUEST_END: u64 = 0x40_0000;
 
 /// What is added to the configuration.
 pub const CONFIGURATION: &str = "magic_break: enabled=1\n";
@@ -21,26 +19,28 @@ pub fn commands() -> String {
 /// Counts what Bochs printed.
 #[derive(Debug, Default)]
 pub struct Trace {
-    op: Option<String>,
-    counts: BTreeMap<String, Counts>,
+    windows: Vec<Counts>,
+    is_open: bool,
 }
 
 impl Trace {
     /// Takes a line of Bochs's stdout.
     pub fn push(&mut self, line: &str) {
-        if let Some(said) = Line::parse(line) {
-            self.op = match said {
-                Line::Window { op } => Some(op.to_owned()),
-                _ => None,
-            };
-        } else if let (Some(op), Some(bytes)) = (&self.op, executed(line)) {
-            heavy::count(self.counts.entry(op.clone()).or_default(), &bytes);
+        if line.ends_with(") Magic breakpoint") {
+            self.is_open = !self.is_open;
+            if self.is_open {
+                self.windows.push(Counts::new());
+            }
+        } else if self.is_open
+            && let (Some(counts), Some(bytes)) = (self.windows.last_mut(), executed(line))
+        {
+            heavy::count(counts, &bytes);
         }
     }
 
-    /// What was counted for each operation.
-    pub fn into_counts(self) -> BTreeMap<String, Counts> {
-        self.counts
+    /// What was counted in each window, in order.
+    pub fn into_windows(self) -> Vec<Counts> {
+        self.windows
     }
 }
 
@@ -65,27 +65,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn instructions_count_for_the_window_they_are_in() {
+    fn instructions_count_in_their_window_unless_they_are_the_guests() {
         let mut trace = Trace::default();
         for line in [
             "(0).[1] [0x0] 0008:ffffffff8020b0e0 (unk. ctxt): swapgs ; 0f01f8",
-            "root: bench window hypercall.null",
             "(0) Magic breakpoint",
             "(0) [0x000000800bc2] 002b:0000000000400bc2 (unk. ctxt): syscall ; 0f05",
             "(0).[53215287] [0x000000800bc5] 002b:0000000000400bc5 (unk. ctxt): syscall                   ; 0f05",
             "(0).[53215288] [0x00000020b0e0] 0008:ffffffff8020b0e0 (unk. ctxt): swapgs                    ; 0f01f8",
             "(0).[53215288] [0x000000001010] 0008:0000000000001010 (unk. ctxt): out 0x80, al ; e680",
             "(0).[53215289] [0x00000020b0e3] 0008:ffffffff8020b0e3 (unk. ctxt): mov eax, dword ptr ds:[rbx] ; 8b03",
-            "root: bench result hypercall.null 1 1 1 1",
+            "(0) Magic breakpoint",
             "(0).[53215290] [0x00000020b0e3] 0008:ffffffff8020b0e3 (unk. ctxt): out dx, al ; ee",
         ] {
             trace.push(line);
         }
-        let counts = trace.into_counts();
         assert_eq!(
-            counts.get("hypercall.null"),
-            Some(&Counts::from([("swapgs", 1), ("syscall_sysret", 1)]))
+            trace.into_windows(),
+            [Counts::from([("swapgs", 1), ("syscall_sysret", 1)])]
         );
-        assert_eq!(counts.len(), 1);
     }
 }

@@ -124,6 +124,8 @@ operations! {
     "exit.cpuid", Instructions, Some(480), Some(300), ["KVM" 2709 Svm];
     "exit.hypercall", Instructions, None, None, ["Xen" 815 Vtx, "KVM" 2945 Svm];
     "exit.pio_out", Instructions, Some(550), Some(330), ["KVM" 3022 Svm, "Xen" 39835 Svm, "Xen" 40366 Vtx];
+    "exit.cpuid_vmm", Instructions, None, None, ["KVM" 2709 Svm];
+    "exit.pio_out_vmm", Instructions, None, None, ["KVM" 3022 Svm, "Xen" 39835 Svm, "Xen" 40366 Vtx];
     "exit.pio_in", Instructions, None, None, ["KVM" 3054 Svm, "Xen" 39882 Svm, "Xen" 40413 Vtx];
     "exit.mmio_write", Instructions, Some(1200), Some(700), ["KVM" 5090 Svm, "Xen" 19414 Svm];
     "exit.mmio_read", Instructions, Some(1200), Some(700), ["KVM" 5454 Svm, "Xen" 15841 Svm];

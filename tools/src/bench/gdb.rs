@@ -86,6 +86,15 @@ impl Gdb {
         Ok(Some(u64::from_str_radix(digits, 16)?.swap_bytes()))
     }
 
+    /// Reads memory at an address of the running code; nothing where that is not mapped.
+    pub fn read(&mut self, address: u64, bytes: usize) -> Result<Vec<u8>> {
+        let answer = self.ask(&format!("m{address:x},{bytes:x}"))?.unwrap_or_default();
+        let pairs = answer.chunks_exact(2);
+        Ok(pairs
+            .map_while(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+            .collect())
+    }
+
     fn expect_ok(&mut self, command: &str) -> Result<()> {
         let answer = self.ask(command)?;
         ensure!(

@@ -11,12 +11,12 @@ use crate::run::machine::Machine;
 use crate::run::{Options, Output, Script, bochs, log::Log, qemu};
 use crate::{progress, setup, workspace};
 use anyhow::{Context, Result, bail};
-use bench_protocol::{Line, REQUEST_MODULE, Summary};
+use bench_protocol::{FIRST_MODULE, GUEST_MODULE, Line, REQUEST_MODULE, Summary};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use vmm_protocol::manifest::ROOT_MODULE;
+use vmm_protocol::manifest::{MONITOR_MODULE, ROOT_MODULE};
 
 /// Memory of the machine.
 pub const MEMORY_MIB: u32 = 2048;
@@ -110,6 +110,9 @@ fn image(plan: &Plan) -> Result<BootImage> {
         modules: vec![
             module(ROOT_MODULE, program("bench")?),
             module(REQUEST_MODULE, format!("{}\n", plan.only.join(" ")).into_bytes()),
+            module(MONITOR_MODULE, program("monitor")?),
+            module(FIRST_MODULE, program(FIRST_MODULE)?),
+            module(GUEST_MODULE, program(GUEST_MODULE)?),
         ],
     })
 }
@@ -188,11 +191,12 @@ impl Session {
                 last[last.len().saturating_sub(8)..].join("\n"),
             );
         }
-        self.measurements.heavy = if is_qemu_trace {
-            self.windows.into_iter().zip(windows).collect()
+        let windows = if is_qemu_trace {
+            windows
         } else {
-            self.trace.into_counts()
+            self.trace.into_windows()
         };
+        self.measurements.heavy = self.windows.into_iter().zip(windows).collect();
         Ok(self.measurements)
     }
 

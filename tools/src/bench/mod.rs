@@ -20,7 +20,7 @@ use self::machine::{MEMORY_MIB, Measurements, Plan, Purpose};
 use crate::run::machine::Machine;
 use crate::{compile, failure, progress, setup, workspace};
 use anyhow::{Context, Result, bail};
-use bench_protocol::{Summary, USER_BYTES};
+use bench_protocol::{FIRST_MODULE, GUEST_MODULE, Summary, USER_BYTES};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use std::env;
@@ -32,7 +32,13 @@ const TWO_CPUS: &str = "signal.cross_cpu";
 const KERNEL_BYTES: &str = "mem.kernel_bytes";
 
 /// Programs that the benchmark consists of: package and binary.
-const PROGRAMS: [(&str, &str); 2] = [("kernel", "kernel"), ("bench", "bench")];
+const PROGRAMS: [(&str, &str); 5] = [
+    ("kernel", "kernel"),
+    ("bench", "bench"),
+    ("monitor", "monitor"),
+    ("bench-guest", FIRST_MODULE),
+    ("bench-guest", GUEST_MODULE),
+];
 
 /// Options of `bench`.
 #[derive(Clone, Debug, Args)]

@@ -1,9 +1,11 @@
 //! Traces of QEMU: its gdb server steps from marker to marker, and the executables say what was executed.
 
+use super::bochs_trace::GUEST_END;
 use super::gdb::Gdb;
 use super::heavy::{self, Counts, MAX_LENGTH};
 use crate::workspace;
 use anyhow::{Context, Result};
+use bench_protocol::GUEST_MODULE;
 use elf::ElfBytes;
 use elf::abi::{PF_X, PT_LOAD};
 use elf::endian::LittleEndian;
@@ -13,7 +15,7 @@ use std::path::Path;
 const SOCKET: &str = "gdb.sock";
 /// The marker: `xchg bx, bx`, in 64-bit and in 16-bit code.
 const MARKERS: [&[u8]; 2] = [&[0x66, 0x87, 0xdb], &[0x87, 0xdb]];
-/// Where the guest's code is, in the guest (`tests/bench/src/guest.rs`).
+/// Where the benchmark's own guest has its code (`tests/bench/src/guest.rs`).
 const GUEST_CODE: u64 = 0x1000;
 /// No operation has more instructions.
 const MAX_STEPS: usize = 100_000;
@@ -27,11 +29,11 @@ pub fn options() -> [String; 3] {
     ]
 }
 
-/// The executables whose instructions are counted.
+/// Where things are in the executables.
 #[derive(Debug)]
 pub struct Code {
-    /// Address and bytes of each executable segment.
-    segments: Vec<(u64, Vec<u8>)>,
+    /// The kernel: address and bytes of each executable segment.
+    kernel: Vec<(u64, Vec<u8>)>,
     /// First instruction of Rust code of the benchmark.
     main: u64,
     /// Addresses of the markers.
@@ -39,40 +41,48 @@ pub struct Code {
 }
 
 impl Code {
-    /// Reads the executables of the kernel and of the benchmark.
+    /// Reads the executables.
     pub fn read() -> Result<Self> {
-        let kernel = workspace::read(&workspace::bare_binary("kernel"))?;
-        let bench = workspace::read(&workspace::bare_binary("bench"))?;
-        let mut segments = executable_segments(&kernel)?;
-        let own = executable_segments(&bench)?;
-        let mut markers: Vec<u64> = own
-            .iter()
-            .flat_map(|(address, bytes)| find_markers(bytes).map(move |offset| address + offset))
-            .collect();
+        let program = |name: &str| workspace::read(&workspace::bare_binary(name));
+        let bench = program("bench")?;
+        let mut markers = Vec::new();
+        for file in [&bench, &program(GUEST_MODULE)?] {
+            for (address, bytes) in executable_segments(file)? {
+                markers.extend(find_markers(&bytes).map(|offset| address + offset));
+            }
+        }
         markers.extend(find_markers(&guest_code(&bench)?).map(|offset| GUEST_CODE + offset));
-        let main = symbol(&bench, "usys_main")?;
-        segments.extend(own);
         Ok(Code {
-            segments,
-            main,
+            kernel: executable_segments(&program("kernel")?)?,
+            main: symbol(&bench, "usys_main")?,
             markers,
         })
     }
 
-    /// The bytes from an address on; `None` for code of the guest.
-    fn at(&self, address: u64) -> Option<&[u8]> {
-        self.segments.iter().find_map(|(start, bytes)| {
-            let offset = usize::try_from(address.checked_sub(*start)?).ok()?;
-            let rest = bytes.get(offset..)?;
-            Some(&rest[..rest.len().min(MAX_LENGTH)])
-        })
+    /// Whether the machine is at a marker: other programs have other code at the same addresses.
+    fn is_marker(&self, gdb: &mut Gdb, at: u64) -> Result<bool> {
+        Ok(self.markers.contains(&at) && (at < GUEST_END || gdb.read(at, MARKERS[0].len())? == MARKERS[0]))
+    }
+
+    /// Counts the instruction at an address, unless it is a guest's.
+    fn count(&self, gdb: &mut Gdb, at: u64, counts: &mut Counts) -> Result<()> {
+        let in_kernel = self.kernel.iter().find_map(|(start, bytes)| {
+            let offset = usize::try_from(at.checked_sub(*start)?).ok()?;
+            bytes.get(offset..)
+        });
+        match in_kernel {
+            Some(bytes) => heavy::count(counts, &bytes[..bytes.len().min(MAX_LENGTH)]),
+            None if at >= GUEST_END => heavy::count(counts, &gdb.read(at, MAX_LENGTH)?),
+            None => {}
+        }
+        Ok(())
     }
 }
 
 /// Steps through the windows of a run that has just started in `folder`: the counts of each, in order.
 pub fn trace(folder: &Path, code: &Code) -> Result<Vec<Counts>> {
     let mut gdb = Gdb::connect(&folder.join(SOCKET))?;
-    // The firmware runs at the addresses of the guest's markers.
+    // The firmware runs at the addresses of the guests' markers.
     gdb.set_breakpoint(code.main)?;
     if gdb.run()?.is_none() {
         return Ok(Vec::new());
@@ -83,8 +93,9 @@ pub fn trace(folder: &Path, code: &Code) -> Result<Vec<Counts>> {
         .try_for_each(|&marker| gdb.set_breakpoint(marker))?;
     let mut windows = Vec::new();
     while let Some(at) = gdb.run()? {
-        // Another process of the same program.
-        if !code.markers.contains(&at) {
+        if !code.is_marker(&mut gdb, at)? {
+            // Off the breakpoint, which would stop the machine again.
+            gdb.step()?;
             continue;
         }
         match window(&mut gdb, code)? {
@@ -102,13 +113,10 @@ fn window(gdb: &mut Gdb, code: &Code) -> Result<Option<Counts>> {
         let Some(at) = gdb.step()? else {
             return Ok(None);
         };
-        if code.markers.contains(&at) {
-            // Off the breakpoint, which would stop the machine again.
+        if code.is_marker(gdb, at)? {
             return Ok(gdb.step()?.map(|_| counts));
         }
-        if let Some(bytes) = code.at(at) {
-            heavy::count(&mut counts, bytes);
-        }
+        code.count(gdb, at, &mut counts)?;
     }
     Ok(None)
 }

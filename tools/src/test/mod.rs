@@ -97,7 +97,7 @@ fn all(machines: &[Machine]) -> Vec<Test> {
     let mut tests = checks::tests();
     tests.extend(mistakes::tests());
     for &machine in machines {
-        tests.push(conformance::test(machine));
+        tests.extend(conformance::tests(machine));
         tests.extend(guests::tests(machine));
         tests.extend(hosts::tests(machine));
         tests.extend(linux::tests(machine));

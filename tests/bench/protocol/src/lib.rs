@@ -16,5 +16,9 @@ pub const WARM_UP: usize = 32;
 pub const SAMPLES: usize = 256;
 /// The boot module with the words that say what to measure; empty for everything.
 pub const REQUEST_MODULE: &str = "bench-request";
+/// The boot module with a guest whose first instruction ends its VM.
+pub const FIRST_MODULE: &str = "bench-first";
+/// The boot module with the guest that measures.
+pub const GUEST_MODULE: &str = "bench-guest";
 /// Not an operation, but what `mem.kernel_bytes` is computed from: bytes of RAM that user space has.
 pub const USER_BYTES: &str = "mem.user_bytes";

@@ -23,7 +23,7 @@ pub enum Line<'a> {
         /// Why.
         why: &'a str,
     },
-    /// The next two markers that are executed enclose an operation, once: `bench window OP`.
+    /// The first, or next, two markers enclose an operation, once: `bench window OP`. It may come late: the order counts.
     Window {
         /// Its name.
         op: &'a str,
