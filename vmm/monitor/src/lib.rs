@@ -1,7 +1,7 @@
 //! The VMM process: one for each VM, with that VM's memory, vCPU and devices, and nothing of another's.
 //!
 //! What a virtual machine is, is in `vmm-core`. Here is what needs the kernel: memory ([`guest_ram`]), the vCPU
-//! ([`guest_cpu`]), the console server ([`console`]), the root task ([`report`]), and the loop that connects them ([`vm`]).
+//! ([`guest_cpu`]), the console server ([`console`]), the root task ([`report`]), counting exits ([`statistics`]), and the loop that connects them ([`vm`]).
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ pub mod guest_ram;
 pub mod images;
 pub mod output;
 pub mod report;
+pub mod statistics;
 pub mod vm;
 
 use crate::console::Channel;

@@ -5,6 +5,7 @@ use crate::guest_cpu::GuestCpu;
 use crate::guest_ram::GuestRam;
 use crate::images::Images;
 use crate::output::{DEBUG_PORT, Output, SERIAL_PORTS};
+use crate::statistics::Statistics;
 use usys::abi::Selector;
 use usys::abi::boot_info::Machine as MachineBits;
 use usys::abi::exit::ExitKind;
@@ -29,6 +30,9 @@ pub struct Vm {
     output: Output,
     ram: GuestRam,
     vcpu: GuestCpu,
+    statistics: Statistics,
+    /// The statistics were written to the log when the guest first wrote to another port than its console.
+    is_reported: bool,
     /// TSC at the last exit.
     now: u64,
 }
@@ -36,6 +40,7 @@ pub struct Vm {
 impl Vm {
     /// Makes the guest's memory and CPU; the kernel is not loaded yet.
     pub fn new(info: &'static ProcessInfo, config: VmConfig, channel: Channel) -> Result<Self, &'static str> {
+        let statistics = Statistics::new(cpu::now());
         let images = Images::new(info, &config)?;
         let header = &info.header;
         let (ram, vcpu) = create(header, &config).map_err(|error| {
@@ -51,6 +56,8 @@ impl Vm {
             output,
             ram,
             vcpu,
+            statistics,
+            is_reported: false,
             now: 0,
         })
     }
@@ -77,6 +84,7 @@ impl Vm {
             }
         };
         self.output.flush(&mut self.channel);
+        log::info!("{}", self.statistics.at(cpu::now()));
         outcome
     }
 
@@ -136,8 +144,10 @@ impl Vm {
         machine.prepare_entry(&mut self.vcpu, self.now);
         let page = self.vcpu.page();
         page.deadline = page.deadline.min(self.output.deadline());
+        self.statistics.enter(cpu::now());
         let exit = self.vcpu.run()?;
         let now = cpu::now();
+        self.statistics.exit(exit, now);
         self.now = now;
         let action = machine.handle_exit(&mut self.vcpu, &mut self.ram, now);
         if machine.take_has_output() {
@@ -154,8 +164,14 @@ impl Vm {
     /// Takes what the machine has to say.
     fn collect(&mut self, machine: &mut Machine, now: u64) {
         for port in 0..SERIAL_PORTS {
-            self.output
-                .put(port, machine.take_output(port), now, &mut self.channel);
+            let mut bytes = machine.take_output(port).peekable();
+            // A command's output: booting is over.
+            let is_first = port > 0 && !self.is_reported && bytes.peek().is_some();
+            self.output.put(port, bytes, now, &mut self.channel);
+            if is_first {
+                self.is_reported = true;
+                log::info!("booted: {}", self.statistics.at(now));
+            }
         }
         self.output
             .put(DEBUG_PORT, machine.take_debug_output(), now, &mut self.channel);
