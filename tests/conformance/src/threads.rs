@@ -68,7 +68,7 @@ const DONE: u64 = 1;
 
 /// Makes the blocks of threads that are gone free again.
 pub fn clear_blocks(are_used: bool) {
-    let words = if are_used { FIRST_BLOCK..2000 } else { 0..0 };
+    let words = if are_used { FIRST_BLOCK..4096 } else { 0..0 };
     words.for_each(|index| board(index).store(0, Ordering::Relaxed));
 }
 
