@@ -31,6 +31,9 @@ static VIRT_FRAME: AtomicU64 = AtomicU64::new(0);
 pub fn start_all(system: &System, frames: &mut BootFrames) {
     let Some(acpi) = &system.acpi else { return };
     let own = lapic::id();
+    let backup = frames.take_frame();
+    let page = PhysAddr(start::TRAMPOLINE);
+    copy_page(page, backup);
     FEATURES.store((&raw const system.features).cast_mut(), Ordering::Release);
     for &apic_id in acpi.cpus.iter().filter(|&&id| id != own) {
         let id = smp::cpu_count();
@@ -45,7 +48,15 @@ pub fn start_all(system: &System, frames: &mut BootFrames) {
             log::warn!("cpu: APIC id {apic_id} did not start");
         }
     }
+    // A boot module may lie there.
+    copy_page(backup, page);
     log::info!("cpu: {} running", smp::cpu_count());
+}
+
+fn copy_page(from: PhysAddr, to: PhysAddr) {
+    // SAFETY: one is the trampoline's page, which is mapped, the other a frame of the kernel's; no other CPU runs code there
+    // before the first start or after the last.
+    unsafe { core::ptr::copy_nonoverlapping(phys_to_virt(from), phys_to_virt(to), 4096) };
 }
 
 fn prepare(id: usize, apic_id: u32, frames: &mut BootFrames) {

@@ -120,7 +120,14 @@ pub fn take_over(system: &System) -> BootFrames {
             end: module.end,
         };
     }
-    let ram = regions::free_ram::<64>(&system.loader.memory, &[]);
+    let mut ram = regions::free_ram::<64>(&system.loader.memory, &[]);
+    // GRUB puts modules below 1 MiB when it was started by UEFI: that memory is the root task's all the same.
+    for module in system.loader.modules.iter() {
+        ram.insert(Region {
+            base: module.start & !4095,
+            end: module.end.next_multiple_of(4096),
+        });
+    }
     let mut free = regions::free_ram::<64>(&system.loader.memory, &reserved);
     let ram_bytes: u64 = ram.regions().iter().map(|region| region.len()).sum();
     let bytes = match system.options.kmem_mib {
