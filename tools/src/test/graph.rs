@@ -28,6 +28,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("guests", &["trt", "tproto", "guest-pv-driver"]),
     ("conformance", &["usys", "tproto", "hypercall-abi"]),
     ("bench-protocol", &[]),
+    ("bench-guest", &["bench-protocol", "trt"]),
     (
         "bench",
         &[
