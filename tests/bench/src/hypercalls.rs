@@ -3,15 +3,24 @@
 use crate::error::Result;
 use crate::report::Report;
 use crate::stopwatch::{self, Mode, Timed};
+use alloc::vec::Vec;
 use bench_protocol::Summary;
 use root_task::memory::FreeMemory;
 use usys::abi::cap::MapFlags;
-use usys::abi::{Hypercall, PAGE_SIZE, Rights};
+use usys::abi::{Hypercall, PAGE_SIZE, Rights, Selector};
 use usys::cap::{Cap, Memory, Narrow, Sm};
 use usys::{process, selector};
 
 /// Where pages are mapped for the measurement; nothing else is there.
 const PLAYGROUND: u64 = 0x600_0000_0000;
+/// Revocations, and how many mappings each ends.
+const REVOKE: [(&str, usize); 5] = [
+    ("revoke.1", 1),
+    ("revoke.4", 4),
+    ("revoke.16", 16),
+    ("revoke.64", 64),
+    ("revoke.256", 256),
+];
 /// Pages of one page table.
 const TABLE_PAGES: u64 = 512;
 
@@ -29,6 +38,9 @@ pub fn measure(report: &Report, memory: &mut FreeMemory, overhead: u64) {
         };
         report.say("map.4k", map);
         report.say("unmap.4k", unmap);
+    }
+    for (op, mappings) in REVOKE {
+        report.measure(op, || revoke(op, memory, mappings, overhead));
     }
 }
 
@@ -124,4 +136,38 @@ fn map_and_unmap(memory: &mut FreeMemory, overhead: u64) -> Result<[Summary; 2]>
     selector::release(to);
     memory.free(pages);
     Ok([map_summary, unmap_summary])
+}
+
+/// Everything that was derived from a capability: so many children, each of which maps one page.
+fn revoke(op: &str, memory: &mut FreeMemory, mappings: usize, overhead: u64) -> Result<Summary> {
+    let pages = memory.allocate(TABLE_PAGES, 1)?;
+    let rights = Rights::READ | Rights::WRITE;
+    let flags = MapFlags::READ | MapFlags::WRITE;
+    // One page stays mapped, so that the tables stay.
+    let anchor: Cap<Memory> = pages
+        .memory()
+        .derive(selector::allocate()?, Narrow::rights(rights))?;
+    let last = TABLE_PAGES - 1;
+    anchor.map(process::pd(), PLAYGROUND + last * PAGE_SIZE, last, 1, flags)?;
+    let parent = pages
+        .memory()
+        .derive(selector::allocate()?, Narrow::rights(rights | Rights::DERIVE))?;
+    let children: Vec<Selector> = (0..mappings)
+        .map(|_| selector::allocate())
+        .collect::<usys::Result<_>>()?;
+    let call = Timed::new(Hypercall::Revoke, parent.selector(), &[0]);
+    let summary = stopwatch::sample(op, overhead, |mode| {
+        for (page, &to) in (0..).zip(&children) {
+            let child = parent.derive(to, Narrow::rights(rights).range(page, 1))?;
+            child.map(process::pd(), PLAYGROUND + page * PAGE_SIZE, 0, 1, flags)?;
+        }
+        // SAFETY: nobody refers to what is mapped there.
+        unsafe { Ok(call.expect(mode)?.ticks) }
+    });
+    for to in children.into_iter().chain([parent.selector(), anchor.selector()]) {
+        let _ = Cap::<Memory>::new(to).delete();
+        selector::release(to);
+    }
+    memory.free(pages);
+    summary
 }

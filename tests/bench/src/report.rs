@@ -3,7 +3,7 @@
 use crate::error::{Failure, Result};
 use alloc::format;
 use alloc::string::String;
-use bench_protocol::{Line, Samples, Summary};
+use bench_protocol::{Line, Samples, Summary, VMS};
 
 /// Says results, of the operations that were asked for.
 #[derive(Clone, Debug)]
@@ -23,6 +23,15 @@ impl Report {
     /// The words, for another process.
     pub fn request(&self) -> &str {
         &self.wanted
+    }
+
+    /// How many other VMs are to be there: one less than what follows `vms=` in the request.
+    pub fn other_vms(&self) -> u64 {
+        let words = self.wanted.split_whitespace();
+        let count = words
+            .filter_map(|word| word.strip_prefix(VMS)?.parse().ok())
+            .next();
+        count.map_or(0, |count: u64| count.saturating_sub(1))
     }
 
     /// Whether an operation was asked for.

@@ -4,7 +4,9 @@ use crate::error::{Failure, Result};
 use crate::guest::{self, Piece};
 use crate::report::{self, Report};
 use crate::system::{HEAP_PAGES, PROGRAM};
+use alloc::vec::Vec;
 use bench_protocol::{Samples, Summary};
+use root_task::memory::Allocation;
 use root_task::process::{Blueprint, Process};
 use root_task::system::System;
 use usys::abi::boot_info::{Machine, root};
@@ -26,6 +28,8 @@ mod given {
     pub(super) const DEMAND: Selector = Selector(18);
 }
 
+/// What a VMM is asked for that measures nothing.
+const IDLE: &str = "idle";
 /// Bit of the parent's notification that says that it is done.
 const DONE: u64 = 1;
 /// Bit of the parent's notification that says that it crashed.
@@ -41,12 +45,40 @@ pub fn measure(report: &Report, system: &mut System) {
     if !["exit", "fault"].iter().any(|group| report.wants_some(group)) {
         return;
     }
-    if let Err(failure) = start(report, system) {
+    let run = |system: &mut System| -> Result<()> {
+        let running = start(system, report.request())?;
+        let result = wait_for(&running);
+        running.process.destroy(&mut system.memory);
+        running
+            .memory
+            .into_iter()
+            .for_each(|allocation| system.memory.free(allocation));
+        result
+    };
+    if let Err(failure) = run(system) {
         report.say("exit.cpuid", Err(failure));
     }
 }
 
-fn start(report: &Report, system: &mut System) -> Result<()> {
+/// A VMM, and the memory that it was given.
+#[derive(Debug)]
+pub struct Running {
+    process: Process,
+    memory: [Allocation; 3],
+}
+
+/// Starts `count` VMMs that run a guest for a moment and then wait for ever.
+pub fn start_idle(system: &mut System, count: u64) -> Result<Vec<Running>> {
+    (0..count)
+        .map(|_| {
+            let running = start(system, IDLE)?;
+            wait_for(&running)?;
+            Ok(running)
+        })
+        .collect()
+}
+
+fn start(system: &mut System, request: &str) -> Result<Running> {
     let plan = Blueprint {
         name: "vmm",
         program: PROGRAM,
@@ -54,7 +86,7 @@ fn start(report: &Report, system: &mut System) -> Result<()> {
         schedule: Schedule::whole(PRIORITY),
         extra_frames: EXTRA_FRAMES,
         heap_pages: HEAP_PAGES,
-        config: report.request().as_bytes(),
+        config: request.as_bytes(),
         events: process::events(),
         parent_badge: DONE,
         fault_badge: CRASHED,
@@ -71,13 +103,16 @@ fn start(report: &Report, system: &mut System) -> Result<()> {
     let log: Cap<Log> = Cap::new(root::LOG);
     log.delegate(pd, process::selector::LOG, Narrow::ALL)?;
     process.start()?;
+    Ok(Running {
+        process,
+        memory: [guest, page, demand],
+    })
+}
+
+/// Waits until a VMM says that it is done, or crashes.
+fn wait_for(running: &Running) -> Result<()> {
     let bits = process::events().wait(FOREVER)?;
-    let fault = process.fault();
-    process.destroy(&mut system.memory);
-    [guest, page, demand]
-        .into_iter()
-        .for_each(|allocation| system.memory.free(allocation));
-    match fault {
+    match running.process.fault() {
         Some(fault) if bits & CRASHED != 0 => Err(Failure::new(format_args!("the VMM crashed: {fault:x?}"))),
         _ => Ok(()),
     }
@@ -85,14 +120,20 @@ fn start(report: &Report, system: &mut System) -> Result<()> {
 
 /// The VMM.
 pub fn main(info: &'static ProcessInfo) -> ! {
-    let report = Report::new(core::str::from_utf8(info.config()).unwrap_or_default());
-    if let Err(failure) = Vmm::new(info).and_then(|mut vmm| vmm.measure_all(&report)) {
+    let request = core::str::from_utf8(info.config()).unwrap_or_default();
+    let report = Report::new(request);
+    let run = |mut vmm: Vmm| match request {
+        IDLE => vmm.run_for_a_moment(),
+        _ => vmm.measure_all(&report),
+    };
+    if let Err(failure) = Vmm::new(info).and_then(run) {
         report.say("exit.cpuid", Err(failure));
     }
-    // The parent ends this process then.
     let _ = process::parent().signal();
+    // The parent ends this process, or leaves it waiting.
+    let forever = selector::allocate().and_then(|to| process::pool().create_sm(to, 0));
     loop {
-        usys::object::yield_now();
+        let _ = forever.and_then(|semaphore| semaphore.down(FOREVER));
     }
 }
 
@@ -129,6 +170,11 @@ impl Vmm {
             demand: Cap::new(given::DEMAND),
             vcpu,
         })
+    }
+
+    fn run_for_a_moment(&mut self) -> Result<()> {
+        guest::enter_long_mode(self.vcpu.page(), self.machine, self.guest_xcr0);
+        self.run(Piece::Cpuid, 0, 0).map(drop)
     }
 
     fn measure_all(&mut self, report: &Report) -> Result<()> {

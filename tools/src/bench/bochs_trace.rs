@@ -82,7 +82,10 @@ mod tests {
         }
         assert_eq!(
             trace.into_windows(),
-            [Counts::from([("swapgs", 1), ("syscall_sysret", 1)])]
+            [Counts::from([
+                ("swapgs".to_owned(), 1),
+                ("syscall_sysret".to_owned(), 1)
+            ])]
         );
     }
 }

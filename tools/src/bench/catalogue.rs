@@ -119,6 +119,11 @@ operations! {
     "map.4k", Instructions, Some(800), Some(400),
         ["seL4" 800 Vtx, "NOVA" 957 Both, "Genode NOVA" 1486 Svm, "Hedron" 1008 Vtx];
     "unmap.4k", Instructions, Some(653), Some(350), ["seL4" 653 Vtx, "NOVA" 905 Both];
+    "revoke.1", Instructions, None, None, [];
+    "revoke.4", Instructions, None, None, [];
+    "revoke.16", Instructions, None, None, [];
+    "revoke.64", Instructions, None, None, [];
+    "revoke.256", Instructions, None, None, [];
     "exit.cpuid_real", Instructions, Some(420), Some(260),
         ["NOVA" 549 Vtx, "Genode NOVA" 900 Vtx, "Genode NOVA" 814 Svm, "Hedron" 962 Vtx, "seL4" 1171 Vtx, "Xen" 818 Vtx];
     "exit.cpuid", Instructions, Some(480), Some(300), ["KVM" 2709 Svm];
@@ -143,7 +148,11 @@ operations! {
     "boot.kernel_to_user", Instructions, Some(3_000_000), Some(1_000_000),
         ["NOVA" 3_000_000 Vtx, "Hedron" 9_160_000 Vtx, "Genode NOVA" 28_100_000 Vtx, "seL4" 19_100_000 Vtx];
     "vm.create_to_first_insn", Instructions, Some(5_000_000), Some(2_000_000), ["Xen" 45_000_000 Svm];
+    "vm.create_zeroed", Bytes, None, None, [];
     "linux.outside_guest", Instructions, Some(80_000_000), Some(25_000_000), [];
+    "sm.signal.64vms", Instructions, Some(142), Some(80), ["NOVA" 142 Both];
+    "ipc.call_cross.64vms", Instructions, Some(280), Some(160), ["NOVA" 280 Both];
+    "exit.cpuid.64vms", Instructions, Some(480), Some(300), ["KVM" 2709 Svm];
     "mem.kernel_bytes", Bytes, Some(8 << 20), Some(4 << 20), ["Xen" 24_117_248 Svm];
     "mem.per_vm_bytes", Bytes, Some(1 << 20), Some(256 << 10), [];
     "size.kernel_lines", Lines, Some(12_000), Some(10_000),

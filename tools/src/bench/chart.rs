@@ -1,6 +1,7 @@
 //! The results as a bar chart, SVG: for each operation ours and the best peer's, on a logarithmic scale.
 
 use super::Row;
+use super::catalogue::Unit;
 use crate::run::machine::Machine;
 use std::fmt::Write;
 
@@ -13,9 +14,10 @@ const TOP: f64 = 52.0;
 const OURS: &str = "#1b6ca8";
 const THEIRS: &str = "#b8b8b8";
 
-/// The chart; operations without a result are left out.
+/// The chart; operations without a result are left out, sizes as well.
 pub fn svg(machine: Machine, rows: &[Row]) -> String {
-    let bars: Vec<Bars<'_>> = rows.iter().filter_map(Bars::of).collect();
+    let is_time = |row: &&Row| row.op.unit == Unit::Instructions;
+    let bars: Vec<Bars<'_>> = rows.iter().filter(is_time).filter_map(Bars::of).collect();
     let most = bars.iter().map(|bars| bars.most()).fold(10.0, f64::max);
     let scale = BARS / most.log10().ceil();
     let (width, height) = (LABELS + BARS + RIGHT, TOP + ROW * bars.len() as f64 + 12.0);

@@ -7,16 +7,16 @@ use std::collections::BTreeMap;
 pub const MAX_LENGTH: usize = 15;
 
 /// How often instructions of each class were executed; classes that were not are absent.
-pub type Counts = BTreeMap<&'static str, u64>;
+pub type Counts = BTreeMap<String, u64>;
 
 /// Adds the instruction that these bytes begin with.
 pub fn count(counts: &mut Counts, bytes: &[u8]) {
     let instruction = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
     if let Some(class) = class(&instruction) {
-        *counts.entry(class).or_default() += 1;
+        *counts.entry(class.to_owned()).or_default() += 1;
     }
     if is_locked(&instruction) {
-        *counts.entry("locked").or_default() += 1;
+        *counts.entry("locked".to_owned()).or_default() += 1;
     }
 }
 
@@ -99,6 +99,9 @@ mod tests {
             ("locked", 2),
             ("port_io", 1),
         ];
-        assert_eq!(counts, Counts::from(expected));
+        assert_eq!(
+            counts,
+            Counts::from(expected.map(|(class, count)| (class.to_owned(), count)))
+        );
     }
 }

@@ -44,6 +44,8 @@ pub struct Plan {
     pub mitigations: &'static str,
     /// CPUs.
     pub cpus: u16,
+    /// More for the kernel's command line.
+    pub cmdline: &'static str,
 }
 
 /// What came of a run.
@@ -106,7 +108,7 @@ fn image(plan: &Plan) -> Result<BootImage> {
     };
     Ok(BootImage {
         kernel: program("kernel")?,
-        cmdline: format!("loglevel=error mitigations={}", plan.mitigations),
+        cmdline: format!("loglevel=error mitigations={} {}", plan.mitigations, plan.cmdline),
         modules: vec![
             module(ROOT_MODULE, program("bench")?),
             module(REQUEST_MODULE, format!("{}\n", plan.only.join(" ")).into_bytes()),

@@ -8,7 +8,9 @@ pub mod bochs_trace;
 pub mod catalogue;
 pub mod chart;
 pub mod gdb;
+pub mod growth;
 pub mod heavy;
+pub mod linux;
 pub mod machine;
 pub mod qemu_trace;
 pub mod size;
@@ -90,12 +92,17 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     let rows = measure(machine, &args.only)?;
     let chart = workspace::own_dir("")?.join(format!("bench-{}.svg", machine.name()));
     workspace::write(&chart, chart::svg(machine, &rows))?;
+    progress::step(format_args!("wrote {}", chart.display()));
+    if let Some(plot) = growth::svg(machine, &rows) {
+        let file = chart.with_file_name(format!("bench-growth-{}.svg", machine.name()));
+        workspace::write(&file, plot)?;
+        progress::step(format_args!("wrote {}", file.display()));
+    }
     if args.json {
         println!("{}", report(machine, &rows));
     } else {
         print!("{}", table::markdown(machine, &rows));
     }
-    progress::step(format_args!("wrote {}", chart.display()));
     Ok(())
 }
 
@@ -152,35 +159,87 @@ fn request(only: &[String]) -> Vec<String> {
 }
 
 fn measure(machine: Machine, only: &[String]) -> Result<Vec<Row>> {
-    let is_wanted = |op: &&Op| only.is_empty() || only.iter().any(|name| op.name.starts_with(name.as_str()));
-    let wants_two_cpus = OPERATIONS.iter().filter(is_wanted).any(|op| op.name == TWO_CPUS);
-    let run = |what: &str, mitigations, purpose| {
+    let wanted: Vec<&'static Op> = OPERATIONS
+        .iter()
+        .filter(|op| only.is_empty() || only.iter().any(|name| op.name.starts_with(name.as_str())))
+        .collect();
+    let wants = |name: &str| wanted.iter().any(|op| op.name == name);
+    let plan = Plan {
+        machine,
+        only: request(only),
+        mitigations: "off",
+        cpus: 1,
+        cmdline: "",
+    };
+    let run = |what: &str, plan: &Plan, purpose| {
         progress::timed(&format!("{what} on {}", machine.name()), || {
-            let mut plan = Plan {
-                machine,
-                only: request(only),
-                mitigations,
-                cpus: 1,
-            };
-            let mut measurements = machine::run(&plan, purpose)?;
-            if wants_two_cpus && purpose == Purpose::Measure {
-                (plan.cpus, plan.only) = (2, vec![TWO_CPUS.to_owned()]);
-                measurements.merge(machine::run(&plan, purpose)?);
-            }
-            Ok::<_, anyhow::Error>(measurements)
+            machine::run(plan, purpose)
         })
     };
-    let off = run("measuring", "off", Purpose::Measure)?;
-    let auto = run("measuring with mitigations", "auto", Purpose::Measure)?;
-    let traced = run("tracing", "off", Purpose::Trace)?;
-    OPERATIONS
-        .iter()
-        .filter(is_wanted)
-        .map(|op| row(op, &off, &auto, &traced))
-        .collect()
+    let both = |mitigations| -> Result<Measurements> {
+        let plan = Plan {
+            mitigations,
+            ..plan.clone()
+        };
+        let mut measurements = run(
+            &format!("measuring, mitigations={mitigations},"),
+            &plan,
+            Purpose::Measure,
+        )?;
+        if wants(TWO_CPUS) {
+            let plan = Plan {
+                cpus: 2,
+                only: vec![TWO_CPUS.to_owned()],
+                ..plan.clone()
+            };
+            measurements.merge(run("measuring with two CPUs", &plan, Purpose::Measure)?);
+        }
+        if wants(linux::OPERATION) {
+            measurements.merge(boot_linux(machine, mitigations));
+        }
+        Ok(measurements)
+    };
+    let mut off = both("off")?;
+    if growth::FLAT.iter().any(|(_, many)| wants(many)) {
+        let plan = Plan {
+            only: growth::request(),
+            // For the objects of so many VMs.
+            cmdline: "kmem=64",
+            ..plan.clone()
+        };
+        let mut crowded = run("measuring with many VMs", &plan, Purpose::Measure)?;
+        for (one, many) in growth::FLAT {
+            let result = crowded.results.remove(one);
+            off.results.extend(result.map(|result| (many.to_owned(), result)));
+        }
+    }
+    let auto = both("auto")?;
+    let traced = run("tracing", &plan, Purpose::Trace)?;
+    off.heavy.extend(traced.heavy);
+    wanted.into_iter().map(|op| row(op, &off, &auto)).collect()
 }
 
-fn row(op: &'static Op, off: &Measurements, auto: &Measurements, traced: &Measurements) -> Result<Row> {
+fn boot_linux(machine: Machine, mitigations: &str) -> Measurements {
+    let what = format!("booting Debian, mitigations={mitigations}, on {}", machine.name());
+    let boot = progress::timed(&what, || linux::boot(machine, mitigations));
+    let mut measurements = Measurements::default();
+    let op = linux::OPERATION.to_owned();
+    match boot {
+        Ok(boot) => {
+            measurements
+                .results
+                .insert(op.clone(), Ok(Summary::single(boot.outside)));
+            measurements.heavy.insert(op, boot.exits);
+        }
+        // Without Debian's kernel, say, the rest is still worth having.
+        Err(error) => {
+            measurements.results.insert(op, Err(format!("{error:#}")));
+        }
+    }
+    measurements
+}
+
+fn row(op: &'static Op, off: &Measurements, auto: &Measurements) -> Result<Row> {
     let (summary, why_not) = match off.results.get(op.name) {
         Some(Ok(summary)) => (Some(*summary), None),
         Some(Err(why)) => (None, Some(why.clone())),
@@ -191,7 +250,7 @@ fn row(op: &'static Op, off: &Measurements, auto: &Measurements, traced: &Measur
         summary,
         auto: auto.median(op.name),
         why_not,
-        heavy: traced.heavy.get(op.name).cloned().unwrap_or_default(),
+        heavy: off.heavy.get(op.name).cloned().unwrap_or_default(),
     })
 }
 
@@ -245,7 +304,7 @@ mod tests {
             summary: Some(Summary::single(140)),
             auto: Some(141),
             why_not: None,
-            heavy: Counts::from([("swapgs", 2)]),
+            heavy: Counts::from([("swapgs".to_owned(), 2)]),
         };
         let missing = Row {
             summary: None,

@@ -28,6 +28,9 @@ pub fn markdown(machine: Machine, rows: &[Row]) -> String {
         other.name()
     );
     text.push_str(&heavy(rows));
+    if machine == Machine::Svm {
+        text.push_str("\n`irq.to_thread` and `timer.preempt` can be traced on vtx only.\n");
+    }
     text
 }
 

@@ -16,6 +16,8 @@ pub const WARM_UP: usize = 32;
 pub const SAMPLES: usize = 256;
 /// The boot module with the words that say what to measure; empty for everything.
 pub const REQUEST_MODULE: &str = "bench-request";
+/// Word of the request that a number of VMs follows.
+pub const VMS: &str = "vms=";
 /// The boot module with a guest whose first instruction ends its VM.
 pub const FIRST_MODULE: &str = "bench-first";
 /// The boot module with the guest that measures.

@@ -1,0 +1,87 @@
+//! What Debian's boot to a shell costs outside the guest, and how its exits divide.
+
+use crate::request;
+use crate::run::Output;
+use crate::run::machine::Machine;
+use crate::run::outcome::Verdict;
+use crate::workspace;
+use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
+
+/// The operation.
+pub const OPERATION: &str = "linux.outside_guest";
+
+/// What the VMM's statistics say when the shell's first command writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boot {
+    /// Instructions of kernel, VMM and services.
+    pub outside: u64,
+    /// Exits by kind.
+    pub exits: BTreeMap<String, u64>,
+}
+
+/// Boots Debian's kernel to the first command of its shell.
+pub fn boot(machine: Machine, mitigations: &str) -> Result<Boot> {
+    let log = workspace::own_dir("log")?.join("bench-linux.log");
+    let log_name = log.display().to_string();
+    let cmdline = format!("loglevel=error mitigations={mitigations}");
+    let args = request::parse(&[
+        "--machine",
+        machine.name(),
+        "--deterministic",
+        "--cmdline",
+        "quiet",
+        "--exec",
+        "echo",
+        "--kernel-cmdline",
+        &cmdline,
+        "--log",
+        &log_name,
+    ])?;
+    let report = request::run(&args, Output::Collect)?;
+    ensure!(
+        report.verdict == Verdict::Command(0),
+        "Linux did not reach its shell: {}",
+        report.detail
+    );
+    let text = String::from_utf8_lossy(&workspace::read(&log)?).into_owned();
+    text.lines()
+        .find_map(parse)
+        .with_context(|| format!("the log {log_name} has no statistics"))
+}
+
+/// Reads the VMM's line: `… booted: N exits, A of B ticks outside the guest: Kind N Kind N …`.
+fn parse(line: &str) -> Option<Boot> {
+    let (_, rest) = line.split_once("booted: ")?;
+    let (totals, kinds) = rest.split_once(" ticks outside the guest:")?;
+    let (_, ticks) = totals.split_once(" exits, ")?;
+    let (outside, _) = ticks.split_once(" of ")?;
+    let mut words = kinds.split_whitespace();
+    let mut exits = BTreeMap::new();
+    while let (Some(kind), Some(count)) = (words.next(), words.next()) {
+        exits.insert(format!("exit {kind}"), count.parse().ok()?);
+    }
+    Some(Boot {
+        outside: outside.parse().ok()?,
+        exits,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_statistics_are_read_from_the_log() {
+        let line = "linux: linux: booted: 2539 exits, 10431521 of 516033466 ticks outside the guest: Cpuid 1023 PortIo 749";
+        let exits = [("exit Cpuid", 1023), ("exit PortIo", 749)];
+        assert_eq!(
+            parse(line),
+            Some(Boot {
+                outside: 10_431_521,
+                exits: exits.map(|(kind, count)| (kind.to_owned(), count)).into(),
+            })
+        );
+        assert_eq!(parse("linux: linux: powered off"), None);
+    }
+}
