@@ -57,7 +57,7 @@ pub unsafe fn init_cpu(has_xsave: bool) {
     XCR0.0[percpu::id()].set(xcr0);
 }
 
-/// Whether guests set XCR0 without an exit: QEMU's TCG (7.2 and 10.0) executes XSETBV in an SVM guest although it is
+/// Whether guests set XCR0 without an exit: QEMU's TCG (seen with 7.2) executes XSETBV in an SVM guest although it is
 /// intercepted. There, and only there, the kernel looks what a guest left.
 static GUESTS_SET_XCR0: AtomicBool = AtomicBool::new(false);
 
