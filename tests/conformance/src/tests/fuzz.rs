@@ -4,7 +4,7 @@ use super::{Group, Needs, group};
 use crate::call::syscall;
 use crate::child::{Child, own};
 use crate::guest::Guest;
-use crate::layout::{IRQS, PORTS};
+use crate::layout::{CHILD_STACKS, IRQS, PORTS};
 use crate::prelude::*;
 use crate::threads;
 use crate::world::board;
@@ -68,73 +68,147 @@ const COUNTS: usize = 8;
 /// Where a child may map.
 const PLACE: u64 = 0x30_0000_0000;
 
-/// A selector: mostly one of the few in use.
+/// Selectors that children use.
+const SELECTORS: u64 = 64;
+
+/// Any selector: mostly one of those in use.
 fn selector(random: &mut Random) -> u64 {
     match random.below(16) {
         0 => random.interesting(),
         1 => random.below(256),
-        _ => own::FREE + random.below(48),
+        _ => own::FREE + random.below(SELECTORS),
     }
+}
+
+/// The type of what a selector names, 0 for nothing.
+fn kind_of(selector: u64) -> u8 {
+    let answer = call(CapInfo, selector, []);
+    if answer.status == Success as u64 {
+        answer.values[0] as u8
+    } else {
+        0
+    }
+}
+
+/// Mostly a selector that names something of one of these types.
+fn find(random: &mut Random, kinds: &[ObjectType]) -> u64 {
+    if random.below(12) == 0 {
+        return selector(random);
+    }
+    let start = random.below(SELECTORS);
+    let fits = |&candidate: &u64| kinds.iter().any(|&kind| kind as u8 == kind_of(candidate));
+    (0..SELECTORS)
+        .map(|step| own::FREE + (start + step) % SELECTORS)
+        .chain([own::PD, own::POOL])
+        .find(fits)
+        .unwrap_or(own::FREE)
+}
+
+/// What a call is about.
+fn subject(random: &mut Random, number: Hypercall) -> u64 {
+    let kinds: &[ObjectType] = match number {
+        Hypercall::Call => &[ObjectType::Pt],
+        Signal | Wait => &[ObjectType::Sm, ObjectType::Ntfn],
+        VcpuRun | VcpuPoke | VcpuRead => &[ObjectType::Vcpu],
+        Map | Unmap => &[ObjectType::Memory, ObjectType::Memory, ObjectType::Ports],
+        Bind => &[ObjectType::Ec, ObjectType::Vcpu],
+        EcInfo => &[ObjectType::Ec],
+        ScInfo => &[ObjectType::Sc],
+        PoolInfo => &[ObjectType::Pool],
+        IrqBind | IrqAck => &[ObjectType::Irqs],
+        number if (16..=24).contains(&(number as u8)) => &[ObjectType::Null],
+        // What the child was given stays a while.
+        Revoke if random.below(8) > 0 => return own::FREE + 16 + random.below(SELECTORS - 16),
+        _ => return selector(random),
+    };
+    find(random, kinds)
 }
 
 /// Arguments that have a chance.
 fn arguments(random: &mut Random, number: Hypercall) -> [u64; 8] {
     let mut words = [0; 8];
     words.iter_mut().for_each(|word| *word = random.interesting());
-    let now = usys::cpu::now();
     match number {
         Map => {
-            words[0] = selector(random);
-            words[1] = PLACE + random.below(4096) * PAGE;
-            words[2] = random.below(8);
-            words[3] = random.below(10);
-            words[4] = random.below(8);
+            words[0] = find(random, &[ObjectType::Pd, ObjectType::GuestSpace]);
+            words[1] = [0, PLACE + random.below(4096) * PAGE, PLACE][random.below(3) as usize];
+            [words[2], words[3], words[4]] = [random.below(4), 1 + random.below(8), random.below(4)];
+            words[4] *= random.below(4).min(1);
         }
         Unmap => [words[0], words[1]] = [random.below(4), random.below(10)],
+        VcpuRead => words[0] &= 0x1fff,
         Derive => {
-            words[0] = [0, 0, selector(random)][random.below(3) as usize];
-            words[1] = selector(random);
+            words[0] = if random.below(4) == 0 {
+                find(random, &[ObjectType::Pd])
+            } else {
+                0
+            };
+            words[1] = find(random, &[ObjectType::Null]);
             words[2] = 0xffff & (random.draw() | 0x8000);
-            words[3] = random.below(3);
-            words[4] = random.below(4);
+            [words[3], words[4]] = [random.below(3), random.below(4)];
         }
         Revoke => words[0] = random.below(2),
         // A thread that waits for ever makes no calls.
-        Wait => words[0] = now + random.below(2000),
-        Bind => [words[0], words[1], words[2]] = [selector(random), random.below(5), random.below(2)],
+        Wait => words[0] = usys::cpu::now() + random.below(2000),
+        Bind => {
+            words[1] = random.below(4);
+            let what: &[ObjectType] = match words[1] {
+                1 => &[ObjectType::Sm, ObjectType::Ntfn],
+                3 => &[ObjectType::Ntfn],
+                _ => &[ObjectType::Memory],
+            };
+            [words[0], words[2]] = [find(random, what), random.below(2)];
+        }
         CreateEc => {
-            words[1] = selector(random);
-            words[2] = random.below(2) | (random.below(4) / 3) << 16;
-            words[3] = 0x1000;
+            words[1] = find(random, &[ObjectType::Pd]);
+            words[2] = random.below(2) << 16;
+            // A stack of the child, for handlers; threads of other domains fault at once.
+            [words[3], words[4]] = [0x1000 + random.below(2) * PAGE, CHILD_STACKS + PAGE];
         }
         CreateSc => {
-            words[1] = selector(random);
+            words[1] = find(random, &[ObjectType::Ec]);
             [words[2], words[3], words[4]] = [random.below(10), 100 + random.below(100), 1000];
         }
-        CreatePt | CreateVcpu => [words[1], words[2]] = [selector(random), 0],
+        CreatePt => {
+            words[1] = find(random, &[ObjectType::Ec]);
+            [words[2], words[3]] = [usys::portal::entry(), echo as *const () as u64];
+        }
+        CreateVcpu => [words[1], words[2]] = [find(random, &[ObjectType::GuestSpace]), 0],
         CreatePool => [words[1], words[2]] = [random.below(24), 0],
         CreateSm => words[1] = random.below(3),
-        IrqBind => [words[0], words[1]] = [random.below(4), selector(random)],
+        IrqBind => {
+            words[0] = random.below(2);
+            words[1] = find(random, &[ObjectType::Sm, ObjectType::Ntfn]);
+            words[2] = random.below(2);
+        }
+        IrqAck => words[0] = random.below(2),
         _ => {}
     }
     if (16..=24).contains(&(number as u8)) && random.below(8) > 0 {
-        words[0] = [own::POOL, own::FREE][random.below(2) as usize];
+        words[0] = if random.below(3) > 0 {
+            own::POOL
+        } else {
+            find(random, &[ObjectType::Pool])
+        };
     }
     // Now and then what the rules above rule out.
-    if random.below(16) == 0 && number != Wait {
+    if random.below(24) == 0 && number != Wait {
         words[random.below(6) as usize] = random.interesting();
     }
     words
 }
+
+extern "C" fn echo(_: &mut [u64; 8]) {}
 
 /// Makes random hypercalls for ever: RDI has the seed and, in bits 32 and up, the word of the board to count in.
 extern "C" fn make_calls(argument: u64) -> ! {
     let mut random = Random::new(argument & 0xffff_ffff);
     let count = board((argument >> 32) as usize);
     loop {
-        let pick = random.below(Hypercall::ALL.len() as u64 + 1) as usize;
-        let number = Hypercall::ALL.get(pick).copied().unwrap_or(Yield);
-        let to = selector(&mut random);
+        // More revocations than the rest, or every selector would soon be in use.
+        let pick = random.below(Hypercall::ALL.len() as u64 + 8) as usize;
+        let number = Hypercall::ALL.get(pick).copied().unwrap_or(Revoke);
+        let to = subject(&mut random, number);
         let mut head = number as u64 | to << 32;
         if random.below(32) == 0 {
             head = random.draw();
@@ -172,8 +246,8 @@ fn hostile(w: &mut World, threads: u64) -> Seen<Child> {
         grant(object)?;
     }
     if w.info.machine & 3 != 0 {
-        let guest = Guest::new(w)?;
-        guest.page_address();
+        let mut guest = Guest::new(w)?;
+        guest.code(&[0xf4]);
         grant(guest.space)?;
         grant(guest.vcpu)?;
     }
@@ -210,7 +284,7 @@ fn let_loose(w: &mut World, cpus: &[u16]) -> Check {
             for _ in 0..40 {
                 w.sleep(10_000);
                 let now = total();
-                if now == last || made + now > CALLS {
+                if now == last || now > CALLS / 10 {
                     break;
                 }
                 last = now;

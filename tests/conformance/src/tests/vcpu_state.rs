@@ -15,6 +15,7 @@ pub(super) const GROUP: Group = group!(
     Needs::Guests => [
         every_group_is_read_back_as_it_was_written,
         a_group_without_its_dirty_bit_is_not_taken,
+        long_mode_may_be_enabled_before_pae_and_paging,
         two_vcpus_keep_their_states_apart,
         what_the_guest_writes_to_its_msrs_is_read_back,
         what_the_guest_writes_to_its_msrs_is_not_the_hosts,
@@ -170,6 +171,22 @@ fn a_group_without_its_dirty_bit_is_not_taken(w: &mut World) -> Check {
     equal("CR4", page.cr4, 0)?;
     equal("base of FS", page.segments[FS].base, 0)?;
     equal("base of GDTR", page.gdtr.base, 0)
+}
+
+fn long_mode_may_be_enabled_before_pae_and_paging(w: &mut World) -> Check {
+    const LME: u64 = 1 << 8;
+    let mut guest = Guest::new(w)?;
+    guest.code(&[0x0f, 0xa2, 0xf4]);
+    for (cr4, efer) in [(0, LME), (0x20, LME), (0, 0), (0x10, LME | 0x801)] {
+        guest.restart();
+        let page = guest.page();
+        (page.cr4, page.efer) = (cr4, efer);
+        page.dirty |= Groups::CONTROL.bits();
+        guest.run_to(ExitKind::Cpuid)?;
+        guest.read(Groups::CONTROL)?;
+        equal("CR4, EFER", (guest.page().cr4, guest.page().efer), (cr4, efer))?;
+    }
+    Ok(())
 }
 
 fn two_vcpus_keep_their_states_apart(w: &mut World) -> Check {

@@ -19,12 +19,14 @@ pub const HIDDEN_CR0: u64 = CR0_CD | CR0_NW;
 const CR0_PE: u64 = 1;
 const CR0_NW: u64 = 1 << 29;
 const CR0_CD: u64 = 1 << 30;
-const CR0_PG: u64 = 1 << 31;
+/// CR0: paging.
+pub const CR0_PG: u64 = 1 << 31;
 /// PE MP EM TS ET NE WP AM NW CD PG.
 const CR0_DEFINED: u64 = 0xe005_003f;
 const CR4_PAE: u64 = 1 << 5;
 const CR4_PCIDE: u64 = 1 << 17;
-const EFER_LME: u64 = 1 << 8;
+/// EFER: long mode, once paging is on.
+pub const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
 const RFLAGS_FIXED: u64 = 2;
 const RFLAGS_VM: u64 = 1 << 17;

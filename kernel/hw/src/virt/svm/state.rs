@@ -8,7 +8,7 @@ use hypercall_abi::vcpu::{
     ACTIVITY_ACTIVE, ACTIVITY_HALTED, CS, DS, ES, FS, GS, Groups, Interruptibility, SS,
 };
 use kcore::addr::PhysAddr;
-use kcore::virt::svm::checks::{CR0_ET, EFER_SVME, HIDDEN_CR0};
+use kcore::virt::svm::checks::{CR0_ET, CR0_PG, EFER_LME, EFER_SVME, HIDDEN_CR0};
 use kcore::virt::svm::event::NmiMask;
 use kcore::virt::svm::segment;
 use kcore::virt::svm::vmcb::{Clean, INTERRUPT_SHADOW, LBR_ENABLE, SaveArea, Vmcb};
@@ -32,6 +32,8 @@ pub(super) const RFLAGS_IF: u64 = 1 << 9;
 pub(super) struct Extra {
     /// CR0.CD and NW of the guest's view.
     pub(super) hidden_cr0: u64,
+    /// EFER.LME of the guest's view while paging is off.
+    pub(super) hidden_efer: u64,
     /// DR0 to DR3.
     pub(super) breakpoints: Breakpoints,
     /// TSC_AUX.
@@ -45,6 +47,7 @@ impl Extra {
     pub(super) const fn new(vmcb: PhysAddr) -> Self {
         Extra {
             hidden_cr0: HIDDEN_CR0,
+            hidden_efer: 0,
             breakpoints: Breakpoints::new(vmcb),
             tsc_aux: 0,
             nmi: NmiMask::Open,
@@ -175,7 +178,10 @@ fn take_control(page: Page, save: &mut SaveArea, extra: &mut Extra) -> Result<()
     save.cr0 = cr0 & !HIDDEN_CR0 | CR0_ET;
     save.cr3 = get!(page, cr3);
     save.cr4 = get!(page, cr4);
-    save.efer = efer | EFER_SVME;
+    // Without paging LME means nothing until CR0.PG is written, which exits. QEMU's TCG, however, does not restore the host's
+    // CR0 at an exit of a guest that has LME and neither PG nor CR4.PAE.
+    extra.hidden_efer = if cr0 & CR0_PG == 0 { efer & EFER_LME } else { 0 };
+    save.efer = efer & !extra.hidden_efer | EFER_SVME;
     Ok(())
 }
 
@@ -243,7 +249,7 @@ pub(super) fn give(page: Page, groups: Groups, vmcb: &Vmcb, extra: &Extra) {
         put!(page, save.cr0 | extra.hidden_cr0 => cr0);
         put!(page, save.cr3 => cr3);
         put!(page, save.cr4 => cr4);
-        put!(page, save.efer & !EFER_SVME => efer);
+        put!(page, save.efer & !EFER_SVME | extra.hidden_efer => efer);
     }
     if groups.contains(Groups::DEBUG) {
         put!(page, extra.breakpoints.read() => dr);

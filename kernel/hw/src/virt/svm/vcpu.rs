@@ -452,6 +452,7 @@ impl Vcpu {
         let exit_code = self.vmcb().control.exit_code;
         self.vmcb().save.reset();
         self.extra.hidden_cr0 = checks::HIDDEN_CR0;
+        self.extra.hidden_efer = 0;
         self.clean = Clean::empty();
         self.flush = true;
         self.lost = true;
