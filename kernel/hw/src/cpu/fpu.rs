@@ -158,10 +158,12 @@ pub fn forget(area: PhysAddr) {
     }
 }
 
+/// FXRSTOR and XRSTOR read no further than the legacy region and the header, whose XSTATE_BV of 0 asks for initial
+/// values (SDM 1 13.8).
 #[repr(C, align(64))]
-struct Initial([u8; 4096]);
+struct Initial([u8; 576]);
 static INITIAL: Initial = {
-    let mut area = [0u8; 4096];
+    let mut area = [0u8; 576];
     (area[0], area[1], area[24], area[25]) = (0x7f, 0x03, 0x80, 0x1f);
     Initial(area)
 };

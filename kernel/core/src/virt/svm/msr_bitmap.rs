@@ -29,7 +29,7 @@ const PAT: u32 = 0x277;
 pub struct PermissionMap<const SIZE: usize>(pub [u8; SIZE]);
 
 /// Byte and bit of the read permission of an MSR; the write permission is the next bit.
-const fn position(msr: u32) -> Option<(usize, u32)> {
+fn position(msr: u32) -> Option<(usize, u32)> {
     let base = match msr & !0x1fff {
         0 => 0,
         0xc000_0000 => 0x800,
@@ -40,26 +40,26 @@ const fn position(msr: u32) -> Option<(usize, u32)> {
     Some((base + index / 4, (index % 4 * 2) as u32))
 }
 
-/// The MSR permission map. Everything exits that the world switch does not cover; `pass_pat` is false where the machine
-/// does not switch the PAT ([`super::processor::Quirks::shares_pat`]).
-pub const fn msr_map(pass_pat: bool) -> PermissionMap<MSRPM_SIZE> {
-    let mut map = [0xff; MSRPM_SIZE];
-    let mut n = 0;
-    while n < PASSED_THROUGH.len() {
-        let msr = PASSED_THROUGH[n];
-        if let Some((byte, bit)) = position(msr)
-            && (msr != PAT || pass_pat)
-        {
-            map[byte] &= !(3 << bit);
+impl PermissionMap<MSRPM_SIZE> {
+    /// Makes every MSR exit that the world switch does not cover; `pass_pat` is false where the machine does not switch the
+    /// PAT ([`super::processor::Quirks::shares_pat`]).
+    pub fn fill(&mut self, pass_pat: bool) {
+        self.0.fill(0xff);
+        for msr in PASSED_THROUGH {
+            if let Some((byte, bit)) = position(msr)
+                && (msr != PAT || pass_pat)
+            {
+                self.0[byte] &= !(3 << bit);
+            }
         }
-        n += 1;
     }
-    PermissionMap(map)
 }
 
-/// The I/O permission map: every port exits.
-pub const fn io_map() -> PermissionMap<IOPM_SIZE> {
-    PermissionMap([0xff; IOPM_SIZE])
+impl PermissionMap<IOPM_SIZE> {
+    /// Makes every port exit.
+    pub fn fill(&mut self) {
+        self.0.fill(0xff);
+    }
 }
 
 #[cfg(test)]
@@ -67,6 +67,12 @@ mod tests {
     use super::*;
 
     const EFER: u32 = 0xc000_0080;
+
+    fn msr_map(pass_pat: bool) -> PermissionMap<MSRPM_SIZE> {
+        let mut map = PermissionMap([0; MSRPM_SIZE]);
+        map.fill(pass_pat);
+        map
+    }
 
     fn exits(map: &PermissionMap<MSRPM_SIZE>, msr: u32) -> (bool, bool) {
         let (byte, bit) = position(msr).unwrap();

@@ -9,7 +9,7 @@ use core::cell::{Cell, UnsafeCell};
 use hypercall_abi::boot_info::MAX_CPUS;
 use kcore::addr::PhysAddr;
 use kcore::virt::svm::asid::{Pool, Tag, TlbControl};
-use kcore::virt::svm::msr_bitmap::{IOPM_SIZE, MSRPM_SIZE, PermissionMap, io_map, msr_map};
+use kcore::virt::svm::msr_bitmap::{IOPM_SIZE, MSRPM_SIZE, PermissionMap};
 use kcore::virt::svm::processor::{Processor, SvmFeatures};
 
 /// VM_CR.
@@ -24,9 +24,22 @@ const VM_HSAVE_PA: u32 = 0xc001_0117;
 const EFER_SVME: u64 = 1 << 12;
 
 /// The permission maps of all guests, in the kernel image because each has to be physically contiguous.
-static MSR_MAP: PermissionMap<MSRPM_SIZE> = msr_map(true);
-static MSR_MAP_WITHOUT_PAT: PermissionMap<MSRPM_SIZE> = msr_map(false);
-static IO_MAP: PermissionMap<IOPM_SIZE> = io_map();
+static MSR_MAP: Map<MSRPM_SIZE> = Map::new();
+static IO_MAP: Map<IOPM_SIZE> = Map::new();
+
+struct Map<const SIZE: usize>(UnsafeCell<PermissionMap<SIZE>>);
+// SAFETY: the boot CPU fills them before there is another CPU or a guest; afterwards only their address is used.
+unsafe impl<const SIZE: usize> Sync for Map<SIZE> {}
+
+impl<const SIZE: usize> Map<SIZE> {
+    const fn new() -> Self {
+        Map(UnsafeCell::new(PermissionMap([0; SIZE])))
+    }
+
+    fn address(&self) -> PhysAddr {
+        kernel_virt_to_phys(self.0.get() as u64)
+    }
+}
 
 /// What one CPU has.
 struct PerCpu {
@@ -112,6 +125,13 @@ pub unsafe fn enable_cpu(frame: PhysAddr) -> Result<(), Unsupported> {
         msr::write(msr::EFER, msr::read(msr::EFER) | EFER_SVME);
         msr::write(VM_HSAVE_PA, frame.0);
     }
+    if percpu::id() == 0 {
+        // SAFETY: the boot CPU is alone, and no reference to the maps is alive.
+        unsafe {
+            (*MSR_MAP.0.get()).fill(!processor.quirks.shares_pat);
+            (*IO_MAP.0.get()).fill();
+        }
+    }
     let cpu = this_cpu();
     if processor.has_rdtscp {
         // SAFETY: TSC_AUX exists where RDTSCP does.
@@ -139,14 +159,6 @@ pub(super) fn prepare_asid(tag: &mut Tag, flush: bool, processor: &Processor) ->
 }
 
 /// Physical addresses of the MSR and of the I/O permission map.
-pub(super) fn permission_maps(processor: &Processor) -> (PhysAddr, PhysAddr) {
-    let msr_map = if processor.quirks.shares_pat {
-        &MSR_MAP_WITHOUT_PAT
-    } else {
-        &MSR_MAP
-    };
-    (
-        kernel_virt_to_phys((&raw const *msr_map) as u64),
-        kernel_virt_to_phys((&raw const IO_MAP) as u64),
-    )
+pub(super) fn permission_maps() -> (PhysAddr, PhysAddr) {
+    (MSR_MAP.address(), IO_MAP.address())
 }

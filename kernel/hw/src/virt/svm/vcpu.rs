@@ -83,7 +83,7 @@ unsafe impl GuestCpu for Vcpu {
             unchecked: false,
             lost: false,
         };
-        let (msr_map, io_map) = region::permission_maps(&vcpu.processor);
+        let (msr_map, io_map) = region::permission_maps();
         let vmcb = vcpu.vmcb();
         vmcb.control.msrpm_base = msr_map.0;
         vmcb.control.iopm_base = io_map.0;
