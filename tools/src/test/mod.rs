@@ -12,7 +12,7 @@ pub mod record;
 pub mod refusals;
 
 use crate::run::machine::Machine;
-use crate::{compile, progress, setup, workspace};
+use crate::{compile, failure, progress, setup, workspace};
 use anyhow::{Context, Result};
 use clap::Args;
 use record::{Outcome, Record};
@@ -22,9 +22,9 @@ use std::time::Instant;
 /// Options of `test`.
 #[derive(Debug, Args)]
 pub struct TestArgs {
-    /// Only tests whose name contains this (names: `--list`)
-    #[arg(long, value_name = "PATTERN")]
-    pub only: Option<String>,
+    /// Only tests whose name contains one of these (names: `--list`)
+    #[arg(long, value_name = "PATTERNS", value_delimiter = ',')]
+    pub only: Vec<String>,
     /// Only this machine's system tests, and the tests of the host
     #[arg(long, value_enum)]
     pub machine: Option<Machine>,
@@ -59,14 +59,7 @@ pub fn test(args: &TestArgs) -> Result<u8> {
     let machines = args
         .machine
         .map_or(MACHINES.to_vec(), |machine| vec![machine.resolve()]);
-    let tests: Vec<Test> = all(&machines)
-        .into_iter()
-        .filter(|test| {
-            args.only
-                .as_ref()
-                .is_none_or(|pattern| test.name.contains(pattern.as_str()))
-        })
-        .collect();
+    let tests = select(all(&machines), &args.only)?;
     if args.list {
         tests
             .iter()
@@ -105,6 +98,24 @@ fn all(machines: &[Machine]) -> Vec<Test> {
         tests.extend(refusals::tests(machine));
     }
     tests
+}
+
+/// The tests whose name contains one of the patterns, or all of them if there is none.
+///
+/// # Errors
+/// A pattern that no name contains: a run that tests nothing must not look like one that passed.
+fn select(mut tests: Vec<Test>, patterns: &[String]) -> Result<Vec<Test>> {
+    let matches = |test: &Test, pattern: &String| test.name.contains(pattern.as_str());
+    if let Some(pattern) = patterns
+        .iter()
+        .find(|pattern| !tests.iter().any(|test| matches(test, pattern)))
+    {
+        return Err(failure::usage(format!(
+            "no test's name contains \"{pattern}\"; `cargo nacre test --list` lists them"
+        )));
+    }
+    tests.retain(|test| patterns.is_empty() || patterns.iter().any(|pattern| matches(test, pattern)));
+    Ok(tests)
 }
 
 /// Installs and builds what the tests need, once.
@@ -166,4 +177,36 @@ fn run_in_turn(tests: &[&Test]) -> Vec<Record> {
         }
     }
     records
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selected(patterns: &[&str]) -> Result<Vec<String>> {
+        let tests = ["svm/hello", "svm/fpu", "vtx/hello"].map(|name| Test {
+            name: name.into(),
+            shows: String::new(),
+            machine: None,
+            run: Box::new(|| Ok(Outcome::Passed)),
+        });
+        let patterns: Vec<String> = patterns.iter().map(ToString::to_string).collect();
+        Ok(select(tests.into(), &patterns)?
+            .into_iter()
+            .map(|test| test.name)
+            .collect())
+    }
+
+    #[test]
+    fn tests_are_selected_by_any_of_several_patterns() {
+        assert_eq!(selected(&[]).unwrap().len(), 3);
+        assert_eq!(selected(&["svm/fpu", "vtx"]).unwrap(), ["svm/fpu", "vtx/hello"]);
+    }
+
+    #[test]
+    fn a_pattern_that_selects_nothing_is_an_error_that_names_it() {
+        let error = selected(&["svm", "fpv"]).unwrap_err();
+        assert_eq!(failure::kind(&error), failure::Kind::Usage);
+        assert!(error.to_string().contains("\"fpv\""));
+    }
 }
