@@ -4,7 +4,6 @@ use crate::object::ec::{Ec, State};
 use crate::object::interrupt;
 use crate::object::signal::Signal;
 use crate::{cpu, epitaph, hypercall, sched};
-use core::sync::atomic::{AtomicU64, Ordering};
 use khw::cpu::control;
 use khw::entry::{Frame, Handlers};
 use khw::irq::{lapic, vector};
@@ -89,22 +88,12 @@ fn deliver(number: u8) {
     }
 }
 
-static NMIS: AtomicU64 = AtomicU64::new(0);
-
-/// NMIs seen so far.
-pub fn nmi_count() -> u64 {
-    NMIS.load(Ordering::Relaxed)
-}
-
-/// An NMI came in kernel or user code. The kernel asks for none, but to stop the other CPUs when it ends: it counts
-/// them and goes on.
+/// An NMI came in kernel or user code. The kernel asks for none, but to stop the other CPUs when it ends: it goes on.
 extern "C" fn nmi(_frame: *mut Frame) {
-    NMIS.fetch_add(1, Ordering::Relaxed);
     epitaph::stop_if_over();
 }
 
 /// An NMI made a guest exit.
 pub fn host_nmi() {
-    NMIS.fetch_add(1, Ordering::Relaxed);
     epitaph::stop_if_over();
 }

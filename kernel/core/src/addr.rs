@@ -8,14 +8,6 @@ use hypercall_abi::PAGE_SIZE;
 pub struct PhysAddr(pub u64);
 
 impl PhysAddr {
-    /// Largest physical address any x86-64 CPU has (52 bits).
-    pub const LIMIT: u64 = 1 << 52;
-
-    /// The address rounded down to a page.
-    pub const fn page_floor(self) -> Self {
-        PhysAddr(self.0 & !(PAGE_SIZE - 1))
-    }
-
     /// Whether it is the first byte of a page.
     pub const fn is_page_aligned(self) -> bool {
         self.0 & (PAGE_SIZE - 1) == 0

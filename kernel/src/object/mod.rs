@@ -160,14 +160,6 @@ impl<T: Linked<Tag>, Tag> List<T, Tag> {
         item.link().prev.set(0);
     }
 
-    /// Puts an object that is in no list of this kind before all others.
-    pub fn push_front(&self, item: &'static T) {
-        match self.first() {
-            Some(first) => self.insert_before(item, first),
-            None => self.push_back(item),
-        }
-    }
-
     /// Takes out an object that is in this list or in none.
     pub fn remove_if_linked(&self, item: &T) {
         let is_first = self.first().is_some_and(|first| core::ptr::eq(first, item));

@@ -65,14 +65,6 @@ impl Slot {
         self.kind == ObjectType::Null as u8
     }
 
-    /// What the capability names, or `None` in an empty slot.
-    pub const fn object_type(&self) -> Option<ObjectType> {
-        match ObjectType::from_raw(self.kind) {
-            Some(ObjectType::Null) | None => None,
-            some => some,
-        }
-    }
-
     /// What the capability allows.
     pub const fn rights(&self) -> Rights {
         Rights::from_bits_retain(self.rights)

@@ -15,9 +15,6 @@ use kcore::addr::PhysAddr;
 /// XCR0 bits the kernel can switch: x87, SSE, AVX, AVX-512, PKRU. What fits a save area of one page.
 const SUPPORTED: u64 = 0b10_1110_0111;
 
-/// Bytes of a save area: one frame.
-pub const AREA_FRAMES: usize = 1;
-
 static HOST_XCR0: AtomicU64 = AtomicU64::new(0);
 
 /// What XCR0 holds on each CPU.

@@ -16,8 +16,6 @@ pub const LSTAR: u32 = 0xc000_0082;
 pub const CSTAR: u32 = 0xc000_0083;
 /// IA32_FMASK.
 pub const SFMASK: u32 = 0xc000_0084;
-/// IA32_FS_BASE.
-pub const FS_BASE: u32 = 0xc000_0100;
 /// IA32_GS_BASE.
 pub const GS_BASE: u32 = 0xc000_0101;
 /// IA32_KERNEL_GS_BASE.

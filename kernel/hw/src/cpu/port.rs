@@ -26,10 +26,3 @@ pub fn read32(port: u16) -> u32 {
     unsafe { asm!("in eax, dx", in("dx") port, out("eax") value, options(nomem, nostack, preserves_flags)) }
     value
 }
-
-/// OUT, 16 bits.
-#[inline]
-pub fn write16(port: u16, value: u16) {
-    // SAFETY: as in `write8`.
-    unsafe { asm!("out dx, ax", in("dx") port, in("ax") value, options(nomem, nostack, preserves_flags)) }
-}

@@ -32,15 +32,6 @@ pub(super) unsafe fn vmxon(region: PhysAddr) -> Result<(), VmFail> {
     unsafe { with_address!("vmxon", region) }
 }
 
-/// VMXOFF.
-///
-/// # Safety
-/// VMX is on, and no VMCS is active on this CPU.
-pub(super) unsafe fn vmxoff() {
-    // SAFETY: by the contract nothing uses VMX any more; the instruction touches no memory that Rust knows.
-    unsafe { asm!("vmxoff", options(nostack)) }
-}
-
 /// VMCLEAR: writes the VMCS back to memory and makes its launch state clear.
 ///
 /// # Safety

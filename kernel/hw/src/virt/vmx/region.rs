@@ -1,6 +1,6 @@
 //! VMX on each CPU: what it offers, on and off, and which VMCS is current.
 
-use super::insn::{CurrentVmcs, InvEpt, invept, vmclear, vmptrld, vmxoff, vmxon};
+use super::insn::{CurrentVmcs, InvEpt, invept, vmclear, vmptrld, vmxon};
 use super::registers::{read_cr0, read_cr4, write_cr0, write_cr4};
 use crate::cpu::{cpuid, msr, xsavec};
 use crate::mem::phys_to_virt;
@@ -95,7 +95,7 @@ pub fn detect() -> Result<Features, Unsupported> {
 /// As [`detect`]; then nothing is changed.
 ///
 /// # Safety
-/// VMX is off. The frame is in the direct map and belongs to this CPU until [`disable_cpu`]. Interrupts are off, and
+/// VMX is off. The frame is in the direct map and belongs to this CPU for ever. Interrupts are off, and
 /// the per-CPU block is installed.
 pub unsafe fn enable_cpu(frame: PhysAddr) -> Result<(), Unsupported> {
     detect()?;
@@ -128,18 +128,6 @@ pub unsafe fn enable_cpu(frame: PhysAddr) -> Result<(), Unsupported> {
     }
     CURRENT[percpu::id()].store(0, Ordering::Relaxed);
     Ok(())
-}
-
-/// Switches VMX off for this CPU.
-///
-/// # Safety
-/// VMX is on, and every vCPU that was loaded here is destroyed.
-pub unsafe fn disable_cpu() {
-    // SAFETY: by the contract no VMCS is active; without VMX, VMXE may be cleared.
-    unsafe {
-        vmxoff();
-        write_cr4(read_cr4() & !CR4_VMXE);
-    }
 }
 
 /// Makes a VMCS current on this CPU.
