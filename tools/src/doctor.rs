@@ -234,8 +234,8 @@ fn readiness(machine: Machine) -> Finding {
         .collect();
     let found = if !missing.is_empty() {
         format!("needs {} (run installs them, as root)", missing.join(", "))
-    } else if machine == Machine::Kvm && !(machine::kvm_is_usable() && machine::nesting().is_some()) {
-        "needs KVM with nested virtualization".into()
+    } else if let Some(why) = machine.why_not() {
+        format!("not to be had: {why}")
     } else {
         "ready".into()
     };

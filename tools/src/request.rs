@@ -142,7 +142,7 @@ impl RunArgs {
 /// Builds what is needed, runs it and reports.
 pub fn run(args: &RunArgs, output: Output) -> Result<Report> {
     let machine = args.machine.resolve();
-    crate::setup::packages(machine.needs())?;
+    machine.prepare()?;
     let plan = plan(args, ForWhom::Tool)?;
     let options = options(args, output)?;
     if output == Output::Interactive && terminal::is_interactive() {

@@ -9,7 +9,7 @@ use crate::run::event::{Event, Events};
 use crate::run::link::Listener;
 use crate::run::machine::Machine;
 use crate::run::{Options, Output, Script, bochs, log::Log, qemu};
-use crate::{progress, setup, workspace};
+use crate::{progress, workspace};
 use anyhow::{Context, Result, bail};
 use bench_protocol::{FIRST_MODULE, GUEST_MODULE, Line, REQUEST_MODULE, Summary};
 use std::collections::BTreeMap;
@@ -73,7 +73,7 @@ impl Measurements {
 
 /// Boots the benchmark and collects what it says.
 pub fn run(plan: &Plan, purpose: Purpose) -> Result<Measurements> {
-    setup::packages(plan.machine.needs())?;
+    plan.machine.prepare()?;
     let image = image(plan)?;
     let scratch = tempfile::Builder::new()
         .prefix("nacre-bench-")

@@ -1,6 +1,8 @@
 //! The machines that Nacre runs on.
 
+use crate::failure;
 use crate::setup::{self, Need};
+use anyhow::Result;
 use clap::ValueEnum;
 use std::fs::{self, OpenOptions};
 
@@ -39,10 +41,42 @@ impl Machine {
     /// `auto` made one of the others.
     pub fn resolve(self) -> Machine {
         match self {
-            Machine::Auto if kvm_is_usable() && nesting().is_some() => Machine::Kvm,
+            Machine::Auto if Machine::Kvm.why_not().is_none() => Machine::Kvm,
             Machine::Auto => Machine::Svm,
             machine => machine,
         }
+    }
+
+    /// Why this computer cannot be it, whatever is installed.
+    pub fn why_not(self) -> Option<&'static str> {
+        match self {
+            Machine::Kvm if !kvm_is_usable() => Some("/dev/kvm cannot be opened"),
+            Machine::Kvm if nesting().is_none() => Some("KVM does not offer nested virtualization here"),
+            _ => None,
+        }
+    }
+
+    /// Refuses a machine that this computer cannot be.
+    ///
+    /// # Errors
+    /// [`Self::why_not`], and what to do.
+    pub fn check(self) -> Result<()> {
+        match self.why_not() {
+            None => Ok(()),
+            Some(why) => Err(failure::setup(format!(
+                "machine {} is not to be had: {why}; `cargo nacre doctor` says what to do, machines svm and vtx need no KVM",
+                self.name()
+            ))),
+        }
+    }
+
+    /// Installs what it needs.
+    ///
+    /// # Errors
+    /// What this computer lacks.
+    pub fn prepare(self) -> Result<()> {
+        self.check()?;
+        setup::packages(self.needs())
     }
 
     /// The packages it needs.

@@ -16,7 +16,7 @@ pub mod terminal;
 
 use crate::image::manifest::Plan;
 use crate::image::{BootImage, iso};
-use crate::{setup, workspace};
+use crate::workspace;
 use anyhow::{Context, Result};
 use emulator::Emulator;
 use link::Listener;
@@ -75,7 +75,7 @@ pub enum Output {
 
 /// Runs `plan` and reports how it ended. Errors are failures to start; what goes wrong later is in the report.
 pub fn run(plan: &Plan, options: &Options) -> Result<Report> {
-    setup::packages(options.machine.needs())?;
+    options.machine.prepare()?;
     boot(&BootImage::collect(plan, &options.kernel_cmdline)?, plan, options)
 }
 

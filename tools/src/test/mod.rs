@@ -123,6 +123,7 @@ fn prepare(tests: &[Test]) -> Result<()> {
     setup::rust_components()?;
     let mut needs = Vec::new();
     for machine in tests.iter().filter_map(|test| test.machine) {
+        machine.check()?;
         needs.extend(machine.needs());
     }
     if tests.iter().any(|test| test.name.contains(images::TOPIC)) {
