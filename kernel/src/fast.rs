@@ -66,24 +66,32 @@ extern "C" fn nacre_fast_simple(results: &mut Results, head: u64) {
     };
 }
 
+/// What `VcpuRun` returns: RAX and RDX.
+#[repr(C)]
+struct RunResults {
+    status: u64,
+    exit_kind: u64,
+}
+
 /// `VcpuRun`. Where the context has to wait or make way, the results are void: its frame gets them when the run is complete.
 #[unsafe(no_mangle)]
-extern "C" fn nacre_fast_run(results: &mut Results, head: u64) {
+extern "C" fn nacre_fast_run(head: u64) -> RunResults {
     let local = cpu::local();
-    let Some(ec) = local.ec.get() else { return };
-    match hypercall::vcpu::start(ec, Head(head).selector()).map(|vcpu| vcpu.run(ec)) {
-        Ok(Next::Complete) => {
-            let frame = ec.frame();
-            *results = Results {
-                status: frame.rax,
-                values: [frame.rdi, 0, 0],
-            };
-        }
-        Ok(Next::Reschedule) => local.wants_switch.set(true),
-        Err(status) => {
-            *results = Results {
-                status: status as u64,
-                values: [0; 3],
+    let next = match local.ec.get() {
+        Some(ec) => hypercall::vcpu::start(ec, Head(head).selector())
+            .unwrap_or_else(|status| Next::Complete(status, 0)),
+        None => Next::Reschedule,
+    };
+    match next {
+        Next::Complete(status, kind) => RunResults {
+            status: status as u64,
+            exit_kind: kind as u64,
+        },
+        Next::Reschedule => {
+            local.wants_switch.set(true);
+            RunResults {
+                status: 0,
+                exit_kind: 0,
             }
         }
     }
@@ -242,11 +250,6 @@ global_asm!(
     "sysretq",
     // --- Rust functions, which keep the registers that the caller keeps: no frame unless the context changes -----------
     "50:",
-    "lea r9, [rip + nacre_fast_simple]",
-    "jmp 55f",
-    "70:",
-    "lea r9, [rip + nacre_fast_run]",
-    "55:",
     "mov gs:[{scratch}], rsp",
     "mov rsp, gs:[{stack_top}]",
     "push gs:[{scratch}]",
@@ -255,11 +258,12 @@ global_asm!(
     "sub rsp, 40", // results, and the alignment of a call
     "mov rdi, rsp",
     "mov rsi, rax",
-    "call r9",
+    "call nacre_fast_simple",
     "pop rax",
     "pop rdi",
     "pop rsi",
     "pop rdx",
+    "55:",
     "mov rcx, gs:[{local}]",
     "cmp byte ptr [rcx + {l_wants_switch}], 0",
     "jne 60f",
@@ -272,6 +276,20 @@ global_asm!(
     "xor r10d, r10d",
     "swapgs",
     "sysretq",
+    // VcpuRun.
+    "70:",
+    "mov gs:[{scratch}], rsp",
+    "mov rsp, gs:[{stack_top}]",
+    "push gs:[{scratch}]",
+    "push rcx",
+    "push r11",
+    "sub rsp, 8", // the alignment of a call
+    "mov rdi, rax",
+    "call nacre_fast_run",
+    "mov edi, edx",
+    "xor esi, esi",
+    "xor edx, edx",
+    "jmp 55b",
     // Somebody else should run: save what the caller keeps, and schedule.
     "60:",
     "mov r11, [rsp + 8]",

@@ -366,7 +366,7 @@ pub fn let_go(local: &'static Local) {
             ObjectType::Vcpu => {
                 let vcpu = as_object::<Vcpu>(header);
                 if let Some(ec) = vcpu.runner.get() {
-                    vcpu.detach(ec, Status::Aborted, 0);
+                    vcpu.detach(ec, Status::Aborted);
                     sched::wake(ec, WaitResult::Failed(Status::Aborted));
                 }
                 vcpu.clear_hardware();

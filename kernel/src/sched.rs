@@ -6,7 +6,6 @@
 use crate::cpu::{self, Local, Queues};
 use crate::object::ec::{Ec, State, WaitResult};
 use crate::object::sc::{Place, Sc};
-use crate::object::vcpu::Next;
 use crate::reclaim;
 use core::sync::atomic::Ordering;
 use hypercall_abi::Status;
@@ -55,8 +54,7 @@ pub fn schedule(local: &'static Local) -> *mut Frame {
         local.ec.set(Some(ec));
         let frame = activate(local, ec);
         let Some(vcpu) = ec.vcpu.get() else { return frame };
-        vcpu.resume();
-        if vcpu.run(ec) == Next::Complete {
+        if vcpu.resume(ec) {
             return activate(local, ec);
         }
     }
@@ -106,7 +104,7 @@ fn show_ports(local: &'static Local, ec: &'static Ec) {
             }
             _ => {}
         }
-        if frames.is_some() && local.tr_is_short.replace(false) {
+        if frames.is_some() && local.tr_is_short.replace(false) && khw::virt::exits_shorten_tr() {
             CpuTables::reload_tr(local.tables);
         }
     }
@@ -259,12 +257,16 @@ pub fn wake(ec: &'static Ec, result: WaitResult) {
     if ec.state.get() != State::Blocked {
         return;
     }
+    // A kick that comes late must not end another wait: who waits in a vCPU run was attached before it blocked.
+    if result == WaitResult::Kicked && ec.vcpu.get().is_none() {
+        return;
+    }
     leave_timed(&queues, ec);
     let frame = ec.frame();
     match result {
         WaitResult::Done(value) => (frame.rax, frame.rdi) = (Status::Success as u64, value),
         WaitResult::Failed(status) => frame.rax = status as u64,
-        WaitResult::Look => {}
+        WaitResult::Look | WaitResult::Kicked => {}
     }
     ec.state.set(State::Active);
     let Some(sc) = ec.sc.get() else { return };

@@ -19,6 +19,8 @@ pub struct Block {
     pub local: u64,
     /// Save area of the guest whose FPU state is in the registers, 0 for none (`cpu::fpu`).
     pub fpu_owner: u64,
+    /// Frame of the current VMCS, 0 for none (`virt::vmx`).
+    pub vmcs: u64,
     /// Number of this CPU.
     pub id: u32,
     /// Local APIC id.
@@ -39,6 +41,8 @@ pub mod offset {
     pub const LOCAL: usize = offset_of!(Block, local);
     /// [`Block::fpu_owner`].
     pub const FPU_OWNER: usize = offset_of!(Block, fpu_owner);
+    /// [`Block::vmcs`].
+    pub const VMCS: usize = offset_of!(Block, vmcs);
     /// [`Block::id`].
     pub const ID: usize = offset_of!(Block, id);
 }
@@ -108,6 +112,26 @@ pub fn set_fpu_owner(area: u64) {
     // SAFETY: as in `id`; only this CPU uses the field.
     unsafe {
         core::arch::asm!("mov gs:[{1}], {0}", in(reg) area, const offset::FPU_OWNER, options(nostack, preserves_flags));
+    }
+}
+
+/// Which VMCS is current, by its frame; 0 for none.
+#[inline]
+pub fn vmcs() -> u64 {
+    let frame: u64;
+    // SAFETY: as in `id`.
+    unsafe {
+        core::arch::asm!("mov {0}, gs:[{1}]", out(reg) frame, const offset::VMCS, options(nostack, preserves_flags, readonly));
+    }
+    frame
+}
+
+/// Says which VMCS is current.
+#[inline]
+pub fn set_vmcs(frame: u64) {
+    // SAFETY: as in `id`; only this CPU uses the field.
+    unsafe {
+        core::arch::asm!("mov gs:[{1}], {0}", in(reg) frame, const offset::VMCS, options(nostack, preserves_flags));
     }
 }
 

@@ -17,7 +17,7 @@ use kcore::boot::cmdline::{self, LogLevel, Options, SelfTest};
 use kcore::boot::multiboot::{self, BootData};
 use khw::console::{self, Sink, Writer};
 use khw::cpu::cpuid::{self, Features};
-use khw::cpu::{control, fpu};
+use khw::cpu::{control, fpu, tsc};
 use khw::desc::{self, CpuTables};
 use khw::irq::{self, ioapic, lapic};
 use khw::percpu::Block;
@@ -174,6 +174,7 @@ unsafe fn run_on_cpu(tables: *mut CpuTables, block: *mut Block, features: &Featu
         CpuTables::load(tables);
         percpu::install(block);
         control::enable_protections(features);
+        tsc::init_cpu(features.rdtscp);
         fpu::init_cpu(features.xsave);
         entry::enable_syscall(crate::fast::entry());
         crate::cpu::register(&*((*block).local as *const Local));

@@ -188,6 +188,6 @@ fn detach(ec: &'static Ec) {
         handler.queued_callers.remove(ec);
     }
     if let Some(vcpu) = ec.vcpu.get() {
-        vcpu.detach(ec, Status::Aborted, 0);
+        vcpu.detach(ec, Status::Aborted);
     }
 }

@@ -8,18 +8,20 @@ use hypercall_abi::{Rights, Selector, Status};
 
 /// Runs a vCPU until an exit for its VMM.
 pub(super) fn run(call: &Call) -> Result {
-    let vcpu = start(call.ec, call.selector)?;
-    Ok(match vcpu.run(call.ec) {
-        Next::Complete => Outcome::Switch,
+    Ok(match start(call.ec, call.selector)? {
+        Next::Complete(status, kind) => Outcome::Done(status, [kind as u64, 0, 0]),
         Next::Reschedule => Outcome::Block,
     })
 }
 
-/// The vCPU that `ec` may run, attached to it.
-pub(crate) fn start(ec: &'static Ec, selector: Selector) -> core::result::Result<&'static Vcpu, Status> {
+/// Runs the vCPU at `selector` on behalf of `ec`.
+#[inline]
+pub(crate) fn start(ec: &'static Ec, selector: Selector) -> core::result::Result<Next, Status> {
     let vcpu = own_vcpu(ec, selector)?;
-    vcpu.attach(ec)?;
-    Ok(vcpu)
+    if vcpu.is_busy() {
+        return Err(Status::Busy);
+    }
+    Ok(vcpu.run(ec))
 }
 
 /// Makes a run return.
@@ -38,7 +40,7 @@ pub(super) fn read(call: &Call) -> Result {
 
 /// A vCPU of the caller's CPU.
 fn own_vcpu(ec: &'static Ec, selector: Selector) -> core::result::Result<&'static Vcpu, Status> {
-    let vcpu = ec.pd.look_up(selector)?.cast::<Vcpu>(Rights::VCPU_RUN)?;
+    let vcpu = ec.pd.find::<Vcpu>(selector, Rights::VCPU_RUN)?;
     if vcpu.cpu != ec.cpu {
         Err(Status::WrongCpu)
     } else {

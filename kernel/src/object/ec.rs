@@ -95,8 +95,10 @@ pub enum WaitResult {
     Done(u64),
     /// Without.
     Failed(Status),
-    /// The context is in a vCPU run and looks itself.
+    /// The context looks itself.
     Look,
+    /// The vCPU whose run it is in was kicked.
+    Kicked,
 }
 
 /// Callers in a handler's queue.

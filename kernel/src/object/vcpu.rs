@@ -1,22 +1,25 @@
 //! Virtual CPUs: passive objects that a VMM thread runs (ADR 0001).
 //!
-//! The way of a run: `VcpuRun` attaches the calling context, [`Vcpu::run`] enters the guest until an exit is one for the VMM, the
-//! context has to wait (HLT), or another context should run; then the scheduler comes back to [`Vcpu::run`].
+//! The way of a run: `VcpuRun` calls [`Vcpu::run`], which enters the guest until an exit is one for the VMM, the context has to
+//! wait (HLT), or another context should run. In the latter cases the context is attached to the vCPU, and the scheduler goes on
+//! with [`Vcpu::resume`].
 
-use super::ec::{Ec, State, WaitResult};
+use super::ec::{Ec, WaitResult};
 use super::guest_space::GuestSpace;
 use super::pool::Pool;
 use super::signal::Signal;
 use super::{Header, Linked, ListLink, Object};
 use crate::cap::BoundList;
-use crate::{cpu, sched};
+use crate::cpu::{self, Local};
+use crate::sched;
 use core::cell::{Cell, UnsafeCell};
 use core::ptr::{NonNull, addr_of_mut};
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hypercall_abi::exit::{EntryRule, ExitKind};
-use hypercall_abi::vcpu::{ACTIVITY_HALTED, Groups, VcpuPage};
+use hypercall_abi::vcpu::{ACTIVITY_HALTED, Groups, RunFlags, VcpuPage};
 use hypercall_abi::{ObjectType, Status};
 use kcore::addr::PhysAddr;
+use kcore::virt::xcr0;
 use khw::cpu::{fpu, tsc};
 use khw::mem::phys_to_virt;
 use khw::virt::{Backend, GuestCpu, Returned, RunArgs};
@@ -39,10 +42,10 @@ pub struct Vcpu {
     /// Notification that makes runs return. Written under the tree lock.
     pub signal: Cell<Option<&'static Signal>>,
     poked: AtomicBool,
-    phase: AtomicU8,
-    /// The context that runs it. Touched by its CPU only.
+    /// Its runner waits for an event.
+    is_halted: AtomicBool,
+    /// The context whose run is suspended: it waits, or another one runs. Its CPU writes it.
     pub runner: Cell<Option<&'static Ec>>,
-    xcr0: Cell<u64>,
     /// Save area of the FPU.
     pub fpu_area: PhysAddr,
     /// Frames of the hardware state.
@@ -57,13 +60,6 @@ pub type Frames = [PhysAddr; Backend::FRAMES];
 
 /// [`Vcpu::page`] of a vCPU that is being destroyed: no frame, as frames are aligned.
 const ENDED: u64 = 1;
-
-/// Nobody runs it.
-const PHASE_OFF: u8 = 0;
-/// Its CPU is in, or about to be in, the guest.
-const PHASE_RUNNING: u8 = 1;
-/// Its runner waits for an event.
-const PHASE_HALTED: u8 = 2;
 
 /// List of a space's vCPUs.
 #[derive(Debug)]
@@ -82,12 +78,12 @@ unsafe impl Object for Vcpu {
     const KIND: ObjectType = ObjectType::Vcpu;
 }
 
-/// What the scheduler does after [`Vcpu::run`].
+/// What came of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// The call is complete: its context goes on in user mode.
-    Complete,
-    /// Somebody else should run; the context is queued or blocked already, or must be queued.
+    /// The call is complete: its status, and the kind of the exit.
+    Complete(Status, u32),
+    /// Somebody else should run. The context is queued, blocked, or must be queued, and attached to the vCPU.
     Reschedule,
 }
 
@@ -103,7 +99,7 @@ impl Vcpu {
         // SAFETY: the frame is ours and zeroed.
         unsafe { fpu::init_area(fpu_area) };
         // SAFETY: the frames are ours until `destroy`; virtualization was enabled on this CPU at boot.
-        let backend = unsafe { Backend::new(&frames, &cpu::local().host_state()) };
+        let backend = unsafe { Backend::new(&frames, &cpu::local().host_state(), space.root) };
         Vcpu {
             header,
             space,
@@ -113,9 +109,8 @@ impl Vcpu {
             page: AtomicU64::new(0),
             signal: Cell::new(None),
             poked: AtomicBool::new(false),
-            phase: AtomicU8::new(PHASE_OFF),
+            is_halted: AtomicBool::new(false),
             runner: Cell::new(None),
-            xcr0: Cell::new(1),
             fpu_area,
             frames,
             bound: BoundList::new(),
@@ -135,12 +130,18 @@ impl Vcpu {
     }
 
     /// The page, or why there is none.
+    #[inline]
     fn page(&self) -> Result<NonNull<VcpuPage>, Status> {
-        match self.page.load(Ordering::Acquire) {
-            ENDED => Err(Status::Aborted),
-            0 => Err(Status::Unbound),
-            frame => NonNull::new(phys_to_virt(PhysAddr(frame)).cast()).ok_or(Status::Unbound),
+        let frame = self.page.load(Ordering::Acquire);
+        if frame > ENDED {
+            // SAFETY: the direct map does not begin at 0.
+            return Ok(unsafe { NonNull::new_unchecked(phys_to_virt(PhysAddr(frame)).cast()) });
         }
+        Err(if frame == ENDED {
+            Status::Aborted
+        } else {
+            Status::Unbound
+        })
     }
 
     /// Its page is unbound, maybe because the vCPU ends: a run in progress ends too. Under the tree lock.
@@ -158,49 +159,150 @@ impl Vcpu {
     }
 
     /// Makes the run look at its reasons to return.
+    ///
+    /// A vCPU that does not halt may be running: its CPU is interrupted, at worst for nothing. So a run need not announce itself,
+    /// which would take a locked instruction before it looks for reasons. Whoever comes here made the reason visible before (by a
+    /// locked instruction); the interrupt ends the run that did not see it, at the latest when it enters the guest.
     pub fn kick(&self) {
-        match self.phase.load(Ordering::SeqCst) {
-            PHASE_HALTED => {
-                let was = self.phase.compare_exchange(
-                    PHASE_HALTED,
-                    PHASE_RUNNING,
-                    Ordering::SeqCst,
-                    Ordering::SeqCst,
-                );
-                if let (Ok(_), Some(ec)) = (was, self.runner.get()) {
-                    sched::wake(ec, WaitResult::Look);
-                }
+        if self.is_halted.load(Ordering::SeqCst) {
+            let was = self
+                .is_halted
+                .compare_exchange(true, false, Ordering::SeqCst, Ordering::SeqCst);
+            if let (Ok(_), Some(ec)) = (was, self.runner.get()) {
+                sched::wake(ec, WaitResult::Kicked);
             }
-            PHASE_RUNNING if self.cpu as usize != khw::percpu::id() => sched::interrupt(self.cpu as usize),
-            _ => {}
+        } else if self.cpu as usize != khw::percpu::id() {
+            sched::interrupt(self.cpu as usize);
         }
     }
 
-    /// Attaches `ec`, whose `VcpuRun` this is.
-    pub fn attach(&'static self, ec: &'static Ec) -> Result<(), Status> {
-        if self.runner.get().is_some() {
-            return Err(Status::Busy);
-        }
-        self.page()?;
+    /// Whether a run is suspended.
+    #[inline]
+    pub fn is_busy(&self) -> bool {
+        self.runner.get().is_some()
+    }
+
+    /// Suspends the run of `ec`: the scheduler will resume it.
+    fn attach(&'static self, ec: &'static Ec) {
         self.runner.set(Some(ec));
-        self.phase.store(PHASE_RUNNING, Ordering::SeqCst);
         ec.vcpu.set(Some(self));
-        Ok(())
     }
 
-    /// Ends the run of `ec` with a status.
-    pub fn detach(&self, ec: &'static Ec, status: Status, kind: u32) {
-        self.phase.store(PHASE_OFF, Ordering::SeqCst);
+    /// Ends a suspended run with a status.
+    pub fn detach(&self, ec: &'static Ec, status: Status) {
+        self.take_off(ec);
+        (ec.frame().rax, ec.frame().rdi) = (status as u64, 0);
+    }
+
+    fn take_off(&self, ec: &'static Ec) {
+        self.is_halted.store(false, Ordering::SeqCst);
         self.runner.set(None);
         ec.vcpu.set(None);
-        let frame = ec.frame();
-        frame.rax = status as u64;
-        frame.rdi = kind as u64;
     }
 
-    fn finish(&self, ec: &'static Ec, page: NonNull<VcpuPage>, kind: ExitKind) -> Next {
+    /// Goes on with the suspended run of `ec`. Says whether its call is complete now.
+    pub fn resume(&'static self, ec: &'static Ec) -> bool {
+        self.take_off(ec);
+        let Next::Complete(status, kind) = self.run(ec) else {
+            return false;
+        };
+        (ec.frame().rax, ec.frame().rdi) = (status as u64, kind as u64);
+        true
+    }
+
+    /// Runs the guest on behalf of `ec`.
+    #[inline]
+    pub fn run(&'static self, ec: &'static Ec) -> Next {
+        let next = loop {
+            if let Some(next) = self.enter(ec) {
+                break next;
+            }
+        };
+        if next == Next::Reschedule {
+            self.attach(ec);
+        }
+        next
+    }
+
+    /// Enters the guest once; `None` if it is to go on. Not a loop: an exit for the VMM goes straight through.
+    #[inline(never)]
+    fn enter(&'static self, ec: &'static Ec) -> Option<Next> {
+        let local = cpu::local();
+        let next = self.enter_guest(ec, local);
+        if next.is_some() {
+            // SAFETY: this is the vCPU's CPU (checked at the call), and interrupts are off.
+            unsafe { self.backend().leave() };
+            local.tr_is_short.set(true);
+        }
+        next
+    }
+
+    #[inline(always)]
+    fn enter_guest(&'static self, ec: &'static Ec, local: &'static Local) -> Option<Next> {
+        let page = match self.page() {
+            Ok(page) => page,
+            Err(status) => return Some(Next::Complete(status, 0)),
+        };
+        if let Some(kind) = self.reason_to_return(page) {
+            return Some(self.finish(page, kind));
+        }
+        let p = page.as_ptr();
+        // SAFETY: as in `finish`; each word is read once.
+        let (deadline, activity, dirty, flags) = unsafe {
+            (
+                addr_of_mut!((*p).deadline).read_volatile(),
+                addr_of_mut!((*p).activity).read_volatile(),
+                addr_of_mut!((*p).dirty).read_volatile(),
+                addr_of_mut!((*p).run_flags).read_volatile(),
+            )
+        };
+        let now = tsc::read();
+        if now >= deadline {
+            return Some(self.finish(page, ExitKind::Deadline));
+        }
+        if activity == ACTIVITY_HALTED && self.may_halt(page) {
+            return self.halt(ec, deadline).then_some(Next::Reschedule);
+        }
+        let mut dirty = Groups::from_bits_truncate(dirty);
+        if dirty.contains(Groups::XCR0) && !self.take_xcr0(page, &mut dirty) {
+            return Some(self.entry_failure(page, EntryRule::Msr));
+        }
+        let until = deadline.min(local.slice_end.get());
+        sched::arm(local, until);
+        let args = RunArgs {
+            dirty,
+            flags: RunFlags::from_bits_retain(flags),
+            nested_generation: self.space.generation(),
+            host_cr3: ec.pd.root.0,
+            now,
+            until,
+        };
+        let backend = self.backend();
+        // SAFETY: the area is initialized and ours; this is the vCPU's CPU, interrupts are off, and every way to anybody
+        // else leads through `enter`, which leaves.
+        let returned = unsafe {
+            if fpu::switch_to(self.fpu_area) {
+                backend.take_over();
+            }
+            backend.run(page, &args)
+        };
+        match returned {
+            Returned::Exit(kind) => return Some(Next::Complete(Status::Success, kind)),
+            // What the kernel answers in the VMM's place goes on from here.
+            Returned::HostInterrupt => khw::cpu::interrupt_window(),
+            Returned::HostNmi => crate::trap::host_nmi(),
+            Returned::HostMachineCheck => crate::epitaph::machine_check(),
+            Returned::Timer => sched::timer_expired(local),
+            Returned::Halted => {}
+        }
+        sched::should_switch(local).then_some(Next::Reschedule)
+    }
+
+    /// Completes the call without entering the guest.
+    #[cold]
+    fn finish(&self, page: NonNull<VcpuPage>, kind: ExitKind) -> Next {
         // SAFETY: the page is bound: its frame stays until a grace period after it is unbound. Only plain words are
-        // read and written, which the VMM may change at any time. The vCPU is not loaded.
+        // read and written, which the VMM may change at any time.
         unsafe {
             let page_ptr = page.as_ptr();
             addr_of_mut!((*page_ptr).exit_kind).write_volatile(kind as u32);
@@ -211,90 +313,10 @@ impl Vcpu {
                 self.backend().read(page, want);
             }
         }
-        self.detach(ec, Status::Success, kind as u32);
-        Next::Complete
+        Next::Complete(Status::Success, kind as u32)
     }
 
-    /// Runs the guest on behalf of `ec`.
-    pub fn run(&'static self, ec: &'static Ec) -> Next {
-        loop {
-            let page = match self.page() {
-                Ok(page) => page,
-                Err(status) => {
-                    self.detach(ec, status, 0);
-                    return Next::Complete;
-                }
-            };
-            if let Some(kind) = self.reason_to_return(page) {
-                return self.finish(ec, page, kind);
-            }
-            let p = page.as_ptr();
-            // SAFETY: as in `finish`; each word is read once.
-            let (deadline, activity, inject) = unsafe {
-                (
-                    addr_of_mut!((*p).deadline).read_volatile(),
-                    addr_of_mut!((*p).activity).read_volatile(),
-                    addr_of_mut!((*p).inject).read_volatile(),
-                )
-            };
-            let now = tsc::read();
-            if now >= deadline {
-                return self.finish(ec, page, ExitKind::Deadline);
-            }
-            if activity == ACTIVITY_HALTED && !inject.is_valid() {
-                if self.halt(ec, deadline) {
-                    return Next::Reschedule;
-                }
-                continue;
-            }
-            if !self.take_xcr0(page) {
-                return self.entry_failure(ec, page, EntryRule::Msr);
-            }
-            let local = cpu::local();
-            let slice_end = sched::slice_end(local);
-            // SAFETY: the area is initialized and ours; `take_xcr0` validated the value.
-            unsafe { fpu::switch_to(self.fpu_area, self.xcr0.get()) };
-            let args = RunArgs {
-                nested_root: self.space.root,
-                nested_generation: self.space.generation(),
-                host_cr3: ec.pd.root.0,
-                budget_ticks: deadline.min(slice_end).saturating_sub(now),
-            };
-            sched::arm(local, deadline.min(slice_end));
-            // SAFETY: this is the vCPU's CPU (checked at the call), interrupts are off, and no other vCPU is loaded: every
-            // way out of here unloads.
-            let returned = unsafe {
-                let backend = self.backend();
-                backend.load(page);
-                let returned = backend.run(page, &args);
-                backend.unload();
-                returned
-            };
-            if let Some(xcr0) = fpu::xcr0_of_guest() {
-                self.xcr0.set(xcr0);
-            }
-            if khw::virt::exits_shorten_tr() {
-                local.tr_is_short.set(true);
-            }
-            match returned {
-                Returned::Exit => {
-                    // SAFETY: as in `finish`.
-                    let kind = unsafe { addr_of_mut!((*p).exit_kind).read_volatile() };
-                    self.detach(ec, Status::Success, kind);
-                    return Next::Complete;
-                }
-                Returned::HostInterrupt => khw::cpu::interrupt_window(),
-                Returned::HostNmi => crate::trap::host_nmi(),
-                Returned::HostMachineCheck => crate::epitaph::machine_check(),
-                Returned::Timer => sched::timer_expired(local),
-                Returned::Halted => {}
-            }
-            if sched::should_switch(local) {
-                return Next::Reschedule;
-            }
-        }
-    }
-
+    #[inline]
     fn reason_to_return(&self, page: NonNull<VcpuPage>) -> Option<ExitKind> {
         // The swap is a locked operation: only if there is something.
         if self.poked.load(Ordering::SeqCst) && self.poked.swap(false, Ordering::SeqCst) {
@@ -306,57 +328,55 @@ impl Vcpu {
         Some(ExitKind::Notified)
     }
 
+    /// Whether a guest that halted has no event to be woken by.
+    fn may_halt(&self, page: NonNull<VcpuPage>) -> bool {
+        // SAFETY: as in `finish`.
+        unsafe { !addr_of_mut!((*page.as_ptr()).inject).read_volatile().is_valid() }
+    }
+
     /// Blocks `ec` until an event; false if one is there already.
     fn halt(&'static self, ec: &'static Ec, deadline: u64) -> bool {
-        ec.state.set(State::Blocked);
+        self.attach(ec);
         sched::block(ec, deadline);
-        self.phase.store(PHASE_HALTED, Ordering::SeqCst);
-        // Whoever set a reason before the phase did not kick: look again. The winner of the exchange decides.
+        self.is_halted.store(true, Ordering::SeqCst);
+        // Whoever set a reason before did not see that it halts: look again. The winner of the exchange decides.
         let has_reason =
             self.poked.load(Ordering::SeqCst) || self.signal.get().is_some_and(Signal::has_value);
         if has_reason
             && self
-                .phase
-                .compare_exchange(PHASE_HALTED, PHASE_RUNNING, Ordering::SeqCst, Ordering::SeqCst)
+                .is_halted
+                .compare_exchange(true, false, Ordering::SeqCst, Ordering::SeqCst)
                 .is_ok()
         {
             sched::unblock_current(ec);
+            self.take_off(ec);
             return false;
         }
         true
     }
 
-    /// The scheduler woke the runner for another reason than a kick (deadline).
-    pub fn resume(&self) {
-        self.phase.store(PHASE_RUNNING, Ordering::SeqCst);
-    }
-
-    fn take_xcr0(&self, page: NonNull<VcpuPage>) -> bool {
+    #[cold]
+    fn take_xcr0(&self, page: NonNull<VcpuPage>, dirty: &mut Groups) -> bool {
         let p = page.as_ptr();
-        // SAFETY: as in `finish`.
-        let dirty = unsafe { addr_of_mut!((*p).dirty).read_volatile() };
-        if dirty & Groups::XCR0.bits() == 0 {
-            return true;
+        let supported = fpu::guest_xcr0();
+        // Without XSAVE there is none.
+        if supported != 0 {
+            // SAFETY: as in `finish`. The area is ours, and the value is one that the CPU takes.
+            unsafe {
+                let xcr0 = addr_of_mut!((*p).xcr0).read_volatile();
+                if xcr0::check(xcr0, supported).is_err() {
+                    return false;
+                }
+                fpu::set_xcr0_of(self.fpu_area, xcr0);
+            }
         }
+        *dirty -= Groups::XCR0;
         // SAFETY: as in `finish`.
-        let xcr0 = unsafe { addr_of_mut!((*p).xcr0).read_volatile() };
-        let host = fpu::guest_xcr0();
-        // SDM 1 13.3: x87 always; AVX needs SSE; AVX-512 needs its three components and AVX.
-        let is_valid = xcr0 & !host == 0
-            && xcr0 & 1 != 0
-            && (xcr0 & 4 == 0 || xcr0 & 2 != 0)
-            && (xcr0 & 0xe0 == 0 || xcr0 & 0xe4 == 0xe4);
-        if !is_valid && host != 0 {
-            // Dirty still, to be put right.
-            return false;
-        }
-        self.xcr0.set(if host == 0 { 0 } else { xcr0 });
-        // SAFETY: as in `finish`.
-        unsafe { addr_of_mut!((*p).dirty).write_volatile(dirty & !Groups::XCR0.bits()) };
+        unsafe { addr_of_mut!((*p).dirty).write_volatile(dirty.bits()) };
         true
     }
 
-    fn entry_failure(&self, ec: &'static Ec, page: NonNull<VcpuPage>, rule: EntryRule) -> Next {
+    fn entry_failure(&self, page: NonNull<VcpuPage>, rule: EntryRule) -> Next {
         let p = page.as_ptr();
         // SAFETY: as in `finish`.
         unsafe {
@@ -364,20 +384,20 @@ impl Vcpu {
             addr_of_mut!((*p).exit_info[1]).write_volatile(0);
             addr_of_mut!((*p).filled).write_volatile(0);
         }
-        self.finish(ec, page, ExitKind::EntryFailure)
+        self.finish(page, ExitKind::EntryFailure)
     }
 
     /// Fills groups of the page. On its CPU, while nobody runs it.
     pub fn read(&self, groups: Groups) -> Result<(), Status> {
         let page = self.page()?;
-        if self.runner.get().is_some() {
+        if self.is_busy() {
             return Err(Status::Busy);
         }
-        // SAFETY: on the vCPU's CPU, not loaded.
+        // SAFETY: on the vCPU's CPU, and no run is in progress.
         unsafe { self.backend().read(page, groups) };
         if groups.contains(Groups::XCR0) {
-            // SAFETY: as in `finish`.
-            unsafe { addr_of_mut!((*page.as_ptr()).xcr0).write_volatile(self.xcr0.get()) };
+            // SAFETY: as in `finish`; the area is ours.
+            unsafe { addr_of_mut!((*page.as_ptr()).xcr0).write_volatile(fpu::xcr0_of(self.fpu_area)) };
         }
         Ok(())
     }
@@ -385,7 +405,7 @@ impl Vcpu {
     /// Takes everything out of the CPU. On its CPU, while nobody runs it.
     pub fn clear_hardware(&self) {
         fpu::forget(self.fpu_area);
-        // SAFETY: on the vCPU's CPU, not loaded, and never used again.
+        // SAFETY: on the vCPU's CPU, no run is in progress, and it is never used again.
         unsafe { self.backend().destroy() };
     }
 }

@@ -276,13 +276,18 @@ impl Vmm {
 
     /// The length of the instruction that exited. Where the hardware does not say it, the bytes are looked at: all of the
     /// guest's memory is where its linear addresses say.
+    #[inline(always)]
     fn length(&mut self, expected: &[u8]) -> Result<u32> {
-        let page = self.vcpu.page();
-        if page.exit_length != 0 {
-            return Ok(page.exit_length);
+        match self.vcpu.page().exit_length {
+            0 => self.compare(expected),
+            length => Ok(length),
         }
+    }
+
+    #[inline(never)]
+    fn compare(&mut self, expected: &[u8]) -> Result<u32> {
         let mut bytes = [0; 4];
-        let rip = page.rip as usize;
+        let rip = self.vcpu.page().rip as usize;
         self.memory.read(rip, &mut bytes)?;
         if bytes.starts_with(expected) {
             Ok(expected.len() as u32)

@@ -43,11 +43,15 @@ impl core::error::Error for Error {}
 /// Makes a `Result` of RAX. A status of a later kernel is one that this code cannot act on: `Unsupported`.
 #[inline]
 pub(crate) fn check(call: Hypercall, raw: u32) -> Result<()> {
-    match Status::from_raw(raw) {
-        Some(Status::Success) => Ok(()),
-        status => Err(Error {
-            call,
-            status: status.unwrap_or(Status::Unsupported),
-        }),
+    if raw == Status::Success as u32 {
+        Ok(())
+    } else {
+        Err(refused(call, raw))
     }
+}
+
+#[cold]
+fn refused(call: Hypercall, raw: u32) -> Error {
+    let status = Status::from_raw(raw).unwrap_or(Status::Unsupported);
+    Error { call, status }
 }

@@ -50,6 +50,33 @@ pub(crate) unsafe fn invoke(call: Hypercall, selector: Selector, arguments: [u64
     error::check(call, status).map(|()| results)
 }
 
+/// Executes a hypercall without arguments and returns its first result.
+///
+/// # Safety
+///
+/// As [`raw`].
+#[inline]
+pub(crate) unsafe fn invoke_plain(call: Hypercall, selector: Selector) -> Result<u64> {
+    let (status, result): (u64, u64);
+    // SAFETY: as in `raw`; the call looks at no register but RAX.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") Head::new(call, selector).0 => status,
+            lateout("rdi") result,
+            lateout("rsi") _,
+            lateout("rdx") _,
+            lateout("r8") _,
+            lateout("r9") _,
+            lateout("r10") _,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    error::check(call, status as u32).map(|()| result)
+}
+
 /// Executes a hypercall on a range: `step(done)` makes its arguments when `done` units are already done. The kernel may do
 /// a part and say so (`Partial`), which bounds the time it spends in one call.
 ///

@@ -2,7 +2,7 @@
 
 use crate::cap::{Cap, GuestSpace, Memory, Narrow, Vcpu};
 use crate::error::Result;
-use crate::hypercall::invoke;
+use crate::hypercall::{invoke, invoke_plain};
 use crate::{memory, object, process, selector};
 use core::fmt;
 use hypercall_abi::cap::{BindRole, MapFlags};
@@ -51,10 +51,11 @@ impl MappedVcpu {
     }
 
     /// Runs the guest until an exit; `None` for a kind that this version does not know.
+    #[inline]
     pub fn run(&mut self) -> Result<Option<ExitKind>> {
         // SAFETY: the kernel changes the page, which `self` borrows, and the guest its own memory.
-        let results = unsafe { invoke(Hypercall::VcpuRun, self.cap.selector(), [0; 6]) }?;
-        Ok(ExitKind::from_raw(results[0] as u32))
+        let kind = unsafe { invoke_plain(Hypercall::VcpuRun, self.cap.selector()) }?;
+        Ok(ExitKind::from_raw(kind as u32))
     }
 
     /// Fills groups of the page that the last exit left out.

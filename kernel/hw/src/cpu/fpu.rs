@@ -2,26 +2,22 @@
 //!
 //! User code has no FPU: CR0.TS is set whenever no guest runs (VM exits load the host's CR0 with it for free), so FPU
 //! instructions fault. The state of a guest stays in the registers while its VMM runs, which may know it anyway, and is
-//! taken out before another domain runs: TS alone would not keep speculation out (CVE-2018-3665).
+//! taken out before another domain runs: TS alone would not keep speculation out (CVE-2018-3665). The same goes for the guest's
+//! XCR0 and TSC_AUX, so that a guest that is run again by the same domain costs nothing here.
 
-use super::cpuid;
+use super::{cpuid, tsc};
 use crate::percpu;
 use core::arch::asm;
-use core::cell::Cell;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use hypercall_abi::boot_info::MAX_CPUS;
+use core::sync::atomic::{AtomicU64, Ordering};
 use kcore::addr::PhysAddr;
 
 /// XCR0 bits the kernel can switch: x87, SSE, AVX, AVX-512, PKRU. What fits a save area of one page.
 const SUPPORTED: u64 = 0b10_1110_0111;
 
-static HOST_XCR0: AtomicU64 = AtomicU64::new(0);
+/// Where the guest's XCR0 is in its area: bytes 464 to 511 are left to software (SDM 1 10.5.1, APM 2 11.4.4.2).
+const GUEST_XCR0: usize = 464;
 
-/// What XCR0 holds on each CPU.
-struct ActiveXcr0([Cell<u64>; MAX_CPUS]);
-// SAFETY: each CPU uses only the entry of its own number.
-unsafe impl Sync for ActiveXcr0 {}
-static XCR0: ActiveXcr0 = ActiveXcr0([const { Cell::new(0) }; MAX_CPUS]);
+static HOST_XCR0: AtomicU64 = AtomicU64::new(0);
 
 /// XCR0 bits that guests may set; 0 without XSAVE.
 pub fn guest_xcr0() -> u64 {
@@ -50,38 +46,17 @@ pub unsafe fn init_cpu(has_xsave: bool) {
         unsafe { write_xcr0(xcr0) };
     }
     HOST_XCR0.store(xcr0, Ordering::Relaxed);
-    GUESTS_SET_XCR0.store(is_tcg(), Ordering::Relaxed);
-    XCR0.0[percpu::id()].set(xcr0);
 }
 
-/// Whether guests set XCR0 without an exit: QEMU's TCG (seen with 7.2) executes XSETBV in an SVM guest although it is
-/// intercepted. There, and only there, the kernel looks what a guest left.
-static GUESTS_SET_XCR0: AtomicBool = AtomicBool::new(false);
-
-fn is_tcg() -> bool {
-    let signature = core::arch::x86_64::__cpuid(0x4000_0000);
-    [signature.ebx, signature.ecx, signature.edx]
-        == [
-            u32::from_le_bytes(*b"TCGT"),
-            u32::from_le_bytes(*b"CGTC"),
-            u32::from_le_bytes(*b"GTCG"),
-        ]
-}
-
-/// What the guest that just ran set XCR0 to, where it can do that without an exit.
-#[inline]
-pub fn xcr0_of_guest() -> Option<u64> {
-    if !GUESTS_SET_XCR0.load(Ordering::Relaxed) {
-        return None;
-    }
+/// # Safety
+/// CR4.OSXSAVE is set.
+unsafe fn read_xcr0() -> u64 {
     let (low, high): (u32, u32);
-    // SAFETY: the flag is set only with CR4.OSXSAVE, which allows XGETBV.
+    // SAFETY: by the contract of this function.
     unsafe {
         asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags))
     };
-    let xcr0 = (high as u64) << 32 | low as u64;
-    XCR0.0[percpu::id()].set(xcr0);
-    Some(xcr0)
+    (high as u64) << 32 | low as u64
 }
 
 /// # Safety
@@ -103,32 +78,79 @@ pub unsafe fn init_area(area: PhysAddr) {
     unsafe {
         base.cast::<u16>().write(0x37f);
         base.add(24).cast::<u32>().write(0x1f80);
+        base.add(GUEST_XCR0).cast::<u64>().write(1);
     }
 }
 
-/// Puts the state of `area` into the registers, with `xcr0` active, saving whose state was there.
+/// The XCR0 of the guest whose area this is; 0 without XSAVE.
 ///
 /// # Safety
-/// The area is initialized, exclusive to this owner, and stays until [`forget`]; `xcr0` is a valid value within
-/// [`guest_xcr0`] (ignored without XSAVE); interrupts are off.
-pub unsafe fn switch_to(area: PhysAddr, xcr0: u64) {
-    let (owner, host) = (percpu::fpu_owner(), guest_xcr0());
-    if owner != area.0 {
-        // SAFETY: the caller's contract covers the new area; the old one was given under the same contract. TS is clear
-        // meanwhile.
-        unsafe {
-            asm!("clts", options(nomem, nostack, preserves_flags));
-            activate(host);
-            save(owner, host);
-            restore(crate::mem::phys_to_virt(area), host);
-            set_task_switched();
+/// The area was initialized.
+pub unsafe fn xcr0_of(area: PhysAddr) -> u64 {
+    if guest_xcr0() == 0 {
+        return 0;
+    }
+    // SAFETY: the area is initialized; there is XSAVE.
+    unsafe {
+        if percpu::fpu_owner() == area.0 {
+            read_xcr0()
+        } else {
+            saved_xcr0(area.0).read()
         }
-        percpu::set_fpu_owner(area.0);
     }
-    if host != 0 {
-        // SAFETY: the caller validated the value.
-        unsafe { activate(xcr0) };
+}
+
+/// Changes it.
+///
+/// # Safety
+/// There is XSAVE, and the value is a valid one within [`guest_xcr0`]; else as [`xcr0_of`].
+pub unsafe fn set_xcr0_of(area: PhysAddr, xcr0: u64) {
+    // SAFETY: by the contract of this function.
+    unsafe {
+        if percpu::fpu_owner() == area.0 {
+            write_xcr0(xcr0);
+        } else {
+            saved_xcr0(area.0).write(xcr0);
+        }
     }
+}
+
+fn saved_xcr0(area: u64) -> *mut u64 {
+    // In the direct map, inside of the frame.
+    crate::mem::phys_to_virt(PhysAddr(area + GUEST_XCR0 as u64)).cast()
+}
+
+/// Puts the state of `area` and its XCR0 into the registers, saving whose state was there. Says whether it was another's.
+///
+/// # Safety
+/// The area is initialized, exclusive to this owner, and stays until [`forget`]; interrupts are off.
+#[inline]
+pub unsafe fn switch_to(area: PhysAddr) -> bool {
+    let is_other = percpu::fpu_owner() != area.0;
+    if is_other {
+        // SAFETY: by the contract of this function.
+        unsafe { load(area.0) };
+    }
+    is_other
+}
+
+/// # Safety
+/// As [`switch_to`].
+#[cold]
+unsafe fn load(area: u64) {
+    let host = guest_xcr0();
+    // SAFETY: the caller's contract covers the new area; the old one was given under the same contract. TS is clear
+    // meanwhile. What is in an area as XCR0 was checked, or the CPU took it.
+    unsafe {
+        asm!("clts", options(nomem, nostack, preserves_flags));
+        save(percpu::fpu_owner(), host);
+        restore(crate::mem::phys_to_virt(PhysAddr(area)), host);
+        if host != 0 {
+            write_xcr0(saved_xcr0(area).read());
+        }
+        set_task_switched();
+    }
+    percpu::set_fpu_owner(area);
 }
 
 /// Takes the state out of the registers and leaves the initial state: nobody who runs next finds it.
@@ -141,11 +163,11 @@ pub fn release() {
     // SAFETY: the area is valid by the contract of `switch_to`; `INITIAL` is an initialized area. TS is clear meanwhile.
     unsafe {
         asm!("clts", options(nomem, nostack, preserves_flags));
-        activate(host);
         save(area, host);
         restore((&raw const INITIAL).cast(), host);
         set_task_switched();
     }
+    tsc::set_aux(0);
 }
 
 /// Drops the state of an area that goes away, on the CPU where it may be live.
@@ -176,17 +198,11 @@ fn set_task_switched() {
     }
 }
 
-/// # Safety
-/// The value is valid for this CPU; without XSAVE it is 0.
-unsafe fn activate(xcr0: u64) {
-    let active = &XCR0.0[percpu::id()];
-    if active.get() != xcr0 {
-        // SAFETY: by the contract of this function.
-        unsafe { write_xcr0(xcr0) };
-        active.set(xcr0);
-    }
-}
-
+/// Saves the registers into their owner's area, if they have one, and leaves the host's XCR0.
+///
+/// The guest's is read back rather than remembered: QEMU's TCG (seen with 7.2) executes XSETBV in an SVM guest although it is
+/// intercepted.
+///
 /// # Safety
 /// `area` is 0 or a frame of its owner.
 unsafe fn save(area: u64, host: u64) {
@@ -197,6 +213,8 @@ unsafe fn save(area: u64, host: u64) {
     // SAFETY: the area is a 4096-byte frame, 64-byte aligned; XSAVE with the host's XCR0 fits (`init_cpu`).
     unsafe {
         if host != 0 {
+            saved_xcr0(area).write(read_xcr0());
+            write_xcr0(host);
             asm!("xsave64 [{}]", in(reg) base, in("eax") host as u32, in("edx") (host >> 32) as u32, options(nostack, preserves_flags));
         } else {
             asm!("fxsave64 [{}]", in(reg) base, options(nostack, preserves_flags));

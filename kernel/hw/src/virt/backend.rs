@@ -2,14 +2,13 @@
 
 use super::{Features, GuestCpu, HostState, Returned, RunArgs, Unsupported, svm, vmx};
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, Ordering};
 use hypercall_abi::vcpu::{Groups, VcpuPage};
 use kcore::addr::PhysAddr;
 
 /// What [`detect`] found; written once.
 static mut FOUND: Result<Features, Unsupported> = Err(Unsupported::NoExtension);
 static STATE: AtomicU8 = AtomicU8::new(0);
-static IS_VMX: AtomicBool = AtomicBool::new(false);
 
 /// Finds out what this machine has. Once, on the boot CPU, before other CPUs run.
 pub fn detect() -> Result<Features, Unsupported> {
@@ -19,7 +18,6 @@ pub fn detect() -> Result<Features, Unsupported> {
     };
     // SAFETY: only this CPU runs, and `features` does not read before `STATE` says so.
     unsafe { FOUND = found };
-    IS_VMX.store(found.is_ok_and(|features| features.is_vmx), Ordering::Relaxed);
     STATE.store(1, Ordering::Release);
     found
 }
@@ -34,10 +32,9 @@ pub fn features() -> Result<Features, Unsupported> {
     unsafe { FOUND }
 }
 
-/// Whether the extension is VMX: after an exit TR's limit is short.
-#[inline]
+/// Whether exits leave TR with a short limit (SDM 3C 27.5.2).
 pub fn exits_shorten_tr() -> bool {
-    IS_VMX.load(Ordering::Relaxed)
+    features().is_ok_and(|features| features.is_vmx)
 }
 
 /// Switches the extension on, on this CPU.
@@ -81,21 +78,20 @@ macro_rules! dispatch {
 unsafe impl GuestCpu for Backend {
     const FRAMES: usize = max(vmx::Vcpu::FRAMES, svm::Vcpu::FRAMES);
 
-    unsafe fn new(frames: &[PhysAddr], host: &HostState) -> Self {
+    unsafe fn new(frames: &[PhysAddr], host: &HostState, nested_root: PhysAddr) -> Self {
         // SAFETY: by the contract of this function.
         unsafe {
             if features().is_ok_and(|features| features.is_vmx) {
-                Backend::Vmx(vmx::Vcpu::new(&frames[..vmx::Vcpu::FRAMES], host))
+                Backend::Vmx(vmx::Vcpu::new(&frames[..vmx::Vcpu::FRAMES], host, nested_root))
             } else {
-                Backend::Svm(svm::Vcpu::new(&frames[..svm::Vcpu::FRAMES], host))
+                Backend::Svm(svm::Vcpu::new(&frames[..svm::Vcpu::FRAMES], host, nested_root))
             }
         }
     }
 
-    #[inline]
-    unsafe fn load(&mut self, page: NonNull<VcpuPage>) {
+    unsafe fn take_over(&mut self) {
         // SAFETY: by the contract of this function.
-        dispatch!(self, vcpu => unsafe { vcpu.load(page) })
+        dispatch!(self, vcpu => unsafe { vcpu.take_over() })
     }
 
     #[inline]
@@ -110,9 +106,9 @@ unsafe impl GuestCpu for Backend {
     }
 
     #[inline]
-    unsafe fn unload(&mut self) {
+    unsafe fn leave(&mut self) {
         // SAFETY: by the contract of this function.
-        dispatch!(self, vcpu => unsafe { vcpu.unload() })
+        dispatch!(self, vcpu => unsafe { vcpu.leave() })
     }
 
     unsafe fn destroy(&mut self) {

@@ -1,10 +1,10 @@
 //! The one seam between the kernel and the virtualization extensions: nothing outside this folder names VMX or SVM.
 //!
-//! Data path: the kernel's `VcpuRun` calls [`GuestCpu::load`] once, [`GuestCpu::run`] until the exit is one for the
-//! VMM, and [`GuestCpu::unload`] before any user code or another guest runs on this CPU.
+//! Data path: the kernel's `VcpuRun` calls [`GuestCpu::run`] until the exit is one for the VMM, and [`GuestCpu::leave`] before
+//! any user code or another guest runs on this CPU.
 
 use core::ptr::NonNull;
-use hypercall_abi::vcpu::{Groups, VcpuPage};
+use hypercall_abi::vcpu::{Groups, RunFlags, VcpuPage};
 use kcore::addr::PhysAddr;
 
 mod backend;
@@ -81,32 +81,37 @@ pub struct HostState {
     pub gs_base: u64,
 }
 
-/// What one run depends on besides the vCPU page.
+/// What one run depends on besides what is in the vCPU page, and what was read of the page already: each word of it is read
+/// once.
 #[derive(Clone, Copy, Debug)]
 pub struct RunArgs {
-    /// Root of the EPT or NPT.
-    pub nested_root: PhysAddr,
-    /// Changes whenever a translation of that space was removed or lost rights: cached translations of an older
-    /// generation must be flushed before entry.
+    /// Groups that the VMM changed, without those that the caller took over.
+    pub dirty: Groups,
+    /// How to run.
+    pub flags: RunFlags,
+    /// Changes whenever a translation of the guest's space was removed or lost rights: cached translations of an older
+    /// generation must be flushed before entry. Never 0.
     pub nested_generation: u64,
     /// CR3 of the address space to come back to.
     pub host_cr3: u64,
-    /// TSC ticks from now until the kernel wants the CPU back (timeslice or deadline, whichever is first).
-    pub budget_ticks: u64,
+    /// TSC now.
+    pub now: u64,
+    /// TSC at which the kernel wants the CPU back (timeslice or deadline, whichever is first).
+    pub until: u64,
 }
 
 /// Why [`GuestCpu::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Returned {
-    /// For the VMM: the page says why.
-    Exit,
+    /// For the VMM: the page says why, and so does this [`hypercall_abi::exit::ExitKind`].
+    Exit(u32),
     /// A host interrupt is pending, not yet acknowledged: open an interrupt window, then run again.
     HostInterrupt,
     /// An NMI arrived and ended with the exit (VMX). On SVM the kernel's own handler has it.
     HostNmi,
     /// A machine check arrived.
     HostMachineCheck,
-    /// `budget_ticks` are over.
+    /// `until` is reached.
     Timer,
     /// The guest executed HLT, `HLT_BLOCKS` is set, RIP was advanced and the activity in the page is `HALTED`. Where the
     /// hardware does not give the length, HLT exits as [`hypercall_abi::exit::ExitKind::Hlt`] instead.
@@ -124,39 +129,42 @@ pub unsafe trait GuestCpu: Sized {
     /// Frames of kernel memory one vCPU needs (VMCS or VMCB, and what belongs to it).
     const FRAMES: usize;
 
-    /// Initializes the state in `frames` (zeroed, owned by the vCPU from here on) as after reset.
+    /// Initializes the state in `frames` (zeroed, owned by the vCPU from here on) as after reset. `nested_root` is the root of
+    /// the EPT or NPT.
     ///
     /// # Safety
     /// The frames are in the direct map, exclusive, and stay so until after [`Self::destroy`]. [`enable_cpu`] ran here.
-    unsafe fn new(frames: &[PhysAddr], host: &HostState) -> Self;
+    unsafe fn new(frames: &[PhysAddr], host: &HostState, nested_root: PhysAddr) -> Self;
 
-    /// Makes this the guest of the current CPU and switches in what the hardware does not switch.
+    /// Puts registers into the CPU that stay the guest's while its domain's user code runs, as the FPU's do
+    /// ([`crate::cpu::fpu`]): the FPU's owner was another one.
     ///
     /// # Safety
-    /// Runs on the CPU of the vCPU, interrupts off, no other vCPU loaded.
-    unsafe fn load(&mut self, page: NonNull<VcpuPage>);
+    /// Runs on the CPU of the vCPU, interrupts off, and no other vCPU is between [`Self::run`] and [`Self::leave`].
+    unsafe fn take_over(&mut self);
 
-    /// Takes over what the page says is dirty, enters the guest, and on the way back writes the page.
+    /// Takes over what the page says is dirty, enters the guest, and on the way back writes the page. Until
+    /// [`Self::leave`] the CPU has values of the guest that user code must not find.
     ///
     /// # Safety
-    /// As [`Self::load`], and loaded.
+    /// As [`Self::take_over`], which was called when it had to be.
     unsafe fn run(&mut self, page: NonNull<VcpuPage>, args: &RunArgs) -> Returned;
 
     /// Fills `groups` of the page from the hardware state.
     ///
     /// # Safety
-    /// As [`Self::load`]; loaded or not.
+    /// As [`Self::take_over`].
     unsafe fn read(&mut self, page: NonNull<VcpuPage>, groups: Groups);
 
-    /// Switches back what [`Self::load`] switched in: afterwards user code may run.
+    /// Switches back what [`Self::run`] switched in: afterwards user code may run, or another guest.
     ///
     /// # Safety
-    /// As [`Self::load`], and loaded.
-    unsafe fn unload(&mut self);
+    /// As [`Self::take_over`].
+    unsafe fn leave(&mut self);
 
     /// Removes every trace from the CPU (VMCLEAR, ASID); the frames may be reused afterwards.
     ///
     /// # Safety
-    /// Runs on the CPU of the vCPU, interrupts off, not loaded.
+    /// Runs on the CPU of the vCPU, interrupts off, after [`Self::leave`].
     unsafe fn destroy(&mut self);
 }

@@ -55,5 +55,5 @@ pub(super) fn refuse(page: Page, rule: EntryRule, details: [u64; 2]) -> Returned
     put!(page, details[0] => exit_info[1]);
     put!(page, details[1] => exit_info[2]);
     put!(page, Groups::empty().bits() => filled);
-    Returned::Exit
+    Returned::Exit(ExitKind::EntryFailure as u32)
 }

@@ -55,6 +55,29 @@ reasons! {
     XSETBV = 55, "XSETBV.";
 }
 
+/// [`quick_kind`] by basic reason.
+const QUICK: [Option<ExitKind>; 64] = {
+    let mut kinds = [None; 64];
+    let mut reason = 0;
+    while reason < kinds.len() {
+        kinds[reason] = match Reason(reason as u16) {
+            Reason::IO_INSTRUCTION => Some(ExitKind::PortIo),
+            // The kernel answers some.
+            Reason::WRMSR => None,
+            plain => plain.plain_kind(),
+        };
+        reason += 1;
+    }
+    kinds
+};
+
+/// The kind of an exit that is the VMM's, for the most frequent ones: those of [`Reason::plain_kind`] that are never the
+/// kernel's, and port accesses. `raw_reason` is the field as it is: with a flag beside the basic reason there is none.
+#[inline]
+pub fn quick_kind(raw_reason: u32) -> Option<ExitKind> {
+    QUICK.get(raw_reason as usize).copied().flatten()
+}
+
 bitflags::bitflags! {
     /// Fields to read after an exit, besides those that are read in any case.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

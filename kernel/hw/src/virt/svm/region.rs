@@ -5,7 +5,7 @@ use crate::cpu::{cpuid, fpu, msr, xsavec};
 use crate::mem::kernel_virt_to_phys;
 use crate::percpu;
 use crate::virt::{Features, Unsupported};
-use core::cell::{Cell, UnsafeCell};
+use core::cell::UnsafeCell;
 use hypercall_abi::boot_info::MAX_CPUS;
 use kcore::addr::PhysAddr;
 use kcore::virt::svm::asid::{Pool, Tag, TlbControl};
@@ -44,7 +44,6 @@ impl<const SIZE: usize> Map<SIZE> {
 /// What one CPU has.
 struct PerCpu {
     asids: UnsafeCell<Pool>,
-    tsc_aux: Cell<u64>,
 }
 
 struct AllCpus([PerCpu; MAX_CPUS]);
@@ -54,7 +53,6 @@ static CPUS: AllCpus = AllCpus(
     [const {
         PerCpu {
             asids: UnsafeCell::new(Pool::new(0)),
-            tsc_aux: Cell::new(0),
         }
     }; MAX_CPUS],
 );
@@ -132,23 +130,13 @@ pub unsafe fn enable_cpu(frame: PhysAddr) -> Result<(), Unsupported> {
             (*IO_MAP.0.get()).fill();
         }
     }
-    let cpu = this_cpu();
-    if processor.has_rdtscp {
-        // SAFETY: TSC_AUX exists where RDTSCP does.
-        cpu.tsc_aux.set(unsafe { msr::read(msr::TSC_AUX) });
-    }
     // SAFETY: only this CPU uses its pool, interrupts are off, and no reference to it is alive.
-    unsafe { *cpu.asids.get() = Pool::new(processor.asids) };
+    unsafe { *this_cpu().asids.get() = Pool::new(processor.asids) };
     Ok(())
 }
 
 fn this_cpu() -> &'static PerCpu {
     &CPUS.0[percpu::id()]
-}
-
-/// TSC_AUX of the host on this CPU.
-pub(super) fn host_tsc_aux() -> u64 {
-    this_cpu().tsc_aux.get()
 }
 
 /// The ASID for the next run on this CPU: see [`Pool::prepare`].

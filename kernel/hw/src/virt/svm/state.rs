@@ -1,5 +1,6 @@
 //! Groups of guest state between the vCPU page and the VMCB.
 
+use crate::cpu::tsc;
 use crate::virt::breakpoints::Breakpoints;
 use crate::virt::page::{Page, get, put};
 use hypercall_abi::exit::EntryRule;
@@ -7,7 +8,6 @@ use hypercall_abi::vcpu::gpr::RSP;
 use hypercall_abi::vcpu::{
     ACTIVITY_ACTIVE, ACTIVITY_HALTED, CS, DS, ES, FS, GS, Groups, Interruptibility, SS,
 };
-use kcore::addr::PhysAddr;
 use kcore::virt::svm::checks::{CR0_ET, CR0_PG, EFER_LME, EFER_SVME, HIDDEN_CR0};
 use kcore::virt::svm::event::NmiMask;
 use kcore::virt::svm::segment;
@@ -37,18 +37,18 @@ pub(super) struct Extra {
     /// DR0 to DR3.
     pub(super) breakpoints: Breakpoints,
     /// TSC_AUX.
-    pub(super) tsc_aux: u64,
+    pub(super) tsc_aux: u32,
     /// NMI blocking.
     pub(super) nmi: NmiMask,
 }
 
 impl Extra {
     /// As after reset.
-    pub(super) const fn new(vmcb: PhysAddr) -> Self {
+    pub(super) fn new() -> Self {
         Extra {
             hidden_cr0: HIDDEN_CR0,
             hidden_efer: 0,
-            breakpoints: Breakpoints::new(vmcb),
+            breakpoints: Breakpoints::default(),
             tsc_aux: 0,
             nmi: NmiMask::Open,
         }
@@ -131,7 +131,7 @@ fn take_registers(
     }
     if groups.contains(Groups::DEBUG) {
         (save.dr6, save.dr7) = (get!(page, dr6), get!(page, dr7));
-        extra.breakpoints.write(get!(page, dr), save.dr7);
+        extra.breakpoints.write(get!(page, dr));
     }
     Ok(())
 }
@@ -203,7 +203,8 @@ fn take_msrs(page: Page, groups: Groups, vmcb: &mut Vmcb, extra: &mut Extra) -> 
         if tsc_aux >> 32 != 0 {
             return Err(EntryRule::Msr);
         }
-        extra.tsc_aux = tsc_aux;
+        extra.tsc_aux = tsc_aux as u32;
+        tsc::set_aux(extra.tsc_aux);
     }
     if groups.contains(Groups::PAT) {
         save.g_pat = get!(page, pat);
@@ -271,7 +272,7 @@ fn give_msrs(page: Page, groups: Groups, save: &SaveArea, extra: &Extra) {
         put!(page, save.cstar => cstar);
         put!(page, save.sfmask => sfmask);
         put!(page, save.kernel_gs_base => kernel_gs_base);
-        put!(page, extra.tsc_aux => tsc_aux);
+        put!(page, extra.tsc_aux as u64 => tsc_aux);
     }
     if groups.contains(Groups::PAT) {
         put!(page, save.g_pat => pat);

@@ -2,7 +2,7 @@
 
 use super::state::{self, Extra, RFLAGS_IF};
 use super::{entry, insn, region};
-use crate::cpu::msr;
+use crate::cpu::tsc;
 use crate::mem::phys_to_virt;
 use crate::virt::page::{Page, get, put, refuse};
 use crate::virt::{GuestCpu, HostState, Returned, RunArgs};
@@ -22,9 +22,6 @@ use kcore::virt::svm::vmcb::{
     V_IRQ, Vmcb,
 };
 
-/// Groups that the kernel's generic part takes from the page.
-const NOT_OURS: Groups = Groups::XCR0;
-
 /// Groups that are checked with [`checks::check_rip`] or not at all.
 const LIGHT: Groups = Groups::RIP
     .union(Groups::INJECT)
@@ -38,7 +35,7 @@ const MAX_ENTRIES: usize = 16;
 #[derive(Debug)]
 pub struct Vcpu {
     vmcb: PhysAddr,
-    /// Where VMSAVE keeps the host's state while this vCPU is loaded.
+    /// The host's state for VMLOAD.
     host: PhysAddr,
     processor: Processor,
     extra: Extra,
@@ -50,8 +47,8 @@ pub struct Vcpu {
     tag: Tag,
     /// Translations of the guest may be stale.
     flush: bool,
-    /// Root and generation of the nested tables at the last run.
-    space: (PhysAddr, u64),
+    /// Generation of the nested tables at the last run.
+    nested_generation: u64,
     /// The event that the last run handed back.
     pending: Event,
     /// The VMCB holds values that have not passed the checks.
@@ -66,19 +63,19 @@ pub struct Vcpu {
 unsafe impl GuestCpu for Vcpu {
     const FRAMES: usize = 2;
 
-    unsafe fn new(frames: &[PhysAddr], _host: &HostState) -> Self {
+    unsafe fn new(frames: &[PhysAddr], _host: &HostState, nested_root: PhysAddr) -> Self {
         let mut vcpu = Vcpu {
             vmcb: frames[0],
             host: frames[1],
             processor: region::processor(),
-            extra: Extra::new(frames[0]),
+            extra: Extra::new(),
             optional: Intercepts::empty(),
             exceptions: 0,
             applied: None,
             clean: Clean::empty(),
             tag: Tag::NONE,
             flush: false,
-            space: (PhysAddr(0), 0),
+            nested_generation: 0,
             pending: Event::NONE,
             unchecked: false,
             lost: false,
@@ -88,26 +85,33 @@ unsafe impl GuestCpu for Vcpu {
         vmcb.control.msrpm_base = msr_map.0;
         vmcb.control.iopm_base = io_map.0;
         vmcb.control.nested_control = NP_ENABLE;
+        vmcb.control.nested_cr3 = nested_root.0;
         vmcb.save.reset();
+        // What VMLOAD restores is the same for ever: user code has no FS or GS base.
+        // SAFETY: the caller gives the frame; SVM is enabled where there are vCPUs.
+        unsafe { insn::vmsave(vcpu.host) };
+        let host = vmcb_at(vcpu.host);
+        (host.save.fs.selector, host.save.gs.selector) = (0, 0);
         vcpu
     }
 
-    unsafe fn load(&mut self, _page: NonNull<VcpuPage>) {
-        // SAFETY: `new`'s caller gave the frame; SVM is enabled where there are vCPUs.
-        unsafe { insn::vmsave(self.host) };
-        let dr7 = self.vmcb().save.dr7;
-        self.extra.breakpoints.load(dr7);
-        self.switch_tsc_aux(region::host_tsc_aux(), self.extra.tsc_aux);
+    unsafe fn take_over(&mut self) {
+        tsc::set_aux(self.extra.tsc_aux);
     }
 
     unsafe fn run(&mut self, page: NonNull<VcpuPage>, args: &RunArgs) -> Returned {
         // SAFETY: the caller keeps the page mapped during the call.
         let page = unsafe { Page::new(page) };
-        self.enter_space(args);
-        if let Err(rule) = self.accept(page) {
+        let flags = args.flags;
+        if self.nested_generation != args.nested_generation {
+            self.nested_generation = args.nested_generation;
+            self.flush = true;
+        }
+        if let Err(rule) = self.accept(page, args.dirty) {
             return refuse(page, rule, [0; 2]);
         }
-        let flags = RunFlags::from_bits_truncate(get!(page, run_flags));
+        let dr7 = self.vmcb().save.dr7;
+        self.extra.breakpoints.load(dr7);
         let length = get!(page, inject_length);
         let mut event = get!(page, inject);
         for _ in 0..MAX_ENTRIES {
@@ -159,15 +163,16 @@ unsafe impl GuestCpu for Vcpu {
         put!(page, filled => filled);
     }
 
-    unsafe fn unload(&mut self) {
-        self.extra.breakpoints.unload();
-        self.switch_tsc_aux(self.extra.tsc_aux, region::host_tsc_aux());
+    #[inline(always)]
+    unsafe fn leave(&mut self) {
+        if self.extra.breakpoints.is_open() {
+            self.extra.breakpoints.close();
+        }
     }
 
     /// Nothing is left in the CPU that could be used: the ASID is not handed out again before a full flush, and a VMCB
     /// in the same frame starts without clean bits.
     unsafe fn destroy(&mut self) {
-        self.extra.breakpoints.forget();
         self.tag = Tag::NONE;
         self.clean = Clean::empty();
     }
@@ -178,33 +183,9 @@ impl Vcpu {
         vmcb_at(self.vmcb)
     }
 
-    fn switch_tsc_aux(&self, from: u64, to: u64) {
-        if from != to && self.processor.has_rdtscp {
-            // SAFETY: TSC_AUX exists where RDTSCP does; both values have 32 bits (`state::take` refuses others).
-            unsafe { msr::write(msr::TSC_AUX, to) };
-        }
-    }
-
-    /// Notes which nested tables the guest runs on. Whatever changed about them makes its translations stale.
-    fn enter_space(&mut self, args: &RunArgs) {
-        let space = (args.nested_root, args.nested_generation);
-        if self.space != space {
-            self.space = space;
-            self.flush = true;
-            self.vmcb().control.nested_cr3 = args.nested_root.0;
-            self.clean -= Clean::NESTED_PAGING;
-        }
-    }
-
     /// Takes over what the VMM changed, and checks it. The dirty bits stay until all of it passed.
-    fn accept(&mut self, page: Page) -> Result<(), EntryRule> {
-        let dirty = get!(page, dirty);
-        let groups = if self.lost {
-            Groups::all()
-        } else {
-            Groups::from_bits_truncate(dirty)
-        };
-        let groups = groups.difference(NOT_OURS);
+    fn accept(&mut self, page: Page, dirty: Groups) -> Result<(), EntryRule> {
+        let groups = if self.lost { Groups::all() } else { dirty };
         if groups.is_empty() && !self.unchecked {
             return Ok(());
         }
@@ -216,18 +197,15 @@ impl Vcpu {
         self.flush |= groups.intersects(Groups::CONTROL | Groups::PAT);
         let needs_full_check = self.unchecked || !LIGHT.contains(groups);
         self.unchecked = true;
-        let tsc_aux = self.extra.tsc_aux;
         let vmcb = vmcb_at(self.vmcb);
-        let taken = state::take(page, groups, vmcb, &mut self.extra, &mut self.clean);
-        self.switch_tsc_aux(tsc_aux, self.extra.tsc_aux);
-        taken?;
+        state::take(page, groups, vmcb, &mut self.extra, &mut self.clean)?;
         if needs_full_check {
             checks::check(&vmcb.save, self.extra.hidden_cr0, &self.processor)?;
         } else {
             checks::check_rip(&vmcb.save)?;
         }
         (self.unchecked, self.lost) = (false, false);
-        put!(page, dirty & NOT_OURS.bits() => dirty);
+        put!(page, Groups::empty().bits() => dirty);
         Ok(())
     }
 
@@ -292,7 +270,7 @@ impl Vcpu {
         vmcb.control.clean = clean;
         vmcb.save.rax = get!(page, gpr[RAX]);
         // SAFETY: the registers are the first field of the mapped page; the VMCB passed `accept` and intercepts what
-        // `Choice::apply` says; `load` filled the host area on this CPU.
+        // `Choice::apply` says; `new` filled the host area on this CPU.
         unsafe { entry::enter(page.as_ptr().cast(), vmcb_frame.0, host.0) };
 
         let vmcb = vmcb_at(vmcb_frame);
@@ -432,7 +410,7 @@ impl Vcpu {
         }
         let want = Groups::from_bits_truncate(get!(page, want));
         self.hand_back(page, event, exit.needs | want);
-        Returned::Exit
+        Returned::Exit(exit.kind as u32)
     }
 
     /// HLT with `HLT_BLOCKS`: the guest continues behind it.

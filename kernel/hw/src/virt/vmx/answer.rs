@@ -6,7 +6,7 @@
 use super::insn::CurrentVmcs;
 use super::registers::{read_dr6, write_dr6};
 use super::state::SHADOW;
-use super::vcpu::Vcpu;
+use super::vcpu::{Chores, Vcpu};
 use crate::cpu::msr;
 use crate::virt::Returned;
 use crate::virt::page::{Page, get, put};
@@ -29,11 +29,12 @@ impl Vcpu {
         let is_ours = self.wanted_controls & primary::MOV_DR_EXITING == 0;
         if is_ours {
             self.breakpoints.want();
+            self.chores |= Chores::BREAKPOINTS;
         }
         is_ours
     }
 
-    /// WRMSR; false unless it is of one of the MSRs that `load` and `unload` switch.
+    /// WRMSR; false unless it is of one of the MSRs that the kernel switches.
     #[inline(never)]
     pub(super) fn write_msr(&mut self, vmcs: CurrentVmcs, page: Page, length: u32) -> bool {
         let index = get!(page, gpr[RCX]) as u32;
@@ -45,8 +46,8 @@ impl Vcpu {
                 put!(page, Event::exception(GENERAL_PROTECTION, error_code) => inject);
             }
             Write::Done => {
-                // SAFETY: the MSR exists and takes this value, by the checks of `write`. The kernel is inside of `run`: its
-                // own come back in `unload`, before any SYSCALL.
+                // SAFETY: the MSR exists and takes this value, by the checks of `write`. The kernel's own come back in
+                // `leave`, before any SYSCALL, TSC_AUX in `fpu::release`.
                 unsafe { msr::write(index, value) };
                 self.complete_instruction(vmcs, length);
             }
@@ -81,6 +82,7 @@ impl Vcpu {
     /// HLT that blocks: the guest is behind it, and whatever wakes it finds no shadow of an STI before it.
     pub(super) fn halt(&mut self, vmcs: CurrentVmcs, page: Page, length: u32) -> Returned {
         self.complete_instruction(vmcs, length);
+        self.go_on(page, Returned::Halted);
         put!(page, ACTIVITY_HALTED => activity);
         Returned::Halted
     }
@@ -103,7 +105,7 @@ impl Vcpu {
             if dr7 & DR7_GENERAL_DETECT != 0 {
                 vmcs.write(fields::GUEST_DR7, dr7 & !DR7_GENERAL_DETECT);
             }
-            self.must_fix_pending_debug = true;
+            self.chores |= Chores::PENDING_DEBUG;
         }
         put!(page, event => inject);
         put!(page, length => inject_length);
@@ -125,6 +127,12 @@ impl Vcpu {
         if self.breakpoints.is_open() {
             self.switch_in_dr6();
         }
+    }
+
+    /// Changes what the kernel knows of the guest's DR7.
+    pub(super) fn set_dr7(&mut self, dr7: u64) {
+        self.dr7 = dr7;
+        self.chores |= Chores::BREAKPOINTS;
     }
 
     /// Puts the guest's DR6 into the CPU.

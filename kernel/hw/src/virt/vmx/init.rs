@@ -4,7 +4,7 @@ use super::entry::landing;
 use super::insn::CurrentVmcs;
 use super::region::{self, Machine, VPIDS};
 use super::registers::{DR6_RESET, host_syscall_msrs, read_cr0, read_cr4};
-use super::vcpu::{Held, Host, Vcpu};
+use super::vcpu::{Chores, Held, Host, Vcpu};
 use crate::cpu::tables::TableRegister;
 use crate::cpu::{control, msr};
 use crate::mem::phys_to_virt;
@@ -14,7 +14,7 @@ use crate::virt::page::Page;
 use core::ptr::NonNull;
 use hypercall_abi::vcpu::{Groups, VcpuPage};
 use kcore::addr::PhysAddr;
-use kcore::virt::vmx::controls::secondary;
+use kcore::virt::vmx::controls::{ept_pointer, secondary};
 use kcore::virt::vmx::syscall_msrs::SyscallMsrs;
 use kcore::virt::vmx::{fields, msr_bitmap};
 
@@ -24,7 +24,11 @@ const DR7_RESET: u64 = 0x400;
 ///
 /// # Safety
 /// As [`crate::virt::GuestCpu::new`].
-pub(super) unsafe fn new_vcpu(vmcs: PhysAddr, bitmap: PhysAddr, host: &HostState) -> Vcpu {
+pub(super) unsafe fn new_vcpu(
+    [vmcs, bitmap]: [PhysAddr; 2],
+    host: &HostState,
+    nested_root: PhysAddr,
+) -> Vcpu {
     // `enable_cpu` got the same answer on this CPU before.
     let machine = region::machine().expect("VMX is on, so the CPU has what vCPUs need");
     let vpid = if machine.controls.has_secondary(secondary::VPID) {
@@ -38,9 +42,7 @@ pub(super) unsafe fn new_vcpu(vmcs: PhysAddr, bitmap: PhysAddr, host: &HostState
         vpid,
         is_launched: false,
         is_loaded: false,
-        must_flush_vpid: true,
-        must_fix_pending_debug: false,
-        nested: None,
+        chores: Chores::FLUSH_VPID | Chores::CONTROLS,
         held: Held::default(),
         wanted_controls: 0,
         wanted_exceptions: 0,
@@ -48,11 +50,10 @@ pub(super) unsafe fn new_vcpu(vmcs: PhysAddr, bitmap: PhysAddr, host: &HostState
         shadow_cr4: 0,
         guest_msrs: SyscallMsrs::default(),
         host: Host {
-            msrs: host_syscall_msrs(machine.controls.has_secondary(secondary::RDTSCP)),
+            msrs: host_syscall_msrs(),
             gdtr: TableRegister::gdtr(),
-            idtr: TableRegister::idtr(),
         },
-        breakpoints: Breakpoints::new(vmcs),
+        breakpoints: Breakpoints::default(),
         dr6: DR6_RESET,
         dr7: DR7_RESET,
     };
@@ -64,18 +65,19 @@ pub(super) unsafe fn new_vcpu(vmcs: PhysAddr, bitmap: PhysAddr, host: &HostState
         region::clear(vmcs);
         let current = region::make_current(vmcs);
         write_controls(current, &machine, vpid, bitmap);
+        current.write(fields::EPT_POINTER, ept_pointer(nested_root));
         write_host_state(current, host);
         write_constant_guest_state(current);
 
         let page = phys_to_virt(bitmap).cast::<VcpuPage>();
         (*page).reset();
-        let taken = vcpu.take_dirty(current, Page::new(NonNull::new_unchecked(page)));
+        // `SyscallMsrs::default` is after reset; another guest's may be in the CPU.
+        let groups = Groups::all().difference(Groups::SYSCALL);
+        let taken = vcpu.take_groups(current, Page::new(NonNull::new_unchecked(page)), groups);
         debug_assert!(taken.is_ok(), "the state after reset is valid");
-        (*page).dirty = Groups::empty().bits();
         let has_tsc_aux = vcpu.has_tsc_aux();
         msr_bitmap::fill(&mut *page.cast::<[u8; msr_bitmap::BITMAP_BYTES]>(), has_tsc_aux);
 
-        vcpu.held.primary = machine.controls.primary;
         // The CPU that loads the vCPU first may be another one.
         region::clear(vmcs);
     }
@@ -113,7 +115,7 @@ fn write_controls(vmcs: CurrentVmcs, machine: &Machine, vpid: Option<u16>, bitma
 }
 
 /// HOST_CR3 and HOST_RSP follow when the vCPU runs. User code has no FS base. TS keeps it from the guest's FPU registers. After an
-/// exit the limits of GDTR and IDTR are 0xffff until `unload`, that of TR is 0x67, and LDTR is unusable (SDM 3C 27.5.2).
+/// exit the limit of GDTR is 0xffff until `leave`, that of IDTR is 0xffff, that of TR 0x67, and LDTR is unusable (SDM 3C 27.5.2).
 fn write_host_state(vmcs: CurrentVmcs, host: &HostState) {
     const CR0_TS: u64 = 1 << 3;
     vmcs.write(fields::HOST_CR0, read_cr0() | CR0_TS);

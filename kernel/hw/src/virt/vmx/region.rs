@@ -6,8 +6,6 @@ use crate::cpu::{cpuid, msr, xsavec};
 use crate::mem::phys_to_virt;
 use crate::percpu;
 use crate::virt::{Features, Unsupported};
-use core::sync::atomic::{AtomicU64, Ordering};
-use hypercall_abi::boot_info::MAX_CPUS;
 use kcore::addr::PhysAddr;
 use kcore::virt::vmx::control_registers::{CR4_VMXE, ControlRules};
 use kcore::virt::vmx::controls::{Capabilities, Controls, Missing, secondary};
@@ -20,9 +18,6 @@ const FEATURE_CONTROL_VMXON: u64 = 1 << 2;
 
 /// The identifiers of all vCPUs.
 pub(super) static VPIDS: VpidPool = VpidPool::new();
-
-/// Address of the VMCS that is current on each CPU, 0 if none is: saves a VMPTRLD for most runs.
-static CURRENT: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
 /// What vCPUs depend on; the same on every CPU of a machine.
 #[derive(Clone, Copy, Debug)]
@@ -126,22 +121,21 @@ pub unsafe fn enable_cpu(frame: PhysAddr) -> Result<(), Unsupported> {
         // Translations that someone before us left behind (SDM 3C 28.3.3.4).
         let _ = invept(InvEpt::All);
     }
-    CURRENT[percpu::id()].store(0, Ordering::Relaxed);
+    percpu::set_vmcs(0);
     Ok(())
 }
 
-/// Makes a VMCS current on this CPU.
+/// Makes a VMCS current on this CPU, unless it is: for most runs it is that of the last one.
 ///
 /// # Safety
 /// As for [`vmptrld`]; the value is used only until another VMCS becomes current.
 #[inline]
 pub(super) unsafe fn make_current(vmcs: PhysAddr) -> CurrentVmcs {
-    let current = &CURRENT[percpu::id()];
-    if current.load(Ordering::Relaxed) != vmcs.0 {
+    if percpu::vmcs() != vmcs.0 {
         // SAFETY: by the contract of this function.
         let loaded = unsafe { vmptrld(vmcs) };
         debug_assert!(loaded.is_ok(), "VMPTRLD {:#x}", vmcs.0);
-        current.store(vmcs.0, Ordering::Relaxed);
+        percpu::set_vmcs(vmcs.0);
     }
     // SAFETY: the VMCS is current.
     unsafe { CurrentVmcs::assume() }
@@ -155,8 +149,7 @@ pub(super) unsafe fn clear(vmcs: PhysAddr) {
     // SAFETY: by the contract of this function.
     let cleared = unsafe { vmclear(vmcs) };
     debug_assert!(cleared.is_ok(), "VMCLEAR {:#x}", vmcs.0);
-    let current = &CURRENT[percpu::id()];
-    if current.load(Ordering::Relaxed) == vmcs.0 {
-        current.store(0, Ordering::Relaxed);
+    if percpu::vmcs() == vmcs.0 {
+        percpu::set_vmcs(0);
     }
 }

@@ -39,29 +39,27 @@ register!(read_dr6, write_dr6, "dr6");
 /// DR6 after reset.
 pub(super) const DR6_RESET: u64 = 0xffff_0ff0;
 
-/// The kernel's own values on this CPU. KERNEL_GS_BASE is the GS base of user code, which has none.
-pub(super) fn host_syscall_msrs(has_tsc_aux: bool) -> SyscallMsrs {
-    // SAFETY: every CPU with long mode has these MSRs, TSC_AUX apart.
+/// The kernel's own values. KERNEL_GS_BASE is the GS base of user code, which has none.
+pub(super) fn host_syscall_msrs() -> SyscallMsrs {
+    // SAFETY: every CPU with long mode has these MSRs.
     unsafe {
         SyscallMsrs {
             star: msr::read(msr::STAR),
             lstar: msr::read(msr::LSTAR),
-            cstar: msr::read(msr::CSTAR),
             sfmask: msr::read(msr::SFMASK),
-            kernel_gs_base: 0,
-            tsc_aux: if has_tsc_aux { msr::read(msr::TSC_AUX) } else { 0 },
+            ..SyscallMsrs::default()
         }
     }
 }
 
-/// Puts `new` values into this CPU, which has `current` ones: MSRs that do not change are left alone.
+/// Puts `new` values into this CPU, which has `current` ones.
 ///
 /// # Safety
 /// The values are such that WRMSR takes them. No SYSCALL and no SWAPGS happens before the kernel's own are back.
 #[inline]
 pub(super) unsafe fn switch_syscall_msrs(current: &SyscallMsrs, new: &SyscallMsrs) {
     new.for_each_difference(current, |index, value| {
-        // SAFETY: the caller promises valid values; where there is no TSC_AUX, both of its are 0.
+        // SAFETY: the caller promises valid values.
         unsafe { msr::write(index, value) };
     });
 }

@@ -1,9 +1,9 @@
 //! Groups of guest state: from the vCPU page into the hardware, and back.
 
 use super::insn::CurrentVmcs;
-use super::registers::switch_syscall_msrs;
-use super::vcpu::Vcpu;
+use super::vcpu::{Chores, Vcpu};
 use crate::cpu::msr;
+use crate::virt::GuestCpu;
 use crate::virt::page::{Page, get, put};
 use hypercall_abi::exit::EntryRule;
 use hypercall_abi::vcpu::{CS, DS, ES, FS, GS, Groups, Intercepts, Interruptibility, SS, gpr};
@@ -13,9 +13,6 @@ use kcore::virt::vmx::controls::{entry, primary};
 use kcore::virt::vmx::exit::ALWAYS_EXITING_EXCEPTIONS;
 use kcore::virt::vmx::fields;
 use kcore::virt::vmx::syscall_msrs::SyscallMsrs;
-
-/// Groups that the kernel's generic part takes from the page.
-const NOT_OURS: Groups = Groups::XCR0;
 
 /// The shadows of STI and MOV SS.
 pub(super) const SHADOW: u32 = Interruptibility::STI.union(Interruptibility::MOV_SS).bits();
@@ -33,25 +30,14 @@ macro_rules! for_each_group {
 }
 
 impl Vcpu {
-    /// Takes over what the page says is dirty. After a refusal the hardware may have some of it, and all of it stays dirty.
-    #[inline(always)]
-    pub(super) fn take_dirty(&mut self, vmcs: CurrentVmcs, page: Page) -> Result<(), EntryRule> {
-        let raw = get!(page, dirty);
-        let dirty = Groups::from_bits_truncate(raw).difference(NOT_OURS);
-        if dirty.is_empty() {
-            return Ok(());
-        }
-        if dirty == Groups::RIP {
-            self.take_rip(vmcs, page)?;
-        } else {
-            self.take_groups(vmcs, page, dirty)?;
-        }
-        put!(page, raw & NOT_OURS.bits() => dirty);
-        Ok(())
-    }
-
+    /// Takes over groups of the page. After a refusal the hardware may have some of it.
     #[inline(never)]
-    fn take_groups(&mut self, vmcs: CurrentVmcs, page: Page, dirty: Groups) -> Result<(), EntryRule> {
+    pub(super) fn take_groups(
+        &mut self,
+        vmcs: CurrentVmcs,
+        page: Page,
+        dirty: Groups,
+    ) -> Result<(), EntryRule> {
         // The mode, which other groups are checked against, comes first.
         if dirty.contains(Groups::CONTROL) {
             self.take_control(vmcs, page)?;
@@ -120,12 +106,12 @@ impl Vcpu {
         }
         (self.shadow_cr0, self.shadow_cr4) = (view.cr0, view.cr4);
         // With VPIDs no entry flushes, and these registers decide what cached translations mean (SDM 3C 28.3.3.3).
-        self.must_flush_vpid = true;
+        self.chores |= Chores::FLUSH_VPID;
         Ok(())
     }
 
     #[inline(always)]
-    fn take_rip(&mut self, vmcs: CurrentVmcs, page: Page) -> Result<(), EntryRule> {
+    pub(super) fn take_rip(&mut self, vmcs: CurrentVmcs, page: Page) -> Result<(), EntryRule> {
         let (rip, rflags) = (get!(page, rip), get!(page, rflags));
         let (interruptibility, activity) = (get!(page, interruptibility), get!(page, activity));
         // After most exits RIP alone moves on. The other values are the hardware's then, and need no check.
@@ -152,7 +138,9 @@ impl Vcpu {
         }
         let steps = (rflags | self.held.rflags) & RFLAGS_TF != 0;
         let is_in_shadow = (interruptibility | self.held.interruptibility) & SHADOW != 0;
-        self.must_fix_pending_debug |= steps || is_in_shadow;
+        if steps || is_in_shadow {
+            self.chores |= Chores::PENDING_DEBUG;
+        }
         if rflags != self.held.rflags {
             vmcs.write(fields::GUEST_RFLAGS, rflags);
             self.held.rflags = rflags;
@@ -197,9 +185,9 @@ impl Vcpu {
     fn take_debug(&mut self, vmcs: CurrentVmcs, page: Page) -> Result<(), EntryRule> {
         let (dr, dr6, dr7) = (get!(page, dr), get!(page, dr6), get!(page, dr7));
         checks::check_debug(dr6, dr7)?;
-        self.breakpoints.write(dr, dr7);
+        self.breakpoints.write(dr);
         self.set_dr6(dr6);
-        self.dr7 = dr7;
+        self.set_dr7(dr7);
         vmcs.write(fields::GUEST_DR7, dr7);
         Ok(())
     }
@@ -223,12 +211,13 @@ impl Vcpu {
             new.kernel_gs_base,
             new.tsc_aux,
         )?;
-        if self.is_loaded {
-            // SAFETY: the values were checked. The kernel is inside of `run`: its own come back in `unload`, before
-            // any SYSCALL or SWAPGS.
-            unsafe { switch_syscall_msrs(&self.current_msrs(), &new) };
+        // SAFETY: this is within `run`, on the vCPU's CPU, and the values were checked. The next entry loads those that `leave`
+        // takes out.
+        unsafe {
+            self.leave();
+            self.guest_msrs = new;
+            self.take_over();
         }
-        self.guest_msrs = new;
         Ok(())
     }
 
@@ -246,6 +235,7 @@ impl Vcpu {
         let bitmap = get!(page, exception_bitmap);
         vmcs.write(fields::EXCEPTION_BITMAP, bitmap | ALWAYS_EXITING_EXCEPTIONS);
         self.wanted_exceptions = bitmap;
+        self.chores |= Chores::CONTROLS;
         let intercepts = Intercepts::from_bits_truncate(get!(page, intercepts));
         self.wanted_controls = [
             (Intercepts::PAUSE, primary::PAUSE_EXITING),
@@ -270,10 +260,11 @@ impl Vcpu {
     }
 
     /// Writes `groups` of the guest's state into the page. Groups that only a VMM writes have nothing to tell.
+    #[cold]
     #[inline(never)]
     pub(super) fn fill(&self, vmcs: CurrentVmcs, page: Page, groups: Groups) {
         for_each_group!(groups, group => match group {
-            Groups::RIP => self.fill_rip(page),
+            Groups::RIP => self.fill_rip(page, get!(page, activity)),
             Groups::CS_SS => {
                 put!(page, vmcs.read(fields::GUEST_RSP) => gpr[gpr::RSP]);
                 fill_segments(vmcs, page, &[CS, SS]);
@@ -296,11 +287,12 @@ impl Vcpu {
         });
     }
 
-    /// RIP, RFLAGS and interruptibility as the last exit left them. The activity is the caller's.
-    pub(super) fn fill_rip(&self, page: Page) {
+    /// RIP, RFLAGS and interruptibility as the last exit left them, and an activity.
+    pub(super) fn fill_rip(&self, page: Page, activity: u32) {
         put!(page, self.held.rip => rip);
         put!(page, self.held.rflags => rflags);
         put!(page, self.held.interruptibility => interruptibility);
+        put!(page, activity => activity);
     }
 
     fn fill_control(&self, vmcs: CurrentVmcs, page: Page) {

@@ -8,7 +8,7 @@ use super::region::{self, Machine, VPIDS};
 use super::registers::{read_cr2, read_dr6, switch_syscall_msrs, write_cr2};
 use super::state::SHADOW;
 use crate::cpu::tables::TableRegister;
-use crate::cpu::{msr, nmi};
+use crate::cpu::{msr, nmi, tsc};
 use crate::virt::breakpoints::Breakpoints;
 use crate::virt::page::{Page, get, put, refuse};
 use crate::virt::{GuestCpu, HostState, Returned, RunArgs};
@@ -17,13 +17,33 @@ use hypercall_abi::exit::{EntryRule, ExitKind};
 use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, Event, Groups, Interruptibility, RunFlags, VcpuPage};
 use kcore::addr::PhysAddr;
 use kcore::virt::vmx::checks::{EventContext, check_event};
-use kcore::virt::vmx::controls::{ept_pointer, primary, secondary};
+use kcore::virt::vmx::controls::{primary, secondary};
 use kcore::virt::vmx::exit::{
     DEBUG_EXCEPTION, Details, ENTRY_FAILURE, Interruption, Needs, Outcome, Reason, Report, decode,
-    is_software_event, port_io, restores_nmi_blocking,
+    is_software_event, port_io, quick_kind, restores_nmi_blocking,
 };
 use kcore::virt::vmx::fields;
 use kcore::virt::vmx::syscall_msrs::SyscallMsrs;
+
+bitflags::bitflags! {
+    /// What has to be done before the next entry, beyond what every entry needs.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(super) struct Chores: u32 {
+        /// Translations cached under the VPID must go.
+        const FLUSH_VPID = 1 << 0;
+        /// The pending debug exceptions may contradict the interruptibility.
+        const PENDING_DEBUG = 1 << 1;
+        /// The VM-entry interruption information is valid: there was no entry since it was written.
+        const EVENT = 1 << 2;
+        /// DR0 to DR3 in the CPU may not be the guest's, or it wants to access the debug registers.
+        const BREAKPOINTS = 1 << 3;
+        /// The primary controls are not what the VMM asks for.
+        const CONTROLS = 1 << 4;
+    }
+}
+
+/// The windows that the primary controls open.
+const WINDOWS: RunFlags = RunFlags::INTERRUPT_WINDOW.union(RunFlags::NMI_WINDOW);
 
 /// What the VMCS holds in fields that change often, so that equal values are not written again.
 #[derive(Clone, Copy, Debug, Default)]
@@ -35,24 +55,26 @@ pub(super) struct Held {
     /// Guest interruptibility state.
     pub(super) interruptibility: u32,
     /// Primary controls.
-    pub(super) primary: u32,
-    /// The VM-entry interruption information is valid.
-    pub(super) has_event: bool,
+    primary: u32,
+    /// The windows in them.
+    windows: u32,
+    /// The preemption timer was set for this TSC.
+    until: u64,
+    /// Generation of the nested tables that was flushed last.
+    nested_generation: u64,
     /// Host RSP.
-    pub(super) host_rsp: u64,
+    host_rsp: u64,
     /// Host CR3.
-    pub(super) host_cr3: u64,
+    host_cr3: u64,
 }
 
-/// What the kernel has on the vCPU's CPU, for [`GuestCpu::unload`].
+/// What the kernel has on the vCPU's CPU, for [`GuestCpu::leave`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Host {
     /// MSRs that exits do not restore.
     pub(super) msrs: SyscallMsrs,
-    /// Exits set its limit to FFFFH.
+    /// Exits set its limit to FFFFH. They do so with IDTR, too, whose table has all the vectors that there are.
     pub(super) gdtr: TableRegister,
-    /// Exits set its limit to FFFFH.
-    pub(super) idtr: TableRegister,
 }
 
 /// A virtual CPU on VMX.
@@ -66,14 +88,10 @@ pub struct Vcpu {
     pub(super) vpid: Option<u16>,
     /// Launch state of the VMCS.
     pub(super) is_launched: bool,
-    /// Between `load` and `unload`.
+    /// Since a run, and until `leave`: the guest's SYSCALL MSRs are in the CPU.
     pub(super) is_loaded: bool,
-    /// Translations cached under the VPID must go before entry.
-    pub(super) must_flush_vpid: bool,
-    /// The pending debug exceptions may contradict the interruptibility.
-    pub(super) must_fix_pending_debug: bool,
-    /// EPT pointer in the VMCS, and the generation that was flushed last.
-    pub(super) nested: Option<(u64, u64)>,
+    /// To be done before the next entry.
+    pub(super) chores: Chores,
     /// Fields that the VMCS holds.
     pub(super) held: Held,
     /// Primary controls that the VMM asked for.
@@ -101,81 +119,77 @@ pub struct Vcpu {
 unsafe impl GuestCpu for Vcpu {
     const FRAMES: usize = 2;
 
-    unsafe fn new(frames: &[PhysAddr], host: &HostState) -> Self {
+    unsafe fn new(frames: &[PhysAddr], host: &HostState, nested_root: PhysAddr) -> Self {
         // SAFETY: by the contract of this function.
-        unsafe { init::new_vcpu(frames[0], frames[1], host) }
+        unsafe { init::new_vcpu([frames[0], frames[1]], host, nested_root) }
     }
 
-    unsafe fn load(&mut self, _page: NonNull<VcpuPage>) {
-        // SAFETY: this is the CPU of the vCPU, so its VMCS is active nowhere else. The guest's MSR values were accepted
-        // by the hardware or checked; `unload` puts back the kernel's.
-        unsafe {
-            region::make_current(self.vmcs);
-            switch_syscall_msrs(&self.host.msrs, &self.guest_msrs);
-        }
-        if self.breakpoints.load(self.dr7) {
-            self.switch_in_dr6();
-        }
-        self.is_loaded = true;
+    unsafe fn take_over(&mut self) {
+        // SAFETY: long mode has CSTAR; its value was checked. Nothing of the kernel's uses it.
+        unsafe { msr::write(msr::CSTAR, self.guest_msrs.cstar) };
+        tsc::set_aux(self.guest_msrs.tsc_aux as u32);
+        self.chores |= Chores::BREAKPOINTS;
     }
 
+    #[inline(always)]
     unsafe fn run(&mut self, page: NonNull<VcpuPage>, args: &RunArgs) -> Returned {
-        // SAFETY: the caller gives a valid page, and loaded the vCPU, so that its VMCS is current.
-        let (page, vmcs) = unsafe { (Page::new(page), CurrentVmcs::assume()) };
-        let flags = RunFlags::from_bits_truncate(get!(page, run_flags));
-        if let Err(rule) = self.prepare(vmcs, page, flags, args) {
+        // SAFETY: the caller gives a valid page, on the CPU of the vCPU, so its VMCS is active nowhere else.
+        let (page, vmcs) = unsafe { (Page::new(page), region::make_current(self.vmcs)) };
+        if let Err(rule) = self.prepare(vmcs, page, args) {
             return refuse(page, rule, [0; 2]);
         }
         let cr2 = get!(page, cr2);
-        // SAFETY: MOV to CR2 takes every value; the kernel reads CR2 only right after a page fault. The VMCS is
-        // complete, and `is_launched` and `host_rsp` say what it holds.
+        // SAFETY: the guest's MSR values were accepted by the hardware or checked; `leave` puts back the kernel's. MOV to CR2
+        // takes every value; the kernel reads CR2 only right after a page fault. The VMCS is complete, and `is_launched` and
+        // `host_rsp` say what it holds.
         let status = unsafe {
+            if !self.is_loaded {
+                switch_syscall_msrs(&self.host.msrs, &self.guest_msrs);
+                self.is_loaded = true;
+            }
             if read_cr2() != cr2 {
                 write_cr2(cr2);
             }
             enter(page.as_ptr().cast(), self.is_launched, &mut self.held.host_rsp)
         };
         put!(page, read_cr2() => cr2);
-        match status {
-            entry::EXITED => self.after_exit(vmcs, page, flags),
-            entry::FAIL_VALID => {
-                let error = vmcs.read(fields::INSTRUCTION_ERROR);
-                refuse(page, EntryRule::Hardware, [error as u64, 0])
-            }
-            _ => refuse(page, EntryRule::Hardware, [0; 2]),
+        if status == entry::EXITED {
+            self.after_exit(vmcs, page, args.flags)
+        } else {
+            failed_instruction(vmcs, page, status)
         }
     }
 
     unsafe fn read(&mut self, page: NonNull<VcpuPage>, groups: Groups) {
-        // SAFETY: by the contract of this function; if another vCPU's VMCS was current, that one is not loaded.
+        // SAFETY: by the contract of this function.
         let (page, vmcs) = unsafe { (Page::new(page), region::make_current(self.vmcs)) };
         self.fill(vmcs, page, groups);
         put!(page, get!(page, filled) | groups.bits() => filled);
     }
 
-    unsafe fn unload(&mut self) {
-        // SAFETY: the values are the kernel's own, the tables those of its boot, for ever; outside of guests DR7 enables
-        // nothing. The VMCS is current as long as the vCPU is loaded.
+    #[inline(always)]
+    unsafe fn leave(&mut self) {
+        if !self.is_loaded {
+            return;
+        }
+        // SAFETY: the values are the kernel's own, the table that of its boot, for ever.
         unsafe {
             // SWAPGS changes it without an exit.
             self.guest_msrs.kernel_gs_base = msr::read(msr::KERNEL_GS_BASE);
             switch_syscall_msrs(&self.guest_msrs, &self.host.msrs);
-            if self.breakpoints.unload() {
-                self.dr6 = read_dr6();
-                self.dr7 = CurrentVmcs::assume().read(fields::GUEST_DR7);
-            }
-            // With the limits that the exit left, user code could load selectors of what lies behind the GDT.
+            // With the limit that the exit left, user code could load selectors of what lies behind the GDT.
             self.host.gdtr.load_gdt();
-            self.host.idtr.load_idt();
         }
         self.is_loaded = false;
+        if self.breakpoints.is_open() {
+            self.close_breakpoints();
+        }
     }
 
     unsafe fn destroy(&mut self) {
         // SAFETY: this is the CPU of the vCPU, the only one where its VMCS can be active.
         unsafe { region::clear(self.vmcs) };
         self.is_launched = false;
-        self.breakpoints.forget();
         // Whoever gets the VPID next flushes it on its own CPU before its first entry.
         if let Some(vpid) = self.vpid.take() {
             VPIDS.give(vpid);
@@ -189,38 +203,96 @@ impl Vcpu {
         self.machine.controls.has_secondary(secondary::RDTSCP)
     }
 
-    /// Everything before the entry.
-    #[inline]
-    fn prepare(
-        &mut self,
-        vmcs: CurrentVmcs,
-        page: Page,
-        flags: RunFlags,
-        args: &RunArgs,
-    ) -> Result<(), EntryRule> {
-        self.take_dirty(vmcs, page)?;
-        self.set_event(vmcs, page)?;
-        if self.must_fix_pending_debug {
-            self.fix_pending_debug(vmcs);
+    /// Everything before the entry. Most entries change RIP and nothing else: each of the conditions for that is tested, and
+    /// whatever else there may be to do is done out of line.
+    #[inline(always)]
+    fn prepare(&mut self, vmcs: CurrentVmcs, page: Page, args: &RunArgs) -> Result<(), EntryRule> {
+        let event = get!(page, inject);
+        let windows = args.flags.intersection(WINDOWS).bits();
+        let others = args.dirty.difference(Groups::RIP).bits();
+        if others | self.chores.bits() | (windows ^ self.held.windows) | event.0 as u32 >> 31 != 0 {
+            self.prepare_more(vmcs, page, args, event)?;
+        } else if !args.dirty.is_empty() {
+            self.take_rip(vmcs, page)?;
         }
-        self.set_controls(vmcs, flags);
-        self.set_address_spaces(vmcs, args);
-        // Always armed: it ends the timeslice, and Bochs 2.7 keeps host interrupts from ending the run of a guest that
-        // was entered with IF clear.
-        vmcs.write(
-            fields::PREEMPTION_TIMER,
-            self.machine.controls.timer_value(args.budget_ticks),
-        );
+        if !args.dirty.is_empty() {
+            put!(page, Groups::empty().bits() => dirty);
+        }
+        if self.held.nested_generation != args.nested_generation {
+            self.flush_nested(args.nested_generation);
+        }
+        if self.held.host_cr3 != args.host_cr3 {
+            vmcs.write(fields::HOST_CR3, args.host_cr3);
+            self.held.host_cr3 = args.host_cr3;
+        }
+        if self.held.until != args.until {
+            self.set_timer(vmcs, args);
+        }
         Ok(())
     }
 
+    #[inline(never)]
+    fn prepare_more(
+        &mut self,
+        vmcs: CurrentVmcs,
+        page: Page,
+        args: &RunArgs,
+        event: Event,
+    ) -> Result<(), EntryRule> {
+        self.take_groups(vmcs, page, args.dirty)?;
+        self.set_event(vmcs, page, event)?;
+        let chores = self.chores;
+        self.chores &= Chores::EVENT;
+        if chores.contains(Chores::BREAKPOINTS) && self.breakpoints.load(self.dr7) {
+            self.switch_in_dr6();
+        }
+        if chores.contains(Chores::PENDING_DEBUG) {
+            self.fix_pending_debug(vmcs);
+        }
+        if chores.contains(Chores::FLUSH_VPID)
+            && let Some(vpid) = self.vpid
+        {
+            // SAFETY: VMX is on, and VPIDs are used only where single-context INVVPID is.
+            let flushed = unsafe { invvpid_single(vpid) };
+            debug_assert!(flushed.is_ok(), "INVVPID {vpid}");
+        }
+        self.set_controls(vmcs, args.flags.intersection(WINDOWS));
+        Ok(())
+    }
+
+    /// Sets the preemption timer, which counts from its value at every entry. It ends the timeslice, and Bochs 2.7 keeps host
+    /// interrupts from ending the run of a guest that was entered with IF clear. Hardware has the local APIC's timer for that,
+    /// armed for the same time: so it does no harm that a guest that exits often gets the time of the slice's first entry again.
+    #[inline(never)]
+    fn set_timer(&mut self, vmcs: CurrentVmcs, args: &RunArgs) {
+        let ticks = args.until.saturating_sub(args.now);
+        vmcs.write(fields::PREEMPTION_TIMER, self.machine.controls.timer_value(ticks));
+        self.held.until = args.until;
+    }
+
+    /// Drops what the CPU has cached of older nested tables (SDM 3C 28.3.3.4). The first run flushes, too: the root's frame may
+    /// have been another space's.
+    #[inline(never)]
+    fn flush_nested(&mut self, generation: u64) {
+        // SAFETY: the VMCS is current.
+        let pointer = unsafe { CurrentVmcs::assume() }.read(fields::EPT_POINTER);
+        let what = if self.machine.controls.has_single_context_invept {
+            InvEpt::Single(pointer)
+        } else {
+            InvEpt::All
+        };
+        // SAFETY: VMX is on, and the machine has this type.
+        let flushed = unsafe { invept(what) };
+        debug_assert!(flushed.is_ok(), "INVEPT {what:?}");
+        self.held.nested_generation = generation;
+    }
+
     /// Hands the event of the page to the entry. An entry that fails leaves it in the VMCS.
-    fn set_event(&mut self, vmcs: CurrentVmcs, page: Page) -> Result<(), EntryRule> {
-        let event = get!(page, inject);
+    fn set_event(&mut self, vmcs: CurrentVmcs, page: Page, event: Event) -> Result<(), EntryRule> {
         if !event.is_valid() {
-            if self.held.has_event {
+            if self.chores.contains(Chores::EVENT) {
                 vmcs.write(fields::ENTRY_INTERRUPTION_INFO, 0);
-                self.held.has_event = false;
+                self.chores -= Chores::EVENT;
             }
             return Ok(());
         }
@@ -240,14 +312,13 @@ impl Vcpu {
         if is_software {
             vmcs.write(fields::ENTRY_INSTRUCTION_LENGTH, context.length);
         }
-        self.held.has_event = true;
+        self.chores |= Chores::EVENT;
         Ok(())
     }
 
     /// In a shadow of STI or MOV SS, a single-step trap is pending exactly if TF is set and BTF is not (SDM 3C
     /// 26.3.1.5). Exits on #DB do not leave it so, nor does a VMM that moves a guest on while it is single-stepped; that
     /// VMM injects the trap itself.
-    #[cold]
     fn fix_pending_debug(&mut self, vmcs: CurrentVmcs) {
         let is_in_shadow = self.held.interruptibility & SHADOW != 0;
         let is_pending = is_in_shadow && self.single_steps(vmcs);
@@ -255,113 +326,96 @@ impl Vcpu {
             fields::GUEST_PENDING_DEBUG,
             if is_pending { SINGLE_STEP } else { 0 },
         );
-        self.must_fix_pending_debug = false;
     }
 
     /// The primary controls: what always is, what the VMM asked for, and what this run needs.
-    fn set_controls(&mut self, vmcs: CurrentVmcs, flags: RunFlags) {
+    fn set_controls(&mut self, vmcs: CurrentVmcs, windows: RunFlags) {
         let mut controls = self.machine.controls.primary | self.wanted_controls;
         if !self.breakpoints.is_open() {
             controls |= primary::MOV_DR_EXITING;
         }
-        if flags.contains(RunFlags::INTERRUPT_WINDOW) {
+        if windows.contains(RunFlags::INTERRUPT_WINDOW) {
             controls |= primary::INTERRUPT_WINDOW_EXITING;
         }
-        if flags.contains(RunFlags::NMI_WINDOW) {
+        if windows.contains(RunFlags::NMI_WINDOW) {
             controls |= primary::NMI_WINDOW_EXITING;
         }
         if controls != self.held.primary {
             vmcs.write(fields::PRIMARY_CONTROLS, controls);
             self.held.primary = controls;
         }
+        self.held.windows = windows.bits();
     }
 
-    /// The guest's nested tables and the host's CR3, and the flushes they need (SDM 3C 28.3.3.4). A space that this
-    /// vCPU meets for the first time is flushed: its root's frame may have been another space's.
-    fn set_address_spaces(&mut self, vmcs: CurrentVmcs, args: &RunArgs) {
-        let nested = (ept_pointer(args.nested_root), args.nested_generation);
-        if self.nested != Some(nested) {
-            vmcs.write(fields::EPT_POINTER, nested.0);
-            let has_single = self.machine.controls.has_single_context_invept;
-            let what = if has_single {
-                InvEpt::Single(nested.0)
-            } else {
-                InvEpt::All
-            };
-            // SAFETY: VMX is on, and the machine has this type.
-            let flushed = unsafe { invept(what) };
-            debug_assert!(flushed.is_ok(), "INVEPT {what:?}");
-            self.nested = Some(nested);
-        }
-        if self.must_flush_vpid {
-            if let Some(vpid) = self.vpid {
-                // SAFETY: VMX is on, and VPIDs are used only where single-context INVVPID is.
-                let flushed = unsafe { invvpid_single(vpid) };
-                debug_assert!(flushed.is_ok(), "INVVPID {vpid}");
-            }
-            self.must_flush_vpid = false;
-        }
-        if self.held.host_cr3 != args.host_cr3 {
-            vmcs.write(fields::HOST_CR3, args.host_cr3);
-            self.held.host_cr3 = args.host_cr3;
-        }
+    /// The guest may not access the debug registers any more.
+    #[cold]
+    fn close_breakpoints(&mut self) {
+        self.breakpoints.close();
+        self.dr6 = read_dr6();
+        // SAFETY: the VMCS is current as long as the vCPU is loaded.
+        self.set_dr7(unsafe { CurrentVmcs::assume() }.read(fields::GUEST_DR7));
     }
 
-    /// Everything after the exit.
-    #[inline]
+    /// Everything after the exit. Most exits are for the VMM and on an instruction: they need as little as this.
+    #[inline(always)]
     fn after_exit(&mut self, vmcs: CurrentVmcs, page: Page, flags: RunFlags) -> Returned {
         let raw_reason: u32 = vmcs.read(fields::EXIT_REASON);
-        let reason = Reason(raw_reason as u16);
-        if raw_reason & ENTRY_FAILURE != 0 {
-            return failed_entry(vmcs, page, raw_reason);
-        }
-        self.is_launched = true;
         self.held.rip = vmcs.read(fields::GUEST_RIP);
         self.held.rflags = vmcs.read(fields::GUEST_RFLAGS);
         self.held.interruptibility = vmcs.read(fields::GUEST_INTERRUPTIBILITY);
-        put!(page, ACTIVITY_ACTIVE => activity);
-        // Most exits: as little as possible.
-        let kind = match reason.plain_kind() {
-            Some(kind) => kind,
-            None if reason == Reason::IO_INSTRUCTION => {
-                let io = port_io(vmcs.read(fields::EXIT_QUALIFICATION));
-                if io.is_string {
-                    return self.after_other_exit(vmcs, page, reason, flags);
-                }
-                put!(page, io.encode() => exit_info[0]);
-                ExitKind::PortIo
-            }
-            None => return self.after_other_exit(vmcs, page, reason, flags),
+        let Some(kind) = quick_kind(raw_reason) else {
+            return self.after_other_exit(vmcs, page, raw_reason, flags);
         };
-        let length = vmcs.read(fields::EXIT_INSTRUCTION_LENGTH);
-        let was_delivering = self.keep_interrupted_event(vmcs, page, false);
-        if reason == Reason::WRMSR && !was_delivering && self.write_msr(vmcs, page, length) {
-            return self.go_on(page, Returned::HostInterrupt);
+        if kind == ExitKind::PortIo {
+            let io = port_io(vmcs.read(fields::EXIT_QUALIFICATION));
+            if io.is_string {
+                return self.after_other_exit(vmcs, page, raw_reason, flags);
+            }
+            put!(page, io.encode() => exit_info[0]);
+        }
+        self.is_launched = true;
+        // Read at every exit, also where the manual rules an event out: a hypervisor below us may exit on its own account in
+        // the middle of a delivery.
+        let interrupted = Interruption(vmcs.read(fields::IDT_VECTORING_INFO));
+        if interrupted.is_valid() || self.chores.contains(Chores::EVENT) {
+            self.keep_interrupted_event(vmcs, page, interrupted, false);
         }
         put!(page, kind as u32 => exit_kind);
-        put!(page, length => exit_length);
-        self.report_state(vmcs, page, Groups::RIP)
+        put!(page, vmcs.read(fields::EXIT_INSTRUCTION_LENGTH) => exit_length);
+        self.report_state(vmcs, page, kind, Groups::RIP)
     }
 
-    /// After an exit that is not plain ([`Reason::plain_kind`]).
+    /// After an exit that is not quick ([`quick_kind`]).
     #[inline(never)]
     fn after_other_exit(
         &mut self,
         vmcs: CurrentVmcs,
         page: Page,
-        reason: Reason,
+        raw_reason: u32,
         flags: RunFlags,
     ) -> Returned {
+        if raw_reason & ENTRY_FAILURE != 0 {
+            return failed_entry(vmcs, page, raw_reason);
+        }
+        self.is_launched = true;
+        let reason = Reason(raw_reason as u16);
         let needs = reason.needs();
         let details = read_details(vmcs, needs, self.machine.controls.has_string_io_info);
         let restores_blocking = restores_nmi_blocking(reason, &details);
-        let was_delivering = self.keep_interrupted_event(vmcs, page, restores_blocking);
+        let interrupted = Interruption(vmcs.read(fields::IDT_VECTORING_INFO));
+        let was_delivering = self.keep_interrupted_event(vmcs, page, interrupted, restores_blocking);
         let length: u32 = if needs.contains(Needs::LENGTH) {
             vmcs.read(fields::EXIT_INSTRUCTION_LENGTH)
         } else {
             0
         };
-        if reason == Reason::MOV_DR && !was_delivering && self.wants_debug_registers() {
+        let is_answered = !was_delivering
+            && match reason {
+                Reason::MOV_DR => self.wants_debug_registers(),
+                Reason::WRMSR => self.write_msr(vmcs, page, length),
+                _ => false,
+            };
+        if is_answered {
             return self.go_on(page, Returned::HostInterrupt);
         }
         let returned = match decode(reason, &details, self.wanted_exceptions, was_delivering) {
@@ -373,7 +427,7 @@ impl Vcpu {
             }
             Outcome::HostMachineCheck => Returned::HostMachineCheck,
             Outcome::Timer => Returned::Timer,
-            Outcome::Halt if flags.contains(RunFlags::HLT_BLOCKS) => self.halt(vmcs, page, length),
+            Outcome::Halt if flags.contains(RunFlags::HLT_BLOCKS) => return self.halt(vmcs, page, length),
             Outcome::Halt => return self.report(vmcs, page, &Report::new(ExitKind::Hlt), length),
             Outcome::Reflect { event, debug_bits } => self.reflect(vmcs, page, event, debug_bits, length),
         };
@@ -381,21 +435,23 @@ impl Vcpu {
     }
 
     /// Leaves the page ready for the next run, which is the kernel's own.
-    fn go_on(&mut self, page: Page, returned: Returned) -> Returned {
-        self.fill_rip(page);
+    pub(super) fn go_on(&mut self, page: Page, returned: Returned) -> Returned {
+        self.fill_rip(page, ACTIVITY_ACTIVE);
         put!(page, Groups::RIP.bits() => filled);
         returned
     }
 
     /// Puts an event whose delivery the exit interrupted into the page, where it is pending for the next entry, and sets
     /// the blocking of NMIs right (SDM 3C 27.2.3, 27.2.4). Says whether there is such an event.
-    ///
-    /// The field is read at every exit, also where the manual rules an event out: a hypervisor below us may exit on its
-    /// own account in the middle of a delivery.
-    #[inline]
-    fn keep_interrupted_event(&mut self, vmcs: CurrentVmcs, page: Page, restores_blocking: bool) -> bool {
-        let info = Interruption(vmcs.read(fields::IDT_VECTORING_INFO));
-        let had_event = core::mem::replace(&mut self.held.has_event, false);
+    fn keep_interrupted_event(
+        &mut self,
+        vmcs: CurrentVmcs,
+        page: Page,
+        info: Interruption,
+        restores_blocking: bool,
+    ) -> bool {
+        let had_event = self.chores.contains(Chores::EVENT);
+        self.chores -= Chores::EVENT;
         if info.is_valid() {
             self.keep_event(vmcs, page, info);
             return true;
@@ -433,23 +489,35 @@ impl Vcpu {
         for (index, &word) in report.info[..report.info_count].iter().enumerate() {
             put!(page, word => exit_info[index]);
         }
-        self.must_fix_pending_debug |=
-            report.kind == ExitKind::Exception && report.info[0] == DEBUG_EXCEPTION as u64;
-        self.report_state(vmcs, page, report.groups)
+        if report.kind == ExitKind::Exception && report.info[0] == DEBUG_EXCEPTION as u64 {
+            self.chores |= Chores::PENDING_DEBUG;
+        }
+        self.report_state(vmcs, page, report.kind, report.groups)
     }
 
     /// Writes the state that the VMM needs and what it wants beyond.
-    #[inline]
-    fn report_state(&mut self, vmcs: CurrentVmcs, page: Page, needed: Groups) -> Returned {
+    #[inline(always)]
+    fn report_state(&mut self, vmcs: CurrentVmcs, page: Page, kind: ExitKind, needed: Groups) -> Returned {
         let groups = needed | Groups::from_bits_truncate(get!(page, want));
-        self.fill_rip(page);
+        self.fill_rip(page, ACTIVITY_ACTIVE);
         let others = groups.difference(Groups::RIP);
         if !others.is_empty() {
             self.fill(vmcs, page, others);
         }
         put!(page, groups.bits() => filled);
-        Returned::Exit
+        Returned::Exit(kind as u32)
     }
+}
+
+/// After a VMLAUNCH or VMRESUME that did nothing.
+#[cold]
+fn failed_instruction(vmcs: CurrentVmcs, page: Page, status: u32) -> Returned {
+    let error = if status == entry::FAIL_VALID {
+        vmcs.read(fields::INSTRUCTION_ERROR)
+    } else {
+        0
+    };
+    refuse(page, EntryRule::Hardware, [error as u64, 0])
 }
 
 /// After an entry that failed on guest state or a machine check. Guest state is as it was before, and so is the launch

@@ -290,3 +290,26 @@ fn a_faulting_iret_blocks_nmis_again_unless_it_double_faults() {
     assert!(!restores_nmi_blocking(Reason::EPT_VIOLATION, &qualified(0x0181)));
     assert!(!restores_nmi_blocking(Reason::CPUID, &qualified(0x1000)));
 }
+
+#[test]
+fn quick_kinds_are_what_the_long_way_comes_to() {
+    for raw in 0..64 {
+        let reason = Reason(raw as u16);
+        let long = match decode(reason, &Details::default(), 0, false) {
+            Outcome::Vmm(report) if reason.plain_kind().is_some() => Some(report.kind),
+            Outcome::Vmm(report) if report.kind == ExitKind::PortIo => Some(report.kind),
+            _ => None,
+        };
+        let expected = long.filter(|&kind| kind != ExitKind::MsrWrite);
+        assert_eq!(quick_kind(raw), expected, "reason {raw}");
+    }
+    for raw in [
+        64,
+        1 << 16 | 10,
+        1 << 27 | 10,
+        ENTRY_FAILURE | 33,
+        ENTRY_FAILURE | 10,
+    ] {
+        assert_eq!(quick_kind(raw), None, "{raw:#x}");
+    }
+}
