@@ -107,6 +107,8 @@ bitflags::bitflags! {
         const GUEST_MAP = 1 << 0;
         /// Guest space: create vCPUs in it.
         const GUEST_VCPU = 1 << 1;
+        /// Guest space: bind doorbells to it.
+        const GUEST_DOORBELL = 1 << 2;
 
         /// vCPU: run it, read its state, bind to it.
         const VCPU_RUN = 1 << 0;
@@ -158,6 +160,12 @@ pub enum BindRole {
     VcpuPage = 2,
     /// vCPU: pending bits of this notification make `VcpuRun` return.
     VcpuNotification = 3,
+    /// Guest space: signalled by a doorbell call; `extra` is a [`crate::doorbell::Doorbell`], as for the next two.
+    DoorbellCall = 4,
+    /// Guest space: signalled by an OUT.
+    DoorbellPort = 5,
+    /// Guest space: signalled by a write to a page.
+    DoorbellPage = 6,
 }
 
 impl BindRole {
@@ -168,6 +176,9 @@ impl BindRole {
             1 => BindRole::FaultNotification,
             2 => BindRole::VcpuPage,
             3 => BindRole::VcpuNotification,
+            4 => BindRole::DoorbellCall,
+            5 => BindRole::DoorbellPort,
+            6 => BindRole::DoorbellPage,
             _ => return None,
         })
     }

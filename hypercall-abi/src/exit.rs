@@ -39,7 +39,7 @@ exit_kinds! {
     ControlAccess = 10,
     /// MOV to or from a debug register; info\[0\] as in [`ControlAccess`].
     DebugAccess = 11,
-    /// VMCALL or VMMCALL.
+    /// VMCALL or VMMCALL: info\[0\] the privilege level of the guest.
     Hypercall = 12,
     /// The guest could take an interrupt now.
     InterruptWindow = 13,

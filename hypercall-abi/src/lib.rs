@@ -9,7 +9,9 @@
 
 pub mod boot_info;
 pub mod cap;
+pub mod doorbell;
 pub mod exit;
+pub mod guest;
 pub mod number;
 pub mod regs;
 pub mod status;

@@ -2,6 +2,8 @@
 
 use core::mem::{offset_of, size_of};
 use hypercall_abi::boot_info::{BootInfo, MemoryRegion, Module};
+use hypercall_abi::cap::BindRole;
+use hypercall_abi::doorbell::Doorbell;
 use hypercall_abi::exit::{ControlAccess, ControlOperation, PortIo};
 use hypercall_abi::regs::Head;
 use hypercall_abi::utcb::Utcb;
@@ -77,4 +79,33 @@ fn exit_details_round_trip() {
     assert_eq!(ControlAccess::decode(access.encode()), access);
     assert_eq!(Event::exception(14, Some(5)).error_code(), Some(5));
     assert_eq!(Event::interrupt(0x30).kind(), Event::EXTERNAL);
+}
+
+#[test]
+fn doorbells_round_trip_and_refuse_what_cannot_be() {
+    let port = |size, data| Doorbell::Port {
+        port: 0xcfc,
+        size,
+        data,
+    };
+    for doorbell in [
+        Doorbell::Call(0xffff),
+        port(1, None),
+        port(2, Some(0xffff)),
+        port(4, Some(u32::MAX)),
+        Doorbell::Page((1 << 36) - 1),
+    ] {
+        assert_eq!(
+            Doorbell::decode(doorbell.role(), doorbell.encode()),
+            Some(doorbell)
+        );
+    }
+    assert_eq!(Doorbell::Page(7).encode(), 7);
+    assert_eq!(port(2, Some(5)).encode(), 0x0000_0005_0102_0cfc);
+    assert_eq!(
+        Doorbell::decode(BindRole::DoorbellPort, port(1, Some(0x100)).encode()),
+        None
+    );
+    assert_eq!(Doorbell::decode(BindRole::DoorbellCall, 0x1_0000), None);
+    assert_eq!(Doorbell::decode(BindRole::Utcb, 0), None);
 }

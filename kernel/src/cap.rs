@@ -354,13 +354,15 @@ impl Default for BoundList {
     }
 }
 
-/// What a memory or port capability is mapped into or bound to.
+/// What a capability is mapped into or bound to.
 #[derive(Clone, Copy, Debug)]
 pub enum Target {
     /// A protection domain's address space or ports.
     Pd(&'static Pd),
     /// A guest-physical space.
     Guest(&'static GuestSpace),
+    /// A guest-physical space, as the signal of one of its doorbells.
+    Doorbell(&'static GuestSpace),
     /// An execution context, as its message area.
     Utcb(&'static crate::object::ec::Ec),
     /// A vCPU, as its state page.
@@ -372,7 +374,7 @@ impl Target {
     pub fn header(self) -> &'static Header {
         match self {
             Target::Pd(pd) => pd.header(),
-            Target::Guest(space) => space.header(),
+            Target::Guest(space) | Target::Doorbell(space) => space.header(),
             Target::Utcb(ec) => ec.header(),
             Target::VcpuPage(vcpu) => vcpu.header(),
         }
@@ -388,6 +390,9 @@ impl Target {
             let header = &*(slot.bound as *const Header);
             match header.kind {
                 ObjectType::Pd => Some(Target::Pd(&*(slot.bound as *const Pd))),
+                ObjectType::GuestSpace if slot.kind < ObjectType::Memory as u8 => {
+                    Some(Target::Doorbell(&*(slot.bound as *const GuestSpace)))
+                }
                 ObjectType::GuestSpace => Some(Target::Guest(&*(slot.bound as *const GuestSpace))),
                 ObjectType::Ec => Some(Target::Utcb(&*(slot.bound as *const crate::object::ec::Ec))),
                 ObjectType::Vcpu => Some(Target::VcpuPage(
@@ -402,7 +407,7 @@ impl Target {
     pub fn bound_list(self) -> &'static BoundList {
         match self {
             Target::Pd(pd) => &pd.bound,
-            Target::Guest(space) => &space.bound,
+            Target::Guest(space) | Target::Doorbell(space) => &space.bound,
             Target::Utcb(ec) => &ec.bound,
             Target::VcpuPage(vcpu) => &vcpu.bound,
         }

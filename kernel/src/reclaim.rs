@@ -116,7 +116,7 @@ impl Reclaim {
         self.needs_grace = true;
     }
 
-    /// Undoes what a memory or port capability mapped or is bound to.
+    /// Undoes what a capability mapped or is bound to.
     pub fn unmap(&mut self, tree: &mut Tree, slot: u32) {
         let entry = *tree.slot(slot);
         let Some(target) = Target::of(&entry) else { return };
@@ -128,6 +128,10 @@ impl Reclaim {
             }
             Target::Pd(_) | Target::Guest(_) => {
                 self.unmap_all(target, entry.address, entry.object, entry.count)
+            }
+            Target::Doorbell(space) => {
+                space.unbind_doorbell(entry.address);
+                self.needs_grace = true;
             }
             Target::Utcb(ec) => {
                 ec.utcb.store(0, Ordering::Release);
@@ -179,7 +183,7 @@ impl Reclaim {
         let mut unmap = |address, first, pages| match target {
             Target::Pd(pd) => self.unmap_host(pd, address, first, pages),
             Target::Guest(space) => self.unmap_guest(space, address, first, pages),
-            Target::Utcb(_) | Target::VcpuPage(_) => Ok(()),
+            Target::Doorbell(_) | Target::Utcb(_) | Target::VcpuPage(_) => Ok(()),
         };
         if unmap(address, first, pages).is_ok() {
             return;
@@ -413,6 +417,10 @@ fn free(header: &'static Header) {
                 let mut tables = Tables::new(space.pool);
                 nested::destroy(&mut tables, space.root);
                 space.pool.give_frame(space.root);
+                match space.doorbells.load(Ordering::Relaxed) {
+                    0 => {}
+                    frame => space.pool.give_frame(PhysAddr(frame)),
+                }
                 pool.free_object(space);
             }
             ObjectType::Vcpu => {

@@ -3,10 +3,12 @@
 use super::{Call, Outcome, Result, lock_tree};
 use crate::cap::{Found, Target, Tree};
 use crate::object::ec::Ec;
+use crate::object::guest_space::GuestSpace;
 use crate::object::interrupt;
 use crate::object::vcpu::Vcpu;
 use core::sync::atomic::Ordering;
 use hypercall_abi::cap::BindRole;
+use hypercall_abi::doorbell::Doorbell;
 use hypercall_abi::{ObjectType, Rights, Status};
 use kcore::cap::Slots;
 use khw::irq::ioapic::Trigger;
@@ -36,6 +38,11 @@ pub(super) fn bind(call: &Call) -> Result {
             let vcpu = found.cast::<Vcpu>(Rights::VCPU_RUN)?;
             let frame = bind_page(&mut tree, bound, extra, Target::VcpuPage(vcpu))?;
             vcpu.page.store(frame, Ordering::Release);
+        }
+        BindRole::DoorbellCall | BindRole::DoorbellPort | BindRole::DoorbellPage => {
+            let space = found.cast::<GuestSpace>(Rights::GUEST_DOORBELL)?;
+            let trigger = Doorbell::decode(role, extra).ok_or(Status::BadArgument)?;
+            space.bind_doorbell(&mut tree, bound, trigger)?;
         }
         BindRole::VcpuNotification => {
             let vcpu = found.cast::<Vcpu>(Rights::VCPU_RUN)?;

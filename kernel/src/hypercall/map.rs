@@ -175,7 +175,7 @@ fn map_pages(
             Target::Guest(space) => {
                 nested::map(&mut Tables::new(space.pool), space.root, address, pa, pages, attr)
             }
-            Target::Utcb(_) | Target::VcpuPage(_) => Ok(MapDone {
+            Target::Doorbell(_) | Target::Utcb(_) | Target::VcpuPage(_) => Ok(MapDone {
                 pages: 0,
                 reduced_rights: false,
             }),
@@ -229,21 +229,24 @@ fn map_ports(
     Ok(Outcome::value(count))
 }
 
-/// Unmaps part of what a memory capability mapped, or all that a port capability opened.
+/// Unmaps part of what a memory capability mapped, or all that a port capability opened, or unbinds a doorbell.
 pub(super) fn unmap(call: &Call) -> Result {
     let [offset, count, ..] = call.args;
     let mut tree = lock_tree()?;
     let found = call.capability()?;
-    if !matches!(found.kind, ObjectType::Memory | ObjectType::Ports) {
-        return Err(Status::BadType.into());
-    }
+    // A semaphore or notification counts as a range of one.
+    let (own_first, own_count) = match found.kind {
+        ObjectType::Memory | ObjectType::Ports => (found.object, found.count),
+        ObjectType::Sm | ObjectType::Ntfn => (0, 1),
+        _ => return Err(Status::BadType.into()),
+    };
     let (first, count) =
-        kcore::cap::range::sub_range(found.object, found.count, offset, count).ok_or(Status::BadArgument)?;
+        kcore::cap::range::sub_range(own_first, own_count, offset, count).ok_or(Status::BadArgument)?;
     let entry = *tree.slot(found.slot);
     let target = Target::of(&entry).ok_or(Failure::Status(Status::Unbound))?;
     let mut reclaim = Reclaim::default();
     let mut result = Ok(());
-    if count == found.count {
+    if count == own_count {
         reclaim.unmap(&mut tree, found.slot);
     } else {
         let address = entry.address + offset * PAGE_SIZE;

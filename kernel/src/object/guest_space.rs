@@ -19,9 +19,11 @@ pub struct GuestSpace {
     pub root: PhysAddr,
     /// Counts removals: a vCPU that enters with an older number flushes first.
     generation: AtomicU64,
+    /// Frame of the table of its doorbells, 0 for none. Written under the tree lock.
+    pub doorbells: AtomicU64,
     /// Its vCPUs. Under the tree lock.
     pub vcpus: List<Vcpu, OfSpace>,
-    /// Memory capabilities that are mapped into it. Under the tree lock.
+    /// Memory capabilities that are mapped into it, and those for what its doorbells signal. Under the tree lock.
     pub bound: BoundList,
 }
 
@@ -40,6 +42,7 @@ impl GuestSpace {
             pool,
             root: pool.take_frame()?,
             generation: AtomicU64::new(1),
+            doorbells: AtomicU64::new(0),
             vcpus: List::new(),
             bound: BoundList::new(),
         })

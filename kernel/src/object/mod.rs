@@ -4,6 +4,7 @@
 //! from one pool. References to objects are `&'static`: they are valid until the kernel entry ends, because memory
 //! of an ended object is reused only after a grace period (`khw::smp::synchronize`).
 
+pub mod doorbell;
 pub mod ec;
 pub mod guest_space;
 pub mod interrupt;

@@ -287,9 +287,11 @@ impl Vcpu {
             backend.run(page, &args)
         };
         match returned {
-            Returned::Exit(kind) => return Some(Next::Complete(Status::Success, kind)),
+            Returned::Exit(kind) if !self.rings(page, kind) => {
+                return Some(Next::Complete(Status::Success, kind));
+            }
             // What the kernel answers in the VMM's place goes on from here.
-            Returned::HostInterrupt => khw::cpu::interrupt_window(),
+            Returned::Exit(_) | Returned::HostInterrupt => khw::cpu::interrupt_window(),
             Returned::HostNmi => crate::trap::host_nmi(),
             Returned::HostMachineCheck => crate::epitaph::machine_check(),
             Returned::Timer => sched::timer_expired(local),

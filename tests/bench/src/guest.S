@@ -76,6 +76,9 @@ measured pio_out, "out 0x80, al"
 measured pio_in, "in al, 0x80"
 measured vmcall, "vmcall"
 measured vmmcall, "vmmcall"
+measured bell_vmcall, "mov eax, {bell_call}; vmcall"
+measured bell_vmmcall, "mov eax, {bell_call}; vmmcall"
+measured bell_port, "mov edx, {bell_port}; out dx, ax"
 # A page that nobody touched; RSI moves on by RBP.
 measured touch, "mov eax, [rsi]"
 

@@ -13,6 +13,8 @@ pub const RESULTS: u64 = 0x8000;
 pub const TABLES: u64 = 0x1_0000;
 /// Its memory in bytes.
 pub const MEMORY: u64 = 2 << 20;
+/// Port of a doorbell.
+pub const BELL_PORT: u16 = 0x510;
 /// Where pages appear when it touches them.
 pub const DEMAND: u64 = 0x4000_0000;
 
@@ -21,6 +23,8 @@ core::arch::global_asm!(
     include_str!("guest.S"),
     results = const RESULTS,
     total = const Samples::TOTAL,
+    bell_call = const usys::abi::guest::DOORBELL_CALL,
+    bell_port = const BELL_PORT,
 );
 
 /// A piece of the guest's code.
@@ -40,6 +44,12 @@ pub enum Piece {
     Vmcall,
     /// VMMCALL.
     Vmmcall,
+    /// A doorbell call by VMCALL.
+    BellVmcall,
+    /// A doorbell call by VMMCALL.
+    BellVmmcall,
+    /// OUT to a doorbell.
+    BellPort,
     /// A first access to a page.
     Touch,
     /// Measures nothing, in real mode.
@@ -60,6 +70,9 @@ mod symbols {
         pub(super) static bench_guest_pio_in: u8;
         pub(super) static bench_guest_vmcall: u8;
         pub(super) static bench_guest_vmmcall: u8;
+        pub(super) static bench_guest_bell_vmcall: u8;
+        pub(super) static bench_guest_bell_vmmcall: u8;
+        pub(super) static bench_guest_bell_port: u8;
         pub(super) static bench_guest_touch: u8;
         pub(super) static bench_guest_real_empty: u8;
         pub(super) static bench_guest_real_cpuid: u8;
@@ -88,6 +101,9 @@ pub fn address(piece: Piece) -> u64 {
         Piece::PioIn => &raw const symbols::bench_guest_pio_in,
         Piece::Vmcall => &raw const symbols::bench_guest_vmcall,
         Piece::Vmmcall => &raw const symbols::bench_guest_vmmcall,
+        Piece::BellVmcall => &raw const symbols::bench_guest_bell_vmcall,
+        Piece::BellVmmcall => &raw const symbols::bench_guest_bell_vmmcall,
+        Piece::BellPort => &raw const symbols::bench_guest_bell_port,
         Piece::Touch => &raw const symbols::bench_guest_touch,
         Piece::RealEmpty => &raw const symbols::bench_guest_real_empty,
         Piece::RealCpuid => &raw const symbols::bench_guest_real_cpuid,

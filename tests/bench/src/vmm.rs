@@ -11,6 +11,7 @@ use root_task::process::{Blueprint, Process};
 use root_task::system::System;
 use usys::abi::boot_info::{Machine, root};
 use usys::abi::cap::MapFlags;
+use usys::abi::doorbell::Doorbell;
 use usys::abi::exit::{ExitKind, PortIo};
 use usys::abi::vcpu::{Groups, VcpuPage, gpr};
 use usys::abi::{PAGE_SIZE, Rights, Selector};
@@ -42,7 +43,10 @@ const PRIORITY: u8 = 20;
 
 /// Starts the VMM, which measures what was asked for, and waits for its end.
 pub fn measure(report: &Report, system: &mut System) {
-    if !["exit", "fault"].iter().any(|group| report.wants_some(group)) {
+    if !["exit", "fault", "doorbell"]
+        .iter()
+        .any(|group| report.wants_some(group))
+    {
         return;
     }
     let run = |system: &mut System| -> Result<()> {
@@ -203,7 +207,41 @@ impl Vmm {
                 report::summary(self.run(piece, rsi, step)?, overhead)
             });
         }
+        self.measure_doorbells(report, overhead);
         Ok(())
+    }
+
+    /// Doorbells that signal a semaphore on which nobody waits.
+    fn measure_doorbells(&mut self, report: &Report, overhead: u64) {
+        let is_vmx = self.machine.contains(Machine::VMX);
+        let call = if is_vmx {
+            Piece::BellVmcall
+        } else {
+            Piece::BellVmmcall
+        };
+        let out = Doorbell::Port {
+            port: guest::BELL_PORT,
+            size: 2,
+            data: None,
+        };
+        for (op, piece, trigger) in [
+            ("doorbell.vmcall", call, Doorbell::Call(0)),
+            ("doorbell.pio", Piece::BellPort, out),
+        ] {
+            report.measure(op, || {
+                let bell = process::pool().create_sm(selector::allocate()?, 0)?;
+                self.space.bind_doorbell(trigger, bell.selector())?;
+                Report::announce(op);
+                let summary = report::summary(self.run(piece, 0, 0)?, overhead)?;
+                // As often as it was rung, and no exit in between.
+                let rung = bell.down(0).is_ok_and(|taken| taken);
+                if rung {
+                    Ok(summary)
+                } else {
+                    Err(Failure::new("the doorbell did not ring"))
+                }
+            });
+        }
     }
 
     fn measure_real_mode(&mut self) -> Result<Summary> {

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::hypercall::{call_portal, invoke, invoke_range};
 use crate::process;
 use hypercall_abi::cap::BindRole;
+use hypercall_abi::doorbell::Doorbell;
 use hypercall_abi::regs::{LOG_BYTES, MESSAGE_WORDS, pack_ec_place};
 use hypercall_abi::{Hypercall, Selector, Status};
 
@@ -319,6 +320,14 @@ impl Cap<Log> {
             unsafe { invoke(Hypercall::LogWrite, self.selector(), arguments) }?;
         }
         Ok(())
+    }
+}
+
+impl Cap<GuestSpace> {
+    /// Signals a semaphore or notification, with the capability's badge, when the guest rings. The binding ends with the
+    /// capability, which is for this doorbell alone.
+    pub fn bind_doorbell(self, trigger: Doorbell, signal: Selector) -> Result<()> {
+        bind(self.selector(), signal, trigger.role(), trigger.encode())
     }
 }
 

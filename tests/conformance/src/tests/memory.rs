@@ -252,8 +252,8 @@ fn unmap_checks_its_arguments(w: &mut World) -> Check {
     ] {
         call(Unmap, memory, [offset, count]).fails(BadArgument)?;
     }
-    let sm = w.sm(0)?;
-    call(Unmap, sm, [0, 1]).fails(BadType)?;
+    let pool = w.pool;
+    call(Unmap, pool, [0, 1]).fails(BadType)?;
     // No right is needed.
     let weak = w.derive(memory, Rights::READ)?;
     call(Unmap, weak, [0, 4]).fails(Unbound)?;

@@ -3,6 +3,7 @@
 pub mod bind;
 pub mod capabilities;
 pub mod create;
+pub mod doorbells;
 pub mod entry;
 pub mod faults;
 pub mod fuzz;
@@ -94,6 +95,7 @@ pub const ALL: &[Group] = &[
     entry::GROUP,
     vcpu::GROUP,
     vcpu_state::GROUP,
+    doorbells::GROUP,
     vcpu_rules::GROUP,
     vcpu_smp::GROUP,
     vcpu_fuzz::GROUP,

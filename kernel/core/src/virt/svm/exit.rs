@@ -2,6 +2,7 @@
 
 use super::intercepts::MACHINE_CHECK;
 use super::processor::{Processor, SvmFeatures};
+use super::segment::cpl;
 use super::vmcb::Vmcb;
 use hypercall_abi::exit::{ControlAccess, ControlOperation, ExitKind, NestedFault, PortIo};
 use hypercall_abi::vcpu::Groups;
@@ -128,6 +129,10 @@ pub fn decode(vmcb: &Vmcb, processor: &Processor) -> Reason {
             }
             with_info(exit, &[if has_address { vmcb.control.exit_info_1 } else { 0 }])
         }
+        code::VMMCALL => with_info(
+            instruction(ExitKind::Hypercall, vmcb, processor),
+            &[cpl(&vmcb.save) as u64],
+        ),
         code::INIT => GuestExit::plain(ExitKind::Init),
         code::SHUTDOWN => GuestExit::plain(ExitKind::TripleFault),
         _ => match instruction_kind(exit_code) {
@@ -150,7 +155,6 @@ fn instruction_kind(exit_code: u64) -> Option<ExitKind> {
         code::INVD | code::WBINVD => ExitKind::CacheControl,
         code::PAUSE => ExitKind::Pause,
         code::HLT => ExitKind::Hlt,
-        code::VMMCALL => ExitKind::Hypercall,
         code::VMRUN | code::INVLPGA | code::VMLOAD..=code::SKINIT => ExitKind::VirtInstruction,
         code::MONITOR | code::MWAIT | code::MWAIT_ARMED => ExitKind::Monitor,
         code::XSETBV => ExitKind::Xsetbv,

@@ -14,7 +14,7 @@ use crate::virt::page::{Page, get, put, refuse};
 use crate::virt::{GuestCpu, HostState, Returned, RunArgs};
 use core::ptr::NonNull;
 use hypercall_abi::exit::{EntryRule, ExitKind};
-use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, Event, Groups, Interruptibility, RunFlags, VcpuPage};
+use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, Event, Groups, Interruptibility, RunFlags, SS, VcpuPage};
 use kcore::addr::PhysAddr;
 use kcore::virt::vmx::checks::{EventContext, check_event};
 use kcore::virt::vmx::controls::{primary, secondary};
@@ -372,6 +372,11 @@ impl Vcpu {
                 return self.after_other_exit(vmcs, page, raw_reason, flags);
             }
             put!(page, io.encode() => exit_info[0]);
+        }
+        if kind == ExitKind::Hypercall {
+            // The privilege level is the DPL of SS.
+            let access: u32 = vmcs.read(fields::GUEST_SEGMENTS[SS].access);
+            put!(page, u64::from(access >> 5 & 3) => exit_info[0]);
         }
         self.is_launched = true;
         // Read at every exit, also where the manual rules an event out: a hypervisor below us may exit on its own account in
