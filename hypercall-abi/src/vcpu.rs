@@ -321,6 +321,45 @@ pub struct VcpuPage {
     pub pat: u64,
     /// IA32_DEBUGCTL.
     pub debugctl: u64,
+
+    /// In: stores that the VMM has decoded, each at [`Store::place`] of its address.
+    pub stores: [Store; STORES],
+}
+
+/// Entries of [`VcpuPage::stores`].
+pub const STORES: usize = 8;
+
+/// An instruction that writes to memory and changes nothing else: what the kernel may go on behind, without decoding it, when it
+/// rings the doorbell of a page (SPEC.md 4.6).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Store {
+    /// RIP of the instruction.
+    pub rip: u64,
+    /// Its bytes.
+    pub code: [u8; 15],
+    /// How many: 1 to 15; 0 for an empty entry.
+    pub length: u8,
+}
+
+impl Store {
+    /// The instruction `code` at `rip`; an empty entry if that has more than 15 bytes.
+    pub fn new(rip: u64, code: &[u8]) -> Self {
+        let mut store = Store {
+            rip,
+            ..Store::default()
+        };
+        if let Some(to) = store.code.get_mut(..code.len()) {
+            to.copy_from_slice(code);
+            store.length = code.len() as u8;
+        }
+        store
+    }
+
+    /// Where in [`VcpuPage::stores`] an instruction at `rip` is looked for.
+    pub const fn place(rip: u64) -> usize {
+        (rip ^ rip >> 3) as usize % STORES
+    }
 }
 
 /// Index of ES in [`VcpuPage::segments`].

@@ -7,7 +7,7 @@ use hypercall_abi::doorbell::Doorbell;
 use hypercall_abi::exit::{ControlAccess, ControlOperation, PortIo};
 use hypercall_abi::regs::Head;
 use hypercall_abi::utcb::Utcb;
-use hypercall_abi::vcpu::{Event, Segment, VcpuPage};
+use hypercall_abi::vcpu::{Event, Segment, Store, VcpuPage};
 use hypercall_abi::{Hypercall, Selector, Status};
 
 #[test]
@@ -28,6 +28,8 @@ fn vcpu_page_layout_is_pinned() {
     assert_eq!(offset_of!(VcpuPage, gdtr), 0x1e0);
     assert_eq!(offset_of!(VcpuPage, cr0), 0x200);
     assert_eq!(offset_of!(VcpuPage, debugctl), 0x2d0);
+    assert_eq!(offset_of!(VcpuPage, stores), 0x2d8);
+    assert_eq!(size_of::<Store>(), 24);
 }
 
 #[test]

@@ -54,10 +54,20 @@ pub trait FrameSource {
     fn give(&mut self, frame: PhysAddr);
 }
 
+/// No frames: tables that are only read.
+impl FrameSource for () {
+    fn take(&mut self) -> Option<PhysAddr> {
+        None
+    }
+
+    fn give(&mut self, _: PhysAddr) {}
+}
+
 impl<A: FrameSource> Tables<A> {
     /// # Safety
     /// Every table reached from the roots that this value is used with came from a frame source of the same pool (or
-    /// from boot), is in the direct map, and is modified by nobody else meanwhile; hardware may read it.
+    /// from boot), is in the direct map, and is modified by nobody else meanwhile; hardware may read it. To read tables, it is
+    /// enough that they stay tables meanwhile.
     pub unsafe fn new(frames: A) -> Self {
         Tables { frames }
     }

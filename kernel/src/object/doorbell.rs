@@ -10,15 +10,17 @@ use crate::cap::{Found, Target, Tree};
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use hypercall_abi::doorbell::Doorbell;
-use hypercall_abi::exit::{ExitKind, PortIo};
+use hypercall_abi::exit::{ExitKind, NestedFault, PortIo};
 use hypercall_abi::guest::{DOORBELL_CALL, DOORBELL_CALL_LENGTH, DOORBELL_CALLS};
 use hypercall_abi::vcpu::gpr::RAX;
-use hypercall_abi::vcpu::{Groups, Interruptibility, VcpuPage};
+use hypercall_abi::vcpu::{CS, Groups, Interruptibility, Store, VcpuPage};
 use hypercall_abi::{Rights, Status};
 use kcore::addr::PhysAddr;
 use kcore::cap::Slots;
 use kcore::virt::doorbell::{Bell, Event, Refusal, Table};
-use khw::mem::phys_to_virt;
+use kcore::virt::fetch::{self, GuestRam};
+use khw::mem::{Tables, phys_to_virt};
+use khw::virt::{GuestCpu, nested};
 
 const RFLAGS_TF: u64 = 1 << 8;
 const RFLAGS_RF: u64 = 1 << 16;
@@ -69,33 +71,48 @@ impl GuestSpace {
     }
 }
 
-/// The words of the page that say what the guest did, each read once.
-struct Act {
-    rax: u64,
-    rip: u64,
-    rflags: u64,
-    length: u32,
-    info: u64,
+/// The guest's memory, by its nested tables.
+struct Ram(PhysAddr);
+
+impl GuestRam for Ram {
+    fn frame(&self, address: u64) -> Option<PhysAddr> {
+        // SAFETY: tables of a guest space stay tables until a grace period after its end.
+        nested::frame_of(&unsafe { Tables::new(()) }, self.0, address)
+    }
+
+    fn read(&self, frame: PhysAddr, index: usize) -> u64 {
+        // SAFETY: RAM that the guest had a moment ago, and that nobody else gets before a grace period is over; it is in the
+        // direct map. The index stays in its page by the mask.
+        unsafe { phys_to_virt(frame).cast::<u64>().add(index & 511).read_volatile() }
+    }
 }
 
-impl Act {
-    /// The event, and the length of the instruction.
+/// The words of the page that say what the guest did.
+struct Exit {
+    kind: u32,
+    length: u32,
+    info: [u64; 2],
+    rax: u64,
+}
+
+impl Exit {
+    /// What may ring, and the length of the instruction: 0 if the hardware does not say it.
     #[inline]
-    fn event(&self, kind: u32) -> Option<(Event, u32)> {
-        if kind == ExitKind::PortIo as u32 {
-            let io = PortIo::decode(self.info);
+    fn event(&self) -> Option<(Event, u32)> {
+        if self.kind == ExitKind::PortIo as u32 {
+            let io = PortIo::decode(self.info[0]);
             let is_plain_out = !io.is_in && !io.is_string && self.length != 0;
             return is_plain_out.then(|| (Event::out(io.port, io.size, self.rax), self.length));
         }
-        if kind != ExitKind::Hypercall as u32 {
-            return None;
+        if self.kind == ExitKind::NestedFault as u32 {
+            let access = NestedFault::from_bits_truncate(self.info[1]);
+            let is_store = access & (NestedFault::WRITE | NestedFault::PAGE_WALK) == NestedFault::WRITE;
+            return is_store.then(|| (Event::write(self.info[0] >> 12), 0));
         }
+        // The privilege level, which must be 0: what user code of a guest may ring is its kernel's to say.
         let index = self.rax.wrapping_sub(DOORBELL_CALL);
-        // The privilege level: what user code of a guest may ring is its kernel's to say.
-        if index >= DOORBELL_CALLS || self.info != 0 {
-            return None;
-        }
-        Some((Event::call(index as u16), DOORBELL_CALL_LENGTH))
+        let is_call = self.kind == ExitKind::Hypercall as u32 && index < DOORBELL_CALLS && self.info[0] == 0;
+        is_call.then(|| (Event::call(index as u16), DOORBELL_CALL_LENGTH))
     }
 }
 
@@ -110,38 +127,73 @@ impl Vcpu {
         let p = page.as_ptr();
         // SAFETY: the page is bound: its frame stays until a grace period after it is unbound. The VMM may write it at
         // any time, so each word is read once; whatever it holds, a doorbell of this guest is the worst that rings.
-        let (act, event) = unsafe {
-            let act = Act {
-                rax: (&raw const (*p).gpr[RAX]).read_volatile(),
-                rip: (&raw const (*p).rip).read_volatile(),
-                rflags: (&raw const (*p).rflags).read_volatile(),
+        let (exit, rip, rflags, pending) = unsafe {
+            let exit = Exit {
+                kind,
                 length: (&raw const (*p).exit_length).read_volatile(),
-                info: (&raw const (*p).exit_info[0]).read_volatile(),
+                info: [0, 1].map(|index| (&raw const (*p).exit_info[index]).read_volatile()),
+                rax: (&raw const (*p).gpr[RAX]).read_volatile(),
             };
-            (act, (&raw const (*p).inject).read_volatile())
+            (
+                exit,
+                (&raw const (*p).rip).read_volatile(),
+                (&raw const (*p).rflags).read_volatile(),
+                (&raw const (*p).inject).read_volatile(),
+            )
         };
-        let Some((what, length)) = act.event(kind) else {
+        let Some((event, length)) = exit.event() else {
             return false;
         };
-        let next = act.rip.wrapping_add(length as u64);
-        if event.is_valid() || act.rflags & RFLAGS_TF != 0 || (act.rip ^ next) >> 32 != 0 {
+        let Some(bell) = table.find(event) else {
+            return false;
+        };
+        let length = match length {
+            0 => self.length_of_store(page, rip),
+            length => length,
+        };
+        let next = rip.wrapping_add(length as u64);
+        if length == 0 || pending.is_valid() || rflags & RFLAGS_TF != 0 || (rip ^ next) >> 32 != 0 {
             return false;
         }
-        let Some(bell) = table.find(what) else {
-            return false;
-        };
         const SHADOW: u32 = Interruptibility::STI.union(Interruptibility::MOV_SS).bits();
         // SAFETY: as above.
         unsafe {
             let interruptibility = &raw mut (*p).interruptibility;
             interruptibility.write_volatile(interruptibility.read_volatile() & !SHADOW);
             (&raw mut (*p).rip).write_volatile(next);
-            (&raw mut (*p).rflags).write_volatile(act.rflags & !RFLAGS_RF);
+            (&raw mut (*p).rflags).write_volatile(rflags & !RFLAGS_RF);
             (&raw mut (*p).dirty).write_volatile(Groups::RIP.bits());
         }
         // SAFETY: the table holds signals that are alive, or whose grace period is not over.
         let signal = unsafe { &*(bell.signal as *const Signal) };
         signal.signal(bell.badge);
         true
+    }
+
+    /// The length of the store at `rip`, if the VMM has told it, the guest is in 64-bit mode, and the store is still there; else 0.
+    fn length_of_store(&self, page: NonNull<VcpuPage>, rip: u64) -> u32 {
+        const NEEDED: Groups = Groups::CONTROL.union(Groups::CS_SS);
+        const EFER_LMA: u64 = 1 << 10;
+        const CS_L: u32 = 1 << 13;
+        let p = page.as_ptr();
+        // SAFETY: as in `rings`; this is within a run, on the vCPU's CPU.
+        let (store, cr3, efer, cs) = unsafe {
+            let filled = Groups::from_bits_truncate((&raw const (*p).filled).read_volatile());
+            if !filled.contains(NEEDED) {
+                self.backend().read(page, NEEDED.difference(filled));
+            }
+            (
+                (&raw const (*p).stores[Store::place(rip)]).read_volatile(),
+                (&raw const (*p).cr3).read_volatile(),
+                (&raw const (*p).efer).read_volatile(),
+                (&raw const (*p).segments[CS].access).read_volatile(),
+            )
+        };
+        let is_64_bit = efer & EFER_LMA != 0 && cs & CS_L != 0;
+        if is_64_bit && fetch::is_at(&Ram(self.space.root), cr3, rip, &store) {
+            store.length as u32
+        } else {
+            0
+        }
     }
 }

@@ -124,7 +124,7 @@ impl Vcpu {
     }
 
     #[expect(clippy::mut_from_ref, reason = "only the vCPU's CPU calls this, never nested")]
-    fn backend(&self) -> &mut Backend {
+    pub(super) fn backend(&self) -> &mut Backend {
         // SAFETY: by the rule above there is one reference at a time.
         unsafe { &mut *self.backend.get() }
     }

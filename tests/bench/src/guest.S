@@ -79,6 +79,7 @@ measured vmmcall, "vmmcall"
 measured bell_vmcall, "mov eax, {bell_call}; vmcall"
 measured bell_vmmcall, "mov eax, {bell_call}; vmmcall"
 measured bell_port, "mov edx, {bell_port}; out dx, ax"
+measured bell_page, "mov [rsi], eax"
 # A page that nobody touched; RSI moves on by RBP.
 measured touch, "mov eax, [rsi]"
 

@@ -13,6 +13,8 @@ pub const RESULTS: u64 = 0x8000;
 pub const TABLES: u64 = 0x1_0000;
 /// Its memory in bytes.
 pub const MEMORY: u64 = 2 << 20;
+/// Page of a doorbell.
+pub const BELL_PAGE: u64 = 0x8000_0000;
 /// Port of a doorbell.
 pub const BELL_PORT: u16 = 0x510;
 /// Where pages appear when it touches them.
@@ -50,6 +52,8 @@ pub enum Piece {
     BellVmmcall,
     /// OUT to a doorbell.
     BellPort,
+    /// A write to a doorbell's page.
+    BellPage,
     /// A first access to a page.
     Touch,
     /// Measures nothing, in real mode.
@@ -73,6 +77,7 @@ mod symbols {
         pub(super) static bench_guest_bell_vmcall: u8;
         pub(super) static bench_guest_bell_vmmcall: u8;
         pub(super) static bench_guest_bell_port: u8;
+        pub(super) static bench_guest_bell_page: u8;
         pub(super) static bench_guest_touch: u8;
         pub(super) static bench_guest_real_empty: u8;
         pub(super) static bench_guest_real_cpuid: u8;
@@ -104,6 +109,7 @@ pub fn address(piece: Piece) -> u64 {
         Piece::BellVmcall => &raw const symbols::bench_guest_bell_vmcall,
         Piece::BellVmmcall => &raw const symbols::bench_guest_bell_vmmcall,
         Piece::BellPort => &raw const symbols::bench_guest_bell_port,
+        Piece::BellPage => &raw const symbols::bench_guest_bell_page,
         Piece::Touch => &raw const symbols::bench_guest_touch,
         Piece::RealEmpty => &raw const symbols::bench_guest_real_empty,
         Piece::RealCpuid => &raw const symbols::bench_guest_real_cpuid,

@@ -13,7 +13,7 @@ use usys::abi::boot_info::{Machine, root};
 use usys::abi::cap::MapFlags;
 use usys::abi::doorbell::Doorbell;
 use usys::abi::exit::{ExitKind, PortIo};
-use usys::abi::vcpu::{Groups, VcpuPage, gpr};
+use usys::abi::vcpu::{Groups, Store, VcpuPage, gpr};
 use usys::abi::{PAGE_SIZE, Rights, Selector};
 use usys::cap::{Cap, GuestSpace, Log, Memory, Narrow};
 use usys::object::{FOREVER, Schedule};
@@ -224,18 +224,20 @@ impl Vmm {
             size: 2,
             data: None,
         };
-        for (op, piece, trigger) in [
-            ("doorbell.vmcall", call, Doorbell::Call(0)),
-            ("doorbell.pio", Piece::BellPort, out),
+        let page = Doorbell::Page(guest::BELL_PAGE / PAGE_SIZE);
+        for (op, piece, rsi, trigger) in [
+            ("doorbell.vmcall", call, 0, Doorbell::Call(0)),
+            ("doorbell.pio", Piece::BellPort, 0, out),
+            ("doorbell.mmio", Piece::BellPage, guest::BELL_PAGE, page),
         ] {
             report.measure(op, || {
                 let bell = process::pool().create_sm(selector::allocate()?, 0)?;
                 self.space.bind_doorbell(trigger, bell.selector())?;
+                // A store in a page exits once for each place where it is.
+                self.run(piece, rsi, 0)?;
                 Report::announce(op);
-                let summary = report::summary(self.run(piece, 0, 0)?, overhead)?;
-                // As often as it was rung, and no exit in between.
-                let rung = bell.down(0).is_ok_and(|taken| taken);
-                if rung {
+                let summary = report::summary(self.run(piece, rsi, 0)?, overhead)?;
+                if bell.down(0)? {
                     Ok(summary)
                 } else {
                     Err(Failure::new("the doorbell did not ring"))
@@ -298,6 +300,7 @@ impl Vmm {
                 let length = self.length(&[0x0f, 0x01, if is_vmx { 0xc1 } else { 0xd9 }])?;
                 advance(self.vcpu.page(), length);
             }
+            Some(ExitKind::NestedFault) if self.is_bell() => self.teach_store()?,
             Some(ExitKind::NestedFault) => self.map()?,
             Some(ExitKind::Hlt) => return Ok(false),
             Some(ExitKind::Deadline | ExitKind::Poked | ExitKind::Notified) => {}
@@ -332,6 +335,20 @@ impl Vmm {
         } else {
             Err(Failure::new(format_args!("another instruction at {rip:#x}")))
         }
+    }
+
+    fn is_bell(&mut self) -> bool {
+        self.vcpu.page().exit_info[0] / PAGE_SIZE * PAGE_SIZE == guest::BELL_PAGE
+    }
+
+    /// Tells the kernel about the store that the guest rings a doorbell with, so that it rings from now on.
+    fn teach_store(&mut self) -> Result<()> {
+        const STORE: [u8; 2] = [0x89, 0x06];
+        let length = self.length(&STORE)?;
+        let page = self.vcpu.page();
+        page.stores[Store::place(page.rip)] = Store::new(page.rip, &STORE);
+        advance(page, length);
+        Ok(())
     }
 
     /// Maps the page that the guest touched.

@@ -236,6 +236,7 @@ impl FakeVcpu {
             tsc_aux: 0,
             pat: 0,
             debugctl: 0,
+            stores: [abi::Store::default(); abi::STORES],
         });
         reset(&mut page);
         FakeVcpu {

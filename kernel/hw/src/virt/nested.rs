@@ -47,6 +47,17 @@ pub fn unmap<M: PtMemory>(
     }
 }
 
+/// The frame of RAM that guest-physical `address` leads to.
+pub fn frame_of<M: PtMemory>(mem: &M, root: PhysAddr, address: u64) -> Option<PhysAddr> {
+    let found = if uses_ept() {
+        paging::lookup::<EptFormat, M>(mem, root, address)
+    } else {
+        paging::lookup::<NptFormat, M>(mem, root, address)
+    }?;
+    // Devices are uncached, and RAM never is.
+    (!found.attr.uncached).then_some(PhysAddr(found.pa.0 & !0xfff))
+}
+
 /// Frees all tables below `root`.
 pub fn destroy<M: PtMemory>(mem: &mut M, root: PhysAddr) {
     if uses_ept() {

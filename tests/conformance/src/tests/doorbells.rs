@@ -8,7 +8,7 @@ use hypercall_abi::boot_info::Machine;
 use hypercall_abi::doorbell::{Doorbell, PAGE_END};
 use hypercall_abi::exit::ExitKind;
 use hypercall_abi::guest::DOORBELL_CALL;
-use hypercall_abi::vcpu::{Event, gpr};
+use hypercall_abi::vcpu::{CS, Event, Segment, Store, gpr};
 
 pub(super) const GROUP: Group = group!(
     "doorbells",
@@ -23,6 +23,8 @@ pub(super) const GROUP: Group = group!(
         an_event_rings_one_doorbell,
         a_single_step_over_a_doorbell_is_for_the_vmm,
         a_full_table_refuses_and_can_be_emptied,
+        a_store_that_the_vmm_decoded_rings_the_doorbell_of_its_page,
+        a_store_is_for_the_vmm_when_it_is_not_what_was_decoded,
     ],
 );
 
@@ -261,4 +263,97 @@ fn a_full_table_refuses_and_can_be_emptied(w: &mut World) -> Check {
     guest.code(&[0xe6, 0x80, 0xf4]);
     guest.run_to(ExitKind::Hlt)?;
     equal("rings", rings(sm)?, 1)
+}
+
+/// The page of the doorbell, and its address.
+const BELL_PAGE: u64 = 0x200;
+const BELL: u64 = BELL_PAGE << 12;
+
+/// 64-bit mode with the first 4 MiB mapped to themselves.
+fn enter_long_mode(guest: &mut Guest) {
+    const PRESENT_WRITABLE: u64 = 3;
+    const LARGE: u64 = 1 << 7;
+    for (at, entry) in [
+        (0x4000, 0x5000 | PRESENT_WRITABLE),
+        (0x5000, 0x6000 | PRESENT_WRITABLE),
+        (0x6000, LARGE | PRESENT_WRITABLE),
+        (0x6008, BELL | LARGE | PRESENT_WRITABLE),
+    ] {
+        guest.write(at, &u64::to_le_bytes(entry));
+    }
+    guest.protected();
+    let page = guest.page();
+    (page.cr0, page.cr3, page.cr4, page.efer) = (0x8000_0033, 0x4000, 0x620, 0x500);
+    page.segments[CS] = Segment::new(8, 0, 0xffff_ffff, 0xa09b);
+    page.gpr[gpr::RBX] = BELL;
+}
+
+/// MOV [RBX + 50H], EAX.
+const STORE: [u8; 3] = [0x89, 0x43, 0x50];
+
+/// Tells the kernel what is at [`CODE`].
+fn teach(guest: &mut Guest, code: &[u8]) {
+    guest.page().stores[Store::place(CODE)] = Store::new(CODE, code);
+}
+
+fn a_store_that_the_vmm_decoded_rings_the_doorbell_of_its_page(w: &mut World) -> Check {
+    let mut guest = Guest::new(w)?;
+    let sm = bind(w, &guest, Doorbell::Page(BELL_PAGE))?;
+    enter_long_mode(&mut guest);
+    let mut code = [0xf4; 4];
+    code[..3].copy_from_slice(&STORE);
+    guest.code(&code);
+    guest.run_to(ExitKind::NestedFault)?;
+    equal("RIP", guest.page().rip, CODE)?;
+    teach(&mut guest, &STORE);
+    for offset in [0, 0x50, 0xfac] {
+        guest.restart();
+        guest.page().gpr[gpr::RBX] = BELL + offset;
+        guest.run_to(ExitKind::Hlt)?;
+        equal("RIP", guest.page().rip, CODE + 3)?;
+        equal("rings", rings(sm)?, 1)?;
+    }
+    // The pages beside it are silent, and so is the page without its doorbell.
+    for address in [BELL - 0x60, BELL + 0xfb0] {
+        guest.restart();
+        guest.page().gpr[gpr::RBX] = address;
+        guest.run_to(ExitKind::NestedFault)?;
+    }
+    call(Unmap, sm, [0, 1]).ok()?;
+    guest.restart();
+    guest.page().gpr[gpr::RBX] = BELL;
+    guest.run_to(ExitKind::NestedFault)?;
+    equal("rings", rings(sm)?, 0)
+}
+
+fn a_store_is_for_the_vmm_when_it_is_not_what_was_decoded(w: &mut World) -> Check {
+    let mut guest = Guest::new(w)?;
+    let sm = bind(w, &guest, Doorbell::Page(BELL_PAGE))?;
+    enter_long_mode(&mut guest);
+    teach(&mut guest, &STORE);
+    // Other code at the same place, a load, and what was told of another place.
+    for code in [
+        &[0x89, 0x4b, 0x50][..],
+        &[0x66, 0x89, 0x43, 0x50],
+        &[0x8b, 0x43, 0x50],
+    ] {
+        guest.restart();
+        guest.code(code);
+        guest.run_to(ExitKind::NestedFault)?;
+        equal("RIP", guest.page().rip, CODE)?;
+    }
+    guest.code(&STORE);
+    for (rip, length) in [(CODE + 1, 3), (CODE, 0), (CODE, 16), (CODE, 255)] {
+        guest.restart();
+        let mut store = Store::new(rip, &STORE);
+        store.length = length;
+        guest.page().stores[Store::place(CODE)] = store;
+        guest.run_to(ExitKind::NestedFault)?;
+    }
+    // Outside of 64-bit mode.
+    guest.protected();
+    teach(&mut guest, &STORE);
+    guest.page().gpr[gpr::RBX] = BELL;
+    guest.run_to(ExitKind::NestedFault)?;
+    equal("rings", rings(sm)?, 0)
 }
