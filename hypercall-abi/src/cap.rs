@@ -148,6 +148,18 @@ bitflags::bitflags! {
     }
 }
 
+/// How an interrupt comes (SPEC.md 4.7, IrqBind).
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IrqKind {
+    /// By a rising edge of a pin.
+    Edge = 0,
+    /// By a low level of a pin; masked at each interrupt until `IrqAck`.
+    Level = 1,
+    /// By a message that a device writes.
+    Message = 2,
+}
+
 /// What `Bind` binds (SPEC.md 4, Bind).
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

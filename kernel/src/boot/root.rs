@@ -19,7 +19,7 @@ use kcore::paging::{self, Attr, HostFormat, PageSize};
 use kcore::sched::budget::Budget;
 use khw::cpu::fpu;
 use khw::entry::Frame;
-use khw::irq::{ioapic, lapic};
+use khw::irq::{lapic, vector};
 use khw::mem::{Tables, phys_to_virt};
 use khw::smp;
 
@@ -89,12 +89,11 @@ fn build(system: &System) -> Result<(), Status> {
         let slot = pd.empty_slot(tree, selector)?;
         cap::insert_object(tree, slot, header);
     }
-    let gsis = ioapic::gsi_count().min(khw::irq::vector::GSI_COUNT as u32) as u64;
     let use_it = Rights::USE | Rights::DERIVE;
     for (selector, kind, count) in [
         (root::LOG, ObjectType::Log, 0),
         (root::PORTS, ObjectType::Ports, 1 << 16),
-        (root::IRQS, ObjectType::Irqs, gsis),
+        (root::IRQS, ObjectType::Irqs, vector::GSI_COUNT as u64),
     ] {
         let slot = pd.empty_slot(tree, selector)?;
         cap::insert_range(tree, slot, kind, use_it, 0, count);

@@ -1,13 +1,14 @@
 //! Binding: message areas, vCPU pages, notifications, interrupts.
 
 use super::{Call, Outcome, Result, lock_tree};
+use crate::boot::irqs;
 use crate::cap::{Found, Target, Tree};
 use crate::object::ec::Ec;
 use crate::object::guest_space::GuestSpace;
 use crate::object::interrupt;
 use crate::object::vcpu::Vcpu;
 use core::sync::atomic::Ordering;
-use hypercall_abi::cap::BindRole;
+use hypercall_abi::cap::{BindRole, IrqKind};
 use hypercall_abi::doorbell::Doorbell;
 use hypercall_abi::{ObjectType, Rights, Status};
 use kcore::cap::Slots;
@@ -78,9 +79,9 @@ fn bind_page(tree: &mut Tree, memory: Found, page: u64, target: Target) -> core:
 
 /// Binds an interrupt to a semaphore or notification.
 pub(super) fn irq(call: &Call) -> Result {
-    let [index, _, is_level, ..] = call.args;
+    let [index, _, kind, ..] = call.args;
     let other = call.selector_at(1)?;
-    if is_level > 1 {
+    if kind > IrqKind::Message as u64 {
         return Err(Status::BadArgument.into());
     }
     let _tree = lock_tree()?;
@@ -92,16 +93,23 @@ pub(super) fn irq(call: &Call) -> Result {
     let signal = call.ec.pd.look_up(other)?;
     let badge = signal.count;
     let signal = signal.signal(Rights::SIGNAL)?;
-    let (gsi, trigger) = crate::boot::irqs::resolve(
-        (found.object + index) as u32,
-        Trigger {
-            is_level: is_level == 1,
-            is_low: is_level == 1,
-        },
-    );
+    let number = (found.object + index) as u32;
+    let (number, trigger) = if kind == IrqKind::Message as u64 {
+        (number, None)
+    } else {
+        let is_level = kind == IrqKind::Level as u64;
+        let (gsi, trigger) = irqs::resolve(
+            number,
+            Trigger {
+                is_level,
+                is_low: is_level,
+            },
+        );
+        (gsi, Some(trigger))
+    };
     let apic_id = khw::percpu::block(call.local.id).map_or(0, |block| block.apic_id);
-    interrupt::bind(gsi, found.slot, (signal, badge), apic_id, trigger)?;
-    Ok(Outcome::OK)
+    let (address, data) = interrupt::bind(number, found.slot, (signal, badge), apic_id, trigger)?;
+    Ok(Outcome::Done(Status::Success, [address, data, 0]))
 }
 
 /// Unmasks an interrupt.
@@ -111,7 +119,7 @@ pub(super) fn irq_ack(call: &Call) -> Result {
     if call.args[0] >= found.count {
         return Err(Status::BadArgument.into());
     }
-    let (gsi, _) = crate::boot::irqs::resolve(
+    let (gsi, _) = irqs::resolve(
         (found.object + call.args[0]) as u32,
         Trigger {
             is_level: false,

@@ -15,6 +15,9 @@ struct Binding {
     is_level: bool,
 }
 
+/// Where devices write messages that are interrupts; the APIC id of the CPU is in bits 12 to 19.
+const MESSAGE_BASE: u64 = 0xfee0_0000;
+
 #[derive(Debug)]
 struct Bindings([Cell<Option<Binding>>; vector::GSI_COUNT as usize]);
 // SAFETY: only used under `BINDINGS`.
@@ -23,29 +26,34 @@ unsafe impl Send for Bindings {}
 static BINDINGS: Lock<Bindings> =
     Lock::new(Bindings([const { Cell::new(None) }; vector::GSI_COUNT as usize]));
 
-/// Binds a GSI to a signal and unmasks it, routed to the CPU with `apic_id`. `slot` is the capability that allowed it.
+/// Binds interrupt `number` to a signal, for the CPU with `apic_id`: the pin of that GSI, unmasked, or without a trigger the
+/// message whose address and data are returned. `slot` is the capability that allowed it.
 pub fn bind(
-    gsi: u32,
+    number: u32,
     slot: u32,
     (signal, badge): (&'static Signal, u64),
     apic_id: u32,
-    trigger: ioapic::Trigger,
-) -> Result<(), Status> {
+    trigger: Option<ioapic::Trigger>,
+) -> Result<(u64, u64), Status> {
     let bindings = BINDINGS.lock();
-    let entry = bindings.0.get(gsi as usize).ok_or(Status::BadArgument)?;
+    let entry = bindings.0.get(number as usize).ok_or(Status::BadArgument)?;
     if entry.get().is_some() {
         return Err(Status::Occupied);
     }
-    if !ioapic::route(gsi, vector::GSI + gsi as u8, apic_id, trigger) {
-        return Err(Status::BadArgument);
-    }
+    let vector = vector::GSI + number as u8;
+    let message = match trigger {
+        Some(trigger) if ioapic::route(number, vector, apic_id, trigger) => (0, 0),
+        // Fixed, edge, physical destination (SDM 3A 10.11). Pins have no messages.
+        None if !ioapic::has_pin(number) => (MESSAGE_BASE | (apic_id as u64) << 12, vector as u64),
+        _ => return Err(Status::BadArgument),
+    };
     entry.set(Some(Binding {
         signal,
         badge,
         slot,
-        is_level: trigger.is_level,
+        is_level: trigger.is_some_and(|trigger| trigger.is_level),
     }));
-    Ok(())
+    Ok(message)
 }
 
 /// Masks and unbinds every interrupt of a signal that goes away.

@@ -72,6 +72,8 @@ fn machine(options: &Options) -> Command {
         command.args(["-rtc", "base=utc,clock=host"]);
     }
     command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+    // Timers that can interrupt by message: a device for the tests of message-signalled interrupts.
+    command.args(["-global", "hpet.msi=on"]);
     command.args([
         "-chardev",
         &format!("socket,id=link,path={LINK_SOCKET}"),

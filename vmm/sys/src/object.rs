@@ -4,7 +4,7 @@ use crate::cap::{Cap, Ec, GuestSpace, Irqs, Log, Ntfn, Pd, Pool, Ports, Pt, Sc, 
 use crate::error::{Error, Result};
 use crate::hypercall::{call_portal, invoke, invoke_range};
 use crate::process;
-use hypercall_abi::cap::BindRole;
+use hypercall_abi::cap::{BindRole, IrqKind};
 use hypercall_abi::doorbell::Doorbell;
 use hypercall_abi::regs::{LOG_BYTES, MESSAGE_WORDS, pack_ec_place};
 use hypercall_abi::{Hypercall, Selector, Status};
@@ -288,9 +288,9 @@ impl Cap<Ports> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
     /// A rising edge.
-    Edge = 0,
+    Edge = IrqKind::Edge as isize,
     /// A level, masked at each interrupt until it is acknowledged.
-    Level = 1,
+    Level = IrqKind::Level as isize,
 }
 
 impl Cap<Irqs> {
@@ -299,6 +299,16 @@ impl Cap<Irqs> {
         let arguments = [index, ntfn.selector().0.into(), trigger as u64, 0, 0, 0];
         // SAFETY: touches no memory.
         unsafe { invoke(Hypercall::IrqBind, self.selector(), arguments) }.map(drop)
+    }
+
+    /// Signals `ntfn`, with its badge, when a device writes the message of interrupt `index` of this range: returns its address
+    /// and data.
+    pub fn bind_message(self, index: u64, ntfn: Cap<Ntfn>) -> Result<(u64, u32)> {
+        let kind = IrqKind::Message as u64;
+        let arguments = [index, ntfn.selector().0.into(), kind, 0, 0, 0];
+        // SAFETY: touches no memory.
+        let results = unsafe { invoke(Hypercall::IrqBind, self.selector(), arguments) }?;
+        Ok((results[0], results[1] as u32))
     }
 
     /// Unmasks interrupt `index` of this range after it was handled.

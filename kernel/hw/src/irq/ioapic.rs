@@ -72,18 +72,6 @@ pub unsafe fn add(base: PhysAddr, gsi_base: u32) {
     }
 }
 
-/// Number of global system interrupts: one past the highest pin.
-pub fn gsi_count() -> u32 {
-    IOAPICS
-        .lock()
-        .list
-        .iter()
-        .flatten()
-        .map(|ioapic| ioapic.gsi_base + ioapic.pins)
-        .max()
-        .unwrap_or(0)
-}
-
 fn with_pin(gsi: u32, action: impl FnOnce(&Ioapic, u32)) -> bool {
     let ioapics = IOAPICS.lock();
     let found = ioapics
@@ -94,6 +82,11 @@ fn with_pin(gsi: u32, action: impl FnOnce(&Ioapic, u32)) -> bool {
     found
         .map(|ioapic| action(ioapic, REDIRECTION + 2 * (gsi - ioapic.gsi_base)))
         .is_some()
+}
+
+/// Whether an I/O APIC has this GSI.
+pub fn has_pin(gsi: u32) -> bool {
+    with_pin(gsi, |_, _| ())
 }
 
 /// Routes a GSI, unmasked, to `vector` on the CPU with this APIC id (below 256). False if there is no such GSI.

@@ -5,7 +5,7 @@ use crate::layout::{IRQS, PD, PORTS, RUNNER_EC};
 use crate::prelude::*;
 use crate::threads;
 use hypercall_abi::boot_info::RegionKind;
-use hypercall_abi::cap::BindRole;
+use hypercall_abi::cap::{BindRole, IrqKind};
 use usys::power::open;
 
 pub(super) const GROUP: Group = group!(
@@ -19,6 +19,8 @@ pub(super) const GROUP: Group = group!(
         a_fault_notification_that_ended_can_be_replaced,
         the_timer_interrupt_arrives_and_stops_when_unbound,
         binding_an_interrupt_checks_its_arguments,
+        a_message_is_an_interrupt_of_its_own,
+        a_device_interrupts_by_a_message,
     ],
     Needs::Guests => [
         a_vcpu_page_is_one_page_of_ram_with_read_and_write,
@@ -195,7 +197,7 @@ fn the_timer_interrupt_arrives_and_stops_when_unbound(w: &mut World) -> Check {
 
 fn binding_an_interrupt_checks_its_arguments(w: &mut World) -> Check {
     let (irqs, sm) = (w.part(IRQS, 0, 2)?, w.sm(0)?);
-    for arguments in [[2, sm, 0], [u64::MAX, sm, 0], [0, sm, 2], [0, sm, u64::MAX]] {
+    for arguments in [[2, sm, 0], [u64::MAX, sm, 0], [0, sm, 3], [0, sm, u64::MAX]] {
         call(IrqBind, irqs, arguments).fails(BadArgument)?;
     }
     for index in [2, u64::MAX] {
@@ -210,4 +212,83 @@ fn binding_an_interrupt_checks_its_arguments(w: &mut World) -> Check {
     call(IrqBind, irqs, [0, irqs, 0]).fails(BadType)?;
     call(IrqBind, sm, [0, sm, 0]).fails(BadType)?;
     call(IrqAck, sm, [0]).fails(BadType)
+}
+
+const MESSAGE: u64 = IrqKind::Message as u64;
+/// An interrupt that is beyond every I/O APIC of a PC.
+const NO_PIN: u64 = 140;
+
+fn a_message_is_an_interrupt_of_its_own(w: &mut World) -> Check {
+    let (first, second) = (w.sm(0)?, w.sm(0)?);
+    // Pins have no messages, and messages no pins.
+    call(IrqBind, IRQS, [4, first, MESSAGE]).fails(BadArgument)?;
+    call(IrqBind, IRQS, [NO_PIN, first, IrqKind::Edge as u64]).fails(BadArgument)?;
+    let one = call(IrqBind, IRQS, [NO_PIN, first, MESSAGE]).ok()?;
+    let other = call(IrqBind, IRQS, [NO_PIN + 1, second, MESSAGE]).ok()?;
+    // SDM 3A 10.11.1: FEEH, the CPU's APIC id, and no redirection.
+    equal("address", one[0] & !0xf_f000, 0xfee0_0000)?;
+    holds("different data", one[1] != other[1])?;
+    call(IrqBind, IRQS, [NO_PIN, second, MESSAGE]).fails(Occupied)?;
+    call(IrqAck, IRQS, [NO_PIN]).done()
+}
+
+/// Registers of an HPET (IA-PC HPET specification 1.0a, 2.3): 64-bit words of its page.
+#[derive(Clone, Copy)]
+struct Hpet(u64);
+
+impl Hpet {
+    const PAGE: u64 = 0xfed0_0000;
+    const CAPABILITIES: usize = 0;
+    const CONFIGURATION: usize = 0x10 / 8;
+    const COUNTER: usize = 0xf0 / 8;
+    const TIMER: usize = 0x100 / 8;
+    const COMPARATOR: usize = 0x108 / 8;
+    const ROUTE: usize = 0x110 / 8;
+
+    fn read(self, register: usize) -> u64 {
+        // SAFETY: the page of the device is mapped there, and the registers are within.
+        unsafe { (self.0 as *const u64).add(register).read_volatile() }
+    }
+
+    fn write(self, register: usize, value: u64) {
+        // SAFETY: as in `read`.
+        unsafe { (self.0 as *mut u64).add(register).write_volatile(value) }
+    }
+}
+
+fn a_device_interrupts_by_a_message(w: &mut World) -> Check {
+    let regions = &w.info.regions[..w.info.region_count as usize];
+    let holds_hpet = |base: u64, pages: u64| (base..base + pages * PAGE).contains(&Hpet::PAGE);
+    let Some(region) = regions
+        .iter()
+        .find(|region| region.kind == RegionKind::Device as u32 && holds_hpet(region.base, region.pages))
+    else {
+        return Ok(());
+    };
+    let page = w.part(region.selector.into(), (Hpet::PAGE - region.base) / PAGE, 1)?;
+    let at = w.addresses(1);
+    let flags = MapFlags::READ | MapFlags::WRITE | MapFlags::UNCACHED;
+    call(Map, page, [PD, at, 0, 1, flags.bits().into()]).gives([1, 0, 0])?;
+    let hpet = Hpet(at);
+    const CAN_MESSAGE: u64 = 1 << 15;
+    let is_there = hpet.read(Hpet::CAPABILITIES) != u64::MAX && hpet.read(Hpet::TIMER) & CAN_MESSAGE != 0;
+    if !is_there {
+        return call(Unmap, page, [0, 1]).gives([1, 0, 0]);
+    }
+    let sm = w.sm(0)?;
+    let [address, data, _] = call(IrqBind, IRQS, [NO_PIN, sm, MESSAGE]).ok()?;
+    const ENABLE: u64 = 1;
+    const TIMER_INTERRUPTS: u64 = 1 << 2;
+    const BY_MESSAGE: u64 = 1 << 14;
+    hpet.write(Hpet::CONFIGURATION, 0);
+    hpet.write(Hpet::COUNTER, 0);
+    hpet.write(Hpet::ROUTE, address << 32 | data);
+    hpet.write(Hpet::TIMER, TIMER_INTERRUPTS | BY_MESSAGE);
+    hpet.write(Hpet::COMPARATOR, 10_000);
+    hpet.write(Hpet::CONFIGURATION, ENABLE);
+    call(Wait, sm, [w.deadline(2_000_000)]).gives([1, 0, 0])?;
+    hpet.write(Hpet::CONFIGURATION, 0);
+    hpet.write(Hpet::TIMER, 0);
+    call(Wait, sm, [NOW]).fails(Timeout)?;
+    call(Unmap, page, [0, 1]).gives([1, 0, 0])
 }
