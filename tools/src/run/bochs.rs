@@ -29,6 +29,8 @@ const MOST_HOST_MEMORY_MIB: u32 = 2048;
 pub const CONFIGURATION: &str = "bochsrc";
 /// File name of the commands for Bochs's debugger.
 pub const DEBUGGER_COMMANDS: &str = "debugger-commands";
+/// How many triple faults of guests a run on `svm-bochs` survives.
+const MOST_TRIPLE_FAULTS: usize = 1000;
 const LOG: &str = "bochs.log";
 
 /// The command that boots [`iso::FILE`] in `folder`, with COM1 connected to a local TCP port.
@@ -41,13 +43,24 @@ pub fn command(options: &Options, folder: &Path, port: u16) -> Result<Command> {
             port,
         ),
     )?;
-    // Debian's Bochs stops in its debugger before the first instruction.
-    workspace::write(&folder.join(DEBUGGER_COMMANDS), "c\n")?;
+    // Debian's Bochs stops in its debugger before the first instruction, and at every triple fault.
+    let stops = 1 + if survives_triple_faults(options.machine) {
+        MOST_TRIPLE_FAULTS
+    } else {
+        0
+    };
+    workspace::write(&folder.join(DEBUGGER_COMMANDS), "c\n".repeat(stops))?;
     let mut command = Command::new("bochs");
     command.args(["-f", CONFIGURATION, "-rc", DEBUGGER_COMMANDS]);
     // The "term" display draws nothing without a terminal, but it wants to know which one.
     command.env("TERM", "xterm");
     Ok(command)
+}
+
+/// Whether Bochs goes on after a triple fault. With SVM it asks itself whether the guest's ends the guest only after the
+/// panic that announces it.
+const fn survives_triple_faults(machine: Machine) -> bool {
+    matches!(machine, Machine::SvmBochs)
 }
 
 const fn model(machine: Machine) -> &'static str {
@@ -93,13 +106,20 @@ fn configuration(options: &Options, model: &str, port: u16) -> String {
         iso::FILE
     );
     let _ = writeln!(text, "com1: enabled=1, mode=socket-client, dev=localhost:{port}");
+    let cpu_panics = if survives_triple_faults(options.machine) {
+        (0..options.host_cpus)
+            .map(|cpu| format!(", cpu{cpu}=report"))
+            .collect()
+    } else {
+        String::new()
+    };
     let _ = writeln!(
         text,
         "port_e9_hack: enabled=1\n\
          speaker: enabled=0\n\
          mouse: enabled=0\n\
          log: {LOG}\n\
-         panic: action=fatal\n\
+         panic: action=fatal{cpu_panics}\n\
          error: action=report\n\
          info: action=ignore\n\
          debug: action=ignore"

@@ -109,7 +109,8 @@ pub struct Choice {
     pub optional: Intercepts,
     /// Exceptions that the VMM asked for.
     pub exceptions: u32,
-    /// Reads and writes of CR0: the guest's view differs from the register ([`super::checks::HIDDEN_CR0`]).
+    /// Reads and writes of CR0: the guest's view differs from the register ([`super::checks::HIDDEN_CR0`]), or that of
+    /// EFER, which a write of CR0 has to see.
     pub cr0: bool,
     /// Writes of CR4: the processor has bits that the kernel does not switch.
     pub cr4_writes: bool,

@@ -53,6 +53,12 @@ impl Extra {
             nmi: NmiMask::Open,
         }
     }
+
+    /// Whether CR0 and EFER are not in the CPU what the guest takes them to be, so that accesses of CR0 have to exit. With
+    /// a hidden LME, the guest's MOV that switches paging on would end in the wrong mode.
+    pub(super) const fn hides(&self) -> bool {
+        self.hidden_cr0 | self.hidden_efer != 0
+    }
 }
 
 /// The VMCB fields that a VMM changes with these groups.

@@ -341,7 +341,7 @@ impl Vcpu {
         let choice = Choice {
             optional: self.optional,
             exceptions: self.exceptions,
-            cr0: self.extra.hidden_cr0 != 0 || self.processor.quirks.mistakes_control_registers,
+            cr0: self.extra.hides() || self.processor.quirks.mistakes_control_registers,
             cr4_writes: self.processor.must_see_cr4_writes(),
             debug_registers: !self.extra.breakpoints.is_open(),
             window,
