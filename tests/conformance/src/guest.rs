@@ -91,6 +91,15 @@ impl Guest {
         self.write(CODE, bytes);
     }
 
+    /// Puts code that never exits at [`CODE`], with interrupts on: Bochs 2.7 keeps host interrupts from ending the run of an
+    /// SVM guest that is entered with them off. The guest `spin` is the one that has them off.
+    pub fn endless(&mut self, bytes: &[u8]) {
+        self.code(bytes);
+        let page = self.page();
+        page.rflags |= 1 << 9;
+        page.dirty |= Groups::RIP.bits();
+    }
+
     /// Writes to the guest's memory.
     pub fn write(&mut self, address: u64, bytes: &[u8]) {
         assert!(address + bytes.len() as u64 <= PAGES * PAGE);
@@ -162,7 +171,7 @@ impl Guest {
     #[track_caller]
     pub fn count_on(&mut self, w: &mut World, cpu: u16) -> Seen<Pending> {
         // INC [2000H]; JMP back.
-        self.code(&[0xff, 0x05, 0x00, 0x20, 0x00, 0x00, 0xeb, 0xf8]);
+        self.endless(&[0xff, 0x05, 0x00, 0x20, 0x00, 0x00, 0xeb, 0xf8]);
         let run = w.begin((cpu, LOW), VcpuRun, self.vcpu, [])?;
         let counter = self.ram + 0x2000;
         w.until("the guest counts", || {

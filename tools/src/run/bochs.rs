@@ -131,6 +131,7 @@ fn configuration(options: &Options, model: &str, port: u16) -> String {
 pub fn kernel_line(line: &str) -> Option<&str> {
     let is_banner = line.starts_with("=====")
         || line.starts_with("Next at t=")
+        || line.starts_with("bx_dbg_read_linear: ")
         || ["Bochs x86 Emulator", "Built from", "Timestamp:"]
             .iter()
             .any(|start| line.trim_start().starts_with(start));
@@ -164,6 +165,12 @@ mod tests {
     fn the_debuggers_lines_are_not_the_kernels() {
         assert_eq!(
             kernel_line("(0) [0x0000fffffff0] f000:fff0 (unk. ctxt): jmpf 0xf000:e05b"),
+            None
+        );
+        assert_eq!(
+            kernel_line(
+                "bx_dbg_read_linear: physical memory read error (phy=0x002e09001000, lin=0x0000000000001000)"
+            ),
             None
         );
         assert_eq!(

@@ -25,10 +25,10 @@ const ENDLESS_TIME: Duration = Duration::from_secs(20);
 
 /// The tests of a machine.
 pub fn tests(machine: Machine) -> Vec<Test> {
-    let vendor = if machine == Machine::Vtx {
-        cases::Machine::Vtx
-    } else {
-        cases::Machine::Svm
+    let vendor = match machine {
+        Machine::Vtx => cases::Machine::Vtx,
+        Machine::SvmBochs => cases::Machine::SvmBochs,
+        _ => cases::Machine::Svm,
     };
     // Whether this host's KVM is of one vendor or the other is not known here; every case has to pass on either.
     let here = |case: &&Case| machine == Machine::Kvm || case.machines.contains(&vendor);

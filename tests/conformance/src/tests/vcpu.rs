@@ -102,7 +102,7 @@ fn a_poke_makes_one_run_return(w: &mut World) -> Check {
 
 fn a_deadline_ends_a_run(w: &mut World) -> Check {
     let mut guest = Guest::new(w)?;
-    guest.code(LOOP);
+    guest.endless(LOOP);
     guest.page().deadline = 1;
     guest.run_to(ExitKind::Deadline)?;
     for microseconds in [50, 500, 5000, 30_000] {
@@ -117,7 +117,7 @@ fn a_deadline_ends_a_run(w: &mut World) -> Check {
 
 fn bits_of_the_bound_notification_end_a_run(w: &mut World) -> Check {
     let mut guest = Guest::new(w)?;
-    guest.code(LOOP);
+    guest.endless(LOOP);
     let (ntfn, badged) = (w.ntfn()?, w.sel());
     call(Derive, ntfn, [0, badged, 0xffff, 0, 0, 0xa5]).done()?;
     call(Bind, guest.vcpu, [ntfn, BindRole::VcpuNotification as u64]).done()?;
@@ -187,7 +187,7 @@ fn one_thread_runs_a_vcpu_at_a_time(w: &mut World) -> Check {
 
 fn a_running_guest_makes_way_for_the_more_urgent(w: &mut World) -> Check {
     let mut guest = Guest::new(w)?;
-    guest.code(LOOP);
+    guest.endless(LOOP);
     w.begin((0, LOW), VcpuRun, guest.vcpu, [])?;
     for _ in 0..50 {
         let deadline = w.deadline(300);

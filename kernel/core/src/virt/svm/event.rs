@@ -242,6 +242,8 @@ mod tests {
         shares_pat: true,
         takes_reserved_cr4: true,
         mistakes_control_registers: true,
+        injects_without_next_rip: false,
+        leaves_cr2: false,
     };
     const HARDWARE: Quirks = Quirks {
         loses_shadow: false,
@@ -249,6 +251,8 @@ mod tests {
         shares_pat: false,
         takes_reserved_cr4: false,
         mistakes_control_registers: false,
+        injects_without_next_rip: false,
+        leaves_cr2: false,
     };
     const TIMER: Event = Event::interrupt(0x20);
 

@@ -20,7 +20,7 @@ bitflags::bitflags! {
     }
 }
 
-/// Where QEMU's TCG departs from the manual in a way that the kernel has to answer. All are false on hardware.
+/// Where QEMU's TCG and Bochs depart from the manual in a way that the kernel has to answer. All are false on hardware.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quirks {
     /// VMRUN ignores the interrupt shadow in the VMCB (7.2; later ones are the same to CPUID): a virtual interrupt
@@ -35,6 +35,10 @@ pub struct Quirks {
     /// 10.0 takes an access of any control register for one of CR0: it exits, as CR0's, if that one's intercept is set, and
     /// only then. So CR0's is always set, and the VMM reads the instruction.
     pub mistakes_control_registers: bool,
+    /// Bochs 2.7 pushes RIP, not nRIP, as the return address of an injected INT n.
+    pub injects_without_next_rip: bool,
+    /// Bochs 2.7 does not load CR2 at VMRUN.
+    pub leaves_cr2: bool,
 }
 
 /// The processor, as far as SVM is concerned.
@@ -108,7 +112,7 @@ impl Processor {
             has_invpcid: bit(&structured, EBX, 10),
             has_xsaves: has_xsave && bit(&cpuid(0xd, 1), EAX, 3),
             has_1g_pages: bit(&extended, EDX, 26),
-            quirks: quirks(&basic, &cpuid(0x4000_0000, 0)),
+            quirks: quirks(&basic, svm[EDX], &cpuid(0x4000_0000, 0)),
         }
     }
 
@@ -170,18 +174,25 @@ fn efer_bits(extended: &Leaf) -> u64 {
     allowed
 }
 
-/// The one place that tells TCG from hardware.
-fn quirks(basic: &Leaf, hypervisor: &Leaf) -> Quirks {
+/// The one place that tells emulators from hardware. TCG says what it is. Bochs does not, but no processor has FlushByAsid
+/// without decode assists; KVM's virtual ones have, which are hypervisors'.
+fn quirks(basic: &Leaf, svm: u32, hypervisor: &Leaf) -> Quirks {
     let has_hypervisor = basic[ECX] >> 31 & 1 != 0;
     let signature = [hypervisor[EBX], hypervisor[ECX], hypervisor[EDX]];
     let tcg = signature.map(u32::to_le_bytes) == [*b"TCGT", *b"CGTC", *b"GTCG"];
     let is_tcg = has_hypervisor && tcg;
+    let svm = SvmFeatures::from_bits_truncate(svm);
+    let is_bochs = !has_hypervisor
+        && svm.contains(SvmFeatures::NRIPS | SvmFeatures::FLUSH_BY_ASID)
+        && !svm.contains(SvmFeatures::DECODE_ASSISTS);
     Quirks {
         loses_shadow: is_tcg,
         repeats_injected_interrupt: is_tcg,
         shares_pat: is_tcg,
         takes_reserved_cr4: is_tcg,
         mistakes_control_registers: is_tcg,
+        injects_without_next_rip: is_bochs,
+        leaves_cr2: is_bochs,
     }
 }
 
@@ -229,16 +240,34 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn only_tcg_has_quirks() {
+    fn hardware_has_no_quirks() {
         let all = Quirks {
             loses_shadow: true,
             repeats_injected_interrupt: true,
             shares_pat: true,
             takes_reserved_cr4: true,
             mistakes_control_registers: true,
+            injects_without_next_rip: false,
+            leaves_cr2: false,
         };
         assert_eq!(tcg().quirks, all);
         assert_eq!(hardware().quirks, Quirks::default());
+    }
+
+    #[test]
+    fn bochs_is_known_by_its_features_and_kvm_is_not_taken_for_it() {
+        let with = |basic_ecx, svm| {
+            let cpuid = move |leaf, _| match leaf {
+                1 => [0, 0, basic_ecx, 0],
+                0x8000_0001 => [0, 0, 1 << 2, 0],
+                0x8000_000a => [1, 32768, 0, svm],
+                _ => [0; 4],
+            };
+            Processor::from_cpuid(cpuid, 7).quirks.injects_without_next_rip
+        };
+        assert!(with(0, 0x44f));
+        assert!(!with(1 << 31, 0x44f));
+        assert!(!with(0, 0x4cf));
     }
 
     #[test]

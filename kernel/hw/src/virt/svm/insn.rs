@@ -12,3 +12,9 @@ pub(super) unsafe fn vmsave(area: PhysAddr) {
     // SAFETY: the caller gives the frame; VMSAVE writes to it alone.
     unsafe { asm!("vmsave rax", in("rax") area.0, options(nostack, preserves_flags)) }
 }
+
+/// Writes CR2, which a guest's VMRUN loads everywhere but in Bochs.
+pub(super) fn write_cr2(value: u64) {
+    // SAFETY: CR2 takes any value, and nothing of the kernel's is in it outside the page-fault handler.
+    unsafe { asm!("mov cr2, {}", in(reg) value, options(nomem, nostack, preserves_flags)) }
+}

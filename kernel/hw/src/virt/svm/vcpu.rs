@@ -263,6 +263,9 @@ impl Vcpu {
             self.vmcb().save.cr2 = cr2;
             self.clean -= Clean::CR2;
         }
+        if self.processor.quirks.leaves_cr2 {
+            insn::write_cr2(cr2);
+        }
         let has_clean_bits = self.processor.svm.contains(SvmFeatures::VMCB_CLEAN);
         let clean = if has_clean_bits { self.clean.bits() } else { 0 };
         let (vmcb_frame, host) = (self.vmcb, self.host);
@@ -299,7 +302,7 @@ impl Vcpu {
     }
 
     fn stage_event(&mut self, plan: Plan, length: u32) {
-        let has_next_rip = self.processor.has_next_rip();
+        let uses_next_rip = self.processor.has_next_rip() && !self.processor.quirks.injects_without_next_rip;
         let Plan::Inject(event) = plan else {
             self.vmcb().control.event_injection = 0;
             return;
@@ -313,7 +316,7 @@ impl Vcpu {
         if event::is_of_instruction(event) {
             // The return address is nRIP where there is one (APM 15.20), else RIP.
             let next = advance(vmcb.save.rip, length, is_64_bit);
-            if has_next_rip {
+            if uses_next_rip {
                 vmcb.control.next_rip = next;
             } else {
                 vmcb.save.rip = next;
