@@ -99,7 +99,6 @@ impl Found {
     }
 
     /// Type and rights, first unit of a range or 0, length of a range or badge: what `CapInfo` says.
-    #[inline]
     pub fn describe(&self) -> [u64; 3] {
         let is_range = matches!(
             self.kind,

@@ -1,4 +1,4 @@
-//! The hypercalls that systems are made of, on a short way: portal call and reply, signal, capability look-up, vCPU run.
+//! The hypercalls that systems are made of, on a short way: portal call and reply, signal, capability look-up, vCPU run, creation.
 //!
 //! Each is the same as its handler in [`crate::hypercall`], for the common case: whatever is not common goes there, with all
 //! registers as they were. Nothing is checked less here than there; `doc/implementation.md` lists the checks.
@@ -8,17 +8,18 @@
 //! R11 hold its RIP and RFLAGS.
 
 use crate::cpu::{self, Local};
-use crate::hypercall;
+use crate::hypercall::{self, Call, Failure, Outcome};
 use crate::object::ec::{Ec, State};
 use crate::object::pd::Pd;
 use crate::object::portal::Portal;
 use crate::object::sc::Sc;
+use crate::object::signal::Signal;
 use crate::object::vcpu::Next;
 use crate::sched;
 use core::arch::global_asm;
 use core::mem::offset_of;
 use hypercall_abi::regs::Head;
-use hypercall_abi::{Hypercall, ObjectType, Rights, Selector, Status};
+use hypercall_abi::{Hypercall, ObjectType, Rights, Selector};
 use kcore::cap::Slot;
 use khw::desc::RSP0_OFFSET;
 use khw::entry::{Frame, SYSCALL};
@@ -34,6 +35,13 @@ pub(crate) fn entry() -> u64 {
 }
 
 const _: () = assert!(Hypercall::Call as u8 == 0 && Hypercall::Reply as u8 == 1);
+const _: () = assert!(
+    offset_of!(Call, head) == 0
+        && offset_of!(Call, local) == 8
+        && offset_of!(Call, ec) == 16
+        && offset_of!(Call, args) == 24
+);
+const _: () = assert!(ObjectType::Ntfn as u8 == ObjectType::Sm as u8 + 1);
 
 /// Status and results, in the order of the registers that the assembly loads.
 #[repr(C)]
@@ -42,28 +50,33 @@ struct Results {
     values: [u64; 3],
 }
 
-/// `Signal` and `CapInfo`, which need no frame: they neither block nor look at registers beyond the head.
+/// `Signal`, after the assembly found the capability and checked its type and right.
+///
+/// # Safety
+/// `signal` is the object word of a slot that holds a semaphore or notification.
 #[unsafe(no_mangle)]
-extern "C" fn nacre_fast_simple(results: &mut Results, head: u64) {
-    let head = Head(head);
-    let done = cpu::local().ec.get().ok_or(Status::Aborted).and_then(|ec| {
-        let found = ec.pd.look_up(head.selector())?;
-        if head.0 as u8 == Hypercall::Signal as u8 {
-            found.signal(Rights::SIGNAL)?.signal(found.count);
-            return Ok([0; 3]);
-        }
-        Ok(found.describe())
-    });
-    *results = match done {
-        Ok(values) => Results {
-            status: Status::Success as u64,
-            values,
-        },
-        Err(status) => Results {
-            status: status as u64,
-            values: [0; 3],
-        },
+unsafe extern "C" fn nacre_fast_signal(signal: *const Signal, badge: u64) {
+    // SAFETY: by the contract; what a look-up found lives until the kernel entry ends.
+    unsafe { &*signal }.signal(badge);
+}
+
+/// A hypercall that neither blocks, switches, nor ends anything: creation and questions. False, with nothing done, if it must start
+/// again or has no such number: then the long way has it.
+#[unsafe(no_mangle)]
+extern "C" fn nacre_fast_plain(results: &mut Results, call: &Call) -> bool {
+    let Some(number) = call.head.call() else {
+        return false;
     };
+    let (status, values) = match hypercall::handler(number)(call) {
+        Ok(Outcome::Done(status, values)) => (status, values),
+        Err(Failure::Status(status)) => (status, [0; 3]),
+        _ => return false,
+    };
+    *results = Results {
+        status: status as u64,
+        values,
+    };
+    true
 }
 
 /// What `VcpuRun` returns: RAX and RDX.
@@ -104,6 +117,28 @@ extern "C" fn nacre_fast_resume() -> *mut Frame {
 }
 
 global_asm!(
+    // RDX: the slot that the head in RAX names, with the direct map's base in R8; to 80 without a table for it. Two indices into the
+    // object space of the caller's domain. Uses RDI and RSI.
+    ".macro FIND_SLOT",
+    "mov rdi, rax",
+    "shr rdi, 32",
+    "cmp edi, {selector_end}",
+    "jae 80f",
+    "mov rdx, gs:[{frame_end}]",
+    "mov rdx, [rdx - {end} - {ec_frame} + {ec_pd}]",
+    "mov rdx, [rdx + {pd_directory}]",
+    "movabs r8, {phys_base}",
+    "mov esi, edi",
+    "shr esi, 6",
+    "add rdx, r8",
+    "mov rdx, [rdx + 8 * rsi]",
+    "test rdx, rdx",
+    "jz 80f",
+    "and edi, 63",
+    "shl edi, 6",
+    "add rdx, rdi",
+    "add rdx, r8",
+    ".endm",
     ".balign 64",
     "nacre_fast_entry:",
     "swapgs",
@@ -114,7 +149,12 @@ global_asm!(
     "cmp eax, {vcpu_run}",
     "je 70f",
     "cmp eax, {cap_info}",
-    "je 50f",
+    "je 45f",
+    "cmp eax, {first_plain}",
+    "jb 44f",
+    "cmp eax, {last_plain}",
+    "jbe 75f",
+    "44:",
     "jmp nacre_syscall_entry",
     // --- Call and Reply -------------------------------------------------------------------------------------------
     "10:",
@@ -248,22 +288,51 @@ global_asm!(
     "mov rsp, [rsp - {end} + {f_rsp}]",
     "swapgs",
     "sysretq",
-    // --- Rust functions, which keep the registers that the caller keeps: no frame unless the context changes -----------
+    // --- CapInfo: no stack, no frame; registers that carry no result are cleared ------------------------------------------
+    "45:",
+    "FIND_SLOT",
+    "movzx edi, byte ptr [rdx + {slot_kind}]",
+    "test edi, edi",
+    "jz 80f",
+    "movzx eax, word ptr [rdx + {slot_rights}]",
+    "shl eax, 16",
+    "xor esi, esi",
+    "cmp edi, {first_range}",
+    "jb 46f",
+    "cmp edi, {log}",
+    "je 46f",
+    "mov rsi, [rdx + {slot_object}]", // of an object it would be a kernel address
+    "46:",
+    "mov rdx, [rdx + {slot_count}]",
+    "or edi, eax",
+    "xor eax, eax", // Success
+    "xor r8d, r8d",
+    "swapgs",
+    "sysretq",
+    // --- Signal: a Rust function on the kernel stack; no frame unless the context changes --------------------------------------
     "50:",
+    "FIND_SLOT",
+    "movzx esi, byte ptr [rdx + {slot_kind}]",
+    "sub esi, {sm}",
+    "cmp esi, 1", // a semaphore or a notification
+    "ja 80f",
+    "test byte ptr [rdx + {slot_rights}], {right_signal}",
+    "jz 80f",
+    "mov rdi, [rdx + {slot_object}]",
+    "mov rsi, [rdx + {slot_count}]",
     "mov gs:[{scratch}], rsp",
     "mov rsp, gs:[{stack_top}]",
     "push gs:[{scratch}]",
     "push rcx",
     "push r11",
-    "sub rsp, 40", // results, and the alignment of a call
-    "mov rdi, rsp",
-    "mov rsi, rax",
-    "call nacre_fast_simple",
-    "pop rax",
-    "pop rdi",
-    "pop rsi",
-    "pop rdx",
-    "55:",
+    "sub rsp, 8", // the alignment of a call
+    "call nacre_fast_signal",
+    "xor eax, eax", // Success
+    "xor edi, edi",
+    "xor esi, esi",
+    "xor edx, edx",
+    // Status and results are in place.
+    "58:",
     "mov rcx, gs:[{local}]",
     "cmp byte ptr [rcx + {l_wants_switch}], 0",
     "jne 60f",
@@ -276,20 +345,70 @@ global_asm!(
     "xor r10d, r10d",
     "swapgs",
     "sysretq",
-    // VcpuRun.
+    // CapInfo or Signal in an uncommon case: nothing was changed, and no argument but the head counts.
+    "80:",
+    "xor edi, edi",
+    "xor esi, esi",
+    "xor edx, edx",
+    "xor r8d, r8d",
+    "jmp nacre_syscall_entry",
+    // --- VcpuRun -----------------------------------------------------------------------------------------------------------
     "70:",
     "mov gs:[{scratch}], rsp",
     "mov rsp, gs:[{stack_top}]",
     "push gs:[{scratch}]",
     "push rcx",
     "push r11",
-    "sub rsp, 8", // the alignment of a call
+    "sub rsp, 8",
     "mov rdi, rax",
     "call nacre_fast_run",
     "mov edi, edx",
     "xor esi, esi",
     "xor edx, edx",
-    "jmp 55b",
+    "jmp 58b",
+    // --- Creation and questions: a Rust function with the arguments on the stack -----------------------------------------
+    "75:",
+    "mov gs:[{scratch}], rsp",
+    "mov rsp, gs:[{stack_top}]",
+    "push gs:[{scratch}]",
+    "push rcx",
+    "push r11",
+    "push r10",
+    "push r9",
+    "push r8",
+    "push rdx",
+    "push rsi",
+    "push rdi",
+    "mov rdx, gs:[{local}]",
+    "push [rdx + {l_ec}]",
+    "push rdx",
+    "push rax",
+    "mov rsi, rsp", // a `Call`
+    "sub rsp, 32",
+    "mov rdi, rsp",
+    "call nacre_fast_plain",
+    "test al, al",
+    "jz 76f",
+    "pop rax",
+    "pop rdi",
+    "pop rsi",
+    "pop rdx",
+    "add rsp, 64",
+    "jmp 58b",
+    "76:",
+    "add rsp, 32",
+    "pop rax",
+    "add rsp, 16",
+    "pop rdi",
+    "pop rsi",
+    "pop rdx",
+    "pop r8",
+    "pop r9",
+    "pop r10",
+    "pop r11",
+    "pop rcx",
+    "pop rsp",
+    "jmp nacre_syscall_entry",
     // Somebody else should run: save what the caller keeps, and schedule.
     "60:",
     "mov r11, [rsp + 8]",
@@ -331,6 +450,8 @@ global_asm!(
     signal = const Hypercall::Signal as u8,
     vcpu_run = const Hypercall::VcpuRun as u8,
     cap_info = const Hypercall::CapInfo as u8,
+    first_plain = const Hypercall::CreatePool as u8,
+    last_plain = const Hypercall::PoolInfo as u8,
     scratch = const offset::SCRATCH,
     frame_end = const offset::FRAME_END,
     stack_top = const offset::STACK_TOP,
@@ -378,6 +499,11 @@ global_asm!(
     slot_kind = const offset_of!(Slot, kind),
     slot_rights = const offset_of!(Slot, rights),
     slot_object = const offset_of!(Slot, object),
+    slot_count = const offset_of!(Slot, count),
+    sm = const ObjectType::Sm as u8,
+    right_signal = const Rights::SIGNAL.bits(),
+    first_range = const ObjectType::Memory as u8,
+    log = const ObjectType::Log as u8,
     portal = const ObjectType::Pt as u8,
     pt_call = const Rights::PT_CALL.bits(),
     selector_end = const Selector::END,

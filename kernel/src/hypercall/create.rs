@@ -29,7 +29,7 @@ fn prepare(call: &Call, tree: &Tree) -> core::result::Result<(u32, &'static Pool
         .pd
         .look_up(call.selector_at(0)?)?
         .cast::<Pool>(Rights::POOL_CREATE)?;
-    Ok((call.ec.pd.empty_slot(tree, call.selector)?, pool))
+    Ok((call.ec.pd.empty_slot(tree, call.selector())?, pool))
 }
 
 /// Makes the object of `value` and its first capability.

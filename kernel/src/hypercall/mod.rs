@@ -21,20 +21,26 @@ use hypercall_abi::{Hypercall, Selector, Status};
 use khw::entry::Frame;
 use khw::sync::Guard;
 
-/// The arguments of a hypercall, and who makes it.
+/// The arguments of a hypercall, and who makes it. [`crate::fast`] builds one on the stack.
+#[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Call {
+    /// RAX.
+    pub head: Head,
+    /// The caller's CPU.
+    pub local: &'static Local,
     /// The caller.
     pub ec: &'static Ec,
-    /// Its CPU.
-    pub local: &'static Local,
-    /// The selector in the head.
-    pub selector: Selector,
     /// Arguments 0 to 5.
     pub args: [u64; 6],
 }
 
 impl Call {
+    /// The selector in the head.
+    pub fn selector(&self) -> Selector {
+        self.head.selector()
+    }
+
     /// An argument that is a selector: its upper half is zero.
     pub fn selector_at(&self, index: usize) -> core::result::Result<Selector, Status> {
         u32::try_from(self.args[index])
@@ -44,7 +50,7 @@ impl Call {
 
     /// The first capability of the call.
     pub fn capability(&self) -> core::result::Result<cap::Found, Status> {
-        self.ec.pd.look_up(self.selector)
+        self.ec.pd.look_up(self.selector())
     }
 }
 
@@ -114,15 +120,12 @@ pub fn dispatch() -> *mut Frame {
         Some(number) => {
             let r = &*registers;
             let args = [r.rdi, r.rsi, r.rdx, r.r8, r.r9, r.r10];
-            handle(
-                number,
-                &Call {
-                    ec,
-                    local,
-                    selector: head.selector(),
-                    args,
-                },
-            )
+            handler(number)(&Call {
+                head,
+                local,
+                ec,
+                args,
+            })
         }
     };
     if local.ec.get().is_none_or(|current| !core::ptr::eq(current, ec))
@@ -150,36 +153,38 @@ pub fn dispatch() -> *mut Frame {
     sched::resume(local)
 }
 
-fn handle(number: Hypercall, call: &Call) -> Result {
+/// What handles a hypercall.
+#[inline]
+pub fn handler(number: Hypercall) -> fn(&Call) -> Result {
     match number {
-        Hypercall::Call => ipc::call(call),
-        Hypercall::Reply => ipc::reply(call),
-        Hypercall::Signal => wait::signal(call),
-        Hypercall::Wait => wait::wait(call),
-        Hypercall::VcpuRun => vcpu::run(call),
-        Hypercall::VcpuPoke => vcpu::poke(call),
-        Hypercall::VcpuRead => vcpu::read(call),
-        Hypercall::CapInfo => info::capability(call),
-        Hypercall::Map => map::map(call),
-        Hypercall::Unmap => map::unmap(call),
-        Hypercall::Derive => capability::derive(call),
-        Hypercall::Revoke => capability::revoke(call),
-        Hypercall::Bind => bind::bind(call),
-        Hypercall::Yield => wait::yield_now(call),
-        Hypercall::CreatePool => create::pool(call),
-        Hypercall::CreatePd => create::pd(call),
-        Hypercall::CreateEc => create::ec(call),
-        Hypercall::CreateSc => create::sc(call),
-        Hypercall::CreatePt => create::portal(call),
-        Hypercall::CreateSm => create::semaphore(call),
-        Hypercall::CreateNtfn => create::notification(call),
-        Hypercall::CreateGuestSpace => create::guest_space(call),
-        Hypercall::CreateVcpu => create::vcpu(call),
-        Hypercall::EcInfo => info::ec(call),
-        Hypercall::ScInfo => info::sc(call),
-        Hypercall::PoolInfo => info::pool(call),
-        Hypercall::IrqBind => bind::irq(call),
-        Hypercall::IrqAck => bind::irq_ack(call),
-        Hypercall::LogWrite => info::log(call),
+        Hypercall::Call => ipc::call,
+        Hypercall::Reply => ipc::reply,
+        Hypercall::Signal => wait::signal,
+        Hypercall::Wait => wait::wait,
+        Hypercall::VcpuRun => vcpu::run,
+        Hypercall::VcpuPoke => vcpu::poke,
+        Hypercall::VcpuRead => vcpu::read,
+        Hypercall::CapInfo => info::capability,
+        Hypercall::Map => map::map,
+        Hypercall::Unmap => map::unmap,
+        Hypercall::Derive => capability::derive,
+        Hypercall::Revoke => capability::revoke,
+        Hypercall::Bind => bind::bind,
+        Hypercall::Yield => wait::yield_now,
+        Hypercall::CreatePool => create::pool,
+        Hypercall::CreatePd => create::pd,
+        Hypercall::CreateEc => create::ec,
+        Hypercall::CreateSc => create::sc,
+        Hypercall::CreatePt => create::portal,
+        Hypercall::CreateSm => create::semaphore,
+        Hypercall::CreateNtfn => create::notification,
+        Hypercall::CreateGuestSpace => create::guest_space,
+        Hypercall::CreateVcpu => create::vcpu,
+        Hypercall::EcInfo => info::ec,
+        Hypercall::ScInfo => info::sc,
+        Hypercall::PoolInfo => info::pool,
+        Hypercall::IrqBind => bind::irq,
+        Hypercall::IrqAck => bind::irq_ack,
+        Hypercall::LogWrite => info::log,
     }
 }

@@ -8,7 +8,7 @@ use hypercall_abi::{Rights, Selector, Status};
 
 /// Runs a vCPU until an exit for its VMM.
 pub(super) fn run(call: &Call) -> Result {
-    Ok(match start(call.ec, call.selector)? {
+    Ok(match start(call.ec, call.selector())? {
         Next::Complete(status, kind) => Outcome::Done(status, [kind as u64, 0, 0]),
         Next::Reschedule => Outcome::Block,
     })
@@ -34,7 +34,7 @@ pub(super) fn poke(call: &Call) -> Result {
 pub(super) fn read(call: &Call) -> Result {
     let bits = u32::try_from(call.args[0]).map_err(|_| Status::BadArgument)?;
     let groups = Groups::from_bits(bits).ok_or(Status::BadArgument)?;
-    own_vcpu(call.ec, call.selector)?.read(groups)?;
+    own_vcpu(call.ec, call.selector())?.read(groups)?;
     Ok(Outcome::OK)
 }
 

@@ -105,26 +105,33 @@ impl Frames {
         self.free += 1;
     }
 
+    #[inline]
     fn take_object(&mut self, class: usize) -> Option<u64> {
         if self.slabs[class].free == 0 {
-            let base = phys_to_virt(self.take()?) as u64;
-            let size = CLASSES[class] as u64;
-            let slab = &mut self.slabs[class];
-            // SAFETY: the frame is ours; its pieces do not overlap.
-            unsafe {
-                set_next(base, slab.frames);
-                slab.frames = base;
-                for piece in 1..PAGE_SIZE / size {
-                    set_next(base + piece * size, slab.free);
-                    slab.free = base + piece * size;
-                }
-            }
+            self.cut_frame(class)?;
         }
         let slab = &mut self.slabs[class];
         let object = slab.free;
         // SAFETY: it is on the free list of the class.
         slab.free = unsafe { next_of(object) };
         Some(object)
+    }
+
+    /// Cuts a free frame into objects of a class.
+    #[inline(never)]
+    fn cut_frame(&mut self, class: usize) -> Option<()> {
+        let base = phys_to_virt(self.take()?) as u64;
+        let slab = &mut self.slabs[class];
+        // SAFETY: the frame is ours; its pieces do not overlap.
+        unsafe {
+            set_next(base, slab.frames);
+            slab.frames = base;
+            for piece in (base..base + PAGE_SIZE).step_by(CLASSES[class]).skip(1) {
+                set_next(piece, slab.free);
+                slab.free = piece;
+            }
+        }
+        Some(())
     }
 }
 

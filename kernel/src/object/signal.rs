@@ -9,7 +9,7 @@ use crate::sched;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use hypercall_abi::{ObjectType, Status};
-use khw::sync::Lock;
+use khw::sync::{Guard, Lock};
 
 /// A semaphore or a notification, by the kind in its header.
 #[repr(C)]
@@ -84,6 +84,7 @@ impl Signal {
     }
 
     /// Adds one (semaphore) or ORs `badge` (notification), and wakes who waits for it.
+    #[inline]
     pub fn signal(&self, badge: u64) {
         let inner = self.inner.lock();
         let value = self.value.load(Ordering::Relaxed);
@@ -92,6 +93,15 @@ impl Signal {
         } else {
             value.saturating_add(1)
         };
+        if !inner.waiters.is_empty() || inner.vcpu.get().is_some() {
+            return self.tell(inner, added);
+        }
+        self.value.store(added, Ordering::Relaxed);
+    }
+
+    /// Leaves `added` for whoever waits for it.
+    #[inline(never)]
+    fn tell(&self, inner: Guard<'_, Inner>, added: u64) {
         if added == 0 {
             return;
         }
