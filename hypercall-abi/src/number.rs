@@ -49,6 +49,10 @@ hypercalls! {
     Bind = 12,
     /// Give up the processor until the next period of this scheduling context.
     Yield = 13,
+    /// As `Call`, with words and capabilities of the message area, and a deadline.
+    CallMessage = 14,
+    /// As `Reply`, with words and capabilities of the message area.
+    ReplyMessage = 15,
     /// Create a pool of kernel memory out of another one.
     CreatePool = 16,
     /// Create a protection domain.

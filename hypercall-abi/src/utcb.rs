@@ -20,8 +20,14 @@ pub struct Utcb {
     pub item_count: u32,
     /// Items: selector of the source, and the rights to keep.
     pub items: [UtcbItem; UTCB_ITEMS],
+    /// Until when `CallMessage` waits for a busy handler, TSC; `u64::MAX` for ever.
+    pub deadline: u64,
+    /// Written by the kernel: items of the last message sent from here that arrived.
+    pub items_sent: u32,
+    /// Written by the kernel: [`crate::Status`] of the first that did not.
+    pub item_status: u32,
     /// Reserved, zero.
-    pub reserved: [u64; 22],
+    pub reserved: [u64; 20],
     /// Message words.
     pub words: [u64; UTCB_WORDS],
 }

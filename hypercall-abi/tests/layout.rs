@@ -35,6 +35,9 @@ fn vcpu_page_layout_is_pinned() {
 #[test]
 fn utcb_and_boot_info_layout_is_pinned() {
     assert_eq!(size_of::<Utcb>(), 4096);
+    assert_eq!(offset_of!(Utcb, items), 0x10);
+    assert_eq!(offset_of!(Utcb, deadline), 0x50);
+    assert_eq!(offset_of!(Utcb, items_sent), 0x58);
     assert_eq!(offset_of!(Utcb, words), 256);
     assert_eq!(size_of::<MemoryRegion>(), 24);
     assert_eq!(size_of::<Module>(), 48);

@@ -364,7 +364,12 @@ pub fn let_go(local: &'static Local) {
                 ipc::withdraw(sc);
                 if local.sc.get().is_some_and(|current| core::ptr::eq(current, sc)) {
                     local.sc.set(None);
-                    local.ec.set(None);
+                    local.wants_switch.set(true);
+                    // Whom it helped goes on with what it has.
+                    let running = local.ec.get().and_then(|ec| ec.sc.get());
+                    if running.is_none() {
+                        local.ec.set(None);
+                    }
                 }
             }
             ObjectType::Vcpu => {

@@ -4,6 +4,7 @@
 //! was doing in the kernel (a vCPU run), and returns the register frame to leave with.
 
 use crate::cpu::{self, Local, Queues};
+use crate::hypercall::ipc;
 use crate::object::ec::{Ec, State, WaitResult};
 use crate::object::sc::{Place, Sc};
 use crate::reclaim;
@@ -45,12 +46,11 @@ pub fn schedule(local: &'static Local) -> *mut Frame {
         local.charged_since.set(now);
         local.slice_end.set(now.saturating_add(available));
         local.wants_switch.set(false);
-        let ec = sc.running.get();
-        if ec.state.get() != State::Active {
-            // It blocked again, or stopped, after it was queued.
+        let Some(ec) = runnable(local, sc) else {
+            // It blocked again, or stopped, after it was queued; or whom it helps is blocked.
             local.sc.set(None);
             continue;
-        }
+        };
         local.ec.set(Some(ec));
         let frame = activate(local, ec);
         let Some(vcpu) = ec.vcpu.get() else { return frame };
@@ -110,21 +110,74 @@ fn show_ports(local: &'static Local, ec: &'static Ec) {
     }
 }
 
+/// Callers in a row, each waiting for a handler whose chain of calls waits for the next, through which one helps.
+const HELP_DEPTH: usize = 64;
+
+/// Who runs on `sc`: its context. If that waits for a busy handler, `sc` helps: the end of the handler's chain of calls runs, or, if that
+/// waits for a handler too, the end of that one's. If it is blocked, `sc` waits with it.
+fn runnable(local: &Local, sc: &'static Sc) -> Option<&'static Ec> {
+    let mut ec = sc.running.get();
+    if ec.state.get() != State::Active && ec.waits_for.get().is_none() {
+        return None;
+    }
+    for _ in 0..HELP_DEPTH {
+        let Some(handler) = ec.waits_for.get() else { break };
+        if handler.state.get() == State::Idle {
+            ipc::retry(ec);
+            break;
+        }
+        ec = handler.chain_sc.get()?.running.get();
+    }
+    let _queues = local.queues.lock();
+    if ec.state.get() == State::Active {
+        return Some(ec);
+    }
+    // Callers that wait for each other in a circle stay here too, until one of them ends.
+    if sc.place.get() != Place::Dead {
+        ec.helpers.push_back(sc);
+        sc.helps.set(Some(ec));
+        sc.place.set(Place::Helping);
+    }
+    None
+}
+
+/// Makes those ready that wait with `ec`, which is not blocked any more; the priority of the most urgent one.
+fn release(queues: &mut Queues, ec: &Ec) -> Option<u8> {
+    let mut most_urgent = None;
+    while let Some(sc) = ec.helpers.pop_front() {
+        sc.helps.set(None);
+        enqueue(queues, sc, false);
+        most_urgent = most_urgent.max(Some(sc.priority));
+    }
+    most_urgent
+}
+
+/// As [`wake`] for those who wait with a context of this CPU that is idle, or stopped, now.
+pub fn release_helpers(ec: &Ec) {
+    let local = cpu::local();
+    let released = release(&mut local.queues.lock(), ec);
+    if released > local.sc.get().map(|current| current.priority) {
+        local.wants_switch.set(true);
+    }
+}
+
 /// Charges the current scheduling context and puts it where it belongs. Afterwards nobody is current.
 fn put_back(local: &'static Local) {
-    let Some(sc) = local.sc.take() else {
-        local.ec.set(None);
-        return;
-    };
+    local.ec.set(None);
+    let Some(sc) = local.sc.take() else { return };
     let now = tsc::read();
     charge(local, sc, now);
-    let Some(ec) = local.ec.take() else { return };
     let mut queues = local.queues.lock();
     // A context that blocked may have been woken, and queued, by another CPU already.
-    if ec.state.get() == State::Active && sc.place.get() == Place::Nowhere {
+    if has_use(sc.running.get()) && sc.place.get() == Place::Nowhere {
         let is_over = now >= local.slice_end.get();
         enqueue(&mut queues, sc, !is_over);
     }
+}
+
+/// Whether a context can use processor time: for itself, or to help.
+fn has_use(ec: &Ec) -> bool {
+    ec.state.get() == State::Active || ec.waits_for.get().is_some()
 }
 
 fn charge(local: &Local, sc: &Sc, now: u64) {
@@ -176,9 +229,16 @@ pub fn retire(sc: &'static Sc) {
             }
         }
         Place::Refill => queues.refill.remove(sc),
+        Place::Helping => stop_helping(sc),
         Place::Nowhere | Place::Dead => {}
     }
     sc.place.set(Place::Dead);
+}
+
+fn stop_helping(sc: &'static Sc) {
+    if let Some(ec) = sc.helps.take() {
+        ec.helpers.remove(sc);
+    }
 }
 
 /// Gives a thread its scheduling context. It starts, or goes on, or does so when its wait ends.
@@ -190,21 +250,22 @@ pub fn start(sc: &'static Sc) {
     if ec.state.get() == State::Idle {
         ec.state.set(State::Active);
     }
-    if ec.state.get() == State::Active {
+    if has_use(ec) {
         enqueue(&mut queues, sc, false);
     }
     drop(queues);
-    notice(target, sc);
+    notice(target, sc, sc.priority);
 }
 
-/// A scheduling context became ready: its CPU must look whether it is the most urgent one.
-fn notice(target: &'static Local, sc: &Sc) {
+/// Scheduling contexts of up to `priority` became ready, `sc` among them: their CPU must look whether one is the most urgent. If `sc` helps
+/// right now, it has better things to do.
+fn notice(target: &'static Local, sc: &'static Sc, priority: u8) {
     if target.id != percpu::id() {
         interrupt(target.id);
     } else if target
         .sc
         .get()
-        .is_none_or(|current| sc.priority > current.priority)
+        .is_none_or(|current| priority > current.priority || core::ptr::eq(current, sc))
     {
         target.wants_switch.set(true);
     }
@@ -232,11 +293,12 @@ pub fn block(ec: &'static Ec, deadline: u64) {
     queues.timed.push_back(ec);
 }
 
-/// Takes [`block`] back: what the context wanted was there already.
+/// Ends the wait of a context of this CPU that goes on at once.
 pub fn unblock_current(ec: &'static Ec) {
-    let queues = cpu::local().queues.lock();
+    let mut queues = cpu::local().queues.lock();
     leave_timed(&queues, ec);
     ec.state.set(State::Active);
+    release(&mut queues, ec);
 }
 
 fn leave_timed(queues: &Queues, ec: &'static Ec) {
@@ -269,12 +331,22 @@ pub fn wake(ec: &'static Ec, result: WaitResult) {
         WaitResult::Look | WaitResult::Kicked => {}
     }
     ec.state.set(State::Active);
-    let Some(sc) = ec.sc.get() else { return };
-    if sc.place.get() == Place::Nowhere {
-        enqueue(&mut queues, sc, false);
+    let own = ec.sc.get();
+    if let Some(sc) = own {
+        match sc.place.get() {
+            Place::Nowhere => enqueue(&mut queues, sc, false),
+            Place::Helping => {
+                stop_helping(sc);
+                enqueue(&mut queues, sc, false);
+            }
+            Place::Ready | Place::Refill | Place::Dead => {}
+        }
     }
+    let released = release(&mut queues, ec);
     drop(queues);
-    notice(target, sc);
+    if let Some(sc) = own {
+        notice(target, sc, sc.priority.max(released.unwrap_or(0)));
+    }
 }
 
 /// Ends the waits whose deadline has passed, and refills budgets.
@@ -299,6 +371,7 @@ pub fn expire(local: &'static Local, now: u64) {
         match ec.waits_on.get() {
             Some(signal) if signal.cancel(ec) => wake(ec, WaitResult::Failed(Status::Timeout)),
             None if ec.vcpu.get().is_some() => wake(ec, WaitResult::Look),
+            None if ipc::stop_waiting(ec) => wake(ec, WaitResult::Failed(Status::Timeout)),
             // Whoever took it out of its signal's queue is about to wake it.
             _ => {}
         }

@@ -1,7 +1,8 @@
 //! Portal calls: synchronous, on one CPU, on the caller's scheduling context.
 //!
 //! Message words travel in registers. A call copies them into the handler's frame and starts the handler at the portal; a
-//! reply copies them back. A caller that finds the handler busy waits in its queue.
+//! reply copies them back. A caller that finds the handler busy waits until it is idle, and helps it meanwhile: whenever the
+//! scheduler picks the caller's scheduling context, the context that the handler waits for in the end runs on it.
 //!
 //! A chain of calls is linked both ways (`callee`, `caller`). Exactly one context holds the scheduling context: the last of the
 //! chain.
@@ -13,38 +14,68 @@ use crate::object::portal::Portal;
 use crate::object::sc::{Place, Sc};
 use crate::sched;
 use hypercall_abi::{Rights, Status};
+use khw::cpu::tsc;
 use khw::entry::{Frame, SYSCALL};
 
 /// Calls a portal.
 pub(super) fn call(call: &Call) -> Result {
     let portal = call.capability()?.cast::<Portal>(Rights::PT_CALL)?;
-    let handler = portal.handler;
+    if !is_ready(call, portal.handler, u64::MAX)? {
+        return Ok(Outcome::Block);
+    }
+    enter(call.ec, portal);
+    call.local.ec.set(Some(portal.handler));
+    Ok(Outcome::Switch)
+}
+
+/// Whether a handler can be entered. If it is busy the caller waits for it until `deadline`, helps, and calls again.
+pub(super) fn is_ready(
+    call: &Call,
+    handler: &'static Ec,
+    deadline: u64,
+) -> core::result::Result<bool, Status> {
     if handler.cpu != call.ec.cpu {
-        return Err(Status::WrongCpu.into());
+        return Err(Status::WrongCpu);
     }
     match handler.state.get() {
-        State::Idle => {
-            enter(call.ec, portal);
-            call.local.ec.set(Some(handler));
-            Ok(Outcome::Switch)
+        State::Idle => Ok(true),
+        State::Active | State::Blocked if deadline != u64::MAX && deadline <= tsc::read() => {
+            Err(Status::Timeout)
         }
         State::Active | State::Blocked => {
-            sched::block(call.ec, u64::MAX);
+            sched::block(call.ec, deadline);
             call.ec.waits_for.set(Some(handler));
             handler.queued_callers.push_back(call.ec);
-            Ok(Outcome::Block)
+            Ok(false)
         }
-        State::Faulted | State::Dead => Err(Status::Aborted.into()),
+        State::Faulted | State::Dead => Err(Status::Aborted),
     }
 }
 
+/// The handler that a caller waits for is idle: the caller makes its call again.
+pub fn retry(ec: &'static Ec) {
+    stop_waiting(ec);
+    ec.frame().rip -= 2;
+    sched::unblock_current(ec);
+}
+
+/// Takes a caller out of its handler's queue: whether it was in one.
+pub fn stop_waiting(ec: &'static Ec) -> bool {
+    let handler = ec.waits_for.take();
+    if let Some(handler) = handler {
+        handler.queued_callers.remove(ec);
+    }
+    handler.is_some()
+}
+
 /// Starts an idle handler for `caller`.
-fn enter(caller: &'static Ec, portal: &'static Portal) {
+pub(super) fn enter(caller: &'static Ec, portal: &'static Portal) {
     let handler = portal.handler;
     caller.state.set(State::Blocked);
     caller.callee.set(Some(handler));
     handler.caller.set(Some(caller));
     handler.state.set(State::Active);
+    handler.chain_sc.set(caller.sc.get());
     pass_sc(caller, handler);
     let (from, to) = (caller.frame(), handler.frame());
     copy_words(from, to);
@@ -76,6 +107,13 @@ pub(super) fn reply(call: &Call) -> Result {
     if !handler.is_handler {
         return Err(Status::BadType.into());
     }
+    finish(call);
+    Ok(Outcome::Switch)
+}
+
+/// Ends the call that a handler serves.
+pub(super) fn finish(call: &Call) {
+    let handler = call.ec;
     handler.state.set(State::Idle);
     // A handler runs only inside a call, so there is a caller.
     if let Some(caller) = handler.caller.take() {
@@ -84,19 +122,21 @@ pub(super) fn reply(call: &Call) -> Result {
         copy_words(handler.frame(), frame);
         frame.rax = Status::Success as u64;
         caller.state.set(State::Active);
+        let sc = handler.sc.get();
         pass_sc(handler, caller);
-        call.local.ec.set(Some(caller));
+        if let Some(sc) = sc {
+            go_on(sc, handler, caller);
+        }
     }
-    serve_next(handler);
-    Ok(Outcome::Switch)
 }
 
-/// Lets the next queued caller of an idle handler try again: it executes its call once more.
-fn serve_next(handler: &'static Ec) {
-    if let Some(next) = handler.queued_callers.pop_front() {
-        next.waits_for.set(None);
-        next.frame().rip -= 2;
-        sched::wake(next, WaitResult::Look);
+/// If `from` runs, `to` goes on in its place, if what it runs on is `sc`: not if somebody helps.
+fn go_on(sc: &'static Sc, from: &'static Ec, to: &'static Ec) {
+    let local = cpu::local();
+    sc.running.set(to);
+    if local.ec.get().is_some_and(|current| core::ptr::eq(current, from)) {
+        let pays = local.sc.get().is_some_and(|current| core::ptr::eq(current, sc));
+        local.ec.set(pays.then_some(to));
     }
 }
 
@@ -105,6 +145,7 @@ fn serve_next(handler: &'static Ec) {
 pub fn abandon(ec: &'static Ec) {
     strand_callees(ec);
     detach(ec);
+    sched::release_helpers(ec);
     if let Some(caller) = ec.caller.take() {
         caller.callee.set(None);
         let sc = ec.sc.take();
@@ -123,11 +164,12 @@ pub fn abandon(ec: &'static Ec) {
 
 /// `to` goes on where `from` was with `sc`: running, queued, or blocked.
 fn hand_over(sc: &'static Sc, from: &'static Ec, to: &'static Ec) {
-    let local = cpu::local();
-    sc.running.set(to);
-    if local.ec.get().is_some_and(|current| core::ptr::eq(current, from)) {
-        local.ec.set(Some(to));
-    } else if sc.place.get() == Place::Nowhere {
+    go_on(sc, from, to);
+    let is_current = cpu::local()
+        .sc
+        .get()
+        .is_some_and(|current| core::ptr::eq(current, sc));
+    if !is_current && sc.place.get() == Place::Nowhere {
         // `from` was blocked: there is nothing to wait for any more.
         to.state.set(State::Blocked);
         sched::wake(to, WaitResult::Failed(Status::Aborted));
@@ -160,21 +202,13 @@ fn strand_callees(ec: &'static Ec) {
         handler.caller.set(None);
         if let Some(sc) = handler.sc.take() {
             ec.sc.set(Some(sc));
-            hand_over_quietly(sc, handler, ec);
+            go_on(sc, handler, ec);
         }
         detach(handler);
         if handler.state.get() != State::Faulted {
             handler.state.set(State::Idle);
-            serve_next(handler);
         }
-    }
-}
-
-fn hand_over_quietly(sc: &'static Sc, from: &'static Ec, to: &'static Ec) {
-    let local = cpu::local();
-    sc.running.set(to);
-    if local.ec.get().is_some_and(|current| core::ptr::eq(current, from)) {
-        local.ec.set(Some(to));
+        sched::release_helpers(handler);
     }
 }
 
@@ -184,9 +218,7 @@ fn detach(ec: &'static Ec) {
         signal.cancel(ec);
     }
     sched::forget_deadline(ec);
-    if let Some(handler) = ec.waits_for.take() {
-        handler.queued_callers.remove(ec);
-    }
+    stop_waiting(ec);
     if let Some(vcpu) = ec.vcpu.get() {
         vcpu.detach(ec, Status::Aborted);
     }

@@ -9,6 +9,7 @@ mod create;
 mod info;
 pub mod ipc;
 mod map;
+mod message;
 pub mod vcpu;
 mod wait;
 
@@ -171,6 +172,8 @@ pub fn handler(number: Hypercall) -> fn(&Call) -> Result {
         Hypercall::Revoke => capability::revoke,
         Hypercall::Bind => bind::bind,
         Hypercall::Yield => wait::yield_now,
+        Hypercall::CallMessage => message::call,
+        Hypercall::ReplyMessage => message::reply,
         Hypercall::CreatePool => create::pool,
         Hypercall::CreatePd => create::pd,
         Hypercall::CreateEc => create::ec,

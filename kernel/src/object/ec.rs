@@ -2,7 +2,7 @@
 
 use super::pd::Pd;
 use super::portal::{OfHandler, Portal};
-use super::sc::Sc;
+use super::sc::{InQueue, Sc};
 use super::signal::Signal;
 use super::vcpu::Vcpu;
 use super::{Header, Linked, List, ListLink, Object};
@@ -29,13 +29,18 @@ pub struct Ec {
     pub state: Cell<State>,
     /// The scheduling context that it runs on, or will run on when its wait ends. A caller lends it to the handler.
     pub sc: Cell<Option<&'static Sc>>,
+    /// Handler in a call: the scheduling context of the whole chain, whose `running` is the chain's end.
+    pub chain_sc: Cell<Option<&'static Sc>>,
+    /// Scheduling contexts that would run it if it were not blocked: their threads wait for a handler that waits for it. Under the
+    /// scheduler lock of its CPU.
+    pub helpers: List<Sc, InQueue>,
     /// Its own scheduling context. Under the tree lock.
     pub own_sc: Cell<Option<&'static Sc>>,
     /// Handler: whose call it serves.
     pub caller: Cell<Option<&'static Ec>>,
     /// Caller: the handler that serves it.
     pub callee: Cell<Option<&'static Ec>>,
-    /// Callers that wait until this handler is idle, oldest first.
+    /// Callers that wait until this handler is idle. The most urgent one goes first, whenever it was queued: the ready queue decides.
     pub queued_callers: List<Ec, Calling>,
     /// Link of `queued_callers`.
     pub calling: ListLink,
@@ -149,6 +154,8 @@ impl Ec {
             handler_sp: frame.rsp,
             state: Cell::new(State::Idle),
             sc: Cell::new(None),
+            chain_sc: Cell::new(None),
+            helpers: List::new(),
             own_sc: Cell::new(None),
             caller: Cell::new(None),
             callee: Cell::new(None),

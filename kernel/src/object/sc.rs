@@ -23,8 +23,10 @@ pub struct Sc {
     pub consumed: Cell<u64>,
     /// Where it is. Under the scheduler lock of its CPU.
     pub place: Cell<Place>,
-    /// Neighbours in the ready or the refill queue. Under the scheduler lock of its CPU.
+    /// Neighbours in the queue that `place` says. Under the scheduler lock of its CPU.
     pub queue: ListLink,
+    /// In whose [`Ec::helpers`] it is. Under the scheduler lock of its CPU.
+    pub helps: Cell<Option<&'static Ec>>,
 }
 
 /// Where a scheduling context is.
@@ -36,11 +38,13 @@ pub enum Place {
     Ready,
     /// Out of budget until its next refill.
     Refill,
+    /// Among the helpers of a blocked context.
+    Helping,
     /// Destroyed.
     Dead,
 }
 
-/// Ready or refill queue.
+/// Ready or refill queue, or a context's helpers.
 #[derive(Debug)]
 pub enum InQueue {}
 // SAFETY: always the same field.
@@ -69,6 +73,7 @@ impl Sc {
             consumed: Cell::new(0),
             place: Cell::new(Place::Nowhere),
             queue: ListLink::new(),
+            helps: Cell::new(None),
         }
     }
 

@@ -124,7 +124,11 @@ impl Answer {
     #[track_caller]
     pub fn fails(self, expected: Status) -> Check {
         self.demand(expected)?;
-        let is_stale = expected == Status::Aborted && Head(self.head).call() == Some(Hypercall::Call);
+        let is_call = matches!(
+            Head(self.head).call(),
+            Some(Hypercall::Call | Hypercall::CallMessage)
+        );
+        let is_stale = expected == Status::Aborted && is_call;
         if is_stale || self.values == [0; 3] {
             return Ok(());
         }

@@ -107,7 +107,7 @@ fn find(random: &mut Random, kinds: &[ObjectType]) -> u64 {
 /// What a call is about.
 fn subject(random: &mut Random, number: Hypercall) -> u64 {
     let kinds: &[ObjectType] = match number {
-        Hypercall::Call => &[ObjectType::Pt],
+        Hypercall::Call | Hypercall::CallMessage => &[ObjectType::Pt],
         Signal | Wait => &[ObjectType::Sm, ObjectType::Ntfn],
         VcpuRun | VcpuPoke | VcpuRead => &[ObjectType::Vcpu],
         Map | Unmap => &[ObjectType::Memory, ObjectType::Memory, ObjectType::Ports],

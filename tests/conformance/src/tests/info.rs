@@ -25,7 +25,7 @@ pub(super) const GROUP: Group = group!(
 );
 
 /// Calls that look the selector of their head up.
-const BY_HEAD: [Hypercall; 18] = [
+const BY_HEAD: [Hypercall; 19] = [
     Signal,
     Wait,
     VcpuRun,
@@ -44,6 +44,7 @@ const BY_HEAD: [Hypercall; 18] = [
     IrqAck,
     LogWrite,
     Hypercall::Call,
+    Hypercall::CallMessage,
 ];
 
 fn the_boot_information_describes_the_machine(w: &mut World) -> Check {

@@ -9,6 +9,7 @@ pub mod faults;
 pub mod fuzz;
 pub mod info;
 pub mod memory;
+mod messages;
 pub mod pools;
 pub mod portals;
 pub mod ports;
@@ -89,6 +90,7 @@ pub const ALL: &[Group] = &[
     bind::GROUP,
     signals::GROUP,
     portals::GROUP,
+    messages::GROUP,
     scheduling::GROUP,
     smp::GROUP,
     faults::GROUP,
