@@ -1,6 +1,7 @@
 //! The kernel's data for each CPU.
 
-use crate::object::ec::{Ec, Timed};
+use crate::object::due::DueQueue;
+use crate::object::ec::Ec;
 use crate::object::sc::{InQueue, Sc};
 use crate::object::{Header, InPool, List};
 use core::cell::Cell;
@@ -53,9 +54,9 @@ pub struct Queues {
     /// Ready scheduling contexts by priority.
     pub ready: [List<Sc, InQueue>; PRIORITIES],
     /// Scheduling contexts out of budget.
-    pub refill: List<Sc, InQueue>,
-    /// Waiting contexts with a deadline, soonest first.
-    pub timed: List<Ec, Timed>,
+    pub refill: DueQueue<Sc>,
+    /// Waiting contexts with a deadline.
+    pub timed: DueQueue<Ec>,
     /// Objects of this CPU that are being destroyed: it lets go of them when it serves the request.
     pub doomed: List<Header, InPool>,
     /// Those it has let go of.
@@ -85,8 +86,8 @@ impl Local {
             queues: Lock::new(Queues {
                 bitmap: 0,
                 ready: [const { List::new() }; PRIORITIES],
-                refill: List::new(),
-                timed: List::new(),
+                refill: DueQueue::new(),
+                timed: DueQueue::new(),
                 doomed: List::new(),
                 released: List::new(),
             }),

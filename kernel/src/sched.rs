@@ -209,11 +209,12 @@ fn pop_ready(queues: &mut Queues) -> Option<&'static Sc> {
 }
 
 fn await_refill(local: &Local, sc: &'static Sc) {
-    let queues = local.queues.lock();
+    let mut queues = local.queues.lock();
     if sc.place.get() != Place::Dead {
-        queues.refill.push_back(sc);
+        let when = sc.budget().next_refill();
+        queues.refill.insert(sc, when);
         sc.place.set(Place::Refill);
-        arm(local, sc.budget().next_refill());
+        arm(local, when);
     }
 }
 
@@ -274,34 +275,25 @@ fn notice(target: &'static Local, sc: &'static Sc, priority: u8) {
 /// Prepares the current context for waiting until `deadline`: from here on it may be woken.
 pub fn block(ec: &'static Ec, deadline: u64) {
     let local = cpu::local();
-    let queues = local.queues.lock();
+    let mut queues = local.queues.lock();
     ec.state.set(State::Blocked);
     if deadline == u64::MAX {
         return;
     }
     arm(local, deadline);
-    ec.deadline.set(deadline);
+    queues.timed.insert(ec, deadline);
     ec.is_timed.set(true);
-    let mut next = queues.timed.first();
-    while let Some(other) = next {
-        if other.deadline.get() > deadline {
-            queues.timed.insert_before(ec, other);
-            return;
-        }
-        next = queues.timed.after(other);
-    }
-    queues.timed.push_back(ec);
 }
 
 /// Ends the wait of a context of this CPU that goes on at once.
 pub fn unblock_current(ec: &'static Ec) {
     let mut queues = cpu::local().queues.lock();
-    leave_timed(&queues, ec);
+    leave_timed(&mut queues, ec);
     ec.state.set(State::Active);
     release(&mut queues, ec);
 }
 
-fn leave_timed(queues: &Queues, ec: &'static Ec) {
+fn leave_timed(queues: &mut Queues, ec: &'static Ec) {
     if ec.is_timed.replace(false) {
         queues.timed.remove(ec);
     }
@@ -309,7 +301,7 @@ fn leave_timed(queues: &Queues, ec: &'static Ec) {
 
 /// Takes a context of this CPU out of the deadline queue.
 pub fn forget_deadline(ec: &'static Ec) {
-    leave_timed(&cpu::local().queues.lock(), ec);
+    leave_timed(&mut cpu::local().queues.lock(), ec);
 }
 
 /// Ends a context's wait, from any CPU; of several that try, the first does.
@@ -323,7 +315,7 @@ pub fn wake(ec: &'static Ec, result: WaitResult) {
     if result == WaitResult::Kicked && ec.vcpu.get().is_none() {
         return;
     }
-    leave_timed(&queues, ec);
+    leave_timed(&mut queues, ec);
     let frame = ec.frame();
     match result {
         WaitResult::Done(value) => (frame.rax, frame.rdi) = (Status::Success as u64, value),
@@ -349,24 +341,23 @@ pub fn wake(ec: &'static Ec, result: WaitResult) {
     }
 }
 
-/// Ends the waits whose deadline has passed, and refills budgets.
+/// Waits and refills that [`expire`] deals with at once.
+const EXPIRE_STEPS: usize = 32;
+
+/// Ends waits whose deadline has passed, and refills budgets. If there are many, the timer fires again at once for the rest.
 pub fn expire(local: &'static Local, now: u64) {
-    loop {
+    for _ in 0..EXPIRE_STEPS {
         let mut queues = local.queues.lock();
-        let mut next = queues.refill.first();
-        while let Some(sc) = next {
-            next = queues.refill.after(sc);
-            if sc.budget().available(now) > 0 {
-                queues.refill.remove(sc);
-                enqueue(&mut queues, sc, false);
-                local.wants_switch.set(true);
-            }
+        if let Some(sc) = queues.refill.first().filter(|sc| sc.refilled.when() <= now) {
+            queues.refill.remove(sc);
+            enqueue(&mut queues, sc, false);
+            local.wants_switch.set(true);
+            continue;
         }
-        let Some(ec) = queues.timed.first().filter(|ec| ec.deadline.get() <= now) else {
+        let Some(ec) = queues.timed.first().filter(|ec| ec.timed.when() <= now) else {
             return;
         };
-        queues.timed.remove(ec);
-        ec.is_timed.set(false);
+        leave_timed(&mut queues, ec);
         drop(queues);
         match ec.waits_on.get() {
             Some(signal) if signal.cancel(ec) => wake(ec, WaitResult::Failed(Status::Timeout)),
@@ -376,6 +367,7 @@ pub fn expire(local: &'static Local, now: u64) {
             _ => {}
         }
     }
+    arm(local, now);
 }
 
 /// The timer fired.
@@ -420,14 +412,7 @@ fn rearm(local: &Local, now: u64) {
     } else {
         u64::MAX
     };
-    if let Some(ec) = queues.timed.first() {
-        first = first.min(ec.deadline.get());
-    }
-    let mut next = queues.refill.first();
-    while let Some(sc) = next {
-        first = first.min(sc.budget().next_refill());
-        next = queues.refill.after(sc);
-    }
+    first = first.min(queues.timed.next()).min(queues.refill.next());
     drop(queues);
     arm(local, first);
 }

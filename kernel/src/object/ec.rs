@@ -1,5 +1,6 @@
 //! Execution contexts: threads and portal handlers.
 
+use super::due::{Due, DueLink};
 use super::pd::Pd;
 use super::portal::{OfHandler, Portal};
 use super::sc::{InQueue, Sc};
@@ -50,10 +51,8 @@ pub struct Ec {
     pub waits_on: Cell<Option<&'static Signal>>,
     /// Link of that signal's queue.
     pub waiting: ListLink,
-    /// Deadline of its wait, TSC. Under the scheduler lock of its CPU.
-    pub deadline: Cell<u64>,
-    /// Link of the deadline queue.
-    pub timed: ListLink,
+    /// Deadline of its wait. Under the scheduler lock of its CPU.
+    pub timed: DueLink,
     /// In the deadline queue.
     pub is_timed: Cell<bool>,
     /// vCPU whose run it is in.
@@ -116,12 +115,9 @@ unsafe impl Linked<Calling> for Ec {
     }
 }
 
-/// Contexts with a deadline on a CPU.
-#[derive(Debug)]
-pub enum Timed {}
 // SAFETY: always the same field.
-unsafe impl Linked<Timed> for Ec {
-    fn link(&self) -> &ListLink {
+unsafe impl Due for Ec {
+    fn due(&self) -> &DueLink {
         &self.timed
     }
 }
@@ -164,8 +160,7 @@ impl Ec {
             waits_for: Cell::new(None),
             waits_on: Cell::new(None),
             waiting: ListLink::new(),
-            deadline: Cell::new(u64::MAX),
-            timed: ListLink::new(),
+            timed: DueLink::new(),
             is_timed: Cell::new(false),
             vcpu: Cell::new(None),
             utcb: AtomicU64::new(0),

@@ -5,6 +5,7 @@
 //! of an ended object is reused only after a grace period (`khw::smp::synchronize`).
 
 pub mod doorbell;
+pub mod due;
 pub mod ec;
 pub mod guest_space;
 pub mod interrupt;

@@ -1,5 +1,6 @@
 //! Scheduling contexts: the right to processor time.
 
+use super::due::{Due, DueLink};
 use super::ec::Ec;
 use super::{Header, Linked, ListLink, Object};
 use core::cell::{Cell, UnsafeCell};
@@ -23,8 +24,10 @@ pub struct Sc {
     pub consumed: Cell<u64>,
     /// Where it is. Under the scheduler lock of its CPU.
     pub place: Cell<Place>,
-    /// Neighbours in the queue that `place` says. Under the scheduler lock of its CPU.
+    /// Neighbours in the ready queue or among helpers. Under the scheduler lock of its CPU.
     pub queue: ListLink,
+    /// When it is refilled. Under the scheduler lock of its CPU.
+    pub refilled: DueLink,
     /// In whose [`Ec::helpers`] it is. Under the scheduler lock of its CPU.
     pub helps: Cell<Option<&'static Ec>>,
 }
@@ -44,13 +47,20 @@ pub enum Place {
     Dead,
 }
 
-/// Ready or refill queue, or a context's helpers.
+/// Ready queue, or a context's helpers.
 #[derive(Debug)]
 pub enum InQueue {}
 // SAFETY: always the same field.
 unsafe impl Linked<InQueue> for Sc {
     fn link(&self) -> &ListLink {
         &self.queue
+    }
+}
+
+// SAFETY: always the same field.
+unsafe impl Due for Sc {
+    fn due(&self) -> &DueLink {
+        &self.refilled
     }
 }
 
@@ -73,6 +83,7 @@ impl Sc {
             consumed: Cell::new(0),
             place: Cell::new(Place::Nowhere),
             queue: ListLink::new(),
+            refilled: DueLink::new(),
             helps: Cell::new(None),
         }
     }

@@ -1,4 +1,5 @@
 //! Who runs next, and for how long.
 
 pub mod budget;
+pub mod deadlines;
 pub mod runqueue;
