@@ -88,6 +88,9 @@ impl World {
             call(CreateSm, selector, [ROOT_POOL, 0]).done()?;
             call(Revoke, selector, [1]).done()?;
         }
+        // So does the frame that a pool itself is in.
+        call(CreatePool, TEST_POOL, [ROOT_POOL, 1, 0]).done()?;
+        call(Revoke, TEST_POOL, [1]).done()?;
         call(Map, PORTS, [PD, 0, 0x80, 1, 0]).ok()?;
         call(Unmap, PORTS, [0, 0x1_0000]).ok()?;
         for table in (0..WINDOW_PAGES).step_by(512) {

@@ -106,9 +106,13 @@ pub(crate) unsafe fn invoke_range(
     }
 }
 
-/// Calls a portal with eight words and returns the reply's.
+/// Calls a portal, by `Call` or `CallMessage`, with eight words and returns the reply's.
 #[inline]
-pub(crate) fn call_portal(selector: Selector, words: [u64; MESSAGE_WORDS]) -> Result<[u64; MESSAGE_WORDS]> {
+pub(crate) fn call_portal(
+    call: Hypercall,
+    selector: Selector,
+    words: [u64; MESSAGE_WORDS],
+) -> Result<[u64; MESSAGE_WORDS]> {
     let status: u64;
     let [mut w0, mut w1, mut w2, mut w3, mut w4, mut w5, mut w6, mut w7] = words;
     // SAFETY: the register assignment is SPEC.md 3; a portal call changes only the message registers and the caller's
@@ -116,7 +120,7 @@ pub(crate) fn call_portal(selector: Selector, words: [u64; MESSAGE_WORDS]) -> Re
     unsafe {
         asm!(
             "syscall",
-            inlateout("rax") Head::new(Hypercall::Call, selector).0 => status,
+            inlateout("rax") Head::new(call, selector).0 => status,
             inlateout("rdi") w0,
             inlateout("rsi") w1,
             inlateout("rdx") w2,
@@ -130,5 +134,5 @@ pub(crate) fn call_portal(selector: Selector, words: [u64; MESSAGE_WORDS]) -> Re
             options(nostack),
         );
     }
-    error::check(Hypercall::Call, status as u32).map(|()| [w0, w1, w2, w3, w4, w5, w6, w7])
+    error::check(call, status as u32).map(|()| [w0, w1, w2, w3, w4, w5, w6, w7])
 }

@@ -220,7 +220,13 @@ impl Cap<Sc> {
 impl Cap<Pt> {
     /// Calls the portal and waits for the reply.
     pub fn call(self, words: [u64; MESSAGE_WORDS]) -> Result<[u64; MESSAGE_WORDS]> {
-        call_portal(self.selector(), words)
+        call_portal(Hypercall::Call, self.selector(), words)
+    }
+
+    /// Calls the portal with these words and the message in the thread's message area (SPEC.md 6): words beyond these,
+    /// capabilities, and until when to wait for a busy handler. The reply's message is in the area afterwards.
+    pub fn call_message(self, words: [u64; MESSAGE_WORDS]) -> Result<[u64; MESSAGE_WORDS]> {
+        call_portal(Hypercall::CallMessage, self.selector(), words)
     }
 }
 

@@ -4,7 +4,7 @@ use super::{Group, Needs, group};
 use crate::call::{Answer, syscall};
 use crate::layout::{PD, RUNNER_EC};
 use crate::prelude::*;
-use crate::threads::{HIGH, LOW};
+use crate::threads::{HIGH, LOW, Pending};
 use crate::world::board;
 use core::sync::atomic::Ordering;
 use hypercall_abi::Hypercall::{CallMessage, ReplyMessage};
@@ -390,17 +390,23 @@ fn the_most_urgent_caller_is_served_next(w: &mut World) -> Check {
     Ok(())
 }
 
+/// Waits until a caller has used processor time for the handler that it waits for.
+fn it_helps(w: &World, helper: &Pending) -> Check {
+    let ticks = w.info.tsc_hz / 1000;
+    w.until("it helps", || call(ScInfo, helper.sc, []).values[0] > ticks)
+}
+
 fn a_helper_that_ends_leaves_the_handler_running(w: &mut World) -> Check {
     let handler = w.handler(0)?;
     let portal = w.portal(handler, work)?;
-    let ticks = w.info.tsc_hz / 100;
+    let ticks = w.info.tsc_hz / 20;
     for part in 0..2 {
         board(0).store(0, Ordering::Relaxed);
         let low = w.begin((0, LOW), Hypercall::Call, portal, [ticks])?;
         w.until("the handler runs", || board(0).load(Ordering::Relaxed) == 1)?;
         // Below the thread that runs the tests, or it would be through before it can be ended.
         let helper = w.begin((0, LOW + 1), Hypercall::Call, portal, [ticks])?;
-        w.sleep(1000);
+        it_helps(w, &helper)?;
         call(Revoke, if part == 0 { helper.ec } else { helper.sc }, [1]).done()?;
         w.answer(&low)?.ok()?;
         equal("the helper", helper.is_done(), false)?;
@@ -417,7 +423,7 @@ fn a_handler_that_ends_while_it_is_helped_aborts_both(w: &mut World) -> Check {
     let low = w.begin((0, LOW), Hypercall::Call, portal, [ticks])?;
     w.until("the handler runs", || board(0).load(Ordering::Relaxed) == 1)?;
     let helper = w.begin((0, LOW + 1), Hypercall::Call, portal, [ticks])?;
-    w.sleep(1000);
+    it_helps(w, &helper)?;
     call(Revoke, handler, [1]).done()?;
     w.answer(&helper)?.fails(Aborted)?;
     w.answer(&low)?.fails(Aborted)?;
