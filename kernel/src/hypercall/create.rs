@@ -6,7 +6,7 @@ use crate::cpu::PRIORITIES;
 use crate::object::ec::{Ec, State};
 use crate::object::guest_space::GuestSpace;
 use crate::object::pd::Pd;
-use crate::object::pool::Pool;
+use crate::object::pool::{MAX_DEPTH, Pool};
 use crate::object::portal::Portal;
 use crate::object::sc::Sc;
 use crate::object::signal::Signal;
@@ -58,6 +58,9 @@ pub(super) fn pool(call: &Call) -> Result {
         above if above <= parent.max_priority as u64 + 1 => (above - 1) as u8,
         _ => return Err(Status::BadArgument.into()),
     };
+    if parent.depth >= MAX_DEPTH {
+        return Err(Status::Unsupported.into());
+    }
     let pool = Pool::create(parent, call.args[1], max_priority).ok_or(Status::NoMemory)?;
     cap::insert_object(&mut tree, slot, pool.header());
     Ok(Outcome::OK)

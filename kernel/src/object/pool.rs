@@ -1,8 +1,9 @@
 //! Pools: kernel memory, paid by whoever was given it.
 //!
 //! A pool owns frames. Its free ones form a list in the frames themselves. Small objects come from slabs: a frame cut into
-//! objects of one size, whose first object-sized piece holds the slab list. A child pool's frames come out of its
-//! parent's free list, and go back there when the child ends.
+//! objects of one size, whose first object-sized piece holds the slab list. A child pool's frames stay in its parent's
+//! free list, and count as the child's, until the child needs them; they go back there when the child ends. So making a pool takes
+//! the same time whatever its size.
 
 use super::{Header, InPool, List, Object};
 use core::marker::PhantomData;
@@ -14,6 +15,12 @@ use khw::sync::Lock;
 
 /// Sizes of slab objects.
 const CLASSES: [usize; 5] = [64, 128, 256, 512, 1024];
+
+/// Pools between a pool and the root pool, at most.
+pub const MAX_DEPTH: u32 = 64;
+
+/// Frames that a pool fetches from its parent at once.
+const FILL: u64 = 16;
 
 /// A pool of kernel memory.
 #[repr(C)]
@@ -42,7 +49,10 @@ struct Frames {
     head: u64,
     /// Last free frame, so that a whole list can be given away at once.
     tail: u64,
+    /// Frames that may be taken.
     free: u64,
+    /// Those of them that are still in the parent's list.
+    unfilled: u64,
     total: u64,
     slabs: [Slab; CLASSES.len()],
 }
@@ -75,12 +85,14 @@ impl Frames {
             head: 0,
             tail: 0,
             free: 0,
+            unfilled: 0,
             total: 0,
             slabs: [Slab { free: 0, frames: 0 }; CLASSES.len()],
         }
     }
 
-    fn take(&mut self) -> Option<PhysAddr> {
+    /// Takes a frame out of the list, which counts as free still.
+    fn pop(&mut self) -> Option<u64> {
         if self.head == 0 {
             return None;
         }
@@ -90,37 +102,28 @@ impl Frames {
         if self.head == 0 {
             self.tail = 0;
         }
-        self.free -= 1;
-        Some(direct_virt_to_phys(frame))
+        Some(frame)
+    }
+
+    /// Puts a frame, which nobody uses, into the list.
+    fn push(&mut self, frame: u64) {
+        // SAFETY: the giver owned the frame and no longer uses it.
+        unsafe { set_next(frame, self.head) };
+        if self.head == 0 {
+            self.tail = frame;
+        }
+        self.head = frame;
     }
 
     fn give(&mut self, frame: PhysAddr) {
-        let addr = phys_to_virt(frame) as u64;
-        // SAFETY: the giver owned the frame and no longer uses it.
-        unsafe { set_next(addr, self.head) };
-        if self.head == 0 {
-            self.tail = addr;
-        }
-        self.head = addr;
+        self.push(phys_to_virt(frame) as u64);
         self.free += 1;
     }
 
-    #[inline]
-    fn take_object(&mut self, class: usize) -> Option<u64> {
-        if self.slabs[class].free == 0 {
-            self.cut_frame(class)?;
-        }
-        let slab = &mut self.slabs[class];
-        let object = slab.free;
-        // SAFETY: it is on the free list of the class.
-        slab.free = unsafe { next_of(object) };
-        Some(object)
-    }
-
-    /// Cuts a free frame into objects of a class.
+    /// Cuts a frame into objects of a class.
     #[inline(never)]
-    fn cut_frame(&mut self, class: usize) -> Option<()> {
-        let base = phys_to_virt(self.take()?) as u64;
+    fn cut(&mut self, class: usize, frame: PhysAddr) {
+        let base = phys_to_virt(frame) as u64;
         let slab = &mut self.slabs[class];
         // SAFETY: the frame is ours; its pieces do not overlap.
         unsafe {
@@ -131,7 +134,6 @@ impl Frames {
                 slab.free = piece;
             }
         }
-        Some(())
     }
 }
 
@@ -175,11 +177,8 @@ impl Pool {
         })?;
         let mut source = parent.frames.lock();
         let mut own = pool.frames.lock();
-        for _ in 0..count {
-            if let Some(frame) = source.take() {
-                own.give(frame);
-            }
-        }
+        source.free -= count;
+        (own.free, own.unfilled) = (count, count);
         own.total = count;
         source.total -= count;
         drop(own);
@@ -202,9 +201,37 @@ impl Pool {
         (frames.free, frames.total)
     }
 
+    fn take(&self, own: &mut Frames) -> Option<PhysAddr> {
+        if own.free == 0 {
+            return None;
+        }
+        if own.head == 0 {
+            self.fill(own);
+        }
+        let frame = own.pop()?;
+        own.free -= 1;
+        Some(direct_virt_to_phys(frame))
+    }
+
+    /// Fetches some of the pool's frames out of its parent's list, which has them or can fetch them the same way: at most
+    /// [`MAX_DEPTH`] pools take part.
+    #[inline(never)]
+    fn fill(&self, own: &mut Frames) {
+        let Some(parent) = self.header.pool else { return };
+        let mut source = parent.frames.lock();
+        if source.head == 0 {
+            parent.fill(&mut source);
+        }
+        for _ in 0..own.unfilled.min(FILL) {
+            let Some(frame) = source.pop() else { return };
+            own.push(frame);
+            own.unfilled -= 1;
+        }
+    }
+
     /// A zeroed frame.
     pub fn take_frame(&self) -> Option<PhysAddr> {
-        let frame = self.frames.lock().take()?;
+        let frame = self.take(&mut self.frames.lock())?;
         // SAFETY: it was free a moment ago and is ours now.
         unsafe { zero_frame(frame) };
         Some(frame)
@@ -226,7 +253,15 @@ impl Pool {
     /// Memory for an object, to be filled for certain.
     pub fn allocate<T: Object>(&'static self) -> Option<Place<T>> {
         let class = const { class_of::<T>() };
-        let addr = self.frames.lock().take_object(class)?;
+        let mut own = self.frames.lock();
+        if own.slabs[class].free == 0 {
+            let frame = self.take(&mut own)?;
+            own.cut(class, frame);
+        }
+        let slab = &mut own.slabs[class];
+        let addr = slab.free;
+        // SAFETY: it is on the free list of the class.
+        slab.free = unsafe { next_of(addr) };
         Some(Place {
             addr,
             marker: PhantomData,
@@ -270,16 +305,15 @@ impl Pool {
             }
         }
         debug_assert_eq!(own.free, own.total, "a pool lost frames");
-        if own.head == 0 {
-            return;
-        }
         let mut target = parent.frames.lock();
-        // SAFETY: the tail of our list is a free frame.
-        unsafe { set_next(own.tail, target.head) };
-        if target.head == 0 {
-            target.tail = own.tail;
+        if own.head != 0 {
+            // SAFETY: the tail of our list is a free frame.
+            unsafe { set_next(own.tail, target.head) };
+            if target.head == 0 {
+                target.tail = own.tail;
+            }
+            target.head = own.head;
         }
-        target.head = own.head;
         target.free += own.free;
         target.total += own.total;
         *own = Frames::new();

@@ -15,6 +15,8 @@ use hypercall_abi::exit::ExitKind;
 pub(super) const GROUP: Group = group!(
     "kernel memory",
     Needs::Nothing => [
+        pools_nest_so_deep_and_no_deeper,
+        the_innermost_pool_gets_every_frame_it_was_promised,
         an_exhausted_pool_refuses_and_changes_nothing,
         an_exhausted_pool_is_no_other_pools_problem,
         mapping_into_a_domain_without_memory_is_refused,
@@ -244,4 +246,49 @@ fn three_hundred_virtual_machines_leave_no_trace(w: &mut World) -> Check {
         before = before.or(Some(free_frames(w.pool)?));
     }
     equal("free frames", Some(free_frames(w.pool)?), before)
+}
+
+fn pools_nest_so_deep_and_no_deeper(w: &mut World) -> Check {
+    let (mut pool, mut frames, mut depth) = (w.pool, 600, 1);
+    loop {
+        let inner = w.sel();
+        let answer = call(CreatePool, inner, [pool, frames, 0]);
+        if answer.status() == Some(Unsupported) {
+            answer.fails(Unsupported)?;
+            break;
+        }
+        answer.done()?;
+        (pool, frames, depth) = (inner, frames - 4, depth + 1);
+    }
+    equal("pools in a row", depth, 64)
+}
+
+fn the_innermost_pool_gets_every_frame_it_was_promised(w: &mut World) -> Check {
+    let mut pools = alloc::vec![w.pool];
+    for level in 0..6 {
+        let (inner, outer) = (w.sel(), pools[level]);
+        call(CreatePool, inner, [outer, 200 - 20 * level as u64, 0]).done()?;
+        pools.push(inner);
+    }
+    // Each domain takes two frames, and one in a few a third for the objects themselves.
+    let innermost = pools[6];
+    let mut made = 0;
+    loop {
+        let to = w.sel();
+        let answer = call(CreatePd, to, [innermost]);
+        if answer.status() == Some(NoMemory) {
+            break;
+        }
+        answer.done()?;
+        made += 1;
+    }
+    let [free, total, _] = call(PoolInfo, innermost, []).ok()?;
+    holds("only a frame is left", total == 100 && free < 2 && made > 40)?;
+    for pool in pools.into_iter().skip(1).rev() {
+        let [_, total, _] = call(PoolInfo, pool, []).ok()?;
+        call(Revoke, pool, [0]).done()?;
+        equal("frames of the pool", call(PoolInfo, pool, []).ok()?[1], total)?;
+        call(Revoke, pool, [1]).done()?;
+    }
+    Ok(())
 }
