@@ -240,12 +240,19 @@ pub fn slots_of(table: PhysAddr) -> impl Iterator<Item = u32> {
     (0..64).map(move |index| ((table.0 + index * 64) >> SLOT_SHIFT) as u32)
 }
 
-/// Empties a slot that is out of the tree. A look-up on another CPU sees the old words or an empty slot.
+/// Empties a slot that is out of the tree. A look-up on another CPU sees the old words or an empty slot: what it may read after the kind
+/// stays until the slot is filled again, after a grace period.
 pub fn empty(tree: &mut Tree, slot: u32) {
     // SAFETY: as in `Tree::slot_mut`; the kind goes first, so that what follows is not taken for the capability.
     unsafe { (&raw mut (*slot_ptr(slot)).kind).write_volatile(0) };
     fence(Ordering::Release);
-    *tree.slot_mut(slot) = Slot::EMPTY;
+    let entry = tree.slot_mut(slot);
+    *entry = Slot {
+        rights: entry.rights,
+        object: entry.object,
+        count: entry.count,
+        ..Slot::EMPTY
+    };
 }
 
 /// Fills an empty slot. The kind goes last, so that a look-up on another CPU sees all of the capability or none.
