@@ -114,6 +114,8 @@ bitflags::bitflags! {
         const VCPU_RUN = 1 << 0;
         /// vCPU: poke it.
         const VCPU_POKE = 1 << 1;
+        /// vCPU: raise an interrupt in it.
+        const VCPU_INTERRUPT = 1 << 2;
 
         /// Memory: map readable.
         const READ = 1 << 0;
@@ -178,6 +180,8 @@ pub enum BindRole {
     DoorbellPort = 5,
     /// Guest space: signalled by a write to a page.
     DoorbellPage = 6,
+    /// vCPU: one page of memory becomes the virtual-APIC page; `extra` is the page offset in the capability.
+    VirtualApic = 7,
 }
 
 impl BindRole {
@@ -191,6 +195,7 @@ impl BindRole {
             4 => BindRole::DoorbellCall,
             5 => BindRole::DoorbellPort,
             6 => BindRole::DoorbellPage,
+            7 => BindRole::VirtualApic,
             _ => return None,
         })
     }

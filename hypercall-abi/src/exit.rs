@@ -74,6 +74,9 @@ exit_kinds! {
     VirtInstruction = 26,
     /// INIT signal or SIPI while the vCPU ran.
     Init = 27,
+    /// With a virtual APIC: an interrupt of [`crate::vcpu::VcpuPage::eoi_exits`] is over; info\[0\] its vector. RIP is behind the
+    /// instruction, and dirty.
+    Eoi = 28,
     /// Anything else: info\[0\] 0 for VMX and 1 for SVM, info\[1\] the raw reason, info\[2\] its qualification.
     Unhandled = 31,
 }

@@ -36,6 +36,8 @@ bitflags::bitflags! {
         const INTERCEPTS = 1 << 11;
         /// [`VcpuPage::tsc_offset`].
         const TSC_OFFSET = 1 << 12;
+        /// IRR, ISR or TPR in the virtual-APIC page.
+        const APIC = 1 << 13;
     }
 }
 
@@ -50,6 +52,8 @@ bitflags::bitflags! {
         const INTERRUPT_WINDOW = 1 << 1;
         /// Return [`ExitKind::NmiWindow`] when the guest could take an NMI.
         const NMI_WINDOW = 1 << 2;
+        /// Deliver interrupts from the virtual-APIC page, and answer the guest's writes of the x2APIC's TPR, EOI and SELF IPI.
+        const VIRTUAL_APIC = 1 << 3;
     }
 }
 
@@ -324,6 +328,8 @@ pub struct VcpuPage {
 
     /// In: stores that the VMM has decoded, each at [`Store::place`] of its address.
     pub stores: [Store; STORES],
+    /// In: bit *n* of the 256: with a virtual APIC, the end of interrupt *n* exits as [`ExitKind::Eoi`].
+    pub eoi_exits: [u64; 4],
 }
 
 /// Entries of [`VcpuPage::stores`].

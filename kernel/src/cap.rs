@@ -6,6 +6,7 @@
 use crate::object::guest_space::GuestSpace;
 use crate::object::pd::Pd;
 use crate::object::signal::Signal;
+use crate::object::vcpu::Vcpu;
 use crate::object::{Header, Object};
 use core::cell::Cell;
 use core::sync::atomic::{Ordering, fence};
@@ -96,6 +97,16 @@ impl Found {
         self.demand(rights)?;
         // SAFETY: as in `cast`; both kinds are `Signal`.
         Ok(unsafe { &*(self.object as *const Signal) })
+    }
+
+    /// Signals the semaphore or notification, or raises the interrupt of a vCPU, that the capability is for.
+    #[inline]
+    pub fn raise(&self) -> Result<(), Status> {
+        if self.kind == ObjectType::Vcpu {
+            return self.cast::<Vcpu>(Rights::VCPU_INTERRUPT)?.raise(self.count);
+        }
+        self.signal(Rights::SIGNAL)?.signal(self.count);
+        Ok(())
     }
 
     /// Type and rights, first unit of a range or 0, length of a range or badge: what `CapInfo` says.
@@ -372,17 +383,22 @@ pub enum Target {
     /// An execution context, as its message area.
     Utcb(&'static crate::object::ec::Ec),
     /// A vCPU, as its state page.
-    VcpuPage(&'static crate::object::vcpu::Vcpu),
+    VcpuPage(&'static Vcpu),
+    /// A vCPU, as its virtual-APIC page.
+    VirtualApic(&'static Vcpu),
 }
 
 impl Target {
+    /// In the address of a slot that is bound to a vCPU: as its virtual-APIC page.
+    pub const APIC: u64 = 1 << 63;
+
     /// The header of the object.
     pub fn header(self) -> &'static Header {
         match self {
             Target::Pd(pd) => pd.header(),
             Target::Guest(space) | Target::Doorbell(space) => space.header(),
             Target::Utcb(ec) => ec.header(),
-            Target::VcpuPage(vcpu) => vcpu.header(),
+            Target::VcpuPage(vcpu) | Target::VirtualApic(vcpu) => vcpu.header(),
         }
     }
 
@@ -401,9 +417,10 @@ impl Target {
                 }
                 ObjectType::GuestSpace => Some(Target::Guest(&*(slot.bound as *const GuestSpace))),
                 ObjectType::Ec => Some(Target::Utcb(&*(slot.bound as *const crate::object::ec::Ec))),
-                ObjectType::Vcpu => Some(Target::VcpuPage(
-                    &*(slot.bound as *const crate::object::vcpu::Vcpu),
-                )),
+                ObjectType::Vcpu if slot.address & Self::APIC != 0 => {
+                    Some(Target::VirtualApic(&*(slot.bound as *const Vcpu)))
+                }
+                ObjectType::Vcpu => Some(Target::VcpuPage(&*(slot.bound as *const Vcpu))),
                 _ => None,
             }
         }
@@ -416,6 +433,7 @@ impl Target {
             Target::Guest(space) | Target::Doorbell(space) => &space.bound,
             Target::Utcb(ec) => &ec.bound,
             Target::VcpuPage(vcpu) => &vcpu.bound,
+            Target::VirtualApic(vcpu) => &vcpu.apic.bound,
         }
     }
 }

@@ -137,6 +137,11 @@ impl Reclaim {
                 ec.utcb.store(0, Ordering::Release);
                 self.needs_grace = true;
             }
+            Target::VirtualApic(vcpu) => {
+                vcpu.apic.frame.store(0, Ordering::Release);
+                vcpu.kick();
+                self.needs_grace = true;
+            }
             Target::VcpuPage(vcpu) => {
                 vcpu.lose_page();
                 self.needs_grace = true;
@@ -183,7 +188,7 @@ impl Reclaim {
         let mut unmap = |address, first, pages| match target {
             Target::Pd(pd) => self.unmap_host(pd, address, first, pages),
             Target::Guest(space) => self.unmap_guest(space, address, first, pages),
-            Target::Doorbell(_) | Target::Utcb(_) | Target::VcpuPage(_) => Ok(()),
+            _ => Ok(()),
         };
         if unmap(address, first, pages).is_ok() {
             return;
@@ -268,6 +273,7 @@ impl Reclaim {
                     let vcpu = as_object::<Vcpu>(header);
                     vcpu.space.vcpus.remove_if_linked(vcpu);
                     self.unbind_all(tree, &vcpu.bound);
+                    self.unbind_all(tree, &vcpu.apic.bound);
                     if let Some(signal) = vcpu.signal.take() {
                         signal.bind_vcpu(None);
                     }

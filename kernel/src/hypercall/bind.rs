@@ -40,6 +40,11 @@ pub(super) fn bind(call: &Call) -> Result {
             let frame = bind_page(&mut tree, bound, extra, Target::VcpuPage(vcpu))?;
             vcpu.page.store(frame, Ordering::Release);
         }
+        BindRole::VirtualApic => {
+            let vcpu = found.cast::<Vcpu>(Rights::VCPU_RUN)?;
+            let frame = bind_page(&mut tree, bound, extra, Target::VirtualApic(vcpu))?;
+            vcpu.apic.frame.store(frame, Ordering::Release);
+        }
         BindRole::DoorbellCall | BindRole::DoorbellPort | BindRole::DoorbellPage => {
             let space = found.cast::<GuestSpace>(Rights::GUEST_DOORBELL)?;
             let trigger = Doorbell::decode(role, extra).ok_or(Status::BadArgument)?;
@@ -71,9 +76,13 @@ fn bind_page(tree: &mut Tree, memory: Found, page: u64, target: Target) -> core:
     if tree.slot(memory.slot).bound != 0 || target.bound_list().first() != 0 {
         return Err(Status::Occupied);
     }
+    let mark = match target {
+        Target::VirtualApic(_) => Target::APIC,
+        _ => 0,
+    };
     target
         .bound_list()
-        .bind(tree, memory.slot, target.header() as *const _ as u64, page);
+        .bind(tree, memory.slot, target.header() as *const _ as u64, page | mark);
     Ok((memory.object + page) << 12)
 }
 

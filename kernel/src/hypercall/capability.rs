@@ -6,6 +6,9 @@ use crate::object::pd::Pd;
 use crate::reclaim::{self, Progress};
 use hypercall_abi::{ObjectType, Rights, Selector, Status};
 use kcore::cap::range;
+use kcore::virt::vapic;
+
+const FIRST_VECTOR: u64 = vapic::FIRST_VECTOR as u64;
 
 /// Derives a narrowed capability into a protection domain.
 pub(super) fn derive(call: &Call) -> Result {
@@ -33,6 +36,7 @@ pub(super) fn derive(call: &Call) -> Result {
             range::sub_range(source.object, source.count, offset, count).ok_or(Status::BadArgument)?
         }
         ObjectType::Ntfn => (source.object, narrow_badge(source.count, badge)?),
+        ObjectType::Vcpu => (source.object, choose_vector(source.count, badge)?),
         _ => (source.object, source.count),
     };
     let slot = pd.empty_slot(&tree, destination)?;
@@ -46,6 +50,17 @@ fn narrow_badge(own: u64, wanted: u64) -> core::result::Result<u64, Status> {
         (_, 0) => Ok(own),
         (0, _) => Ok(wanted),
         _ if wanted & !own == 0 => Ok(wanted),
+        _ => Err(Status::BadRights),
+    }
+}
+
+/// A vCPU's first capability raises no interrupt. A derived one may be for one, for good; 0 keeps it.
+fn choose_vector(own: u64, wanted: u64) -> core::result::Result<u64, Status> {
+    match (own, wanted) {
+        (_, 0) => Ok(own),
+        (0, FIRST_VECTOR..=255) => Ok(wanted),
+        (0, _) => Err(Status::BadArgument),
+        _ if own == wanted => Ok(own),
         _ => Err(Status::BadRights),
     }
 }

@@ -175,7 +175,7 @@ fn map_pages(
             Target::Guest(space) => {
                 nested::map(&mut Tables::new(space.pool), space.root, address, pa, pages, attr)
             }
-            Target::Doorbell(_) | Target::Utcb(_) | Target::VcpuPage(_) => Ok(MapDone {
+            _ => Ok(MapDone {
                 pages: 0,
                 reduced_rights: false,
             }),

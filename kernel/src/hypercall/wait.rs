@@ -5,10 +5,9 @@ use crate::sched;
 use hypercall_abi::{Rights, Status};
 use khw::cpu::tsc;
 
-/// Signals a semaphore or notification.
+/// Signals a semaphore or notification, or raises an interrupt.
 pub(super) fn signal(call: &Call) -> Result {
-    let found = call.capability()?;
-    found.signal(Rights::SIGNAL)?.signal(found.count);
+    call.capability()?.raise()?;
     Ok(Outcome::OK)
 }
 

@@ -4,6 +4,7 @@
 //! enters again.
 
 use super::guest_space::GuestSpace;
+use super::instruction::Instruction;
 use super::signal::Signal;
 use super::vcpu::Vcpu;
 use crate::cap::{Found, Target, Tree};
@@ -13,17 +14,12 @@ use hypercall_abi::doorbell::Doorbell;
 use hypercall_abi::exit::{ExitKind, NestedFault, PortIo};
 use hypercall_abi::guest::{DOORBELL_CALL, DOORBELL_CALL_LENGTH, DOORBELL_CALLS};
 use hypercall_abi::vcpu::gpr::RAX;
-use hypercall_abi::vcpu::{CS, Groups, Interruptibility, Store, VcpuPage};
+use hypercall_abi::vcpu::{Store, VcpuPage};
 use hypercall_abi::{Rights, Status};
 use kcore::addr::PhysAddr;
 use kcore::cap::Slots;
 use kcore::virt::doorbell::{Bell, Event, Refusal, Table};
-use kcore::virt::fetch::{self, GuestRam};
-use khw::mem::{Tables, phys_to_virt};
-use khw::virt::{GuestCpu, nested};
-
-const RFLAGS_TF: u64 = 1 << 8;
-const RFLAGS_RF: u64 = 1 << 16;
+use khw::mem::phys_to_virt;
 
 impl GuestSpace {
     fn table(&self) -> Option<&Table> {
@@ -71,22 +67,6 @@ impl GuestSpace {
     }
 }
 
-/// The guest's memory, by its nested tables.
-struct Ram(PhysAddr);
-
-impl GuestRam for Ram {
-    fn frame(&self, address: u64) -> Option<PhysAddr> {
-        // SAFETY: tables of a guest space stay tables until a grace period after its end.
-        nested::frame_of(&unsafe { Tables::new(()) }, self.0, address)
-    }
-
-    fn read(&self, frame: PhysAddr, index: usize) -> u64 {
-        // SAFETY: RAM that the guest had a moment ago, and that nobody else gets before a grace period is over; it is in the
-        // direct map. The index stays in its page by the mask.
-        unsafe { phys_to_virt(frame).cast::<u64>().add(index & 511).read_volatile() }
-    }
-}
-
 /// The words of the page that say what the guest did.
 struct Exit {
     kind: u32,
@@ -117,8 +97,7 @@ impl Exit {
 }
 
 impl Vcpu {
-    /// Rings the doorbell that the exit is for, and moves the guest behind its instruction; false if the exit is for the VMM.
-    /// So is one that interrupted the delivery of an event, whose instruction is single-stepped, or is at a 4-GiB boundary.
+    /// Rings the doorbell that the exit is for, and completes the instruction; false if the exit is for the VMM.
     #[inline]
     pub fn rings(&self, page: NonNull<VcpuPage>, kind: u32) -> bool {
         let Some(table) = self.space.table() else {
@@ -127,19 +106,13 @@ impl Vcpu {
         let p = page.as_ptr();
         // SAFETY: the page is bound: its frame stays until a grace period after it is unbound. The VMM may write it at
         // any time, so each word is read once; whatever it holds, a doorbell of this guest is the worst that rings.
-        let (exit, rip, rflags, pending) = unsafe {
-            let exit = Exit {
+        let exit = unsafe {
+            Exit {
                 kind,
                 length: (&raw const (*p).exit_length).read_volatile(),
                 info: [0, 1].map(|index| (&raw const (*p).exit_info[index]).read_volatile()),
                 rax: (&raw const (*p).gpr[RAX]).read_volatile(),
-            };
-            (
-                exit,
-                (&raw const (*p).rip).read_volatile(),
-                (&raw const (*p).rflags).read_volatile(),
-                (&raw const (*p).inject).read_volatile(),
-            )
+            }
         };
         let Some((event, length)) = exit.event() else {
             return false;
@@ -148,52 +121,20 @@ impl Vcpu {
             return false;
         };
         let length = match length {
-            0 => self.length_of_store(page, rip),
+            // SAFETY: as above.
+            0 => self.length_if(page, |rip| unsafe {
+                (&raw const (*p).stores[Store::place(rip)]).read_volatile()
+            }),
             length => length,
         };
-        let next = rip.wrapping_add(length as u64);
-        if length == 0 || pending.is_valid() || rflags & RFLAGS_TF != 0 || (rip ^ next) >> 32 != 0 {
-            return false;
-        }
-        const SHADOW: u32 = Interruptibility::STI.union(Interruptibility::MOV_SS).bits();
         // SAFETY: as above.
-        unsafe {
-            let interruptibility = &raw mut (*p).interruptibility;
-            interruptibility.write_volatile(interruptibility.read_volatile() & !SHADOW);
-            (&raw mut (*p).rip).write_volatile(next);
-            (&raw mut (*p).rflags).write_volatile(rflags & !RFLAGS_RF);
-            (&raw mut (*p).dirty).write_volatile(Groups::RIP.bits());
-        }
+        let Some(instruction) = (unsafe { Instruction::new(page, length) }) else {
+            return false;
+        };
+        instruction.complete();
         // SAFETY: the table holds signals that are alive, or whose grace period is not over.
         let signal = unsafe { &*(bell.signal as *const Signal) };
         signal.signal(bell.badge);
         true
-    }
-
-    /// The length of the store at `rip`, if the VMM has told it, the guest is in 64-bit mode, and the store is still there; else 0.
-    fn length_of_store(&self, page: NonNull<VcpuPage>, rip: u64) -> u32 {
-        const NEEDED: Groups = Groups::CONTROL.union(Groups::CS_SS);
-        const EFER_LMA: u64 = 1 << 10;
-        const CS_L: u32 = 1 << 13;
-        let p = page.as_ptr();
-        // SAFETY: as in `rings`; this is within a run, on the vCPU's CPU.
-        let (store, cr3, efer, cs) = unsafe {
-            let filled = Groups::from_bits_truncate((&raw const (*p).filled).read_volatile());
-            if !filled.contains(NEEDED) {
-                self.backend().read(page, NEEDED.difference(filled));
-            }
-            (
-                (&raw const (*p).stores[Store::place(rip)]).read_volatile(),
-                (&raw const (*p).cr3).read_volatile(),
-                (&raw const (*p).efer).read_volatile(),
-                (&raw const (*p).segments[CS].access).read_volatile(),
-            )
-        };
-        let is_64_bit = efer & EFER_LMA != 0 && cs & CS_L != 0;
-        if is_64_bit && fetch::is_at(&Ram(self.space.root), cr3, rip, &store) {
-            store.length as u32
-        } else {
-            0
-        }
     }
 }

@@ -8,12 +8,14 @@ pub mod doorbell;
 pub mod due;
 pub mod ec;
 pub mod guest_space;
+pub mod instruction;
 pub mod interrupt;
 pub mod pd;
 pub mod pool;
 pub mod portal;
 pub mod sc;
 pub mod signal;
+pub mod vapic;
 pub mod vcpu;
 
 use core::cell::Cell;

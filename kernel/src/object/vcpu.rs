@@ -8,6 +8,7 @@ use super::ec::{Ec, WaitResult};
 use super::guest_space::GuestSpace;
 use super::pool::Pool;
 use super::signal::Signal;
+use super::vapic::VirtualApic;
 use super::{Header, Linked, ListLink, Object};
 use crate::cap::BoundList;
 use crate::cpu::{self, Local};
@@ -52,6 +53,8 @@ pub struct Vcpu {
     pub frames: Frames,
     /// The memory capability of its page. Under the tree lock.
     pub bound: BoundList,
+    /// Interrupts that come without the VMM.
+    pub apic: VirtualApic,
     backend: UnsafeCell<Backend>,
 }
 
@@ -114,6 +117,7 @@ impl Vcpu {
             fpu_area,
             frames,
             bound: BoundList::new(),
+            apic: VirtualApic::new(),
             backend: UnsafeCell::new(backend),
         }
     }
@@ -260,10 +264,16 @@ impl Vcpu {
         if now >= deadline {
             return Some(self.finish(page, ExitKind::Deadline));
         }
-        if activity == ACTIVITY_HALTED && self.may_halt(page) {
-            return self.halt(ec, deadline).then_some(Next::Reschedule);
-        }
         let mut dirty = Groups::from_bits_truncate(dirty);
+        let asked = RunFlags::from_bits_retain(flags);
+        let flags = if asked.contains(RunFlags::VIRTUAL_APIC) {
+            self.take_interrupts(page, asked, &mut dirty)
+        } else {
+            asked
+        };
+        if activity == ACTIVITY_HALTED && self.may_halt(page) {
+            return self.halt(ec, deadline, flags).then_some(Next::Reschedule);
+        }
         if dirty.contains(Groups::XCR0) && !self.take_xcr0(page, &mut dirty) {
             return Some(self.entry_failure(page, EntryRule::Msr));
         }
@@ -271,7 +281,7 @@ impl Vcpu {
         sched::arm(local, until);
         let args = RunArgs {
             dirty,
-            flags: RunFlags::from_bits_retain(flags),
+            flags,
             nested_generation: self.space.generation(),
             host_cr3: ec.pd.root.0,
             now,
@@ -287,11 +297,16 @@ impl Vcpu {
             backend.run(page, &args)
         };
         match returned {
-            Returned::Exit(kind) if !self.rings(page, kind) => {
-                return Some(Next::Complete(Status::Success, kind));
+            Returned::Exit(kind) => {
+                if !self.rings(page, kind)
+                    && let Some(kind) = self.answers_apic(page, kind, asked)
+                {
+                    return Some(Next::Complete(Status::Success, kind));
+                }
+                // What the kernel answers in the VMM's place goes on from here.
+                khw::cpu::interrupt_window();
             }
-            // What the kernel answers in the VMM's place goes on from here.
-            Returned::Exit(_) | Returned::HostInterrupt => khw::cpu::interrupt_window(),
+            Returned::HostInterrupt => khw::cpu::interrupt_window(),
             Returned::HostNmi => crate::trap::host_nmi(),
             Returned::HostMachineCheck => crate::epitaph::machine_check(),
             Returned::Timer => sched::timer_expired(local),
@@ -337,13 +352,14 @@ impl Vcpu {
     }
 
     /// Blocks `ec` until an event; false if one is there already.
-    fn halt(&'static self, ec: &'static Ec, deadline: u64) -> bool {
+    fn halt(&'static self, ec: &'static Ec, deadline: u64, flags: RunFlags) -> bool {
         self.attach(ec);
         sched::block(ec, deadline);
         self.is_halted.store(true, Ordering::SeqCst);
         // Whoever set a reason before did not see that it halts: look again. The winner of the exchange decides.
-        let has_reason =
-            self.poked.load(Ordering::SeqCst) || self.signal.get().is_some_and(Signal::has_value);
+        let has_reason = self.poked.load(Ordering::SeqCst)
+            || self.signal.get().is_some_and(Signal::has_value)
+            || self.is_interrupted(flags);
         if has_reason
             && self
                 .is_halted

@@ -132,6 +132,24 @@ impl Guest {
         page.inject_length = 0;
     }
 
+    /// 64-bit mode at [`CODE`], with the first 4 MiB mapped to themselves by tables at 4000H.
+    pub fn long_mode(&mut self) {
+        const PRESENT_WRITABLE: u64 = 3;
+        const LARGE: u64 = 1 << 7;
+        for (at, entry) in [
+            (0x4000, 0x5000 | PRESENT_WRITABLE),
+            (0x5000, 0x6000 | PRESENT_WRITABLE),
+            (0x6000, LARGE | PRESENT_WRITABLE),
+            (0x6008, 0x20_0000 | LARGE | PRESENT_WRITABLE),
+        ] {
+            self.write(at, &u64::to_le_bytes(entry));
+        }
+        self.protected();
+        let page = self.page();
+        (page.cr0, page.cr3, page.cr4, page.efer) = (0x8000_0033, 0x4000, 0x620, 0x500);
+        page.segments[CS] = Segment::new(8, 0, 0xffff_ffff, 0xa09b);
+    }
+
     /// Makes the guest begin at [`CODE`] again, with nothing else changed.
     pub fn restart(&mut self) {
         let page = self.page();

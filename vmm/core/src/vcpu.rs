@@ -237,6 +237,7 @@ impl FakeVcpu {
             pat: 0,
             debugctl: 0,
             stores: [abi::Store::default(); abi::STORES],
+            eoi_exits: [0; 4],
         });
         reset(&mut page);
         FakeVcpu {

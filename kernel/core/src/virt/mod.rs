@@ -3,5 +3,6 @@
 pub mod doorbell;
 pub mod fetch;
 pub mod svm;
+pub mod vapic;
 pub mod vmx;
 pub mod xcr0;

@@ -35,14 +35,14 @@ const NOTIFICATION: u64 = BindRole::VcpuNotification as u64;
 
 fn an_unknown_role_is_refused(w: &mut World) -> Check {
     let (ec, sm) = (w.ec(0, 0x1000, 0)?, w.sm(0)?);
-    for role in [7, 255, 256, 1 << 32, u64::MAX] {
+    for role in [8, 255, 256, 1 << 32, u64::MAX] {
         call(Bind, ec, [sm, role]).fails(BadArgument)?;
     }
     Ok(())
 }
 
-/// What holds for both roles that bind a page.
-fn a_page_is_checked(w: &mut World, object: Sel, right: Rights, role: u64, other: Sel) -> Check {
+/// What holds for the roles that bind a page.
+pub(super) fn a_page_is_checked(w: &mut World, object: Sel, right: Rights, role: u64, other: Sel) -> Check {
     let memory = w.ram(3)?;
     let weak_object = w.without(object, right)?;
     call(Bind, weak_object, [memory, role]).fails(BadRights)?;

@@ -8,7 +8,7 @@ use hypercall_abi::boot_info::Machine;
 use hypercall_abi::doorbell::{Doorbell, PAGE_END};
 use hypercall_abi::exit::ExitKind;
 use hypercall_abi::guest::DOORBELL_CALL;
-use hypercall_abi::vcpu::{CS, Event, Segment, Store, gpr};
+use hypercall_abi::vcpu::{Event, Store, gpr};
 
 pub(super) const GROUP: Group = group!(
     "doorbells",
@@ -269,25 +269,6 @@ fn a_full_table_refuses_and_can_be_emptied(w: &mut World) -> Check {
 const BELL_PAGE: u64 = 0x200;
 const BELL: u64 = BELL_PAGE << 12;
 
-/// 64-bit mode with the first 4 MiB mapped to themselves.
-fn enter_long_mode(guest: &mut Guest) {
-    const PRESENT_WRITABLE: u64 = 3;
-    const LARGE: u64 = 1 << 7;
-    for (at, entry) in [
-        (0x4000, 0x5000 | PRESENT_WRITABLE),
-        (0x5000, 0x6000 | PRESENT_WRITABLE),
-        (0x6000, LARGE | PRESENT_WRITABLE),
-        (0x6008, BELL | LARGE | PRESENT_WRITABLE),
-    ] {
-        guest.write(at, &u64::to_le_bytes(entry));
-    }
-    guest.protected();
-    let page = guest.page();
-    (page.cr0, page.cr3, page.cr4, page.efer) = (0x8000_0033, 0x4000, 0x620, 0x500);
-    page.segments[CS] = Segment::new(8, 0, 0xffff_ffff, 0xa09b);
-    page.gpr[gpr::RBX] = BELL;
-}
-
 /// MOV [RBX + 50H], EAX.
 const STORE: [u8; 3] = [0x89, 0x43, 0x50];
 
@@ -299,7 +280,8 @@ fn teach(guest: &mut Guest, code: &[u8]) {
 fn a_store_that_the_vmm_decoded_rings_the_doorbell_of_its_page(w: &mut World) -> Check {
     let mut guest = Guest::new(w)?;
     let sm = bind(w, &guest, Doorbell::Page(BELL_PAGE))?;
-    enter_long_mode(&mut guest);
+    guest.long_mode();
+    guest.page().gpr[gpr::RBX] = BELL;
     let mut code = [0xf4; 4];
     code[..3].copy_from_slice(&STORE);
     guest.code(&code);
@@ -329,7 +311,8 @@ fn a_store_that_the_vmm_decoded_rings_the_doorbell_of_its_page(w: &mut World) ->
 fn a_store_is_for_the_vmm_when_it_is_not_what_was_decoded(w: &mut World) -> Check {
     let mut guest = Guest::new(w)?;
     let sm = bind(w, &guest, Doorbell::Page(BELL_PAGE))?;
-    enter_long_mode(&mut guest);
+    guest.long_mode();
+    guest.page().gpr[gpr::RBX] = BELL;
     teach(&mut guest, &STORE);
     // Other code at the same place, a load, and what was told of another place.
     for code in [

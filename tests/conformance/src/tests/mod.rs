@@ -22,6 +22,7 @@ pub mod vcpu_fuzz;
 pub mod vcpu_rules;
 pub mod vcpu_smp;
 pub mod vcpu_state;
+pub mod virtual_apic;
 
 use crate::check::Check;
 use crate::world::World;
@@ -98,6 +99,7 @@ pub const ALL: &[Group] = &[
     vcpu::GROUP,
     vcpu_state::GROUP,
     doorbells::GROUP,
+    virtual_apic::GROUP,
     vcpu_rules::GROUP,
     vcpu_smp::GROUP,
     vcpu_fuzz::GROUP,

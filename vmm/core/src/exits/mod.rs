@@ -77,7 +77,9 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
             | ExitKind::InterruptWindow
             | ExitKind::NmiWindow
             // The only CPU of a VM gets no start-up messages.
-            | ExitKind::Init => Ok(Handled::Resume),
+            | ExitKind::Init
+            // The local APIC is emulated here: there is no virtual one.
+            | ExitKind::Eoi => Ok(Handled::Resume),
             ExitKind::Hlt => self.halt(),
             ExitKind::Cpuid => self.cpuid(),
             ExitKind::PortIo => self.port_io(),

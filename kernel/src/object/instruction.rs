@@ -1,0 +1,113 @@
+//! Instructions of a guest that the kernel completes in the VMM's place, by way of the vCPU page: what it writes there passes
+//! the same checks as a VMM's.
+
+use super::vcpu::Vcpu;
+use core::ptr::NonNull;
+use hypercall_abi::vcpu::{CS, Groups, Interruptibility, Store, VcpuPage};
+use kcore::addr::PhysAddr;
+use kcore::virt::fetch::{self, GuestRam};
+use khw::mem::{Tables, phys_to_virt};
+use khw::virt::{GuestCpu, nested};
+
+const RFLAGS_TF: u64 = 1 << 8;
+const RFLAGS_RF: u64 = 1 << 16;
+
+/// The instruction that exited.
+pub struct Instruction {
+    page: NonNull<VcpuPage>,
+    rip: u64,
+    rflags: u64,
+    next: u64,
+}
+
+impl Instruction {
+    /// The instruction of the last exit, which has `length` bytes; `None` if the VMM must complete it: the length is not known
+    /// (0), the exit interrupted the delivery of an event, the instruction is single-stepped, or ends beyond a 4-GiB boundary.
+    ///
+    /// # Safety
+    /// The page is bound, as in `Vcpu::enter_guest`.
+    #[inline]
+    pub unsafe fn new(page: NonNull<VcpuPage>, length: u32) -> Option<Self> {
+        let p = page.as_ptr();
+        // SAFETY: the frame stays until a grace period after the page is unbound. The VMM may write it at any time, so
+        // each word is read once.
+        let (rip, rflags, pending) = unsafe {
+            (
+                (&raw const (*p).rip).read_volatile(),
+                (&raw const (*p).rflags).read_volatile(),
+                (&raw const (*p).inject).read_volatile(),
+            )
+        };
+        let next = rip.wrapping_add(length as u64);
+        let is_ours =
+            length != 0 && !pending.is_valid() && rflags & RFLAGS_TF == 0 && (rip ^ next) >> 32 == 0;
+        is_ours.then_some(Instruction {
+            page,
+            rip,
+            rflags,
+            next,
+        })
+    }
+
+    /// Moves the guest behind it.
+    #[inline]
+    pub fn complete(self) {
+        const SHADOW: u32 = Interruptibility::STI.union(Interruptibility::MOV_SS).bits();
+        let p = self.page.as_ptr();
+        // SAFETY: as in `new`.
+        unsafe {
+            let interruptibility = &raw mut (*p).interruptibility;
+            interruptibility.write_volatile(interruptibility.read_volatile() & !SHADOW);
+            (&raw mut (*p).rip).write_volatile(self.next);
+            (&raw mut (*p).rflags).write_volatile(self.rflags & !RFLAGS_RF);
+            (&raw mut (*p).dirty).write_volatile(Groups::RIP.bits());
+        }
+        debug_assert!(self.next != self.rip);
+    }
+}
+
+/// The guest's memory, by its nested tables.
+struct Ram(PhysAddr);
+
+impl GuestRam for Ram {
+    fn frame(&self, address: u64) -> Option<PhysAddr> {
+        // SAFETY: tables of a guest space stay tables until a grace period after its end.
+        nested::frame_of(&unsafe { Tables::new(()) }, self.0, address)
+    }
+
+    fn read(&self, frame: PhysAddr, index: usize) -> u64 {
+        // SAFETY: RAM that the guest had a moment ago, and that nobody else gets before a grace period is over; it is in the
+        // direct map. The index stays in its page by the mask.
+        unsafe { phys_to_virt(frame).cast::<u64>().add(index & 511).read_volatile() }
+    }
+}
+
+impl Vcpu {
+    /// Whether the guest is in 64-bit mode, and has the instruction of `expected(rip)` at RIP: its length, else 0. Within a run.
+    pub fn length_if(&self, page: NonNull<VcpuPage>, expected: impl FnOnce(u64) -> Store) -> u32 {
+        const NEEDED: Groups = Groups::CONTROL.union(Groups::CS_SS);
+        const EFER_LMA: u64 = 1 << 10;
+        const CS_L: u32 = 1 << 13;
+        let p = page.as_ptr();
+        // SAFETY: as in `Instruction::new`; this is the vCPU's CPU.
+        let (rip, cr3, efer, cs) = unsafe {
+            let filled = Groups::from_bits_truncate((&raw const (*p).filled).read_volatile());
+            if !filled.contains(NEEDED) {
+                self.backend().read(page, NEEDED.difference(filled));
+            }
+            (
+                (&raw const (*p).rip).read_volatile(),
+                (&raw const (*p).cr3).read_volatile(),
+                (&raw const (*p).efer).read_volatile(),
+                (&raw const (*p).segments[CS].access).read_volatile(),
+            )
+        };
+        let expected = expected(rip);
+        let is_64_bit = efer & EFER_LMA != 0 && cs & CS_L != 0;
+        if is_64_bit && fetch::is_at(&Ram(self.space.root), cr3, rip, &expected) {
+            expected.length as u32
+        } else {
+            0
+        }
+    }
+}

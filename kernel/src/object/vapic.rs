@@ -1,0 +1,202 @@
+//! Interrupts that a vCPU gets from its virtual-APIC page, and from other processes, without its VMM (ADR 0006).
+//!
+//! Raising an interrupt posts it: from any CPU, without a lock, and without touching the page. The vCPU's CPU moves what is
+//! posted into the page when it enters the guest.
+
+use super::instruction::Instruction;
+use super::vcpu::Vcpu;
+use crate::cap::BoundList;
+use core::cell::Cell;
+use core::ptr::{NonNull, addr_of_mut};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use hypercall_abi::Status;
+use hypercall_abi::exit::ExitKind;
+use hypercall_abi::vcpu::gpr::{RAX, RCX, RDX};
+use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, Event, Groups, Interruptibility, RunFlags, Store, VcpuPage};
+use kcore::addr::PhysAddr;
+use kcore::virt::vapic::{self, ApicPage, FIRST_VECTOR, Write};
+use khw::mem::phys_to_virt;
+
+const RFLAGS_IF: u64 = 1 << 9;
+/// WRMSR without prefixes.
+const WRMSR: [u8; 2] = [0x0f, 0x30];
+
+/// A vCPU's part of it.
+#[derive(Debug)]
+pub struct VirtualApic {
+    /// Frame of the virtual-APIC page; 0 for none. Written under the tree lock.
+    pub frame: AtomicU64,
+    /// The memory capability of the page. Under the tree lock.
+    pub bound: BoundList,
+    /// Vectors that are raised and not yet in the page.
+    posted: [AtomicU64; 4],
+    /// There are such vectors: whoever sets it kicks the vCPU.
+    is_posted: AtomicBool,
+    /// Guest interrupt status. Touched by the vCPU's CPU only.
+    status: Cell<vapic::Status>,
+}
+
+impl VirtualApic {
+    /// Without a page.
+    pub const fn new() -> Self {
+        VirtualApic {
+            frame: AtomicU64::new(0),
+            bound: BoundList::new(),
+            posted: [const { AtomicU64::new(0) }; 4],
+            is_posted: AtomicBool::new(false),
+            status: Cell::new(vapic::Status {
+                requested: 0,
+                in_service: 0,
+            }),
+        }
+    }
+
+    fn page(&self) -> Option<&ApicPage> {
+        let frame = self.frame.load(Ordering::Acquire);
+        // SAFETY: the frame is bound RAM: it stays until a grace period after it is unbound. Any bytes are a page, whose
+        // words are atomics, as the VMM may write them at any time.
+        (frame != 0).then(|| unsafe { &*phys_to_virt(PhysAddr(frame)).cast() })
+    }
+}
+
+impl Default for VirtualApic {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Vcpu {
+    /// Raises the interrupt that a capability with this badge is for.
+    pub fn raise(&self, badge: u64) -> Result<(), Status> {
+        let vector = u8::try_from(badge)
+            .ok()
+            .filter(|&vector| vector >= FIRST_VECTOR)
+            .ok_or(Status::BadArgument)?;
+        self.apic.posted[usize::from(vector >> 6)].fetch_or(1 << (vector & 63), Ordering::SeqCst);
+        if !self.apic.is_posted.swap(true, Ordering::SeqCst) {
+            self.kick();
+        }
+        Ok(())
+    }
+
+    /// Whether an interrupt was raised that a run with these flags takes.
+    pub fn is_interrupted(&self, flags: RunFlags) -> bool {
+        flags.contains(RunFlags::VIRTUAL_APIC) && self.apic.is_posted.load(Ordering::SeqCst)
+    }
+
+    /// Before an entry with a virtual APIC: takes what was posted and what the VMM changed, and hands the guest the interrupt that
+    /// is due. The flags are those to enter with: a window is opened if the guest is not ready.
+    #[inline]
+    pub fn take_interrupts(&self, page: NonNull<VcpuPage>, flags: RunFlags, dirty: &mut Groups) -> RunFlags {
+        let is_idle = !dirty.contains(Groups::APIC)
+            && self.apic.status.get().requested == 0
+            && !self.apic.is_posted.load(Ordering::Relaxed);
+        match self.apic.page() {
+            Some(apic) if !is_idle => self.update_interrupts(page, apic, flags, dirty),
+            Some(_) => flags,
+            None => flags - RunFlags::VIRTUAL_APIC,
+        }
+    }
+
+    fn update_interrupts(
+        &self,
+        page: NonNull<VcpuPage>,
+        apic: &ApicPage,
+        flags: RunFlags,
+        dirty: &mut Groups,
+    ) -> RunFlags {
+        const SHADOW: u32 = Interruptibility::STI.union(Interruptibility::MOV_SS).bits();
+        let p = page.as_ptr();
+        let mut status = self.apic.status.get();
+        if dirty.contains(Groups::APIC) {
+            status = apic.status();
+            *dirty -= Groups::APIC;
+            // SAFETY: the page is bound, and the VMM may write it at any time: its words are read once.
+            unsafe { addr_of_mut!((*p).dirty).write_volatile(dirty.bits()) };
+        }
+        if self.apic.is_posted.swap(false, Ordering::SeqCst) {
+            for (index, posted) in self.apic.posted.iter().enumerate() {
+                apic.request(&mut status, index, posted.swap(0, Ordering::SeqCst));
+            }
+        }
+        let mut flags = flags;
+        if apic.is_pending(status) {
+            // SAFETY: as above.
+            unsafe {
+                let is_ready = !addr_of_mut!((*p).inject).read_volatile().is_valid()
+                    && addr_of_mut!((*p).rflags).read_volatile() & RFLAGS_IF != 0
+                    && addr_of_mut!((*p).interruptibility).read_volatile() & SHADOW == 0;
+                if is_ready {
+                    let event = Event::interrupt(apic.deliver(&mut status));
+                    addr_of_mut!((*p).inject).write_volatile(event);
+                    addr_of_mut!((*p).activity).write_volatile(ACTIVITY_ACTIVE);
+                } else {
+                    flags |= RunFlags::INTERRUPT_WINDOW;
+                }
+            }
+        }
+        self.apic.status.set(status);
+        flags
+    }
+
+    /// Answers an exit that is the virtual APIC's; otherwise, or after it, the kind of the exit for the VMM. `flags` are the VMM's.
+    #[inline]
+    pub fn answers_apic(&self, page: NonNull<VcpuPage>, kind: u32, flags: RunFlags) -> Option<u32> {
+        if !flags.contains(RunFlags::VIRTUAL_APIC) {
+            return Some(kind);
+        }
+        if kind == ExitKind::MsrWrite as u32 {
+            return self.write_apic(page);
+        }
+        let is_own_window =
+            kind == ExitKind::InterruptWindow as u32 && !flags.contains(RunFlags::INTERRUPT_WINDOW);
+        (!is_own_window).then_some(kind)
+    }
+
+    /// WRMSR.
+    fn write_apic(&self, page: NonNull<VcpuPage>) -> Option<u32> {
+        const FOR_VMM: Option<u32> = Some(ExitKind::MsrWrite as u32);
+        let p = page.as_ptr();
+        // SAFETY: as in `update_interrupts`.
+        let (msr, value, length) = unsafe {
+            let [rcx, rax, rdx] = [RCX, RAX, RDX].map(|index| (&raw const (*p).gpr[index]).read_volatile());
+            let length = (&raw const (*p).exit_length).read_volatile();
+            (rcx as u32, rdx << 32 | rax & 0xffff_ffff, length)
+        };
+        let Some(apic) = self.apic.page() else {
+            return FOR_VMM;
+        };
+        if !matches!(msr, vapic::msr::TPR | vapic::msr::EOI | vapic::msr::SELF_IPI) {
+            return FOR_VMM;
+        }
+        let length = match length {
+            0 => self.length_if(page, |rip| Store::new(rip, &WRMSR)),
+            length => length,
+        };
+        // SAFETY: as above.
+        let Some(instruction) = (unsafe { Instruction::new(page, length) }) else {
+            return FOR_VMM;
+        };
+        let mut status = self.apic.status.get();
+        let written = apic.write(&mut status, msr, value);
+        if written == Write::Refused {
+            return FOR_VMM;
+        }
+        self.apic.status.set(status);
+        instruction.complete();
+        let Write::Eoi(vector) = written else {
+            return None;
+        };
+        // SAFETY: as above.
+        unsafe {
+            let exits = addr_of_mut!((*p).eoi_exits[usize::from(vector >> 6)]).read_volatile();
+            if exits >> (vector & 63) & 1 == 0 {
+                return None;
+            }
+            addr_of_mut!((*p).exit_kind).write_volatile(ExitKind::Eoi as u32);
+            addr_of_mut!((*p).exit_length).write_volatile(0);
+            addr_of_mut!((*p).exit_info[0]).write_volatile(vector.into());
+        }
+        Some(ExitKind::Eoi as u32)
+    }
+}
