@@ -80,6 +80,26 @@ measured bell_vmcall, "mov eax, {bell_call}; vmcall"
 measured bell_vmmcall, "mov eax, {bell_call}; vmmcall"
 measured bell_port, "mov edx, {bell_port}; out dx, ax"
 measured bell_page, "mov [rsi], eax"
+# The handler sets EBX.
+measured roundtrip_vmcall, "xor ebx, ebx; mov eax, {bell_call} + 1; vmcall; 3: test ebx, ebx; jz 3b"
+measured roundtrip_vmmcall, "xor ebx, ebx; mov eax, {bell_call} + 1; vmmcall; 3: test ebx, ebx; jz 3b"
+measured self_ipi, "xor ebx, ebx; mov ecx, 0x83f; mov eax, {vector}; xor edx, edx; wrmsr; 3: test ebx, ebx; jz 3b"
+
+.global bench_guest_handler
+bench_guest_handler:
+        push    rax
+        push    rcx
+        push    rdx
+        mov     ecx, 0x80b              # EOI
+        xor     eax, eax
+        xor     edx, edx
+        wrmsr
+        pop     rdx
+        pop     rcx
+        pop     rax
+        mov     ebx, 1
+        iretq
+
 # A page that nobody touched; RSI moves on by RBP.
 measured touch, "mov eax, [rsi]"
 

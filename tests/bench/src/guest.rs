@@ -13,6 +13,14 @@ pub const RESULTS: u64 = 0x8000;
 pub const TABLES: u64 = 0x1_0000;
 /// Its memory in bytes.
 pub const MEMORY: u64 = 2 << 20;
+/// The vector of its interrupts.
+pub const VECTOR: u8 = 0x41;
+/// Its interrupt-descriptor table.
+const IDT: u64 = 0xa000;
+/// Its global descriptor table.
+const GDT: u64 = 0xb000;
+/// The end of its stack.
+const STACK: u64 = 0xd000;
 /// Page of a doorbell.
 pub const BELL_PAGE: u64 = 0x8000_0000;
 /// Port of a doorbell.
@@ -27,6 +35,7 @@ core::arch::global_asm!(
     total = const Samples::TOTAL,
     bell_call = const usys::abi::guest::DOORBELL_CALL,
     bell_port = const BELL_PORT,
+    vector = const VECTOR,
 );
 
 /// A piece of the guest's code.
@@ -54,6 +63,14 @@ pub enum Piece {
     BellPort,
     /// A write to a doorbell's page.
     BellPage,
+    /// A doorbell call by VMCALL, until the interrupt that answers it is over.
+    RoundtripVmcall,
+    /// A doorbell call by VMMCALL, until the interrupt that answers it is over.
+    RoundtripVmmcall,
+    /// A self-IPI, until it is over.
+    SelfIpi,
+    /// The handler of [`VECTOR`].
+    Handler,
     /// A first access to a page.
     Touch,
     /// Measures nothing, in real mode.
@@ -78,6 +95,10 @@ mod symbols {
         pub(super) static bench_guest_bell_vmmcall: u8;
         pub(super) static bench_guest_bell_port: u8;
         pub(super) static bench_guest_bell_page: u8;
+        pub(super) static bench_guest_roundtrip_vmcall: u8;
+        pub(super) static bench_guest_roundtrip_vmmcall: u8;
+        pub(super) static bench_guest_self_ipi: u8;
+        pub(super) static bench_guest_handler: u8;
         pub(super) static bench_guest_touch: u8;
         pub(super) static bench_guest_real_empty: u8;
         pub(super) static bench_guest_real_cpuid: u8;
@@ -110,6 +131,10 @@ pub fn address(piece: Piece) -> u64 {
         Piece::BellVmmcall => &raw const symbols::bench_guest_bell_vmmcall,
         Piece::BellPort => &raw const symbols::bench_guest_bell_port,
         Piece::BellPage => &raw const symbols::bench_guest_bell_page,
+        Piece::RoundtripVmcall => &raw const symbols::bench_guest_roundtrip_vmcall,
+        Piece::RoundtripVmmcall => &raw const symbols::bench_guest_roundtrip_vmmcall,
+        Piece::SelfIpi => &raw const symbols::bench_guest_self_ipi,
+        Piece::Handler => &raw const symbols::bench_guest_handler,
         Piece::Touch => &raw const symbols::bench_guest_touch,
         Piece::RealEmpty => &raw const symbols::bench_guest_real_empty,
         Piece::RealCpuid => &raw const symbols::bench_guest_real_cpuid,
@@ -194,6 +219,29 @@ pub fn enter_long_mode(page: &mut VcpuPage, machine: Machine, guest_xcr0: u64) {
     // Entries 1 and 5 write-combining.
     page.pat = 0x0007_0106_0007_0106;
     page.dirty = Groups::all().bits();
+}
+
+/// What the guest needs to take interrupts: an entry of its descriptor table, and code and data segments.
+pub fn descriptors() -> [(u64, u64); 4] {
+    let handler = address(Piece::Handler);
+    let gate = handler & 0xffff | 8 << 16 | 0x8e00 << 32;
+    [
+        (IDT + u64::from(VECTOR) * 16, gate),
+        (IDT + u64::from(VECTOR) * 16 + 8, 0),
+        (GDT + 8, 0x00af_9b00_0000_ffff),
+        (GDT + 16, 0x00cf_9300_0000_ffff),
+    ]
+}
+
+/// With interrupts on, from the virtual APIC.
+pub fn take_interrupts(page: &mut VcpuPage) {
+    const RFLAGS_IF: u64 = 1 << 9;
+    page.rflags |= RFLAGS_IF;
+    (page.gdtr.base, page.gdtr.limit) = (GDT, 23);
+    (page.idtr.base, page.idtr.limit) = (IDT, 0xfff);
+    page.gpr[vcpu::gpr::RSP] = STACK;
+    page.run_flags |= vcpu::RunFlags::VIRTUAL_APIC.bits();
+    page.dirty |= (Groups::RIP | Groups::TABLES | Groups::CS_SS | Groups::APIC).bits();
 }
 
 /// At a piece, with `rsi` and what is added to it after each round.

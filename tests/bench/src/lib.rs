@@ -10,6 +10,7 @@
 
 extern crate alloc;
 
+pub mod device;
 pub mod error;
 pub mod guest;
 pub mod hypercalls;

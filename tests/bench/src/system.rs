@@ -97,7 +97,7 @@ fn request(system: &System) -> Result<String> {
 }
 
 /// A process with this program, which does not run.
-fn copy(system: &mut System, name: &str) -> Result<Process> {
+pub fn copy(system: &mut System, name: &str) -> Result<Process> {
     let plan = Blueprint {
         name,
         program: PROGRAM,

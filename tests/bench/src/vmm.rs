@@ -1,5 +1,6 @@
 //! The VMM's role: an address space of its own, a guest, and the least that a VMM does for an exit.
 
+use crate::device::{self, Device};
 use crate::error::{Failure, Result};
 use crate::guest::{self, Piece};
 use crate::report::{self, Report};
@@ -27,6 +28,9 @@ mod given {
     pub(super) const GUEST_MEMORY: Selector = Selector(16);
     pub(super) const VCPU_PAGE: Selector = Selector(17);
     pub(super) const DEMAND: Selector = Selector(18);
+    pub(super) const APIC_PAGE: Selector = Selector(19);
+    pub(super) const BELL: Selector = Selector(20);
+    pub(super) const DEVICE: Selector = Selector(21);
 }
 
 /// What a VMM is asked for that measures nothing.
@@ -43,20 +47,22 @@ const PRIORITY: u8 = 20;
 
 /// Starts the VMM, which measures what was asked for, and waits for its end.
 pub fn measure(report: &Report, system: &mut System) {
-    if !["exit", "fault", "doorbell"]
+    if !["exit", "fault", "doorbell", "ipi.self"]
         .iter()
         .any(|group| report.wants_some(group))
     {
         return;
     }
     let run = |system: &mut System| -> Result<()> {
-        let running = start(system, report.request())?;
+        let device = Device::start(system, PRIORITY)?;
+        let running = start(system, report.request(), Some(&device))?;
         let result = wait_for(&running);
         running.process.destroy(&mut system.memory);
         running
             .memory
             .into_iter()
             .for_each(|allocation| system.memory.free(allocation));
+        device.end(system)?;
         result
     };
     if let Err(failure) = run(system) {
@@ -68,21 +74,21 @@ pub fn measure(report: &Report, system: &mut System) {
 #[derive(Debug)]
 pub struct Running {
     process: Process,
-    memory: [Allocation; 3],
+    memory: [Allocation; 4],
 }
 
 /// Starts `count` VMMs that run a guest for a moment and then wait for ever.
 pub fn start_idle(system: &mut System, count: u64) -> Result<Vec<Running>> {
     (0..count)
         .map(|_| {
-            let running = start(system, IDLE)?;
+            let running = start(system, IDLE, None)?;
             wait_for(&running)?;
             Ok(running)
         })
         .collect()
 }
 
-fn start(system: &mut System, request: &str) -> Result<Running> {
+fn start(system: &mut System, request: &str, device: Option<&Device>) -> Result<Running> {
     let plan = Blueprint {
         name: "vmm",
         program: PROGRAM,
@@ -100,16 +106,21 @@ fn start(system: &mut System, request: &str) -> Result<Running> {
     let pd = process.pd();
     let guest = system.memory.allocate(guest::MEMORY / PAGE_SIZE, 1)?;
     let page = system.memory.allocate(1, 1)?;
+    let apic = system.memory.allocate(1, 1)?;
     let demand = system.memory.allocate(DEMAND_PAGES, 1)?;
     guest.memory().delegate(pd, given::GUEST_MEMORY, Narrow::ALL)?;
     page.memory().delegate(pd, given::VCPU_PAGE, Narrow::ALL)?;
+    apic.memory().delegate(pd, given::APIC_PAGE, Narrow::ALL)?;
+    if let Some(device) = device {
+        device.connect(pd, given::BELL, given::DEVICE)?;
+    }
     demand.memory().delegate(pd, given::DEMAND, Narrow::ALL)?;
     let log: Cap<Log> = Cap::new(root::LOG);
     log.delegate(pd, process::selector::LOG, Narrow::ALL)?;
     process.start()?;
     Ok(Running {
         process,
-        memory: [guest, page, demand],
+        memory: [guest, page, apic, demand],
     })
 }
 
@@ -162,7 +173,7 @@ impl Vmm {
         let own = source.derive(selector::allocate()?, Narrow::rights(rights))?;
         let memory = memory::map_guest_memory(own, pages)?;
         memory.write(guest::CODE as usize, guest::code())?;
-        for (at, entry) in guest::page_tables() {
+        for (at, entry) in guest::page_tables().into_iter().chain(guest::descriptors()) {
             memory.write(at as usize, &entry.to_le_bytes())?;
         }
         let vcpu = MappedVcpu::create(space, info.header.cpu as u16, Cap::new(given::VCPU_PAGE))?;
@@ -208,6 +219,30 @@ impl Vmm {
             });
         }
         self.measure_doorbells(report, overhead);
+        self.measure_interrupts(report, overhead)
+    }
+
+    /// Interrupts from the virtual APIC.
+    fn measure_interrupts(&mut self, report: &Report, overhead: u64) -> Result<()> {
+        let is_vmx = self.machine.contains(Machine::VMX);
+        let vcpu = self.vcpu.cap();
+        vcpu.bind_virtual_apic(Cap::new(given::APIC_PAGE))?;
+        guest::take_interrupts(self.vcpu.page());
+        report.measure("ipi.self_vapic", || {
+            Report::announce("ipi.self_vapic");
+            report::summary(self.run(Piece::SelfIpi, 0, 0)?, overhead)
+        });
+        let roundtrip = if is_vmx {
+            Piece::RoundtripVmcall
+        } else {
+            Piece::RoundtripVmmcall
+        };
+        report.measure("doorbell.roundtrip", || {
+            device::give_line(Cap::new(given::DEVICE), vcpu, guest::VECTOR)?;
+            self.space.bind_doorbell(Doorbell::Call(1), given::BELL)?;
+            Report::announce("doorbell.roundtrip");
+            report::summary(self.run(roundtrip, 0, 0)?, overhead)
+        });
         Ok(())
     }
 

@@ -141,6 +141,7 @@ operations! {
     "doorbell.mmio", Instructions, Some(1000), Some(500), ["KVM" 3706 Svm];
     "doorbell.roundtrip", Instructions, Some(2500), Some(1500), ["KVM" 18069 Svm];
     "ipi.self", Instructions, Some(1800), Some(900), ["KVM" 7489 Svm];
+    "ipi.self_vapic", Instructions, Some(1800), Some(900), ["KVM" 7489 Svm];
     "irq.to_thread", Instructions, Some(1500), Some(600), [];
     "timer.preempt", Instructions, Some(1500), Some(600), [];
     "signal.cross_cpu", Instructions, Some(2500), Some(1200), [];

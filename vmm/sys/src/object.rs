@@ -354,6 +354,11 @@ impl Cap<Vcpu> {
         unsafe { invoke(Hypercall::VcpuPoke, self.selector(), [0; 6]) }.map(drop)
     }
 
+    /// Makes a one-page memory capability the virtual-APIC page.
+    pub fn bind_virtual_apic(self, page: Cap<crate::cap::Memory>) -> Result<()> {
+        bind(self.selector(), page.selector(), BindRole::VirtualApic, 0)
+    }
+
     /// Makes a run return while `ntfn` has bits.
     pub fn bind_notification(self, ntfn: Cap<Ntfn>) -> Result<()> {
         bind(self.selector(), ntfn.selector(), BindRole::VcpuNotification, 0)
