@@ -106,6 +106,16 @@ impl PortIo {
             | (self.is_rep as u64) << 26
     }
 
+    /// Port and bytes, if info\[0\] says OUT.
+    #[inline]
+    pub const fn plain_out(raw: u64) -> Option<(u16, u8)> {
+        if raw >> 24 == 0 {
+            Some((raw as u16, (raw >> 16) as u8))
+        } else {
+            None
+        }
+    }
+
     /// Unpacks info\[0\].
     pub const fn decode(raw: u64) -> Self {
         PortIo {

@@ -67,34 +67,13 @@ impl GuestSpace {
     }
 }
 
-/// The words of the page that say what the guest did.
-struct Exit {
-    kind: u32,
-    length: u32,
-    info: [u64; 2],
-    rax: u64,
+/// Whether a nested fault is a write by an instruction.
+fn is_store(access: u64) -> bool {
+    let access = NestedFault::from_bits_truncate(access);
+    access & (NestedFault::WRITE | NestedFault::PAGE_WALK) == NestedFault::WRITE
 }
 
-impl Exit {
-    /// What may ring, and the length of the instruction: 0 if the hardware does not say it.
-    #[inline]
-    fn event(&self) -> Option<(Event, u32)> {
-        if self.kind == ExitKind::PortIo as u32 {
-            let io = PortIo::decode(self.info[0]);
-            let is_plain_out = !io.is_in && !io.is_string && self.length != 0;
-            return is_plain_out.then(|| (Event::out(io.port, io.size, self.rax), self.length));
-        }
-        if self.kind == ExitKind::NestedFault as u32 {
-            let access = NestedFault::from_bits_truncate(self.info[1]);
-            let is_store = access & (NestedFault::WRITE | NestedFault::PAGE_WALK) == NestedFault::WRITE;
-            return is_store.then(|| (Event::write(self.info[0] >> 12), 0));
-        }
-        // The privilege level, which must be 0: what user code of a guest may ring is its kernel's to say.
-        let index = self.rax.wrapping_sub(DOORBELL_CALL);
-        let is_call = self.kind == ExitKind::Hypercall as u32 && index < DOORBELL_CALLS && self.info[0] == 0;
-        is_call.then(|| (Event::call(index as u16), DOORBELL_CALL_LENGTH))
-    }
-}
+const _: () = assert!(DOORBELL_CALL & 0xffff == 0 && DOORBELL_CALLS == 0x1_0000);
 
 impl Vcpu {
     /// Rings the doorbell that the exit is for, and completes the instruction; false if the exit is for the VMM.
@@ -103,26 +82,40 @@ impl Vcpu {
         let Some(table) = self.space.table() else {
             return false;
         };
+        const PORT_IO: u32 = ExitKind::PortIo as u32;
+        const HYPERCALL: u32 = ExitKind::Hypercall as u32;
+        const NESTED_FAULT: u32 = ExitKind::NestedFault as u32;
         let p = page.as_ptr();
         // SAFETY: the page is bound: its frame stays until a grace period after it is unbound. The VMM may write it at
         // any time, so each word is read once; whatever it holds, a doorbell of this guest is the worst that rings.
-        let exit = unsafe {
-            Exit {
-                kind,
-                length: (&raw const (*p).exit_length).read_volatile(),
-                info: [0, 1].map(|index| (&raw const (*p).exit_info[index]).read_volatile()),
-                rax: (&raw const (*p).gpr[RAX]).read_volatile(),
-            }
+        let (info, rax, length) = unsafe {
+            (
+                (&raw const (*p).exit_info[0]).read_volatile(),
+                (&raw const (*p).gpr[RAX]).read_volatile(),
+                (&raw const (*p).exit_length).read_volatile(),
+            )
         };
-        let Some((event, length)) = exit.event() else {
-            return false;
+        let (event, length) = match kind {
+            PORT_IO => match PortIo::plain_out(info) {
+                Some((port, size)) => (Event::out(port, size, rax), length),
+                None => return false,
+            },
+            // The privilege level must be 0: what user code of a guest may ring is its kernel's to say.
+            HYPERCALL if info == 0 && rax & !0xffff == DOORBELL_CALL => {
+                (Event::call(rax as u16), DOORBELL_CALL_LENGTH)
+            }
+            // SAFETY: as above.
+            NESTED_FAULT if is_store(unsafe { (&raw const (*p).exit_info[1]).read_volatile() }) => {
+                (Event::write(info >> 12), 0)
+            }
+            _ => return false,
         };
         let Some(bell) = table.find(event) else {
             return false;
         };
         let length = match length {
             // SAFETY: as above.
-            0 => self.length_if(page, |rip| unsafe {
+            0 if kind == NESTED_FAULT => self.length_if(page, |rip| unsafe {
                 (&raw const (*p).stores[Store::place(rip)]).read_volatile()
             }),
             length => length,

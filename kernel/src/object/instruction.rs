@@ -2,8 +2,9 @@
 //! the same checks as a VMM's.
 
 use super::vcpu::Vcpu;
+use core::cell::Cell;
 use core::ptr::NonNull;
-use hypercall_abi::vcpu::{CS, Groups, Interruptibility, Store, VcpuPage};
+use hypercall_abi::vcpu::{Groups, Interruptibility, Store, VcpuPage};
 use kcore::addr::PhysAddr;
 use kcore::virt::fetch::{self, GuestRam};
 use khw::mem::{Tables, phys_to_virt};
@@ -66,13 +67,24 @@ impl Instruction {
     }
 }
 
-/// The guest's memory, by its nested tables.
-struct Ram(PhysAddr);
+/// The guest's memory, by its nested tables. Page tables and code are often in one large page: the last one is remembered.
+struct Ram {
+    root: PhysAddr,
+    /// Guest-physical address, physical address and bytes of a page.
+    last: Cell<(u64, u64, u64)>,
+}
 
 impl GuestRam for Ram {
     fn frame(&self, address: u64) -> Option<PhysAddr> {
-        // SAFETY: tables of a guest space stay tables until a grace period after its end.
-        nested::frame_of(&unsafe { Tables::new(()) }, self.0, address)
+        let (mut first, mut frame, bytes) = self.last.get();
+        if address.wrapping_sub(first) >= bytes {
+            // SAFETY: tables of a guest space stay tables until a grace period after its end.
+            let found = nested::ram_at(&unsafe { Tables::new(()) }, self.root, address)?;
+            let inside = address & (found.size.bytes() - 1);
+            (first, frame) = (address - inside, found.pa.0 - inside);
+            self.last.set((first, frame, found.size.bytes()));
+        }
+        Some(PhysAddr((frame + (address - first)) & !0xfff))
     }
 
     fn read(&self, frame: PhysAddr, index: usize) -> u64 {
@@ -85,29 +97,19 @@ impl GuestRam for Ram {
 impl Vcpu {
     /// Whether the guest is in 64-bit mode, and has the instruction of `expected(rip)` at RIP: its length, else 0. Within a run.
     pub fn length_if(&self, page: NonNull<VcpuPage>, expected: impl FnOnce(u64) -> Store) -> u32 {
-        const NEEDED: Groups = Groups::CONTROL.union(Groups::CS_SS);
-        const EFER_LMA: u64 = 1 << 10;
-        const CS_L: u32 = 1 << 13;
-        let p = page.as_ptr();
         // SAFETY: as in `Instruction::new`; this is the vCPU's CPU.
-        let (rip, cr3, efer, cs) = unsafe {
-            let filled = Groups::from_bits_truncate((&raw const (*p).filled).read_volatile());
-            if !filled.contains(NEEDED) {
-                self.backend().read(page, NEEDED.difference(filled));
-            }
-            (
-                (&raw const (*p).rip).read_volatile(),
-                (&raw const (*p).cr3).read_volatile(),
-                (&raw const (*p).efer).read_volatile(),
-                (&raw const (*p).segments[CS].access).read_volatile(),
-            )
+        let (rip, cr3) = unsafe {
+            let rip = (&raw const (*page.as_ptr()).rip).read_volatile();
+            (rip, self.backend().code_root())
         };
         let expected = expected(rip);
-        let is_64_bit = efer & EFER_LMA != 0 && cs & CS_L != 0;
-        if is_64_bit && fetch::is_at(&Ram(self.space.root), cr3, rip, &expected) {
-            expected.length as u32
-        } else {
-            0
+        let ram = Ram {
+            root: self.space.root,
+            last: Cell::new((0, 0, 0)),
+        };
+        match cr3 {
+            Some(cr3) if fetch::is_at(&ram, cr3, rip, &expected) => expected.length as u32,
+            _ => 0,
         }
     }
 }

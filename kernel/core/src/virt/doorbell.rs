@@ -29,12 +29,11 @@ impl Event {
     }
 
     /// An OUT of `size` bytes of RAX.
+    #[inline]
     pub const fn out(port: u16, size: u8, rax: u64) -> Self {
-        let data = if size < 4 {
-            rax & ((1 << (8 * size as u32)) - 1)
-        } else {
-            rax
-        };
+        // The bits above those that are written.
+        let unwritten = 64 - 8 * (size & 7) as u32;
+        let data = rax << (unwritten & 63) >> (unwritten & 63);
         Event(2 | (size as u64) << 4 | (port as u64) << 8 | data << 32)
     }
 

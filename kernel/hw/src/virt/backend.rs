@@ -105,6 +105,11 @@ unsafe impl GuestCpu for Backend {
         dispatch!(self, vcpu => unsafe { vcpu.read(page, groups) })
     }
 
+    unsafe fn code_root(&mut self) -> Option<u64> {
+        // SAFETY: by the contract of this function.
+        dispatch!(self, vcpu => unsafe { vcpu.code_root() })
+    }
+
     #[inline]
     unsafe fn leave(&mut self) {
         // SAFETY: by the contract of this function.

@@ -156,6 +156,12 @@ pub unsafe trait GuestCpu: Sized {
     /// As [`Self::take_over`].
     unsafe fn read(&mut self, page: NonNull<VcpuPage>, groups: Groups);
 
+    /// CR3, if the guest is in 64-bit mode: where its code is.
+    ///
+    /// # Safety
+    /// As [`Self::take_over`].
+    unsafe fn code_root(&mut self) -> Option<u64>;
+
     /// Switches back what [`Self::run`] switched in: afterwards user code may run, or another guest.
     ///
     /// # Safety

@@ -2,7 +2,9 @@
 
 use super::features;
 use kcore::addr::PhysAddr;
-use kcore::paging::{self, Attr, EptFormat, MapDone, NptFormat, PageSize, Partial, PtMemory, Unmapped};
+use kcore::paging::{
+    self, Attr, EptFormat, MapDone, NptFormat, PageSize, Partial, PtMemory, Translation, Unmapped,
+};
 
 fn uses_ept() -> bool {
     features().is_ok_and(|features| features.is_vmx)
@@ -47,15 +49,15 @@ pub fn unmap<M: PtMemory>(
     }
 }
 
-/// The frame of RAM that guest-physical `address` leads to.
-pub fn frame_of<M: PtMemory>(mem: &M, root: PhysAddr, address: u64) -> Option<PhysAddr> {
+/// What guest-physical `address` leads to, if that is RAM.
+pub fn ram_at<M: PtMemory>(mem: &M, root: PhysAddr, address: u64) -> Option<Translation> {
     let found = if uses_ept() {
         paging::lookup::<EptFormat, M>(mem, root, address)
     } else {
         paging::lookup::<NptFormat, M>(mem, root, address)
-    }?;
+    };
     // Devices are uncached, and RAM never is.
-    (!found.attr.uncached).then_some(PhysAddr(found.pa.0 & !0xfff))
+    found.filter(|found| !found.attr.uncached)
 }
 
 /// Frees all tables below `root`.

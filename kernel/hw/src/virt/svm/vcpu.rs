@@ -164,6 +164,11 @@ unsafe impl GuestCpu for Vcpu {
     }
 
     #[inline(always)]
+    unsafe fn code_root(&mut self) -> Option<u64> {
+        let is_64_bit = self.readiness().long_mode_64;
+        is_64_bit.then(|| self.vmcb().save.cr3)
+    }
+
     unsafe fn leave(&mut self) {
         if self.extra.breakpoints.is_open() {
             self.extra.breakpoints.close();

@@ -14,7 +14,7 @@ use crate::virt::page::{Page, get, put, refuse};
 use crate::virt::{GuestCpu, HostState, Returned, RunArgs};
 use core::ptr::NonNull;
 use hypercall_abi::exit::{EntryRule, ExitKind};
-use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, Event, Groups, Interruptibility, RunFlags, SS, VcpuPage};
+use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, CS, Event, Groups, Interruptibility, RunFlags, SS, VcpuPage};
 use kcore::addr::PhysAddr;
 use kcore::virt::vmx::checks::{EventContext, check_event};
 use kcore::virt::vmx::controls::{primary, secondary};
@@ -165,6 +165,14 @@ unsafe impl GuestCpu for Vcpu {
         let (page, vmcs) = unsafe { (Page::new(page), region::make_current(self.vmcs)) };
         self.fill(vmcs, page, groups);
         put!(page, get!(page, filled) | groups.bits() => filled);
+    }
+
+    unsafe fn code_root(&mut self) -> Option<u64> {
+        const LONG: u32 = 1 << 13;
+        // SAFETY: by the contract of this function.
+        let vmcs = unsafe { region::make_current(self.vmcs) };
+        let is_64_bit = self.is_long(vmcs) && vmcs.read(fields::GUEST_SEGMENTS[CS].access) & LONG != 0;
+        is_64_bit.then(|| vmcs.read(fields::GUEST_CR3))
     }
 
     #[inline(always)]
