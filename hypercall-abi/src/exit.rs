@@ -106,14 +106,10 @@ impl PortIo {
             | (self.is_rep as u64) << 26
     }
 
-    /// Port and bytes, if info\[0\] says OUT.
+    /// Whether info\[0\] says OUT: then it has nothing but port and size.
     #[inline]
-    pub const fn plain_out(raw: u64) -> Option<(u16, u8)> {
-        if raw >> 24 == 0 {
-            Some((raw as u16, (raw >> 16) as u8))
-        } else {
-            None
-        }
+    pub const fn is_plain_out(raw: u64) -> bool {
+        raw >> 24 == 0
     }
 
     /// Unpacks info\[0\].

@@ -96,10 +96,7 @@ impl Vcpu {
             )
         };
         let (event, length) = match kind {
-            PORT_IO => match PortIo::plain_out(info) {
-                Some((port, size)) => (Event::out(port, size, rax), length),
-                None => return false,
-            },
+            PORT_IO if PortIo::is_plain_out(info) => (Event::out(info as u32, rax), length),
             // The privilege level must be 0: what user code of a guest may ring is its kernel's to say.
             HYPERCALL if info == 0 && rax & !0xffff == DOORBELL_CALL => {
                 (Event::call(rax as u16), DOORBELL_CALL_LENGTH)

@@ -217,30 +217,29 @@ impl Vcpu {
     /// Runs the guest on behalf of `ec`.
     #[inline]
     pub fn run(&'static self, ec: &'static Ec) -> Next {
-        let next = loop {
-            if let Some(next) = self.enter(ec) {
-                break next;
-            }
-        };
+        let next = self.enter(ec);
         if next == Next::Reschedule {
             self.attach(ec);
         }
         next
     }
 
-    /// Enters the guest once; `None` if it is to go on. Not a loop: an exit for the VMM goes straight through.
+    /// Enters the guest, and again as long as the kernel answers its exits.
     #[inline(never)]
-    fn enter(&'static self, ec: &'static Ec) -> Option<Next> {
+    fn enter(&'static self, ec: &'static Ec) -> Next {
         let local = cpu::local();
-        let next = self.enter_guest(ec, local);
-        if next.is_some() {
-            // SAFETY: this is the vCPU's CPU (checked at the call), and interrupts are off.
-            unsafe { self.backend().leave() };
-            local.tr_is_short.set(true);
-        }
+        let next = loop {
+            if let Some(next) = self.enter_guest(ec, local) {
+                break next;
+            }
+        };
+        // SAFETY: this is the vCPU's CPU (checked at the call), and interrupts are off.
+        unsafe { self.backend().leave() };
+        local.tr_is_short.set(true);
         next
     }
 
+    /// Enters the guest once; `None` if it is to go on.
     #[inline(always)]
     fn enter_guest(&'static self, ec: &'static Ec, local: &'static Local) -> Option<Next> {
         let page = match self.page() {

@@ -5,6 +5,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use hypercall_abi::doorbell::Doorbell;
+#[cfg(doc)]
+use hypercall_abi::exit::PortIo;
 
 /// Places of a table. One stays empty, where searches end.
 const ENTRIES: usize = 128;
@@ -17,8 +19,8 @@ const EMPTY: u64 = 0;
 /// The place was used; entries may be behind it. No event has these low bits.
 const GONE: u64 = 15;
 
-/// What a guest did, in the terms of the table: kind in bits 0-3; the index of a call, or the number of a page, from bit 4 on;
-/// bytes, port and data of an OUT from bits 4, 8 and 32 on.
+/// What a guest did, in the terms of the table: kind in bits 0-3; the index of a call, the number of a page, or port and bytes of
+/// an OUT, from bit 4 on; EAX of an OUT from bit 32 on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event(u64);
 
@@ -28,13 +30,9 @@ impl Event {
         Event(1 | (index as u64) << 4)
     }
 
-    /// An OUT of `size` bytes of RAX.
-    #[inline]
-    pub const fn out(port: u16, size: u8, rax: u64) -> Self {
-        // The bits above those that are written.
-        let unwritten = 64 - 8 * (size & 7) as u32;
-        let data = rax << (unwritten & 63) >> (unwritten & 63);
-        Event(2 | (size as u64) << 4 | (port as u64) << 8 | data << 32)
+    /// An OUT: port in bits 0-15 and bytes in bits 16-23, as in [`PortIo::encode`], and RAX, of which it writes some bytes.
+    pub const fn out(port_and_size: u32, rax: u64) -> Self {
+        Event(2 | (port_and_size as u64) << 4 | rax << 32)
     }
 
     /// A write to a page, by the page's number (36 bits).
@@ -53,16 +51,14 @@ const fn pattern(trigger: Doorbell) -> (Event, u64) {
     const NO_DATA: u64 = u32::MAX as u64;
     match trigger {
         Doorbell::Call(index) => (Event::call(index), u64::MAX),
-        Doorbell::Port {
-            port,
-            size,
-            data: None,
-        } => (Event::out(port, size, 0), NO_DATA),
-        Doorbell::Port {
-            port,
-            size,
-            data: Some(data),
-        } => (Event::out(port, size, data as u64), u64::MAX),
+        Doorbell::Port { port, size, data } => {
+            let (value, written) = match data {
+                None => (0, 0),
+                Some(value) => (value, u64::MAX >> (64 - 8 * size as u32)),
+            };
+            let event = Event::out(port as u32 | (size as u32) << 16, value as u64);
+            (event, NO_DATA | written << 32)
+        }
         Doorbell::Page(number) => (Event::write(number), u64::MAX),
     }
 }
@@ -203,6 +199,10 @@ mod tests {
         }
     }
 
+    fn out(port: u16, size: u8, rax: u64) -> Event {
+        Event::out(u32::from(port) | u32::from(size) << 16, rax)
+    }
+
     const fn port(port: u16, size: u8, data: Option<u32>) -> Doorbell {
         Doorbell::Port { port, size, data }
     }
@@ -224,11 +224,11 @@ mod tests {
         let rung = |event| table.find(event).map(|bell| bell.badge);
         assert_eq!(rung(Event::call(7)), Some(0));
         assert_eq!(rung(Event::write(7)), Some(1));
-        assert_eq!(rung(Event::out(7, 1, 0x99)), Some(2));
-        assert_eq!(rung(Event::out(7, 2, 0xdead_1234)), Some(3));
-        assert_eq!(rung(Event::out(7, 2, 0x1235)), Some(4));
-        assert_eq!(rung(Event::out(7, 2, 0x1236)), None);
-        assert_eq!(rung(Event::out(7, 4, u64::MAX)), Some(5));
+        assert_eq!(rung(out(7, 1, 0x99)), Some(2));
+        assert_eq!(rung(out(7, 2, 0xdead_1234)), Some(3));
+        assert_eq!(rung(out(7, 2, 0x1235)), Some(4));
+        assert_eq!(rung(out(7, 2, 0x1236)), None);
+        assert_eq!(rung(out(7, 4, u64::MAX)), Some(5));
         assert_eq!(rung(Event::call(8)), None);
         assert_eq!(rung(Event::write(7 + (1 << 32))), None);
     }
@@ -253,10 +253,10 @@ mod tests {
             .collect();
         for (data, &place) in places.iter().enumerate().step_by(2) {
             table.remove(place);
-            assert_eq!(table.find(Event::out(3, 4, data as u64)), None);
+            assert_eq!(table.find(out(3, 4, data as u64)), None);
         }
         for data in (1..20).step_by(2) {
-            assert_eq!(table.find(Event::out(3, 4, data)), Some(bell(data)));
+            assert_eq!(table.find(out(3, 4, data)), Some(bell(data)));
         }
         assert_eq!(table.insert(port(3, 4, Some(100)), bell(1)), Ok(places[0]));
     }
