@@ -20,7 +20,7 @@ bitflags::bitflags! {
         const TABLES = 1 << 3;
         /// CR0, CR3, CR4, EFER, and the PDPTEs if PAE paging is on outside long mode.
         const CONTROL = 1 << 4;
-        /// CR2, DR0 to DR3, DR6, DR7.
+        /// DR0 to DR3, DR6, DR7. CR2 needs no group: like a general-purpose register it is always current.
         const DEBUG = 1 << 5;
         /// SYSENTER_CS, SYSENTER_ESP, SYSENTER_EIP.
         const SYSENTER = 1 << 6;
@@ -265,8 +265,9 @@ pub struct VcpuPage {
     pub intercepts: u32,
     /// In: bit n set: exception n exits.
     pub exception_bitmap: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// In: [`Groups`] to fill, beyond `want`, where the VMM has to decode an instruction: at
+    /// [`ExitKind::NestedFault`], and at exits on an instruction whose length the hardware does not say.
+    pub decode: u32,
     /// In: added to the host TSC.
     pub tsc_offset: u64,
 
@@ -289,7 +290,7 @@ pub struct VcpuPage {
     pub cr3: u64,
     /// CR4 as the guest sees it.
     pub cr4: u64,
-    /// EFER as the guest sees it (SVME reads as the guest wrote it).
+    /// EFER as the guest sees it: without SVME, which is refused.
     pub efer: u64,
     /// PDPTEs under PAE paging outside long mode.
     pub pdpte: [u64; 4],
@@ -419,6 +420,7 @@ impl VcpuPage {
         (self.kernel_gs_base, self.tsc_aux, self.debugctl) = (0, 0, 0);
         self.pat = 0x0007_0406_0007_0406;
         self.deadline = u64::MAX;
+        self.decode = (Groups::CS_SS | Groups::DATA_SEGMENTS | Groups::CONTROL).bits();
         self.dirty = Groups::all().bits();
     }
 }

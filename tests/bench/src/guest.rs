@@ -172,6 +172,8 @@ pub fn page_tables() -> [(u64, u64); 5] {
 /// Real mode at a piece, with all segments at 0.
 pub fn enter_real_mode(page: &mut VcpuPage, piece: Piece) {
     page.reset();
+    // Its instructions are known.
+    page.decode = 0;
     page.segments[vcpu::CS] = Segment::new(0, 0, 0xffff, 0x9b);
     page.rip = address(piece);
 }
@@ -184,6 +186,8 @@ pub fn enter_long_mode(page: &mut VcpuPage, machine: Machine, guest_xcr0: u64) {
     const EFER_SCE_LME_LMA_NXE: u64 = 0xd01;
     let data = Segment::new(0x10, 0, 0xffff_ffff, 0xc093);
     page.reset();
+    // Its instructions are known.
+    page.decode = 0;
     page.segments = [data; 6];
     page.segments[vcpu::CS] = Segment::new(8, 0, 0xffff_ffff, 0xa09b);
     page.ldtr = Segment::new(0, 0, 0, Segment::UNUSABLE);

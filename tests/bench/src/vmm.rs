@@ -353,20 +353,20 @@ impl Vmm {
     /// The length of the instruction that exited. Where the hardware does not say it, the bytes are looked at: all of the
     /// guest's memory is where its linear addresses say.
     #[inline(always)]
-    fn length(&mut self, expected: &[u8]) -> Result<u32> {
+    fn length<const N: usize>(&mut self, expected: &[u8; N]) -> Result<u32> {
         match self.vcpu.page().exit_length {
             0 => self.compare(expected),
             length => Ok(length),
         }
     }
 
-    #[inline(never)]
-    fn compare(&mut self, expected: &[u8]) -> Result<u32> {
-        let mut bytes = [0; 4];
+    #[inline]
+    fn compare<const N: usize>(&mut self, expected: &[u8; N]) -> Result<u32> {
+        let mut bytes = [0; N];
         let rip = self.vcpu.page().rip as usize;
         self.memory.read(rip, &mut bytes)?;
-        if bytes.starts_with(expected) {
-            Ok(expected.len() as u32)
+        if bytes == *expected {
+            Ok(N as u32)
         } else {
             Err(Failure::new(format_args!("another instruction at {rip:#x}")))
         }

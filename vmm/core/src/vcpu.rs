@@ -208,7 +208,7 @@ impl FakeVcpu {
             inject_length: 0,
             intercepts: 0,
             exception_bitmap: 0,
-            reserved: 0,
+            decode: 0,
             tsc_offset: 0,
             segments: [zero; 6],
             ldtr: zero,

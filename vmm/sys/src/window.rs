@@ -76,6 +76,7 @@ impl Window {
     }
 
     /// Copies `into.len()` bytes from `offset`; all or nothing.
+    #[inline]
     pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfWindow> {
         let from = self.at(offset, into.len())?;
         // SAFETY: both sides are `into.len()` bytes; they cannot overlap, since windows are no Rust memory.

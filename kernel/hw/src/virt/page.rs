@@ -46,6 +46,16 @@ macro_rules! put {
 
 pub(super) use {get, put};
 
+/// What the VMM wants to have filled at an exit, `decodes` if it has to decode the instruction.
+#[inline(always)]
+pub(super) fn wanted(page: Page, decodes: bool) -> Groups {
+    let mut wanted = get!(page, want);
+    if decodes {
+        wanted |= get!(page, decode);
+    }
+    Groups::from_bits_truncate(wanted)
+}
+
 /// Reports an entry that did not happen, with the rule and what the hardware said about it. The state in the page and its
 /// dirty bits stay as the VMM wrote them, to be put right.
 pub(super) fn refuse(page: Page, rule: EntryRule, details: [u64; 2]) -> Returned {

@@ -56,7 +56,7 @@ pub fn check(save: &SaveArea, hidden_cr0: u64, processor: &Processor) -> Result<
 /// The first rule that is broken.
 pub fn check_rip(save: &SaveArea) -> Result<(), EntryRule> {
     check_rflags(save)?;
-    require(is_rip_valid(save), EntryRule::Canonical)
+    require(is_rip_valid(save, save.rip), EntryRule::Canonical)
 }
 
 fn require(condition: bool, rule: EntryRule) -> Result<(), EntryRule> {
@@ -114,12 +114,11 @@ fn is_canonical(address: u64) -> bool {
     ((address << 16) as i64 >> 16) as u64 == address
 }
 
-fn is_rip_valid(save: &SaveArea) -> bool {
-    if is_64_bit(save) {
-        is_canonical(save.rip)
-    } else {
-        save.rip >> 32 == 0
-    }
+/// Whether the guest in the save area may go on at `rip`.
+#[inline]
+pub fn is_rip_valid(save: &SaveArea, rip: u64) -> bool {
+    // The lower 4 GiB are valid in every mode.
+    rip >> 32 == 0 || is_64_bit(save) && is_canonical(rip)
 }
 
 fn check_canonical(save: &SaveArea) -> Result<(), EntryRule> {
@@ -137,7 +136,7 @@ fn check_canonical(save: &SaveArea) -> Result<(), EntryRule> {
         save.sysenter_eip,
     ];
     let flat = [save.cs.base, save.ss.base, save.ds.base, save.es.base];
-    let is_valid = is_rip_valid(save)
+    let is_valid = is_rip_valid(save, save.rip)
         && addresses.iter().all(|&address| is_canonical(address))
         && flat.iter().all(|base| base >> 32 == 0);
     require(is_valid, EntryRule::Canonical)

@@ -137,6 +137,12 @@ impl Plan {
     }
 }
 
+/// Whether the exit interrupted the delivery of an event, by its EXITINTINFO.
+#[inline]
+pub fn is_delivering(exit_int_info: u64) -> bool {
+    Event(exit_int_info).is_valid()
+}
+
 /// EXITINTINFO as an event.
 fn interrupted(exit_int_info: u64) -> Event {
     let event = Event(exit_int_info & 0xffff_ffff_8000_0fff);

@@ -37,8 +37,10 @@ pub struct GuestExit {
     pub info_words: usize,
     /// Length of the instruction, 0 where the hardware does not say.
     pub length: u32,
-    /// State that the VMM needs to act on the exit.
+    /// State that the VMM needs to act on the exit, beyond what it wants where it decodes an instruction.
     pub needs: Groups,
+    /// It has to decode the instruction.
+    pub decodes: bool,
 }
 
 /// Exit codes (APM appendix C).
@@ -86,10 +88,8 @@ mod code {
     pub(super) const INVALID_32: u64 = 0xffff_ffff;
 }
 
-/// What the VMM needs to fetch an instruction: CS and SS for address and mode, control registers for the page walk.
-const FETCH: Groups = Groups::CS_SS.union(Groups::CONTROL);
-/// What the VMM needs to emulate a memory access.
-const MEMORY: Groups = FETCH.union(Groups::DATA_SEGMENTS);
+/// What the VMM needs to emulate a memory access: CS and SS for address and mode, control registers for the page walk.
+const MEMORY: Groups = Groups::CS_SS.union(Groups::CONTROL).union(Groups::DATA_SEGMENTS);
 
 /// [`ExitKind::PortIo`]: the effective segment is not known.
 const NO_SEGMENT: u64 = 0xff;
@@ -125,7 +125,7 @@ pub fn decode(vmcb: &Vmcb, processor: &Processor) -> Reason {
             let has_address = processor.svm.contains(SvmFeatures::DECODE_ASSISTS);
             let mut exit = instruction(ExitKind::Invlpg, vmcb, processor);
             if !has_address {
-                exit.needs |= MEMORY;
+                exit.decodes = true;
             }
             with_info(exit, &[if has_address { vmcb.control.exit_info_1 } else { 0 }])
         }
@@ -146,8 +146,41 @@ pub fn decode(vmcb: &Vmcb, processor: &Processor) -> Reason {
     Reason::Guest(guest)
 }
 
+/// The kind of an exit that is the VMM's, for the most frequent ones: instructions whose exit code says it all, but for HLT,
+/// which may be the kernel's, accesses of one port, and VMMCALL. With the length of the instruction, 0 where the hardware does not say.
+#[inline]
+pub fn quick(vmcb: &Vmcb, processor: &Processor) -> Option<(ExitKind, u32)> {
+    const FIRST: u64 = code::INTR;
+    const QUICK: [Option<ExitKind>; 48] = {
+        let mut kinds = [None; 48];
+        let mut index = 0;
+        while index < kinds.len() {
+            kinds[index] = match FIRST + index as u64 {
+                code::HLT => None,
+                code::IOIO => Some(ExitKind::PortIo),
+                code::VMMCALL => Some(ExitKind::Hypercall),
+                exit_code => instruction_kind(exit_code),
+            };
+            index += 1;
+        }
+        kinds
+    };
+    let index = vmcb.control.exit_code.wrapping_sub(FIRST) as usize;
+    let kind = QUICK.get(index).copied().flatten()?;
+    if kind == ExitKind::PortIo {
+        let is_string = vmcb.control.exit_info_1 >> 2 & 1 != 0;
+        return (!is_string).then(|| (kind, length_to(vmcb, vmcb.control.exit_info_2)));
+    }
+    let length = if processor.has_next_rip() {
+        length_to(vmcb, vmcb.control.next_rip)
+    } else {
+        0
+    };
+    Some((kind, length))
+}
+
 /// Instructions whose exit code says it all.
-fn instruction_kind(exit_code: u64) -> Option<ExitKind> {
+const fn instruction_kind(exit_code: u64) -> Option<ExitKind> {
     Some(match exit_code {
         code::RDTSC | code::RDTSCP => ExitKind::Rdtsc,
         code::RDPMC => ExitKind::Rdpmc,
@@ -171,6 +204,7 @@ impl GuestExit {
             info_words: 0,
             length: 0,
             needs: Groups::empty(),
+            decodes: false,
         }
     }
 }
@@ -188,10 +222,9 @@ fn instruction(kind: ExitKind, vmcb: &Vmcb, processor: &Processor) -> GuestExit 
     } else {
         0
     };
-    let needs = if length == 0 { FETCH } else { Groups::empty() };
     GuestExit {
         length,
-        needs,
+        decodes: length == 0,
         ..GuestExit::plain(kind)
     }
 }
@@ -235,9 +268,7 @@ fn register_access(vmcb: &Vmcb, processor: &Processor) -> GuestExit {
         ExitKind::ControlAccess
     };
     let mut exit = with_info(instruction(kind, vmcb, processor), &[access.encode()]);
-    if !has_gpr {
-        exit.needs |= MEMORY;
-    }
+    exit.decodes |= !has_gpr;
     exit.needs |= if is_debug { Groups::DEBUG } else { Groups::CONTROL };
     exit
 }
@@ -257,23 +288,28 @@ fn exception(vmcb: &Vmcb, vector: u8) -> GuestExit {
     )
 }
 
-/// IN, OUT, INS and OUTS (APM 15.10.2).
+/// The port access of an IOIO exit (APM 15.10.2).
+#[inline]
+pub fn port_access(exit_info_1: u64) -> PortIo {
+    let bit = |number: u32| exit_info_1 >> number & 1 != 0;
+    PortIo {
+        port: (exit_info_1 >> 16) as u16,
+        size: match exit_info_1 >> 4 & 7 {
+            1 => 1,
+            2 => 2,
+            _ => 4,
+        },
+        is_in: bit(0),
+        is_string: bit(2),
+        is_rep: bit(3),
+    }
+}
+
+/// IN, OUT, INS and OUTS.
 fn port_io(vmcb: &Vmcb, processor: &Processor) -> GuestExit {
     let info = vmcb.control.exit_info_1;
-    let bit = |number: u32| info >> number & 1 != 0;
-    let size = match info >> 4 & 7 {
-        1 => 1,
-        2 => 2,
-        _ => 4,
-    };
-    let (is_in, is_string) = (bit(0), bit(2));
-    let io = PortIo {
-        port: (info >> 16) as u16,
-        size,
-        is_in,
-        is_string,
-        is_rep: bit(3),
-    };
+    let io = port_access(info);
+    let (is_in, is_string) = (io.is_in, io.is_string);
     let segment = match (is_string, is_in) {
         // INS writes through ES, whatever the prefixes say.
         (true, true) => hypercall_abi::vcpu::ES as u64,
@@ -283,10 +319,9 @@ fn port_io(vmcb: &Vmcb, processor: &Processor) -> GuestExit {
     let mut exit = with_info(GuestExit::plain(ExitKind::PortIo), &[io.encode(), segment]);
     // EXITINFO2 is the next RIP on every processor, with nRIP or without.
     exit.length = length_to(vmcb, vmcb.control.exit_info_2);
+    exit.decodes = exit.length == 0;
     if is_string {
         exit.needs = MEMORY;
-    } else if exit.length == 0 {
-        exit.needs = FETCH;
     }
     exit
 }
@@ -322,7 +357,7 @@ fn nested_fault(vmcb: &Vmcb, processor: &Processor) -> GuestExit {
             (bytes >> 64) as u64,
         ],
     );
-    exit.needs = MEMORY;
+    exit.decodes = true;
     exit
 }
 

@@ -52,11 +52,34 @@ fn with_next_rip_an_instruction_has_its_length() {
 }
 
 #[test]
+fn quick_kinds_are_what_the_long_way_comes_to() {
+    for exit_code in 0..0x410 {
+        let mut vmcb = exit(exit_code, 0, 0);
+        vmcb.control.next_rip = vmcb.save.rip + 2;
+        for processor in [hardware(), tcg()] {
+            if let Some((kind, length)) = quick(&vmcb, &processor) {
+                let long = guest(&vmcb, &processor);
+                assert_eq!((kind, length), (long.kind, long.length), "{exit_code:#x}");
+                assert_eq!(long.needs, Groups::empty(), "{exit_code:#x}");
+                assert!(
+                    long.info_words == 0 || matches!(kind, ExitKind::PortIo | ExitKind::Hypercall),
+                    "{exit_code:#x}"
+                );
+                assert_eq!(long.decodes, length == 0, "{exit_code:#x}");
+            }
+        }
+    }
+    assert!(quick(&exit(0x72, 0, 0), &tcg()).is_some());
+    assert!(quick(&exit(0x7b, 1 << 4, 0x1001), &tcg()).is_some());
+    assert!(quick(&exit(0x7b, 1 << 4 | 1 << 2, 0x1001), &tcg()).is_none());
+}
+
+#[test]
 fn without_next_rip_the_vmm_gets_what_it_needs_to_fetch_the_instruction() {
     let mut vmcb = exit(0x72, 0, 0);
     vmcb.control.next_rip = 0x1002;
     let cpuid = guest(&vmcb, &tcg());
-    assert_eq!((cpuid.length, cpuid.needs), (0, Groups::CS_SS | Groups::CONTROL));
+    assert_eq!((cpuid.length, cpuid.decodes), (0, true));
 }
 
 #[test]
@@ -152,10 +175,7 @@ fn a_nested_write_fault_says_where_and_what() {
     assert_eq!(fault.info[0], 0xfee0_00b0);
     assert_eq!(fault.info[1], (NestedFault::WRITE | NestedFault::PRESENT).bits());
     assert_eq!(fault.info[3..], [3, 0x90_0789, 0]);
-    assert_eq!(
-        fault.needs,
-        Groups::CS_SS | Groups::DATA_SEGMENTS | Groups::CONTROL
-    );
+    assert_eq!((fault.needs, fault.decodes), (Groups::empty(), true));
     // Without decode assists the bytes are leftovers of somebody else.
     assert_eq!(guest(&vmcb, &tcg()).info[3..], [0, 0, 0]);
 }

@@ -424,7 +424,6 @@ fn decode_nested_fault(details: &Details) -> Report {
     let linear = if has_linear { details.linear } else { 0 };
     // The last word: VMX fetches no instruction bytes.
     Report::with(ExitKind::NestedFault, [details.physical, flags.bits(), linear, 0])
-        .needing(Groups::CS_SS.union(Groups::DATA_SEGMENTS).union(Groups::CONTROL))
 }
 
 /// SDM 3C table 27-3.

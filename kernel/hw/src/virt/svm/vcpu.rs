@@ -4,12 +4,12 @@ use super::state::{self, Extra, RFLAGS_IF};
 use super::{entry, insn, region};
 use crate::cpu::tsc;
 use crate::mem::phys_to_virt;
-use crate::virt::page::{Page, get, put, refuse};
+use crate::virt::page::{Page, get, put, refuse, wanted};
 use crate::virt::{GuestCpu, HostState, Returned, RunArgs};
 use core::ptr::NonNull;
 use hypercall_abi::exit::{EntryRule, ExitKind};
 use hypercall_abi::vcpu::gpr::RAX;
-use hypercall_abi::vcpu::{ACTIVITY_HALTED, Event, Groups, Intercepts, RunFlags, VcpuPage};
+use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, ACTIVITY_HALTED, Event, Groups, Intercepts, RunFlags, VcpuPage};
 use kcore::addr::PhysAddr;
 use kcore::virt::svm::asid::{Tag, TlbControl};
 use kcore::virt::svm::checks;
@@ -17,6 +17,7 @@ use kcore::virt::svm::event::{self, Leftover, NmiMask, Plan, Readiness};
 use kcore::virt::svm::exit::{self, GuestExit, Reason};
 use kcore::virt::svm::intercepts::{ALIGNMENT_CHECK, Choice, DEBUG_EXCEPTION};
 use kcore::virt::svm::processor::{Processor, SvmFeatures};
+use kcore::virt::svm::segment;
 use kcore::virt::svm::vmcb::{
     Clean, INTERRUPT_SHADOW, NP_ENABLE, V_IGN_TPR, V_INTR_MASKING, V_INTR_PRIO_MAX, V_INTR_VECTOR_SHIFT,
     V_IRQ, Vmcb,
@@ -27,6 +28,9 @@ const LIGHT: Groups = Groups::RIP
     .union(Groups::INJECT)
     .union(Groups::INTERCEPTS)
     .union(Groups::TSC_OFFSET);
+
+/// What ends a run when the guest could take an event.
+const WINDOWS: RunFlags = RunFlags::INTERRUPT_WINDOW.union(RunFlags::NMI_WINDOW);
 
 /// How often [`GuestCpu::run`] enters the guest before it looks for host interrupts.
 const MAX_ENTRIES: usize = 16;
@@ -44,6 +48,8 @@ pub struct Vcpu {
     /// What the VMCB intercepts now; `None` before the first run.
     applied: Option<Choice>,
     clean: Clean,
+    /// The clean bits of a VMCB of which nothing changed: none on a CPU without.
+    all_clean: u32,
     tag: Tag,
     /// Translations of the guest may be stale.
     flush: bool,
@@ -55,6 +61,8 @@ pub struct Vcpu {
     unchecked: bool,
     /// VMRUN refused the VMCB, and QEMU overwrites it with host state then: everything comes from the page.
     lost: bool,
+    /// Nothing has to be done for the next run but what the VMM asks for: see [`Vcpu::settle`].
+    is_settled: bool,
 }
 
 // SAFETY: no value of the page reaches the CPU unchecked: what VMRUN loads is checked in the VMCB, which only the
@@ -73,13 +81,18 @@ unsafe impl GuestCpu for Vcpu {
             exceptions: 0,
             applied: None,
             clean: Clean::empty(),
+            all_clean: 0,
             tag: Tag::NONE,
             flush: false,
             nested_generation: 0,
             pending: Event::NONE,
             unchecked: false,
             lost: false,
+            is_settled: false,
         };
+        if vcpu.processor.svm.contains(SvmFeatures::VMCB_CLEAN) {
+            vcpu.all_clean = Clean::all().bits();
+        }
         let (msr_map, io_map) = region::permission_maps();
         let vmcb = vcpu.vmcb();
         vmcb.control.msrpm_base = msr_map.0;
@@ -97,11 +110,142 @@ unsafe impl GuestCpu for Vcpu {
 
     unsafe fn take_over(&mut self) {
         tsc::set_aux(self.extra.tsc_aux);
+        self.is_settled = false;
     }
 
+    #[inline(always)]
     unsafe fn run(&mut self, page: NonNull<VcpuPage>, args: &RunArgs) -> Returned {
         // SAFETY: the caller keeps the page mapped during the call.
         let page = unsafe { Page::new(page) };
+        if self.is_plain(page, args) {
+            self.run_plain(page, args)
+        } else {
+            self.run_any(page, args)
+        }
+    }
+
+    unsafe fn read(&mut self, page: NonNull<VcpuPage>, groups: Groups) {
+        // SAFETY: as in `run`.
+        let page = unsafe { Page::new(page) };
+        let filled = get!(page, filled) | groups.bits();
+        state::give(page, groups, vmcb_at(self.vmcb), &self.extra);
+        put!(page, filled => filled);
+    }
+
+    #[inline(always)]
+    unsafe fn code_root(&mut self) -> Option<u64> {
+        let is_64_bit = self.readiness().long_mode_64;
+        is_64_bit.then(|| self.vmcb().save.cr3)
+    }
+
+    #[inline(always)]
+    unsafe fn leave(&mut self) {
+        if self.extra.breakpoints.is_open() {
+            self.extra.breakpoints.close();
+            self.is_settled = false;
+        }
+    }
+
+    /// Nothing is left in the CPU that could be used: the ASID is not handed out again before a full flush, and a VMCB
+    /// in the same frame starts without clean bits.
+    unsafe fn destroy(&mut self) {
+        self.tag = Tag::NONE;
+        self.clean = Clean::empty();
+    }
+}
+
+impl Vcpu {
+    fn vmcb(&mut self) -> &mut Vmcb {
+        vmcb_at(self.vmcb)
+    }
+
+    /// Whether a run changes RIP and nothing else, as after most exits: for everything that may be otherwise there is a
+    /// condition. Takes RIP over then. The flags stay the hardware's, so that they need no check.
+    #[inline(always)]
+    fn is_plain(&mut self, page: Page, args: &RunArgs) -> bool {
+        let asks_for_more =
+            args.dirty.difference(Groups::RIP).bits() | args.flags.intersection(WINDOWS).bits();
+        if asks_for_more != 0
+            || !self.is_settled
+            || self.nested_generation != args.nested_generation
+            || get!(page, inject).is_valid()
+        {
+            return false;
+        }
+        if args.dirty.is_empty() {
+            return true;
+        }
+        let vmcb = vmcb_at(self.vmcb);
+        let (rip, rflags) = (get!(page, rip), get!(page, rflags));
+        if get!(page, interruptibility) | get!(page, activity) != 0
+            || rflags != vmcb.save.rflags
+            || !checks::is_rip_valid(&vmcb.save, rip)
+        {
+            return false;
+        }
+        vmcb.save.rip = rip;
+        vmcb.control.interrupt_shadow = 0;
+        put!(page, Groups::empty().bits() => dirty);
+        true
+    }
+
+    /// A run of which [`Self::is_plain`] said that it is one. The VMCB is as the last run left it, but for RIP and the registers
+    /// below; its control area says what it said then ([`Self::settle`]).
+    #[inline(always)]
+    fn run_plain(&mut self, page: Page, args: &RunArgs) -> Returned {
+        let cr2 = get!(page, cr2);
+        let vmcb = vmcb_at(self.vmcb);
+        vmcb.control.clean = self.all_clean;
+        if vmcb.save.cr2 != cr2 {
+            vmcb.save.cr2 = cr2;
+            vmcb.control.clean &= !Clean::CR2.bits();
+        }
+        vmcb.save.rax = get!(page, gpr[RAX]);
+        // SAFETY: as in `enter`; the VMCB passed `accept` in an earlier run, and the change since then is checked.
+        unsafe { entry::enter(page.as_ptr().cast(), self.vmcb.0, self.host.0) };
+        let vmcb = vmcb_at(self.vmcb);
+        let quick = exit::quick(vmcb, &self.processor);
+        let is_shadowed = vmcb.control.interrupt_shadow & INTERRUPT_SHADOW != 0;
+        let (Some((kind, length)), false) = (
+            quick,
+            event::is_delivering(vmcb.control.exit_int_info) || is_shadowed,
+        ) else {
+            return self.after_plain(page, args);
+        };
+        if kind == ExitKind::PortIo {
+            put!(page, exit::port_access(vmcb.control.exit_info_1).encode() => exit_info[0]);
+        } else if kind == ExitKind::Hypercall {
+            put!(page, segment::cpl(&vmcb.save) as u64 => exit_info[0]);
+        }
+        put!(page, vmcb.save.rax => gpr[RAX]);
+        put!(page, vmcb.save.cr2 => cr2);
+        put!(page, vmcb.save.rip => rip);
+        put!(page, vmcb.save.rflags => rflags);
+        put!(page, 0 => interruptibility);
+        put!(page, ACTIVITY_ACTIVE => activity);
+        put!(page, kind as u32 => exit_kind);
+        put!(page, length => exit_length);
+        let groups = Groups::RIP | wanted(page, length == 0);
+        if groups != Groups::RIP {
+            state::give(page, groups, vmcb, &self.extra);
+        }
+        put!(page, groups.bits() => filled);
+        Returned::Exit(kind as u32)
+    }
+
+    /// After an exit of a plain run that is not quick ([`exit::quick`]).
+    #[inline(never)]
+    fn after_plain(&mut self, page: Page, args: &RunArgs) -> Returned {
+        self.is_settled = false;
+        let reason = self.after_exit(page, Plan::Nothing, 0);
+        self.conclude(page, args.flags, reason)
+            .unwrap_or_else(|| self.interrupted(page))
+    }
+
+    /// A run of any kind.
+    #[inline(never)]
+    fn run_any(&mut self, page: Page, args: &RunArgs) -> Returned {
+        self.is_settled = false;
         let flags = args.flags;
         if self.nested_generation != args.nested_generation {
             self.nested_generation = args.nested_generation;
@@ -123,69 +267,65 @@ unsafe impl GuestCpu for Vcpu {
                 Err(rule) => return refuse(page, rule, [0; 2]),
             };
             let reason = self.enter(page, plan, length, flags);
-            if reason == Reason::Refused {
-                return self.lose(page);
-            }
             event = self.pending;
-            match reason {
-                // The kernel's handler had the NMI at STGI.
-                Reason::HostInterrupt | Reason::HostNmi => break,
-                Reason::HostMachineCheck => {
-                    self.hand_back(page, event, Groups::empty());
-                    return Returned::HostMachineCheck;
-                }
-                Reason::Window if flags.contains(RunFlags::INTERRUPT_WINDOW) => {
-                    return self.report(page, event, &GuestExit::plain(ExitKind::InterruptWindow));
-                }
-                Reason::Guest(exit) => {
-                    if self.answer(&exit, &mut event) {
-                        break;
-                    }
-                    let is_halt = exit.kind == ExitKind::Hlt && exit.length != 0;
-                    if !(is_halt && flags.contains(RunFlags::HLT_BLOCKS)) {
-                        return self.report(page, event, &exit);
-                    }
-                    return self.halt(page, event, exit.length);
-                }
-                // An exit of the kernel's own making: on with the guest.
-                Reason::Window | Reason::Iret | Reason::Refused => {}
+            if let Some(returned) = self.conclude(page, flags, reason) {
+                return returned;
             }
         }
-        self.hand_back(page, event, Groups::empty());
+        self.interrupted(page)
+    }
+
+    /// What an exit comes to; `None` for one of the kernel's own making: on with the guest.
+    fn conclude(&mut self, page: Page, flags: RunFlags, reason: Reason) -> Option<Returned> {
+        let event = self.pending;
+        Some(match reason {
+            Reason::Refused => self.lose(page),
+            // The kernel's handler had the NMI at STGI.
+            Reason::HostInterrupt | Reason::HostNmi => self.interrupted(page),
+            Reason::HostMachineCheck => {
+                self.hand_back(page, event, Groups::empty());
+                Returned::HostMachineCheck
+            }
+            Reason::Window if flags.contains(RunFlags::INTERRUPT_WINDOW) => {
+                self.settle();
+                self.report(page, event, &GuestExit::plain(ExitKind::InterruptWindow))
+            }
+            Reason::Guest(exit) => {
+                let is_halt = exit.kind == ExitKind::Hlt && exit.length != 0;
+                if self.answer(&exit) {
+                    self.interrupted(page)
+                } else if is_halt && flags.contains(RunFlags::HLT_BLOCKS) {
+                    self.halt(page, event, exit.length)
+                } else {
+                    self.settle();
+                    self.report(page, event, &exit)
+                }
+            }
+            Reason::Window | Reason::Iret => return None,
+        })
+    }
+
+    /// Leaves the page ready for the next run, which is the kernel's own, after a look at host interrupts.
+    fn interrupted(&mut self, page: Page) -> Returned {
+        self.hand_back(page, self.pending, Groups::empty());
         Returned::HostInterrupt
     }
 
-    unsafe fn read(&mut self, page: NonNull<VcpuPage>, groups: Groups) {
-        // SAFETY: as in `run`.
-        let page = unsafe { Page::new(page) };
-        let filled = get!(page, filled) | groups.bits();
-        state::give(page, groups, vmcb_at(self.vmcb), &self.extra);
-        put!(page, filled => filled);
-    }
-
-    #[inline(always)]
-    unsafe fn code_root(&mut self) -> Option<u64> {
-        let is_64_bit = self.readiness().long_mode_64;
-        is_64_bit.then(|| self.vmcb().save.cr3)
-    }
-
-    unsafe fn leave(&mut self) {
-        if self.extra.breakpoints.is_open() {
-            self.extra.breakpoints.close();
-        }
-    }
-
-    /// Nothing is left in the CPU that could be used: the ASID is not handed out again before a full flush, and a VMCB
-    /// in the same frame starts without clean bits.
-    unsafe fn destroy(&mut self) {
-        self.tag = Tag::NONE;
-        self.clean = Clean::empty();
-    }
-}
-
-impl Vcpu {
-    fn vmcb(&mut self) -> &mut Vmcb {
-        vmcb_at(self.vmcb)
+    /// After an exit for the VMM: sees whether the next run may be a plain one. Nothing of what the last run asked of VMRUN
+    /// may be left in the control area, and nothing may be left to be done. Another vCPU in between, which may end the ASID's
+    /// generation or change DR0 to DR3, and the end of access to those, take it back.
+    fn settle(&mut self) {
+        self.is_settled = self.extra.nmi == NmiMask::Open
+            && !self.pending.is_valid()
+            && self.clean == Clean::all()
+            && !(self.flush || self.unchecked || self.lost || self.processor.quirks.leaves_cr2)
+            && !self.extra.breakpoints.is_open()
+            && self
+                .applied
+                .is_some_and(|choice| !choice.window && choice.debug_registers);
+        let control = &mut vmcb_at(self.vmcb).control;
+        self.is_settled &= control.interrupt_control == V_INTR_MASKING;
+        (control.event_injection, control.tlb_control) = (0, TlbControl::Nothing as u32);
     }
 
     /// Takes over what the VMM changed, and checks it. The dirty bits stay until all of it passed.
@@ -271,17 +411,20 @@ impl Vcpu {
         if self.processor.quirks.leaves_cr2 {
             insn::write_cr2(cr2);
         }
-        let has_clean_bits = self.processor.svm.contains(SvmFeatures::VMCB_CLEAN);
-        let clean = if has_clean_bits { self.clean.bits() } else { 0 };
         let (vmcb_frame, host) = (self.vmcb, self.host);
+        let clean = self.clean.bits() & self.all_clean;
         let vmcb = self.vmcb();
         vmcb.control.clean = clean;
         vmcb.save.rax = get!(page, gpr[RAX]);
         // SAFETY: the registers are the first field of the mapped page; the VMCB passed `accept` and intercepts what
         // `Choice::apply` says; `new` filled the host area on this CPU.
         unsafe { entry::enter(page.as_ptr().cast(), vmcb_frame.0, host.0) };
+        self.after_exit(page, plan, rip)
+    }
 
-        let vmcb = vmcb_at(vmcb_frame);
+    /// After VMRUN with this plan and, at the time, this RIP.
+    fn after_exit(&mut self, page: Page, plan: Plan, rip: u64) -> Reason {
+        let vmcb = vmcb_at(self.vmcb);
         let reason = exit::decode(vmcb, &self.processor);
         if reason == Reason::Refused {
             return reason;
@@ -377,7 +520,7 @@ impl Vcpu {
 
     /// Answers exits that are there for the kernel's own sake; false for all others. A window for host interrupts has to
     /// follow: a guest may raise #DB or #AC whenever one is delivered, without executing an instruction in between.
-    fn answer(&mut self, exit: &GuestExit, event: &mut Event) -> bool {
+    fn answer(&mut self, exit: &GuestExit) -> bool {
         const DR7_GD: u64 = 1 << 13;
         match exit.kind {
             ExitKind::DebugAccess if !self.optional.contains(Intercepts::DEBUG_REGISTERS) => {
@@ -385,8 +528,11 @@ impl Vcpu {
                 self.extra.breakpoints.want();
                 true
             }
-            ExitKind::Exception if self.exceptions >> (exit.info[0] & 31) & 1 == 0 => {
-                // It is the guest's. If it came while another event was delivered, that one is gone, as on hardware.
+            // It is the guest's, unless it came while another event was delivered: two are more than one injection holds,
+            // and the VMM decides.
+            ExitKind::Exception
+                if self.exceptions >> (exit.info[0] & 31) & 1 == 0 && !self.pending.is_valid() =>
+            {
                 let vector = exit.info[0] as u8;
                 let error_code = (vector == ALIGNMENT_CHECK).then_some(0);
                 if vector == DEBUG_EXCEPTION {
@@ -394,8 +540,7 @@ impl Vcpu {
                     self.vmcb().save.dr7 &= !DR7_GD;
                     self.clean -= Clean::DEBUG_REGISTERS;
                 }
-                *event = Event::exception(vector, error_code);
-                self.pending = *event;
+                self.pending = Event::exception(vector, error_code);
                 true
             }
             _ => false,
@@ -416,8 +561,7 @@ impl Vcpu {
         for (index, &word) in exit.info.iter().take(exit.info_words).enumerate() {
             put!(page, word => exit_info[index]);
         }
-        let want = Groups::from_bits_truncate(get!(page, want));
-        self.hand_back(page, event, exit.needs | want);
+        self.hand_back(page, event, exit.needs | wanted(page, exit.decodes));
         Returned::Exit(exit.kind as u32)
     }
 

@@ -10,7 +10,7 @@ use super::state::SHADOW;
 use crate::cpu::tables::TableRegister;
 use crate::cpu::{msr, nmi, tsc};
 use crate::virt::breakpoints::Breakpoints;
-use crate::virt::page::{Page, get, put, refuse};
+use crate::virt::page::{Page, get, put, refuse, wanted};
 use crate::virt::{GuestCpu, HostState, Returned, RunArgs};
 use core::ptr::NonNull;
 use hypercall_abi::exit::{EntryRule, ExitKind};
@@ -511,7 +511,7 @@ impl Vcpu {
     /// Writes the state that the VMM needs and what it wants beyond.
     #[inline(always)]
     fn report_state(&mut self, vmcs: CurrentVmcs, page: Page, kind: ExitKind, needed: Groups) -> Returned {
-        let groups = needed | Groups::from_bits_truncate(get!(page, want));
+        let groups = needed | wanted(page, kind == ExitKind::NestedFault);
         self.fill_rip(page, ACTIVITY_ACTIVE);
         let others = groups.difference(Groups::RIP);
         if !others.is_empty() {
