@@ -5,7 +5,7 @@ use super::processor::{Processor, SvmFeatures};
 use super::segment::cpl;
 use super::vmcb::Vmcb;
 use hypercall_abi::exit::{ControlAccess, ControlOperation, ExitKind, NestedFault, PortIo};
-use hypercall_abi::vcpu::Groups;
+use hypercall_abi::vcpu::{Event, Groups};
 
 /// Why the guest stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +144,14 @@ pub fn decode(vmcb: &Vmcb, processor: &Processor) -> Reason {
         },
     };
     Reason::Guest(guest)
+}
+
+impl GuestExit {
+    /// Whether it is an exception that the kernel gives back to the guest: one that it intercepts for its own sake, and that the
+    /// VMM did not ask for (`wanted`). Not if an event waits: two are more than one injection holds, and the VMM decides.
+    pub fn is_reflected(&self, wanted: u32, pending: Event) -> bool {
+        self.kind == ExitKind::Exception && wanted >> (self.info[0] & 31) & 1 == 0 && !pending.is_valid()
+    }
 }
 
 /// The kind of an exit that is the VMM's, for the most frequent ones: instructions whose exit code says it all, but for HLT,

@@ -270,3 +270,18 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn an_exception_that_interrupts_a_delivery_does_not_drop_what_was_delivered() {
+    let interrupt = Event::interrupt(0x30);
+    for vector in [1, 17] {
+        let exception = guest(&exit(0x40 + vector, 0, 0), &hardware());
+        assert!(exception.is_reflected(0, Event::NONE), "nothing else is there");
+        assert!(!exception.is_reflected(0, interrupt), "the VMM gets both");
+        assert!(
+            !exception.is_reflected(1 << vector, Event::NONE),
+            "the VMM asked for it"
+        );
+    }
+    assert!(!guest(&exit(0x72, 0, 0), &hardware()).is_reflected(0, Event::NONE));
+}

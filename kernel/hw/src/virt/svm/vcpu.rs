@@ -528,11 +528,7 @@ impl Vcpu {
                 self.extra.breakpoints.want();
                 true
             }
-            // It is the guest's, unless it came while another event was delivered: two are more than one injection holds,
-            // and the VMM decides.
-            ExitKind::Exception
-                if self.exceptions >> (exit.info[0] & 31) & 1 == 0 && !self.pending.is_valid() =>
-            {
+            _ if exit.is_reflected(self.exceptions, self.pending) => {
                 let vector = exit.info[0] as u8;
                 let error_code = (vector == ALIGNMENT_CHECK).then_some(0);
                 if vector == DEBUG_EXCEPTION {
