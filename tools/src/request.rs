@@ -60,6 +60,9 @@ pub struct RunArgs {
     /// Where the log goes
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
+    /// Log what time passed outside the guest, beside how often it exited
+    #[arg(long, conflicts_with = "manifest")]
+    pub statistics: bool,
     /// Repeat exactly: the guests' clocks count instructions
     #[arg(long)]
     pub deterministic: bool,
@@ -310,5 +313,6 @@ fn vm(args: &RunArgs, is_linux: bool, collector: &mut Collector) -> Result<VmCon
         on_reset: OnReset::End,
         on_crash: OnCrash::Report,
         hide_features: Vec::new(),
+        statistics: args.statistics,
     })
 }

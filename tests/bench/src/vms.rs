@@ -71,6 +71,7 @@ fn config(kernel: &str) -> VmConfig {
         on_reset: OnReset::End,
         on_crash: OnCrash::Report,
         hide_features: Vec::new(),
+        statistics: false,
     }
 }
 

@@ -29,6 +29,7 @@ pub fn boot(machine: Machine, mitigations: &str) -> Result<Boot> {
         "--machine",
         machine.name(),
         "--deterministic",
+        "--statistics",
         "--cmdline",
         "quiet",
         "--exec",

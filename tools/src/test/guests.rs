@@ -102,6 +102,7 @@ pub fn vm(name: &str, guest: &str, cmdline: &str, memory_mib: u32) -> VmConfig {
         on_reset: OnReset::End,
         on_crash: OnCrash::Report,
         hide_features: Vec::new(),
+        statistics: false,
     }
 }
 

@@ -184,16 +184,22 @@ impl Board {
         let Some((is_lapic, offset)) = self.find_memory(address) else {
             return u64::MAX;
         };
+        let mut read = |at: u64| {
+            if is_lapic {
+                self.lapic.mmio_read(at, now.guest)
+            } else {
+                self.ioapic.mmio_read(at)
+            }
+        };
+        if size == 4 && offset % 4 == 0 {
+            return read(offset).into();
+        }
         let mut bytes = [0xff; 8];
         // Registers have 32 bits on 16-byte boundaries; what is wider or crosses them is split.
         let mut done = 0;
         while done < usize::from(size.min(8)) {
             let at = offset + done as u64;
-            let word = if is_lapic {
-                self.lapic.mmio_read(at & !3, now.guest)
-            } else {
-                self.ioapic.mmio_read(at & !3)
-            };
+            let word = read(at & !3);
             let skip = (at & 3) as usize;
             let part = &word.to_le_bytes()[skip..];
             let count = part.len().min(usize::from(size.min(8)) - done);
@@ -208,13 +214,8 @@ impl Board {
         let Some((is_lapic, offset)) = self.find_memory(address).filter(|(_, offset)| offset % 4 == 0) else {
             return;
         };
-        let mask = u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)));
-        let value = value & mask;
-        for (index, word) in [value as u32, (value >> 32) as u32].into_iter().enumerate() {
-            if index == 1 && size <= 4 {
-                break;
-            }
-            let offset = offset + index as u64 * 4;
+        let mut write = |offset, word: u64| {
+            let word = word as u32;
             if is_lapic {
                 let effect = self.lapic.mmio_write(offset, word, now.guest);
                 self.apply(effect);
@@ -222,6 +223,11 @@ impl Board {
                 let messages = self.ioapic.mmio_write(offset, word);
                 messages.iter().for_each(|message| self.deliver(message));
             }
+        };
+        let value = value & u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)));
+        write(offset, value);
+        if size > 4 {
+            write(offset + 4, value >> 32);
         }
     }
 
@@ -343,6 +349,10 @@ impl Board {
 
     pub(crate) fn take_nmi(&mut self) {
         self.is_nmi_pending = false;
+    }
+
+    pub(crate) fn has_request(&self) -> bool {
+        self.request.is_some()
     }
 
     pub(crate) fn take_request(&mut self) -> Option<Request> {

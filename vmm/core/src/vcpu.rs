@@ -99,34 +99,46 @@ pub const fn code_bits(page: &VcpuPage) -> u32 {
 
 /// Puts the CPU behind the instruction of `length` bytes that was just emulated: RIP, the interrupt shadow, RF, and
 /// the single-step trap if TF is set.
+#[inline]
 pub fn complete_instruction(vcpu: &mut impl Vcpu, length: u8) {
     let page = vcpu.page();
     let next = page.rip.wrapping_add(length.into());
-    let traps = page.rflags & RFLAGS_TF != 0;
-    // The mode matters only where RIP could wrap; elsewhere the kernel need not be asked for it.
-    let may_wrap = (page.rip ^ next) >> 16 != 0;
-    let page = if may_wrap { vcpu.state(MODE) } else { vcpu.page() };
-    page.rip = if may_wrap { wrap_rip(page, next) } else { next };
-    page.rflags &= !RFLAGS_RF;
     page.interruptibility &= !(Interruptibility::STI | Interruptibility::MOV_SS).bits();
     page.activity = ACTIVITY_ACTIVE;
     page.dirty |= Groups::RIP.bits();
-    if traps && !page.inject.is_valid() {
-        const DR6_SINGLE_STEP: u64 = 1 << 14;
-        let page = vcpu.state(Groups::DEBUG);
-        page.dr6 |= DR6_SINGLE_STEP;
-        page.dirty |= Groups::DEBUG.bits();
-        page.inject = Event::exception(fault::DEBUG_EXCEPTION, None);
-        page.dirty |= Groups::INJECT.bits();
+    let traps = page.rflags & RFLAGS_TF != 0;
+    page.rflags &= !RFLAGS_RF;
+    // The mode matters only where RIP could wrap; elsewhere the kernel need not be asked for it.
+    if (page.rip ^ next) >> 16 == 0 {
+        page.rip = next;
+    } else {
+        wrap_rip(vcpu, next);
+    }
+    if traps {
+        trap_single_step(vcpu);
     }
 }
 
-fn wrap_rip(page: &VcpuPage, next: u64) -> u64 {
-    match code_bits(page) {
+#[cold]
+fn wrap_rip(vcpu: &mut impl Vcpu, next: u64) {
+    let page = vcpu.state(MODE);
+    page.rip = match code_bits(page) {
         64 => next,
         16 if page.cr0 & CR0_PE == 0 => next & 0xffff,
         _ => next & 0xffff_ffff,
+    };
+}
+
+#[cold]
+fn trap_single_step(vcpu: &mut impl Vcpu) {
+    const DR6_SINGLE_STEP: u64 = 1 << 14;
+    if vcpu.page().inject.is_valid() {
+        return;
     }
+    let page = vcpu.state(Groups::DEBUG);
+    page.dr6 |= DR6_SINGLE_STEP;
+    page.inject = Event::exception(fault::DEBUG_EXCEPTION, None);
+    page.dirty |= (Groups::DEBUG | Groups::INJECT).bits();
 }
 
 /// Reads a general-purpose register; RSP needs `CS_SS`.

@@ -1,6 +1,5 @@
 //! The guest's CPU, as the VM's logic wants it.
 
-use usys::abi::exit::ExitKind;
 use usys::abi::vcpu::{Groups, VcpuPage};
 use usys::vcpu::MappedVcpu;
 use vmm_core::vcpu::Vcpu;
@@ -15,23 +14,32 @@ impl GuestCpu {
         GuestCpu(vcpu)
     }
 
-    /// Runs the guest until an exit.
-    pub fn run(&mut self) -> usys::Result<Option<ExitKind>> {
-        self.0.run()
+    /// Runs the guest until an exit, of which the page tells.
+    #[inline]
+    pub fn run(&mut self) -> usys::Result<()> {
+        self.0.run().map(drop)
     }
 }
 
 impl Vcpu for GuestCpu {
+    #[inline]
     fn page(&mut self) -> &mut VcpuPage {
         self.0.page()
     }
 
+    #[inline]
     fn require(&mut self, groups: Groups) {
         let page = self.0.page();
         let missing = groups.bits() & !(page.filled | page.dirty);
-        if missing == 0 {
-            return;
+        if missing != 0 {
+            self.fetch(missing);
         }
+    }
+}
+
+impl GuestCpu {
+    #[cold]
+    fn fetch(&mut self, missing: u32) {
         match self.0.read(Groups::from_bits_retain(missing)) {
             Ok(()) => self.0.page().filled |= missing,
             // The page keeps older values: the guest may see them, nobody else.

@@ -71,11 +71,13 @@ impl Output {
     }
 
     /// TSC at which [`Self::flush_if_due`] has something to do; `u64::MAX` if never.
+    #[inline]
     pub fn deadline(&self) -> u64 {
         self.deadline
     }
 
     /// Sends what waited long enough at TSC `now`.
+    #[inline]
     pub fn flush_if_due(&mut self, now: u64, sink: &mut impl Sink) {
         if now >= self.deadline {
             self.flush(sink);
@@ -83,6 +85,7 @@ impl Output {
     }
 
     /// Sends everything.
+    #[inline(never)]
     pub fn flush(&mut self, sink: &mut impl Sink) {
         self.deadline = u64::MAX;
         for (buffer, &stream) in self.ports.iter_mut().zip(&STREAMS) {

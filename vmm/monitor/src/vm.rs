@@ -37,10 +37,18 @@ pub struct Vm {
     now: u64,
 }
 
+/// Why the guest does not go on.
+enum End {
+    /// It reset its machine.
+    Reset,
+    /// The VM ended.
+    Outcome(Outcome),
+}
+
 impl Vm {
     /// Makes the guest's memory and CPU; the kernel is not loaded yet.
     pub fn new(info: &'static ProcessInfo, config: VmConfig, channel: Channel) -> Result<Self, &'static str> {
-        let statistics = Statistics::new(cpu::now());
+        let statistics = Statistics::new(cpu::now(), config.statistics);
         let images = Images::new(info, &config)?;
         let header = &info.header;
         let (ram, vcpu) = create(header, &config).map_err(|error| {
@@ -69,18 +77,13 @@ impl Vm {
             Err(outcome) => return outcome,
         };
         let outcome = loop {
-            match self.step(&mut machine) {
-                Ok(Action::Run) => {}
-                Ok(action) => {
-                    let outcome = match action {
-                        Action::End(outcome) => outcome,
-                        _ => Outcome::Reset,
-                    };
-                    if let Err(outcome) = self.restart(&mut machine, outcome) {
-                        break outcome;
-                    }
-                }
+            let outcome = match self.run_guest(&mut machine) {
+                Ok(End::Reset) => Outcome::Reset,
+                Ok(End::Outcome(outcome)) => outcome,
                 Err(error) => break Outcome::unsupported(format_args!("the kernel refused {error}")),
+            };
+            if let Err(outcome) = self.restart(&mut machine, outcome) {
+                break outcome;
             }
         };
         self.output.flush(&mut self.channel);
@@ -137,31 +140,39 @@ impl Vm {
             .map_err(Outcome::not_started)
     }
 
-    /// One entry and the exit after it.
-    fn step(&mut self, machine: &mut Machine) -> usys::Result<Action> {
-        self.channel.receive(|port, bytes| machine.input(port, bytes));
-        // The time of the last exit will do: deadlines are absolute.
-        machine.prepare_entry(&mut self.vcpu, self.now);
-        let page = self.vcpu.page();
-        page.deadline = page.deadline.min(self.output.deadline());
-        self.statistics.enter(cpu::now());
-        let exit = self.vcpu.run()?;
-        let now = cpu::now();
-        self.statistics.exit(exit, now);
-        self.now = now;
-        let action = machine.handle_exit(&mut self.vcpu, &mut self.ram, now);
-        if machine.take_has_output() {
-            self.collect(machine, now);
+    /// Enters the guest and handles its exits until it ends or resets its machine: what happens here happens at every exit.
+    fn run_guest(&mut self, machine: &mut Machine) -> usys::Result<End> {
+        loop {
+            self.channel.receive(|port, bytes| machine.input(port, bytes));
+            // The time of the last exit will do: deadlines are absolute.
+            machine.prepare_entry(&mut self.vcpu, self.now);
+            let page = self.vcpu.page();
+            page.deadline = page.deadline.min(self.output.deadline());
+            self.statistics.enter();
+            self.vcpu.run()?;
+            let now = cpu::now();
+            let kind = self.vcpu.page().exit_kind;
+            self.statistics.exit(kind, now);
+            self.now = now;
+            let action = machine.handle_exit(&mut self.vcpu, &mut self.ram, now);
+            if machine.take_has_output() {
+                self.collect(machine, now);
+            }
+            if kind == ExitKind::Hlt as u32 {
+                self.output.flush(&mut self.channel);
+            } else {
+                self.output.flush_if_due(now, &mut self.channel);
+            }
+            match action {
+                Action::Run => {}
+                Action::Reset => return Ok(End::Reset),
+                Action::End(outcome) => return Ok(End::Outcome(outcome)),
+            }
         }
-        if exit == Some(ExitKind::Hlt) {
-            self.output.flush(&mut self.channel);
-        } else {
-            self.output.flush_if_due(now, &mut self.channel);
-        }
-        Ok(action)
     }
 
     /// Takes what the machine has to say.
+    #[cold]
     fn collect(&mut self, machine: &mut Machine, now: u64) {
         for port in 0..SERIAL_PORTS {
             let mut bytes = machine.take_output(port).peekable();

@@ -85,6 +85,9 @@ pub struct VmConfig {
     /// CPU features to hide, by their name in Linux's /proc/cpuinfo (`avx2`, `x2apic`, …).
     #[serde(default)]
     pub hide_features: Vec<String>,
+    /// Whether the VMM's log says at the end how much time passed outside the guest, beside how often it exited.
+    #[serde(default)]
+    pub statistics: bool,
 }
 
 const fn default_priority() -> u8 {
@@ -219,6 +222,7 @@ mod tests {
             on_reset: OnReset::End,
             on_crash: OnCrash::Report,
             hide_features: Vec::new(),
+            statistics: false,
         }
     }
 

@@ -46,6 +46,7 @@ impl MappedVcpu {
     }
 
     /// The page.
+    #[inline]
     pub fn page(&mut self) -> &mut VcpuPage {
         self.page
     }

@@ -84,7 +84,20 @@ impl Window {
         Ok(())
     }
 
+    /// The 64-bit value at `offset`, which need not be aligned.
+    #[inline]
+    pub fn read_u64(&self, offset: usize) -> Result<u64, OutOfWindow> {
+        let from = self.at(offset, 8)?;
+        let value;
+        // SAFETY: the eight bytes are inside the window; MOV needs no alignment.
+        unsafe {
+            asm!("mov {}, qword ptr [{}]", out(reg) value, in(reg) from, options(nostack, preserves_flags, readonly));
+        }
+        Ok(value)
+    }
+
     /// Copies `from` to `offset`; all or nothing.
+    #[inline]
     pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfWindow> {
         let to = self.at(offset, from.len())?;
         // SAFETY: as in `read`.
@@ -142,6 +155,7 @@ impl Window {
     }
 
     /// The address of `offset`, if `len` bytes from there are inside.
+    #[inline]
     fn at(&self, offset: usize, len: usize) -> Result<*mut u8, OutOfWindow> {
         match offset.checked_add(len) {
             Some(end) if end <= self.len => Ok(self.base.wrapping_add(offset)),
@@ -156,23 +170,28 @@ impl Window {
 /// # Safety
 ///
 /// `len` bytes are readable at `from` and writable at `to`.
+#[inline]
 unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
-    // SAFETY: volatile accesses and MOVS touch `len` bytes on both sides, as the caller allows; the small sizes are for
-    // the accesses of emulated devices, and need alignment for `read_volatile` and `write_volatile`.
+    macro_rules! move_once {
+        ($class:ident, $register:literal, $size:literal) => {
+            asm!(
+                concat!("mov {value", $register, "}, ", $size, " ptr [{from}]"),
+                concat!("mov ", $size, " ptr [{to}], {value", $register, "}"),
+                from = in(reg) from,
+                to = in(reg) to,
+                value = out($class) _,
+                options(nostack, preserves_flags),
+            )
+        };
+    }
+    // SAFETY: each touches `len` bytes on both sides, as the caller allows. The small sizes are for the accesses of emulated
+    // devices and page walks; MOV needs no alignment.
     unsafe {
-        let aligned = (to as usize | from as usize).is_multiple_of(len.max(1));
         match len {
-            0 => {}
-            1 => to.write_volatile(from.read_volatile()),
-            2 if aligned => to
-                .cast::<u16>()
-                .write_volatile(from.cast::<u16>().read_volatile()),
-            4 if aligned => to
-                .cast::<u32>()
-                .write_volatile(from.cast::<u32>().read_volatile()),
-            8 if aligned => to
-                .cast::<u64>()
-                .write_volatile(from.cast::<u64>().read_volatile()),
+            1 => move_once!(reg_byte, "", "byte"),
+            2 => move_once!(reg, ":x", "word"),
+            4 => move_once!(reg, ":e", "dword"),
+            8 => move_once!(reg, "", "qword"),
             _ => asm!(
                 "rep movsq",
                 "mov rcx, rdx",
@@ -205,6 +224,9 @@ mod tests {
             }
         }
         window.zero(3, 4097).unwrap();
+        window.write(5, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
+        assert_eq!(window.read_u64(5), Ok(0x0807_0605_0403_0201));
+        window.zero(5, 8).unwrap();
         let mut back = [1; 4097];
         window.read(3, &mut back).unwrap();
         assert_eq!(back, [0; 4097]);
@@ -215,6 +237,7 @@ mod tests {
         let window = Window::leak(4096).slice(8, 16).unwrap();
         assert_eq!(window.write(9, &[0; 8]), Err(OutOfWindow));
         assert_eq!(window.read(usize::MAX, &mut [0; 2]), Err(OutOfWindow));
+        assert_eq!(window.read_u64(9), Err(OutOfWindow));
         assert_eq!(window.zero(0, 17), Err(OutOfWindow));
         assert!(window.atomic_u32(14).is_err());
         assert!(window.atomic_u64(12).is_err());

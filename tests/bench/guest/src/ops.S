@@ -1,6 +1,6 @@
 # Loops that store what RDTSC says about an operation: bench_NAME(results, count, argument). The operation finds the argument in
-# R15 and may change RAX, RBX, RCX, RDX, RSI, RDI, RBP and R8 to R11. Then it runs once more between two XCHG BX, BX, for whoever
-# traces, unless it is nothing.
+# R15 and may change RAX, RBX, RCX, RDX, RSI, RDI, RBP and R8 to R11. It runs once between two XCHG BX, BX, for whoever traces,
+# unless it is nothing.
 
 .macro enter name
         .global bench_\name
@@ -44,13 +44,24 @@ bench_\name:
         .endif
 .endm
 
+# In the last iteration of a loop.
+.macro mark_last operation
+        .ifnb   \operation
+        cmp     r12d, 1
+        jne     3f
+        xchg    bx, bx
+3:
+        .endif
+.endm
+
 # The same instruction again and again.
 .macro again name, operation
         enter   \name
-2:      timed   "\operation"
+2:      mark_last "\operation"
+        timed   "\operation"
+        mark_last "\operation"
         dec     r12d
         jnz     2b
-        marked  "\operation"
         leave_now
 .endm
 

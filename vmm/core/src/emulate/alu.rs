@@ -27,9 +27,9 @@ pub(super) enum Operation {
     Negate,
 }
 
-/// The low `size` bytes of a value.
+/// The low `size` bytes (1 to 8) of a value.
 pub(super) fn truncate(value: u64, size: usize) -> u64 {
-    value & u64::MAX >> (64 - 8 * size.clamp(1, 8))
+    value & u64::MAX >> (64u32.wrapping_sub(8 * size as u32) & 63)
 }
 
 /// A value of `size` bytes with its sign carried up.

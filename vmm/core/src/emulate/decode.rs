@@ -2,11 +2,12 @@
 
 use alloc::format;
 use hypercall_abi::exit::ExitKind;
-use hypercall_abi::vcpu::CS;
+use hypercall_abi::vcpu::{CS, VcpuPage};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
 use vdev::guest_mem::GuestMemory;
 
-use super::walk::{Access, Paging};
+use super::cache::{DecodeCache, Decoded};
+use super::walk::{Access, Paging, Trace};
 use crate::fault::{Fault, Trouble};
 use crate::vcpu::{MODE, Vcpu, code_bits};
 
@@ -15,50 +16,104 @@ const MAX_LENGTH: usize = 15;
 const PAGE_SIZE: u64 = 4096;
 
 /// Bytes at the instruction pointer.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Bytes {
-    bytes: [u8; MAX_LENGTH],
+    /// Little-endian; what is behind the last byte is anything.
+    word: u128,
+    /// 0 to [`MAX_LENGTH`].
     length: usize,
 }
 
 impl Bytes {
+    /// None.
+    pub const NONE: Bytes = Bytes { word: 0, length: 0 };
+
     /// Bytes that the hardware fetched: [`hypercall_abi::exit::NestedFault`], info\[3\] to info\[5\].
-    pub fn from_exit(count: u64, words: [u64; 2]) -> Bytes {
-        let mut bytes = [0; MAX_LENGTH];
-        for (byte, from) in bytes.iter_mut().zip(words.into_iter().flat_map(u64::to_le_bytes)) {
-            *byte = from;
-        }
+    pub fn from_exit(count: u64, [low, high]: [u64; 2]) -> Bytes {
         Bytes {
-            bytes,
-            length: usize::try_from(count).unwrap_or(MAX_LENGTH).min(MAX_LENGTH),
+            word: u128::from(high) << 64 | u128::from(low),
+            length: count.min(MAX_LENGTH as u64) as usize,
         }
     }
 
-    fn as_slice(&self) -> &[u8] {
-        &self.bytes[..self.length]
+    /// As many bytes as an instruction can have, from RAM at `physical`; `None` if they are not all in its page.
+    pub(super) fn read_whole(memory: &impl GuestMemory, physical: u64) -> Option<Bytes> {
+        if physical % PAGE_SIZE > PAGE_SIZE - 16 {
+            return None;
+        }
+        let low = memory.read_u64(physical).ok()?;
+        let high = memory.read_u64(physical + 8).ok()?;
+        Some(Bytes::from_exit(MAX_LENGTH as u64, [low, high]))
+    }
+
+    /// The first `length` bytes, at most 15, and a mask with ones for them.
+    pub(super) fn prefix(&self, length: usize) -> (u128, u128) {
+        let mask = (1 << (8 * length.min(MAX_LENGTH))) - 1;
+        (self.word & mask, mask)
+    }
+
+    /// Whether these bytes begin with a prefix as [`Self::prefix`] returns it.
+    pub(super) fn has_prefix(&self, bytes: u128, mask: u128) -> bool {
+        // The mask is as long as the prefix.
+        let is_long_enough = mask >> (8 * self.length) == 0;
+        is_long_enough && self.word & mask == bytes
+    }
+
+    fn starts_with(&self, code: &[u8]) -> bool {
+        self.word.to_le_bytes()[..self.length].starts_with(code)
     }
 }
 
-/// The instruction at the instruction pointer.
+/// Decodes the instruction at the instruction pointer, unless the cache has it already. `known` are bytes of it that the
+/// hardware fetched.
 ///
 /// # Errors
 /// The fault that fetching or decoding it raises.
-pub(super) fn decode(
+pub(super) fn decode<'a>(
     vcpu: &mut impl Vcpu,
     memory: &mut impl GuestMemory,
-    known: Bytes,
-) -> Result<Instruction, Fault> {
+    cache: &'a mut DecodeCache,
+    known: &Bytes,
+) -> Result<&'a Decoded, Fault> {
+    let page = vcpu.state(MODE);
+    let (rip, code_bits) = (page.rip, code_bits(page));
+    let fetched = match known.length {
+        0 if code_bits == 64 => cache.fetch(page, memory),
+        0 => None,
+        _ => Some(*known),
+    };
+    if !fetched.is_some_and(|fetched| cache.has(rip, code_bits, &fetched)) {
+        decode_anew(vcpu, memory, cache, known)?;
+    }
+    cache.get(rip).ok_or(Fault::UNDEFINED)
+}
+
+#[inline(never)]
+fn decode_anew(
+    vcpu: &mut impl Vcpu,
+    memory: &mut impl GuestMemory,
+    cache: &mut DecodeCache,
+    known: &Bytes,
+) -> Result<(), Fault> {
+    let page = vcpu.page();
+    let (rip, code_bits) = (page.rip, code_bits(page));
     if known.length > 0
-        && let Ok(instruction) = decode_bytes(vcpu, known.as_slice())
+        && let Ok(instruction) = decode_bytes(page, known)
     {
-        return Ok(instruction);
+        cache.insert(rip, code_bits, known, None, &instruction);
+        return Ok(());
     }
     let fetched = fetch(vcpu, memory)?;
-    decode_fetched(vcpu, &fetched)
+    if fetched.trace.is_none() && cache.has(rip, code_bits, &fetched.bytes) {
+        return Ok(());
+    }
+    let instruction = decode_fetched(vcpu, &fetched)?;
+    cache.insert(rip, code_bits, &fetched.bytes, fetched.trace, &instruction);
+    Ok(())
 }
 
 fn decode_fetched(vcpu: &mut impl Vcpu, fetched: &Fetched) -> Result<Instruction, Fault> {
-    decode_bytes(vcpu, fetched.bytes.as_slice()).map_err(|error| match (error, fetched.end) {
+    decode_bytes(vcpu.state(MODE), &fetched.bytes).map_err(|error| match (error, fetched.end) {
         (DecoderError::NoMoreBytes, Some(fault)) => fault,
         // More than 15 bytes.
         (DecoderError::NoMoreBytes, None) => Fault::PROTECTION,
@@ -66,9 +121,14 @@ fn decode_fetched(vcpu: &mut impl Vcpu, fetched: &Fetched) -> Result<Instruction
     })
 }
 
-fn decode_bytes(vcpu: &mut impl Vcpu, bytes: &[u8]) -> Result<Instruction, DecoderError> {
-    let page = vcpu.state(MODE);
-    let mut decoder = Decoder::with_ip(code_bits(page), bytes, page.rip, DecoderOptions::NONE);
+fn decode_bytes(page: &VcpuPage, bytes: &Bytes) -> Result<Instruction, DecoderError> {
+    let array = bytes.word.to_le_bytes();
+    let mut decoder = Decoder::with_ip(
+        code_bits(page),
+        &array[..bytes.length],
+        page.rip,
+        DecoderOptions::NONE,
+    );
     let instruction = decoder.decode();
     match decoder.last_error() {
         DecoderError::None => Ok(instruction),
@@ -79,12 +139,32 @@ fn decode_bytes(vcpu: &mut impl Vcpu, bytes: &[u8]) -> Result<Instruction, Decod
 /// As many bytes as the mode, the segment and the page tables let the CPU fetch, and what stops it.
 struct Fetched {
     bytes: Bytes,
+    /// How they were found, if they are all on one page.
+    trace: Option<Trace>,
     end: Option<Fault>,
 }
 
 fn fetch(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory) -> Result<Fetched, Fault> {
     let page = vcpu.state(MODE);
     let paging = Paging::of(page);
+    if code_bits(page) == 64 {
+        let trace = paging.trace(memory, page.rip, Access::Fetch)?;
+        if let Some(bytes) = Bytes::read_whole(memory, trace.physical()) {
+            return Ok(Fetched {
+                bytes,
+                trace: Some(trace),
+                end: None,
+            });
+        }
+    }
+    fetch_in_pieces(page, &paging, memory)
+}
+
+fn fetch_in_pieces(
+    page: &VcpuPage,
+    paging: &Paging,
+    memory: &mut impl GuestMemory,
+) -> Result<Fetched, Fault> {
     let (base, limit, linear_mask) = match code_bits(page) {
         64 => (0, u64::MAX, u64::MAX),
         _ => (
@@ -93,41 +173,41 @@ fn fetch(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory) -> Result<Fetched,
             0xffff_ffff,
         ),
     };
-    let mut fetched = Bytes::default();
-    while fetched.length < MAX_LENGTH {
-        let offset = page.rip.wrapping_add(fetched.length as u64);
+    let (mut bytes, mut length) = ([0; 16], 0);
+    let mut end = None;
+    while length < MAX_LENGTH {
+        let offset = page.rip.wrapping_add(length as u64);
         if offset > limit {
-            return stop(fetched, Fault::PROTECTION);
+            end = Some(Fault::PROTECTION);
+            break;
         }
         let linear = base.wrapping_add(offset) & linear_mask;
         let physical = match paging.translate(memory, linear, Access::Fetch) {
             Ok(physical) => physical,
-            Err(fault) => return stop(fetched, fault),
+            Err(fault) => {
+                end = Some(fault);
+                break;
+            }
         };
         let in_page = (PAGE_SIZE - linear % PAGE_SIZE).min((limit - offset).saturating_add(1));
-        let end = MAX_LENGTH.min(fetched.length + in_page as usize);
-        let into = &mut fetched.bytes[fetched.length..end];
+        let into = &mut bytes[length..MAX_LENGTH.min(length + in_page as usize)];
         if memory.read(physical, into).is_err() {
             // Where there is no RAM the CPU reads ones, which are no instruction.
             into.fill(0xff);
         }
-        fetched.length = end;
+        length += into.len();
     }
-    Ok(Fetched {
-        bytes: fetched,
-        end: None,
-    })
-}
-
-/// What cannot be fetched matters only if the instruction is not complete without it.
-fn stop(fetched: Bytes, fault: Fault) -> Result<Fetched, Fault> {
-    if fetched.length == 0 {
-        Err(fault)
-    } else {
-        Ok(Fetched {
-            bytes: fetched,
-            end: Some(fault),
-        })
+    // What cannot be fetched matters only if the instruction is not complete without it.
+    match end {
+        Some(fault) if length == 0 => Err(fault),
+        _ => Ok(Fetched {
+            bytes: Bytes {
+                word: u128::from_le_bytes(bytes),
+                length,
+            },
+            trace: None,
+            end,
+        }),
     }
 }
 
@@ -175,7 +255,7 @@ pub fn verify_length(
 fn find_length(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory, kind: ExitKind) -> Result<u8, Trouble> {
     let fetched = fetch(vcpu, memory)?;
     match plain_form(kind) {
-        Some(code) if fetched.bytes.as_slice().starts_with(code) => Ok(code.len() as u8),
+        Some(code) if fetched.bytes.starts_with(code) => Ok(code.len() as u8),
         _ => Ok(check_exiting(vcpu, &fetched, kind)?.len() as u8),
     }
 }

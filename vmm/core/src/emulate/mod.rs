@@ -1,24 +1,28 @@
 //! Instructions that the hardware leaves to us: those that reach device memory, and string I/O.
 //!
-//! `decode` fetches and decodes, `operand` and `string` execute, and memory is reached through `segment`, `access` and
-//! `walk`. Every
-//! step may end in a [`crate::fault::Fault`] for the guest, with nothing done but the completed iterations of a string
+//! `decode` fetches and decodes, with `cache` as its memory; `transfer`, `operand` and `string` execute; memory is reached
+//! through `address`, `segment`, `access` and `walk`. Every step may end in a [`crate::fault::Fault`] for the guest, with nothing done but the completed iterations of a string
 //! instruction, as on a CPU.
 
 mod access;
+mod address;
 mod alu;
+mod cache;
 mod decode;
 mod operand;
+mod register;
 mod segment;
 mod string;
+mod transfer;
 mod walk;
 
+pub use access::Reached;
+pub use cache::DecodeCache;
 pub use decode::{Bytes, decode_exiting, verify_length};
 pub use operand::{control_operand, gpr_operand, read_operand, write_operand};
 pub use walk::{Access, Paging};
 
 use alloc::format;
-use alloc::string::String;
 use iced_x86::{Instruction, Mnemonic};
 use vdev::guest_mem::GuestMemory;
 
@@ -26,6 +30,7 @@ use crate::fault::Trouble;
 use crate::vcpu::{Vcpu, complete_instruction};
 use access::LinearSpace;
 use alu::Operation;
+use cache::Work;
 use operand::Operands;
 
 /// What answers where there is no RAM.
@@ -41,15 +46,20 @@ pub trait Devices {
 }
 
 /// Why an instruction is emulated. The CPU checked what it executed for that; what is found in memory must be the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Cause {
     /// It reached device memory.
-    Memory,
+    Memory {
+        /// What the CPU did before it exited, if it is known.
+        reached: Option<Reached>,
+        /// Bytes of the instruction that the hardware fetched.
+        known: Bytes,
+    },
     /// It is INS or OUTS, and the CPU allowed the port.
     Port,
 }
 
-/// Executes the instruction that the vCPU is on. `known` are bytes of it that are known already.
+/// Executes the instruction that the vCPU is on.
 ///
 /// A string instruction with REP does a bounded number of iterations and leaves the rest to the next exit.
 ///
@@ -59,23 +69,37 @@ pub fn emulate<M: GuestMemory>(
     vcpu: &mut impl Vcpu,
     memory: &mut M,
     devices: &mut impl Devices,
+    cache: &mut DecodeCache,
     cause: Cause,
-    known: Bytes,
 ) -> Result<(), Trouble> {
-    let instruction = decode::decode(vcpu, memory, known)?;
-    if string::is_port_io(instruction.mnemonic()) != (cause == Cause::Port) {
-        let reason = format!("is not what the CPU reported ({cause:?})");
-        return Err(unsupported(vcpu, &instruction, reason));
+    let (reached, known) = match cause {
+        Cause::Memory { reached, known } => (reached, known),
+        Cause::Port => (None, Bytes::NONE),
+    };
+    let decoded = decode::decode(vcpu, memory, cache, &known)?;
+    if decoded.is_port_io != matches!(cause, Cause::Port) {
+        let rip = vcpu.page().rip;
+        return Err(Trouble::Unsupported(format!(
+            "the CPU reported another instruction than that at {rip:#x}"
+        )));
     }
-    let mut space = LinearSpace::of(vcpu, memory, devices);
-    let is_complete = if string::is_string(instruction.mnemonic()) {
-        string::execute(vcpu, &mut space, &instruction)?
-    } else {
-        execute(vcpu, &mut space, &instruction)?;
-        true
+    let mut space = LinearSpace::new(memory, devices);
+    let is_complete = match &decoded.work {
+        Work::Transfer(transfer) => {
+            space.reached = reached;
+            transfer.execute(vcpu, &mut space)?;
+            true
+        }
+        Work::Other(instruction) => {
+            space.reached = reached;
+            execute(vcpu, &mut space, instruction)?;
+            true
+        }
+        // It reaches memory at more than one address.
+        Work::String(instruction) => string::execute(vcpu, &mut space, instruction)?,
     };
     if is_complete {
-        complete_instruction(vcpu, instruction.len() as u8);
+        complete_instruction(vcpu, decoded.length);
     }
     Ok(())
 }
@@ -87,14 +111,6 @@ fn execute<M: GuestMemory, D: Devices>(
 ) -> Result<(), Trouble> {
     let mut operands = Operands::new(vcpu, space, instruction)?;
     match instruction.mnemonic() {
-        Mnemonic::Mov | Mnemonic::Movzx | Mnemonic::Movnti => {
-            let value = operands.read(1)?;
-            operands.write(0, value)?;
-        }
-        Mnemonic::Movsx | Mnemonic::Movsxd => {
-            let value = operands.read(1)?;
-            operands.write(0, alu::sign_extend(value, operands.size(1)))?;
-        }
         Mnemonic::Xchg => {
             // The memory operand, which may fault, goes first.
             let memory = usize::from(operands.is_memory(1));
@@ -141,14 +157,11 @@ fn operation(mnemonic: Mnemonic) -> Option<(Operation, bool)> {
 }
 
 fn not_emulated(vcpu: &mut impl Vcpu, instruction: &Instruction) -> Trouble {
-    let reason = "works on memory where there is no RAM".into();
-    unsupported(vcpu, instruction, reason)
-}
-
-fn unsupported(vcpu: &mut impl Vcpu, instruction: &Instruction, reason: String) -> Trouble {
-    let rip = vcpu.page().rip;
     let mnemonic = instruction.mnemonic();
-    Trouble::Unsupported(format!("{mnemonic:?} at {rip:#x} {reason}"))
+    let rip = vcpu.page().rip;
+    Trouble::Unsupported(format!(
+        "{mnemonic:?} at {rip:#x} works on memory where there is no RAM"
+    ))
 }
 
 #[cfg(test)]

@@ -1,22 +1,21 @@
 //! Operands of one instruction.
 
 use hypercall_abi::vcpu::Groups;
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Instruction, OpKind};
 use vdev::guest_mem::GuestMemory;
 
 use super::access::LinearSpace;
-use super::alu::{Operation, sign_extend, truncate};
+use super::address::Address;
+use super::alu::{Operation, sign_extend};
+use super::register::Gpr;
 use super::walk::Access;
-use super::{Devices, not_emulated, segment};
+use super::{Devices, not_emulated};
 use crate::fault::{Fault, Trouble};
-use crate::vcpu::{MODE, Vcpu, code_bits, read_gpr, write_gpr};
-
-/// Segments and general-purpose registers: what an effective address may need beside [`MODE`].
-pub(super) const ADDRESSING: Groups = MODE.union(Groups::DATA_SEGMENTS);
+use crate::vcpu::{MODE, Vcpu, code_bits};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operand {
-    Gpr(Register),
+    Gpr(Gpr),
     Immediate(u64),
     Memory(u64),
 }
@@ -49,7 +48,7 @@ impl<'a, 'b, V: Vcpu, M: GuestMemory, D: Devices> Operands<'a, 'b, V, M, D> {
         if let (Operand::Memory(address), Operand::Gpr(register)) = (operands[0], operands[1])
             && is_bit_operation(instruction)
         {
-            let index = sign_extend(read_register(vcpu, register), sizes[1]) as i64;
+            let index = sign_extend(register.read(vcpu), sizes[1]) as i64;
             let bits = 8 * sizes[0] as i64;
             let moved = index.div_euclid(bits) * sizes[0] as i64;
             operands[0] = Operand::Memory(wrap(vcpu, address.wrapping_add_signed(moved)));
@@ -66,27 +65,26 @@ impl<'a, 'b, V: Vcpu, M: GuestMemory, D: Devices> Operands<'a, 'b, V, M, D> {
         })
     }
 
-    pub(super) fn size(&self, index: usize) -> usize {
-        self.sizes[index]
-    }
-
     pub(super) fn is_memory(&self, index: usize) -> bool {
         matches!(self.operands[index], Operand::Memory(_))
     }
 
     pub(super) fn read(&mut self, index: usize) -> Result<u64, Fault> {
         match self.operands[index] {
-            Operand::Gpr(register) => Ok(read_register(self.vcpu, register)),
+            Operand::Gpr(register) => Ok(register.read(self.vcpu)),
             Operand::Immediate(value) => Ok(value),
-            Operand::Memory(address) => self.space.read(address, self.sizes[index]),
+            Operand::Memory(address) => self.space.read(self.vcpu.page(), address, self.sizes[index]),
         }
     }
 
     pub(super) fn write(&mut self, index: usize, value: u64) -> Result<(), Fault> {
         match self.operands[index] {
-            Operand::Gpr(register) => write_register(self.vcpu, register, value),
+            Operand::Gpr(register) => register.write(self.vcpu, value),
             Operand::Immediate(_) => {}
-            Operand::Memory(address) => self.space.write(address, self.sizes[index], value)?,
+            Operand::Memory(address) => {
+                self.space
+                    .write(self.vcpu.page(), address, self.sizes[index], value)?;
+            }
         }
         Ok(())
     }
@@ -94,7 +92,9 @@ impl<'a, 'b, V: Vcpu, M: GuestMemory, D: Devices> Operands<'a, 'b, V, M, D> {
     /// Faults as [`Self::write`] would: a device must not be read if the write that follows faults.
     pub(super) fn check_write(&mut self, index: usize) -> Result<(), Fault> {
         match self.operands[index] {
-            Operand::Memory(address) => self.space.check_write(address, self.sizes[index]),
+            Operand::Memory(address) => self
+                .space
+                .check_write(self.vcpu.page(), address, self.sizes[index]),
             _ => Ok(()),
         }
     }
@@ -133,18 +133,18 @@ fn locate(
 ) -> Result<Option<(Operand, usize)>, Fault> {
     let operand = match instruction.op_kind(index) {
         OpKind::Register => {
-            let register = instruction.op_register(index);
-            register
-                .is_gpr()
-                .then(|| (Operand::Gpr(register), register.size()))
+            let register = Gpr::of(instruction.op_register(index));
+            register.map(|register| (Operand::Gpr(register), register.size()))
         }
         OpKind::Memory => {
             let size = instruction.memory_size().size();
             if !matches!(size, 1 | 2 | 4 | 8) {
                 return Ok(None);
             }
-            let address = effective_address(vcpu, instruction, index, size, Access::Read)?;
-            Some((Operand::Memory(address), size))
+            let Some(address) = Address::of(instruction, index) else {
+                return Ok(None);
+            };
+            Some((Operand::Memory(address.linear(vcpu, size, Access::Read)?), size))
         }
         _ => instruction
             .try_immediate(index)
@@ -154,31 +154,6 @@ fn locate(
     Ok(operand)
 }
 
-/// The linear address of `size` bytes at a memory operand.
-pub(super) fn effective_address(
-    vcpu: &mut impl Vcpu,
-    instruction: &Instruction,
-    index: u32,
-    size: usize,
-    access: Access,
-) -> Result<u64, Fault> {
-    vcpu.require(ADDRESSING);
-    let offset = instruction.virtual_address(index, 0, |register, _, _| {
-        if register.is_segment_register() {
-            Some(0)
-        } else {
-            register.is_gpr().then(|| read_register(vcpu, register))
-        }
-    });
-    // Vector registers as index are in no instruction that is emulated.
-    let offset = offset.ok_or(Fault::UNDEFINED)?;
-    let segment = match instruction.op_kind(index) {
-        OpKind::MemoryESDI | OpKind::MemoryESEDI | OpKind::MemoryESRDI => Register::ES,
-        _ => instruction.memory_segment(),
-    };
-    segment::linear(vcpu.page(), segment, offset, size, access)
-}
-
 /// Linear addresses have 32 bits outside 64-bit mode.
 fn wrap(vcpu: &mut impl Vcpu, address: u64) -> u64 {
     if code_bits(vcpu.state(MODE)) == 64 {
@@ -186,41 +161,6 @@ fn wrap(vcpu: &mut impl Vcpu, address: u64) -> u64 {
     } else {
         address & 0xffff_ffff
     }
-}
-
-/// The number of a general-purpose register.
-fn number(register: Register) -> u8 {
-    register.full_register().number() as u8
-}
-
-fn is_high_byte(register: Register) -> bool {
-    matches!(
-        register,
-        Register::AH | Register::CH | Register::DH | Register::BH
-    )
-}
-
-pub(super) fn read_register(vcpu: &mut impl Vcpu, register: Register) -> u64 {
-    let full = read_gpr(vcpu, number(register));
-    if is_high_byte(register) {
-        full >> 8 & 0xff
-    } else {
-        truncate(full, register.size())
-    }
-}
-
-/// Writes a register as instructions do: 32-bit results clear the upper half, smaller ones leave the rest.
-pub(super) fn write_register(vcpu: &mut impl Vcpu, register: Register, value: u64) {
-    let index = number(register);
-    let old = read_gpr(vcpu, index);
-    let new = match register.size() {
-        8 => value,
-        4 => value & 0xffff_ffff,
-        2 => old & !0xffff | value & 0xffff,
-        _ if is_high_byte(register) => old & !0xff00 | (value & 0xff) << 8,
-        _ => old & !0xff | value & 0xff,
-    };
-    write_gpr(vcpu, index, new);
 }
 
 /// Reads the first operand of an instruction, which may be in memory: that of LMSW.
@@ -233,7 +173,7 @@ pub fn read_operand<M: GuestMemory, D: Devices>(
     devices: &mut D,
     instruction: &Instruction,
 ) -> Result<u64, Trouble> {
-    let mut space = LinearSpace::of(vcpu, memory, devices);
+    let mut space = LinearSpace::new(memory, devices);
     Ok(Operands::new(vcpu, &mut space, instruction)?.read(0)?)
 }
 
@@ -248,7 +188,7 @@ pub fn write_operand<M: GuestMemory, D: Devices>(
     instruction: &Instruction,
     value: u64,
 ) -> Result<(), Trouble> {
-    let mut space = LinearSpace::of(vcpu, memory, devices);
+    let mut space = LinearSpace::new(memory, devices);
     Ok(Operands::new(vcpu, &mut space, instruction)?.write(0, value)?)
 }
 
@@ -257,9 +197,8 @@ pub fn write_operand<M: GuestMemory, D: Devices>(
 pub fn gpr_operand(instruction: &Instruction) -> Option<u8> {
     (0..instruction.op_count())
         .filter(|index| instruction.op_kind(*index) == OpKind::Register)
-        .map(|index| instruction.op_register(index))
-        .find(|register| register.is_gpr())
-        .map(number)
+        .find_map(|index| Gpr::of(instruction.op_register(index)))
+        .map(Gpr::number)
 }
 
 /// Number of the control register among the operands, if there is one.
@@ -268,5 +207,5 @@ pub fn control_operand(instruction: &Instruction) -> Option<u8> {
         .filter(|index| instruction.op_kind(*index) == OpKind::Register)
         .map(|index| instruction.op_register(index))
         .find(|register| register.is_cr())
-        .map(number)
+        .map(|register| register.number() as u8)
 }

@@ -3,13 +3,13 @@
 //! What the CPU reported as an access to memory has passed these checks there; what it reported as port I/O, and the
 //! later iterations of a string instruction, have not.
 
-use hypercall_abi::vcpu::{CS, DS, ES, FS, GS, SS, Segment, VcpuPage};
+use hypercall_abi::vcpu::{CS, DS, ES, FS, GS, Groups, SS, Segment, VcpuPage};
 use iced_x86::Register;
 
 use super::walk::Access;
 use crate::fault::Fault;
 use crate::msr::is_canonical;
-use crate::vcpu::{ACCESS_BIG, CR0_PE, RFLAGS_VM, code_bits};
+use crate::vcpu::{ACCESS_BIG, CR0_PE, RFLAGS_VM, Vcpu, code_bits};
 
 /// Segment access rights, type: a code segment.
 const CODE: u32 = 1 << 3;
@@ -18,28 +18,34 @@ const EXPAND_DOWN: u32 = 1 << 2;
 /// Segment access rights, type: writable data, or readable code.
 const ALSO: u32 = 1 << 1;
 
-/// The linear address of `size` bytes (at least 1) at `offset` of a segment. Needs [`super::operand::ADDRESSING`].
+/// The linear address of `size` bytes (at least 1) at `offset` of a segment. Needs [`crate::vcpu::MODE`], and asks for more
+/// where the segment register matters.
 ///
 /// # Errors
 /// The fault that the access raises: #SS for the stack segment, else #GP.
 pub(super) fn linear(
-    page: &VcpuPage,
+    vcpu: &mut impl Vcpu,
     register: Register,
     offset: u64,
     size: usize,
     access: Access,
 ) -> Result<u64, Fault> {
-    let segment = &page.segments[index(register)];
     let to_last = size as u64 - 1;
-    let (linear, is_valid) = if code_bits(page) == 64 {
+    let is_long = code_bits(vcpu.page()) == 64;
+    let (linear, is_valid) = if is_long {
         // Only FS and GS have a base.
-        let has_base = matches!(register, Register::FS | Register::GS);
-        let linear = if has_base { segment.base } else { 0 }.wrapping_add(offset);
+        let base = match register {
+            Register::FS | Register::GS => vcpu.state(Groups::DATA_SEGMENTS).segments[index(register)].base,
+            _ => 0,
+        };
+        let linear = base.wrapping_add(offset);
         (
             linear,
             is_canonical(linear) && is_canonical(linear.wrapping_add(to_last)),
         )
     } else {
+        let page = vcpu.state(Groups::DATA_SEGMENTS);
+        let segment = &page.segments[index(register)];
         let is_valid = permits(page, segment, access) && contains(segment, offset, to_last);
         (segment.base.wrapping_add(offset) & 0xffff_ffff, is_valid)
     };
@@ -107,8 +113,8 @@ mod tests {
 
     #[test]
     fn an_access_ends_at_the_limit() {
-        let vcpu = protected(Segment::new(0x10, 0x1000, 0xff, 0x4093));
-        let at = |register, offset| linear(&vcpu.page, register, offset, 4, Access::Read);
+        let mut vcpu = protected(Segment::new(0x10, 0x1000, 0xff, 0x4093));
+        let mut at = |register, offset| linear(&mut vcpu, register, offset, 4, Access::Read);
         assert_eq!(at(Register::DS, 0xfc), Ok(0x10fc));
         assert_eq!(at(Register::DS, 0xfd), Err(Fault::PROTECTION));
         assert_eq!(at(Register::SS, 0xfd), Err(Fault::STACK));
@@ -118,8 +124,8 @@ mod tests {
     #[test]
     fn an_expand_down_segment_begins_behind_its_limit() {
         for (access, top) in [(0x97, 0xffff), (0x4097, 0xffff_ffff)] {
-            let vcpu = protected(Segment::new(0x10, 0, 0xff, access));
-            let at = |offset| linear(&vcpu.page, Register::DS, offset, 2, Access::Write);
+            let mut vcpu = protected(Segment::new(0x10, 0, 0xff, access));
+            let mut at = |offset| linear(&mut vcpu, Register::DS, offset, 2, Access::Write);
             assert_eq!(at(0x100), Ok(0x100));
             assert_eq!(at(0xff), Err(Fault::PROTECTION));
             assert_eq!(at(top - 1), Ok(top - 1));
@@ -138,11 +144,11 @@ mod tests {
         ];
         for (access, reads, writes) in cases {
             let mut vcpu = protected(Segment::new(0x10, 0, 0xffff, access));
-            let may = |vcpu: &FakeVcpu, access| linear(&vcpu.page, Register::ES, 0, 1, access).is_ok();
-            assert_eq!(may(&vcpu, Access::Read), reads, "{access:#x}");
-            assert_eq!(may(&vcpu, Access::Write), writes, "{access:#x}");
+            let may = |vcpu: &mut FakeVcpu, access| linear(vcpu, Register::ES, 0, 1, access).is_ok();
+            assert_eq!(may(&mut vcpu, Access::Read), reads, "{access:#x}");
+            assert_eq!(may(&mut vcpu, Access::Write), writes, "{access:#x}");
             vcpu.page.cr0 &= !CR0_PE;
-            assert!(may(&vcpu, Access::Write), "{access:#x} in real mode");
+            assert!(may(&mut vcpu, Access::Write), "{access:#x} in real mode");
         }
     }
 
@@ -151,7 +157,7 @@ mod tests {
         let mut vcpu = FakeVcpu::long_mode(0, 0);
         vcpu.page.segments[DS].base = 0x5000;
         vcpu.page.segments[GS].base = 0x5000;
-        let at = |register, offset| linear(&vcpu.page, register, offset, 8, Access::Read);
+        let mut at = |register, offset| linear(&mut vcpu, register, offset, 8, Access::Read);
         assert_eq!(at(Register::DS, 0x10), Ok(0x10));
         assert_eq!(at(Register::GS, 0x10), Ok(0x5010));
         assert_eq!(at(Register::DS, (1 << 47) - 8), Ok((1 << 47) - 8));
@@ -161,9 +167,9 @@ mod tests {
 
     #[test]
     fn addresses_wrap_at_4_gib_outside_64_bit_mode() {
-        let vcpu = protected(Segment::new(0x10, 0xffff_f000, 0xffff_ffff, 0xc093));
+        let mut vcpu = protected(Segment::new(0x10, 0xffff_f000, 0xffff_ffff, 0xc093));
         assert_eq!(
-            linear(&vcpu.page, Register::DS, 0x1800, 4, Access::Read),
+            linear(&mut vcpu, Register::DS, 0x1800, 4, Access::Read),
             Ok(0x800)
         );
     }

@@ -1,15 +1,16 @@
 //! MOVS, STOS, LODS, INS and OUTS, alone and with REP.
 
-use hypercall_abi::vcpu::VcpuPage;
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use hypercall_abi::vcpu::{VcpuPage, gpr};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 use vdev::guest_mem::GuestMemory;
 
 use super::Devices;
 use super::access::LinearSpace;
+use super::address::Address;
 use super::not_emulated;
-use super::operand::{effective_address, read_register, write_register};
+use super::register::Gpr;
 use super::walk::Access;
-use crate::fault::Trouble;
+use crate::fault::{Fault, Trouble};
 use crate::vcpu::{RFLAGS_DF, Vcpu};
 
 /// Iterations of one exit: enough to be cheap, few enough to keep interrupts prompt.
@@ -72,17 +73,17 @@ pub(super) fn execute<M: GuestMemory, D: Devices>(
     let is_repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
     let counter = counter(instruction);
     for _ in 0..MAX_ITERATIONS {
-        if is_repeated && read_register(vcpu, counter) == 0 {
+        if is_repeated && counter.read(vcpu) == 0 {
             return Ok(true);
         }
         iterate(vcpu, space, instruction, kind, size)?;
         if !is_repeated {
             return Ok(true);
         }
-        let left = read_register(vcpu, counter).wrapping_sub(1);
-        write_register(vcpu, counter, left);
+        let left = counter.read(vcpu).wrapping_sub(1);
+        counter.write(vcpu, left);
     }
-    Ok(read_register(vcpu, counter) == 0)
+    Ok(counter.read(vcpu) == 0)
 }
 
 fn iterate<M: GuestMemory, D: Devices>(
@@ -92,32 +93,37 @@ fn iterate<M: GuestMemory, D: Devices>(
     kind: Kind,
     size: usize,
 ) -> Result<(), Trouble> {
-    let mut address = |index, access| effective_address(vcpu, instruction, index, size, access);
+    let mut address = |index, access| {
+        // Both operands are pointers, or `execute` had refused.
+        let address = Address::of(instruction, index).ok_or(Fault::UNDEFINED)?;
+        address.linear(vcpu, size, access)
+    };
     match kind {
         Kind::Move => {
             let (from, to) = (address(1, Access::Read)?, address(0, Access::Write)?);
-            space.check_write(to, size)?;
-            let value = space.read(from, size)?;
-            space.write(to, size, value)?;
+            space.check_write(vcpu.page(), to, size)?;
+            let value = space.read(vcpu.page(), from, size)?;
+            space.write(vcpu.page(), to, size, value)?;
         }
         Kind::Store => {
             let to = address(0, Access::Write)?;
-            space.write(to, size, read_register(vcpu, Register::RAX))?;
+            let value = vcpu.page().gpr[gpr::RAX];
+            space.write(vcpu.page(), to, size, value)?;
         }
         Kind::Load => {
             let from = address(1, Access::Read)?;
-            let value = space.read(from, size)?;
-            write_register(vcpu, instruction.op_register(0), value);
+            let value = space.read(vcpu.page(), from, size)?;
+            Gpr::new(gpr::RAX, size).write(vcpu, value);
         }
         Kind::In => {
             let to = address(0, Access::Write)?;
-            space.check_write(to, size)?;
+            space.check_write(vcpu.page(), to, size)?;
             let value = space.devices.read_port(port(vcpu.page()), size as u8);
-            space.write(to, size, value.into())?;
+            space.write(vcpu.page(), to, size, value.into())?;
         }
         Kind::Out => {
             let from = address(1, Access::Read)?;
-            let value = space.read(from, size)?;
+            let value = space.read(vcpu.page(), from, size)?;
             space
                 .devices
                 .write_port(port(vcpu.page()), size as u8, value as u32);
@@ -130,36 +136,32 @@ fn iterate<M: GuestMemory, D: Devices>(
     };
     for index in 0..instruction.op_count() {
         if let Some(register) = pointer(instruction.op_kind(index)) {
-            let next = read_register(vcpu, register).wrapping_add(step);
-            write_register(vcpu, register, next);
+            let next = register.read(vcpu).wrapping_add(step);
+            register.write(vcpu, next);
         }
     }
     Ok(())
 }
 
 fn port(page: &VcpuPage) -> u16 {
-    page.gpr[hypercall_abi::vcpu::gpr::RDX] as u16
+    page.gpr[gpr::RDX] as u16
 }
 
 /// The register that an operand of a string instruction walks with.
-fn pointer(kind: OpKind) -> Option<Register> {
+pub(super) fn pointer(kind: OpKind) -> Option<Gpr> {
     Some(match kind {
-        OpKind::MemorySegSI => Register::SI,
-        OpKind::MemorySegESI => Register::ESI,
-        OpKind::MemorySegRSI => Register::RSI,
-        OpKind::MemoryESDI => Register::DI,
-        OpKind::MemoryESEDI => Register::EDI,
-        OpKind::MemoryESRDI => Register::RDI,
+        OpKind::MemorySegSI => Gpr::new(gpr::RSI, 2),
+        OpKind::MemorySegESI => Gpr::new(gpr::RSI, 4),
+        OpKind::MemorySegRSI => Gpr::new(gpr::RSI, 8),
+        OpKind::MemoryESDI => Gpr::new(gpr::RDI, 2),
+        OpKind::MemoryESEDI => Gpr::new(gpr::RDI, 4),
+        OpKind::MemoryESRDI => Gpr::new(gpr::RDI, 8),
         _ => return None,
     })
 }
 
 /// The counter of REP is as wide as addresses are.
-fn counter(instruction: &Instruction) -> Register {
+fn counter(instruction: &Instruction) -> Gpr {
     let width = (0..instruction.op_count()).find_map(|index| pointer(instruction.op_kind(index)));
-    match width.map_or(8, |register| register.size()) {
-        2 => Register::CX,
-        4 => Register::ECX,
-        _ => Register::RCX,
-    }
+    Gpr::new(gpr::RCX, width.map_or(8, Gpr::size))
 }

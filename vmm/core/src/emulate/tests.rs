@@ -9,6 +9,11 @@ use vdev::guest_mem::VecMemory;
 
 const CODE: u64 = 0x2000;
 const DEVICE: u64 = 0xfec0_0000;
+/// The hardware says nothing more.
+const MEMORY: Cause = Cause::Memory {
+    reached: None,
+    known: Bytes::NONE,
+};
 
 /// Device memory that reads as a pattern, and a log of everything that reached it.
 #[derive(Default)]
@@ -42,6 +47,7 @@ struct Machine {
     vcpu: FakeVcpu,
     memory: VecMemory,
     devices: Recorder,
+    cache: DecodeCache,
 }
 
 impl Machine {
@@ -59,6 +65,7 @@ impl Machine {
             vcpu: FakeVcpu::long_mode(CODE, 0x1_0000),
             memory,
             devices: Recorder::default(),
+            cache: DecodeCache::default(),
         }
     }
 
@@ -72,7 +79,7 @@ impl Machine {
     }
 
     fn step(&mut self) -> Result<(), Trouble> {
-        self.step_for(Cause::Memory)
+        self.step_for(MEMORY)
     }
 
     fn step_for(&mut self, cause: Cause) -> Result<(), Trouble> {
@@ -80,8 +87,8 @@ impl Machine {
             &mut self.vcpu,
             &mut self.memory,
             &mut self.devices,
+            &mut self.cache,
             cause,
-            Bytes::default(),
         )
     }
 
@@ -365,15 +372,86 @@ fn bytes_from_the_hardware_spare_the_fetch() {
     let mut machine = Machine::long(&[0xcc]);
     *machine.gpr(gpr::RBX) = DEVICE;
     let known = Bytes::from_exit(15, [0x038b, 0]);
-    emulate(
-        &mut machine.vcpu,
-        &mut machine.memory,
-        &mut machine.devices,
-        Cause::Memory,
-        known,
-    )
-    .unwrap();
+    let cause = Cause::Memory { reached: None, known };
+    machine.step_for(cause).unwrap();
     assert_eq!(machine.vcpu.page.rip, CODE + 2);
+}
+
+/// What the CPU says about an access to the device at `offset`, through a linear address that no page table has.
+fn reached(linear: Option<u64>, offset: u64, is_write: bool) -> Cause {
+    Cause::Memory {
+        reached: Some(Reached {
+            linear,
+            physical: DEVICE + offset,
+            is_write,
+        }),
+        known: Bytes::NONE,
+    }
+}
+
+#[test]
+fn what_the_cpu_translated_is_not_translated_again() {
+    const UNMAPPED: u64 = 1 << 40;
+    for linear in [Some(UNMAPPED + 8), None] {
+        // mov [rbx + 8], eax; or [rbx + 8], eax
+        for (code, log) in [
+            (&[0x89, 0x43, 0x08], &[("write", DEVICE + 8, 4, 7)][..]),
+            (
+                &[0x09, 0x43, 0x08],
+                &[
+                    ("read", DEVICE + 8, 4, 0),
+                    ("write", DEVICE + 8, 4, PATTERN & 0xffff_ffff | 7),
+                ],
+            ),
+        ] {
+            let mut machine = Machine::long(code);
+            *machine.gpr(gpr::RBX) = UNMAPPED;
+            *machine.gpr(gpr::RAX) = 7;
+            machine.step_for(reached(linear, 8, true)).unwrap();
+            assert_eq!(machine.devices.log, log);
+        }
+    }
+}
+
+#[test]
+fn a_translation_serves_no_other_access_than_that_of_the_cpu() {
+    const UNMAPPED: u64 = 1 << 40;
+    // mov [rbx + 8], eax
+    let mut machine = Machine::long(&[0x89, 0x43, 0x08]);
+    *machine.gpr(gpr::RBX) = UNMAPPED;
+    for cause in [
+        // Another address, a read, and bytes on two pages.
+        reached(Some(UNMAPPED), 0, true),
+        reached(None, 0xc, true),
+        reached(Some(UNMAPPED + 8), 8, false),
+    ] {
+        let fault = Fault::page(2, UNMAPPED + 8);
+        assert_eq!(machine.step_for(cause), Err(Trouble::Fault(fault)));
+    }
+    *machine.gpr(gpr::RBX) = UNMAPPED - 9;
+    let cause = reached(Some(UNMAPPED - 1), 0xfff, true);
+    assert!(machine.step_for(cause).is_err());
+    assert!(machine.devices.log.is_empty());
+}
+
+#[test]
+fn an_instruction_that_was_decoded_before_is_not_taken_for_another() {
+    let mut machine = Machine::long(&[0x89, 0x03]);
+    *machine.gpr(gpr::RBX) = DEVICE;
+    *machine.gpr(gpr::RAX) = 0xaa;
+    machine.step().unwrap();
+    // The guest changes its code: mov [rbx + 4], eax.
+    machine.memory.write(CODE, &[0x89, 0x43, 0x04]).unwrap();
+    machine.vcpu.page.rip = CODE;
+    machine.step().unwrap();
+    assert_eq!(machine.vcpu.page.rip, CODE + 3);
+    // The same bytes at the same address are another instruction in 16-bit code: mov [bp + di + 4], ax.
+    machine.vcpu.page.rip = CODE;
+    machine.vcpu.page.segments[CS].access = 0x9b;
+    machine.step().unwrap();
+    let sizes: Vec<u8> = machine.devices.log.iter().map(|entry| entry.2).collect();
+    assert_eq!(sizes, [4, 4]);
+    assert_eq!(machine.memory.read_u16(4), Ok(0xaa));
 }
 
 #[test]
@@ -449,7 +527,7 @@ proptest! {
         machine.vcpu.page.gpr = registers;
         machine.vcpu.page.rflags = rflags;
         let before = machine.vcpu.page.rip;
-        for cause in [Cause::Memory, Cause::Port] {
+        for cause in [MEMORY, Cause::Port] {
             machine.vcpu.page.rip = before;
             if machine.step_for(cause).is_err() {
                 prop_assert_eq!(machine.vcpu.page.rip, before);

@@ -48,15 +48,35 @@ enum Mode {
     Long,
 }
 
+/// The registers that say how linear addresses are translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Control {
+    cr0: u64,
+    cr3: u64,
+    cr4: u64,
+    efer: u64,
+}
+
+impl Control {
+    fn of(page: &VcpuPage) -> Self {
+        Control {
+            cr0: page.cr0,
+            cr3: page.cr3,
+            cr4: page.cr4,
+            efer: page.efer,
+        }
+    }
+}
+
 /// How a vCPU translates linear addresses.
 #[derive(Clone, Copy, Debug)]
 pub struct Paging {
     mode: Mode,
-    cr0: u64,
-    cr3: u64,
-    cr4: u64,
+    control: Control,
     is_user: bool,
     no_execute: bool,
+    /// Bits that no entry of this mode may have, at any level.
+    reserved: u64,
     /// SMAP is suspended by EFLAGS.AC.
     is_smap_off: bool,
 }
@@ -73,15 +93,37 @@ impl Paging {
         } else {
             Mode::Legacy
         };
+        let no_execute = page.efer & EFER_NXE != 0 && mode != Mode::Legacy;
+        let without_nx = if no_execute { 0 } else { NO_EXECUTE };
         Paging {
             mode,
-            cr0: page.cr0,
-            cr3: page.cr3,
-            cr4: page.cr4,
+            control: Control::of(page),
             is_user: privilege_level(page) == 3,
-            no_execute: page.efer & EFER_NXE != 0 && mode != Mode::Legacy,
+            no_execute,
+            // Bits 52 to 62 are ignored in long mode.
+            reserved: if mode == Mode::Pae { PAE_RESERVED } else { 0 } | without_nx,
             is_smap_off: page.rflags & RFLAGS_AC != 0,
         }
+    }
+
+    /// As [`Self::translate`], with what the translation depends on.
+    ///
+    /// # Errors
+    /// As [`Self::translate`].
+    pub(super) fn trace(
+        &self,
+        memory: &mut impl GuestMemory,
+        linear: u64,
+        access: Access,
+    ) -> Result<Trace, Fault> {
+        let mut entries = Entries::default();
+        let physical = self.translate_by(memory, linear, access, &mut entries)?;
+        Ok(Trace {
+            linear,
+            control: self.control,
+            entries,
+            physical,
+        })
     }
 
     /// The physical address for `linear`; sets accessed and dirty flags as the CPU does.
@@ -94,73 +136,84 @@ impl Paging {
         linear: u64,
         access: Access,
     ) -> Result<u64, Fault> {
+        self.translate_by(memory, linear, access, &mut Entries::default())
+    }
+
+    fn translate_by(
+        &self,
+        memory: &mut impl GuestMemory,
+        linear: u64,
+        access: Access,
+        entries: &mut Entries,
+    ) -> Result<u64, Fault> {
         match self.mode {
             Mode::Flat => Ok(linear & 0xffff_ffff),
-            Mode::Legacy => self.walk(memory, linear & 0xffff_ffff, access, self.cr3 & 0xffff_f000, 2),
+            Mode::Legacy => {
+                let linear = linear & 0xffff_ffff;
+                self.walk::<Entry32>(
+                    memory,
+                    linear,
+                    access,
+                    (self.control.cr3 & 0xffff_f000, 2),
+                    entries,
+                )
+            }
             Mode::Pae => {
                 let linear = linear & 0xffff_ffff;
-                let pointer = self.read_entry(memory, (self.cr3 & 0xffff_ffe0) + (linear >> 30) * 8);
+                let address = (self.control.cr3 & 0xffff_ffe0) + (linear >> 30) * 8;
+                let pointer = Entry64::read(memory, address);
+                entries.push(address, pointer);
                 if pointer & PRESENT == 0 {
                     return Err(self.fault(linear, access, 0));
                 }
-                self.walk(memory, linear, access, pointer & ADDRESS, 2)
+                self.walk::<Entry64>(memory, linear, access, (pointer & ADDRESS, 2), entries)
             }
             Mode::Long => {
                 if (linear as i64) << 16 >> 16 != linear as i64 {
                     return Err(Fault::PROTECTION);
                 }
-                self.walk(memory, linear, access, self.cr3 & ADDRESS, 4)
+                self.walk::<Entry64>(memory, linear, access, (self.control.cr3 & ADDRESS, 4), entries)
             }
         }
     }
 
-    /// Walks `levels` levels from the table at `table` down.
-    fn walk(
+    /// Walks from a table with so many levels down, and adds what it finds to `entries`.
+    fn walk<E: Entry>(
         &self,
         memory: &mut impl GuestMemory,
         linear: u64,
         access: Access,
-        mut table: u64,
-        levels: u32,
+        (mut table, levels): (u64, u32),
+        entries: &mut Entries,
     ) -> Result<u64, Fault> {
-        let is_legacy = self.mode == Mode::Legacy;
-        let index_bits = if is_legacy { 10 } else { 9 };
-        let mut allowed = WRITABLE | USER;
-        let mut is_executable = true;
-        for level in (0..levels).rev() {
-            let shift = 12 + level * index_bits;
-            let index = linear >> shift & ((1 << index_bits) - 1);
-            let address = table + index * if is_legacy { 4 } else { 8 };
-            let entry = self.read_entry(memory, address);
+        let mut shift = 12 + (levels - 1) * E::INDEX_BITS;
+        // What every entry grants, and what some entry forbids.
+        let (mut every, mut some) = (u64::MAX, 0);
+        loop {
+            let index = linear >> shift & ((1 << E::INDEX_BITS) - 1);
+            let address = table + index * E::BYTES;
+            let entry = E::read(memory, address);
             if entry & PRESENT == 0 {
                 return Err(self.fault(linear, access, 0));
             }
-            if self.is_reserved(entry, level) {
+            let is_large =
+                shift > 12 && entry & LARGE != 0 && (E::BYTES == 8 || self.control.cr4 & CR4_PSE != 0);
+            if self.is_reserved(entry, is_large, shift) {
                 return Err(self.fault(linear, access, ERROR_PRESENT | ERROR_RESERVED));
             }
-            allowed &= entry;
-            is_executable &= entry & NO_EXECUTE == 0;
-            let is_leaf = level == 0 || entry & LARGE != 0 && (!is_legacy || self.cr4 & CR4_PSE != 0);
-            if !is_leaf {
-                self.set_flags(memory, address, entry, ACCESSED);
-                table = entry & if is_legacy { 0xffff_f000 } else { ADDRESS };
-                continue;
+            entries.push(address, entry);
+            every &= entry;
+            some |= entry;
+            if is_large || shift == 12 {
+                self.check(linear, access, every, some & NO_EXECUTE == 0)?;
+                let dirty = if access == Access::Write { DIRTY } else { 0 };
+                set_flags(memory, address, entry, ACCESSED | dirty);
+                let offset_mask = (1u64 << shift) - 1;
+                return Ok(E::frame(entry, is_large) & !offset_mask | linear & offset_mask);
             }
-            self.check(linear, access, allowed, is_executable)?;
-            let dirty = if access == Access::Write { DIRTY } else { 0 };
-            self.set_flags(memory, address, entry, ACCESSED | dirty);
-            let offset_mask = (1u64 << shift) - 1;
-            return Ok(self.frame(entry, level) & !offset_mask | linear & offset_mask);
-        }
-        Err(self.fault(linear, access, 0))
-    }
-
-    /// The physical address in a leaf. 4 MiB pages have address bits 32 to 39 in bits 13 to 20 (PSE-36).
-    fn frame(&self, entry: u64, level: u32) -> u64 {
-        if self.mode == Mode::Legacy && level == 1 {
-            entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32
-        } else {
-            entry & ADDRESS
+            set_flags(memory, address, entry, ACCESSED);
+            table = entry & E::TABLE;
+            shift -= E::INDEX_BITS;
         }
     }
 
@@ -170,9 +223,11 @@ impl Paging {
         let is_allowed = match access {
             _ if self.is_user && !is_user_page => false,
             Access::Fetch if self.no_execute && !is_executable => false,
-            Access::Fetch => self.is_user || !is_user_page || self.cr4 & CR4_SMEP == 0,
-            _ if !self.is_user && is_user_page && self.cr4 & CR4_SMAP != 0 && !self.is_smap_off => false,
-            Access::Write => is_writable || !self.is_user && self.cr0 & CR0_WP == 0,
+            Access::Fetch => self.is_user || !is_user_page || self.control.cr4 & CR4_SMEP == 0,
+            _ if !self.is_user && is_user_page && self.control.cr4 & CR4_SMAP != 0 && !self.is_smap_off => {
+                false
+            }
+            Access::Write => is_writable || !self.is_user && self.control.cr0 & CR0_WP == 0,
             Access::Read => true,
         };
         if is_allowed {
@@ -190,46 +245,131 @@ impl Paging {
         match access {
             Access::Read => {}
             Access::Write => code |= ERROR_WRITE,
-            Access::Fetch if self.no_execute || self.cr4 & CR4_SMEP != 0 => code |= ERROR_FETCH,
+            Access::Fetch if self.no_execute || self.control.cr4 & CR4_SMEP != 0 => code |= ERROR_FETCH,
             Access::Fetch => {}
         }
         Fault::page(code, linear)
     }
 
     /// Reserved bits of a present entry (SDM 3A 4.3 to 4.5), without address bits that this CPU may lack: those name no RAM.
-    fn is_reserved(&self, entry: u64, level: u32) -> bool {
-        let is_large = level > 0 && entry & LARGE != 0;
-        let is_forbidden = entry & NO_EXECUTE != 0 && !self.no_execute;
-        match self.mode {
-            // All ones are what a table outside RAM reads as: address bits beyond every CPU's are set.
-            Mode::Pae | Mode::Long if entry == u64::MAX => true,
-            // Bits 52 to 62 are ignored in long mode; large pages of 2 MiB and 1 GiB have low address bits that are zero.
-            Mode::Pae => entry & PAE_RESERVED != 0 || is_forbidden || is_large && entry & 0x1f_e000 != 0,
-            Mode::Long => match level {
-                _ if is_forbidden => true,
-                3 => is_large,
-                2 => is_large && entry & 0x3fff_e000 != 0,
-                _ => is_large && entry & 0x1f_e000 != 0,
-            },
-            Mode::Legacy => is_large && self.cr4 & CR4_PSE != 0 && entry & 1 << 21 != 0,
-            Mode::Flat => false,
+    fn is_reserved(&self, entry: u64, is_large: bool, shift: u32) -> bool {
+        if self.mode == Mode::Legacy {
+            return is_large && entry & 1 << 21 != 0;
+        }
+        // 1 GiB pages are the largest.
+        let low = if shift == 39 {
+            u64::MAX
+        } else {
+            ((1 << shift) - 1) & !0x1fff
+        };
+        // All ones are what a table outside RAM reads as: address bits beyond every CPU's are set.
+        entry == u64::MAX || entry & self.reserved != 0 || is_large && entry & low != 0
+    }
+}
+
+/// A translation, and what it depends on: it holds as long as that is the same, which takes less time to see than to translate
+/// again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trace {
+    linear: u64,
+    control: Control,
+    entries: Entries,
+    physical: u64,
+}
+
+impl Trace {
+    pub(super) fn physical(&self) -> u64 {
+        self.physical
+    }
+
+    /// The physical address for `linear`, if this is the translation for it now. Whether the page tables allow the access is
+    /// not looked at: the CPU has just done it.
+    pub(super) fn translate(&self, page: &VcpuPage, linear: u64, memory: &impl GuestMemory) -> Option<u64> {
+        let holds = self.linear == linear && self.control == Control::of(page) && self.entries.are_in(memory);
+        holds.then_some(self.physical)
+    }
+}
+
+/// The page-table entries of a translation, with their addresses.
+#[derive(Clone, Copy, Debug, Default)]
+struct Entries {
+    list: [(u64, u64); Entries::MAX],
+    count: usize,
+}
+
+impl Entries {
+    const MAX: usize = 4;
+
+    fn push(&mut self, address: u64, entry: u64) {
+        if let Some(place) = self.list.get_mut(self.count) {
+            *place = (address, entry);
+            self.count += 1;
         }
     }
+
+    fn are_in(&self, memory: &impl GuestMemory) -> bool {
+        let mut entries = self.list.iter().take(self.count);
+        entries.all(|&(address, entry)| Entry64::read(memory, address) == entry)
+    }
+}
+
+/// An entry of a page table.
+trait Entry {
+    const BYTES: u64;
+    const INDEX_BITS: u32;
+    /// Bits that are the address of the next table.
+    const TABLE: u64;
 
     /// A table outside RAM reads as ones, like everything where nothing answers; its reserved bits fault.
-    fn read_entry(&self, memory: &impl GuestMemory, address: u64) -> u64 {
-        if self.mode == Mode::Legacy {
-            memory.read_u32(address).map_or(u64::MAX, u64::from)
-        } else {
-            memory.read_u64(address).unwrap_or(u64::MAX)
-        }
+    fn read(memory: &impl GuestMemory, address: u64) -> u64;
+
+    /// The physical address in a leaf.
+    fn frame(entry: u64, is_large: bool) -> u64;
+}
+
+/// Paging without PAE.
+struct Entry32;
+
+impl Entry for Entry32 {
+    const BYTES: u64 = 4;
+    const INDEX_BITS: u32 = 10;
+    const TABLE: u64 = 0xffff_f000;
+
+    fn read(memory: &impl GuestMemory, address: u64) -> u64 {
+        memory.read_u32(address).map_or(u64::MAX, u64::from)
     }
 
-    fn set_flags(&self, memory: &mut impl GuestMemory, address: u64, entry: u64, flags: u64) {
-        if entry & flags != flags {
-            // The entry was just read from there, so it can be written; flags are in its first byte.
-            _ = memory.write_u8(address, (entry | flags) as u8);
+    /// 4 MiB pages have address bits 32 to 39 in bits 13 to 20 (PSE-36).
+    fn frame(entry: u64, is_large: bool) -> u64 {
+        if is_large {
+            entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32
+        } else {
+            entry & Self::TABLE
         }
+    }
+}
+
+/// PAE paging and four levels.
+struct Entry64;
+
+impl Entry for Entry64 {
+    const BYTES: u64 = 8;
+    const INDEX_BITS: u32 = 9;
+    const TABLE: u64 = ADDRESS;
+
+    fn read(memory: &impl GuestMemory, address: u64) -> u64 {
+        memory.read_u64(address).unwrap_or(u64::MAX)
+    }
+
+    fn frame(entry: u64, _is_large: bool) -> u64 {
+        entry & ADDRESS
+    }
+}
+
+fn set_flags(memory: &mut impl GuestMemory, address: u64, entry: u64, flags: u64) {
+    if entry & flags != flags {
+        // The entry was just read from there, so it can be written; flags are in its first byte.
+        _ = memory.write_u8(address, (entry | flags) as u8);
     }
 }
 

@@ -7,7 +7,7 @@ use vdev::guest_mem::GuestMemory;
 
 use super::{Exit, Handled};
 use crate::board::{Board, Time};
-use crate::emulate::{Bytes, Cause, Devices, emulate};
+use crate::emulate::{Bytes, Cause, Devices, Reached, emulate};
 use crate::fault::{Fault, Trouble};
 use crate::vcpu::{MODE, Vcpu, complete_instruction, privilege_level};
 
@@ -46,7 +46,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         } = PortIo::decode(self.vcpu.page().exit_info[0]);
         if is_string {
             // Segment and address size are in the instruction, and in no vendor's exit information.
-            return self.emulate(Cause::Port, Bytes::default());
+            return self.emulate(Cause::Port);
         }
         let length = self.length(ExitKind::PortIo)?;
         let rax = self.vcpu.page().gpr[gpr::RAX];
@@ -65,7 +65,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     }
 
     pub(super) fn nested_fault(&mut self) -> Result<Handled, Trouble> {
-        let [address, cause, _, count, low, high, ..] = self.vcpu.page().exit_info;
+        let [address, cause, linear, count, low, high, ..] = self.vcpu.page().exit_info;
         let cause = NestedFault::from_bits_retain(cause);
         let inject = self.vcpu.page().inject;
         if inject.is_valid() {
@@ -87,11 +87,24 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
             });
             return Err(Fault::UNDEFINED.into());
         }
-        self.emulate(Cause::Memory, Bytes::from_exit(count, [low, high]))
+        let reached = Reached {
+            linear: cause.contains(NestedFault::LINEAR_VALID).then_some(linear),
+            physical: address,
+            is_write: cause.contains(NestedFault::WRITE),
+        };
+        self.emulate(Cause::Memory {
+            // An access of the page walk is none of the instruction.
+            reached: (!cause.contains(NestedFault::PAGE_WALK)).then_some(reached),
+            known: Bytes::from_exit(count, [low, high]),
+        })
     }
 
-    fn emulate(&mut self, cause: Cause, known: Bytes) -> Result<Handled, Trouble> {
-        let done = self.with_devices(|vcpu, memory, devices| emulate(vcpu, memory, devices, cause, known));
+    fn emulate(&mut self, cause: Cause) -> Result<Handled, Trouble> {
+        let mut devices = BoardNow {
+            board: self.board,
+            now: self.now,
+        };
+        let done = emulate(self.vcpu, self.memory, &mut devices, self.decoded, cause);
         match done {
             Ok(()) => Ok(Handled::Resume),
             // What a process of the guest does with a device that it was given must not end the guest.

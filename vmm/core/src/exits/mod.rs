@@ -7,6 +7,7 @@ mod control;
 mod io;
 mod msr;
 
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use hypercall_abi::exit::ExitKind;
@@ -17,7 +18,7 @@ use vmm_protocol::outcome::Outcome;
 
 use crate::board::{Board, Time};
 use crate::cpuid::{CpuidState, GuestCpu, depends_on};
-use crate::emulate::{decode_exiting, verify_length};
+use crate::emulate::{DecodeCache, decode_exiting, verify_length};
 use crate::fault::{DEBUG_EXCEPTION, Fault, PAGE_FAULT, Trouble};
 use crate::layout::Layout;
 use crate::log::Log;
@@ -31,13 +32,20 @@ const KVM_ENOSYS: i64 = -1000;
 /// KVM_EPERM: only the guest's kernel may call.
 const KVM_EPERM: i64 = -1;
 
-/// What became of an exit.
+/// What became of an exit. Small: nearly every exit is resumed from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Handled {
     /// The guest goes on.
     Resume,
     /// The VM ended.
-    End(Outcome),
+    End(Box<Outcome>),
+}
+
+impl Handled {
+    #[cold]
+    fn end(outcome: Outcome) -> Handled {
+        Handled::End(Box::new(outcome))
+    }
 }
 
 /// Everything that an exit may concern.
@@ -47,6 +55,7 @@ pub(crate) struct Exit<'a, V, M> {
     pub(crate) board: &'a mut Board,
     pub(crate) msrs: &'a mut Msrs,
     pub(crate) cpu: &'a GuestCpu,
+    pub(crate) decoded: &'a mut DecodeCache,
     pub(crate) layout: Layout,
     pub(crate) log: &'a mut Log,
     pub(crate) now: Time,
@@ -60,11 +69,18 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         };
         match self.dispatch(kind) {
             Ok(handled) => handled,
-            Err(Trouble::Fault(fault)) => {
+            Err(trouble) => self.fail(trouble),
+        }
+    }
+
+    #[cold]
+    fn fail(&mut self, trouble: Trouble) -> Handled {
+        match trouble {
+            Trouble::Fault(fault) => {
                 fault.raise(self.vcpu);
                 Handled::Resume
             }
-            Err(Trouble::Unsupported(what)) => unsupported(what),
+            Trouble::Unsupported(what) => unsupported(what),
         }
     }
 
@@ -100,10 +116,10 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
             // None of these is in CPUID.
             ExitKind::Monitor | ExitKind::VirtInstruction => Err(Fault::UNDEFINED.into()),
             ExitKind::Rdpmc => Err(Fault::PROTECTION.into()),
-            ExitKind::TripleFault => Ok(Handled::End(Outcome::TripleFault { rip: self.vcpu.page().rip })),
+            ExitKind::TripleFault => Ok(Handled::end(Outcome::TripleFault { rip: self.vcpu.page().rip })),
             ExitKind::EntryFailure => {
                 let [rule, detail, ..] = self.vcpu.page().exit_info;
-                Ok(Handled::End(Outcome::EntryFailure { rule, detail }))
+                Ok(Handled::end(Outcome::EntryFailure { rule, detail }))
             }
             ExitKind::TaskSwitch => Err(self.unsupported("a hardware task switch")),
             ExitKind::Unhandled => {
@@ -263,5 +279,5 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
 }
 
 fn unsupported(what: String) -> Handled {
-    Handled::End(Outcome::Unsupported { what })
+    Handled::end(Outcome::Unsupported { what })
 }

@@ -14,6 +14,7 @@ use vmm_protocol::outcome::Outcome;
 
 use crate::board::{Board, BoardSetup, Time};
 use crate::cpuid::GuestCpu;
+use crate::emulate::DecodeCache;
 use crate::exits::{Exit, Handled};
 use crate::facts::{HostCpuid, HostFacts};
 use crate::image::BootImages;
@@ -53,6 +54,7 @@ pub struct Machine {
     cpu: GuestCpu,
     msrs: Msrs,
     board: Board,
+    decoded: DecodeCache,
     log: Log,
     protocol: BootProtocol,
 }
@@ -86,6 +88,7 @@ impl Machine {
             cpu,
             msrs: Msrs::default(),
             board,
+            decoded: DecodeCache::default(),
             log: Log::new(host.facts.tsc_hz),
             protocol: BootProtocol::Linux,
         };
@@ -190,20 +193,27 @@ impl Machine {
             board: &mut self.board,
             msrs: &mut self.msrs,
             cpu: &self.cpu,
+            decoded: &mut self.decoded,
             layout: self.layout,
             log: &mut self.log,
             now,
         }
         .handle();
+        let page = vcpu.page();
+        match handled {
+            Handled::Resume if !self.board.has_request() && !self.is_stuck(page) => Action::Run,
+            handled => self.end(handled, page.rip),
+        }
+    }
+
+    #[cold]
+    fn end(&mut self, handled: Handled, rip: u64) -> Action {
         match (handled, self.board.take_request()) {
-            (Handled::End(outcome), _) => Action::End(outcome),
+            (Handled::End(outcome), _) => Action::End(*outcome),
             (Handled::Resume, Some(Request::PowerOff)) => Action::End(Outcome::PoweredOff),
             (Handled::Resume, Some(Request::Exit(code))) => Action::End(Outcome::ExitCode(code)),
             (Handled::Resume, Some(Request::Reset)) => Action::Reset,
-            (Handled::Resume, None) if self.is_stuck(vcpu.page()) => {
-                Action::End(Outcome::Stuck { rip: vcpu.page().rip })
-            }
-            (Handled::Resume, None) => Action::Run,
+            (Handled::Resume, None) => Action::End(Outcome::Stuck { rip }),
         }
     }
 

@@ -197,27 +197,36 @@ impl VectorSet {
 
 /// The registers, each in the first word of its 16 bytes, as in a virtual-APIC page (SDM 3C 29.1.1).
 #[derive(Clone)]
-pub(super) struct RegisterPage(Box<[u32; PAGE_WORDS]>);
+pub(super) struct RegisterPage {
+    words: Box<[u32; PAGE_WORDS]>,
+    /// Bit N: word N of the set is not zero. Every entry of a guest asks for the highest member of a set.
+    occupied: [u8; 3],
+}
 
 impl RegisterPage {
     pub(super) fn new() -> Self {
-        Self(Box::new([0; PAGE_WORDS]))
+        Self {
+            words: Box::new([0; PAGE_WORDS]),
+            occupied: [0; 3],
+        }
     }
 
     pub(super) fn words(&self) -> &[u32; PAGE_WORDS] {
-        &self.0
+        &self.words
     }
 
     pub(super) fn clear(&mut self) {
-        self.0.fill(0);
+        self.words.fill(0);
+        self.occupied = [0; 3];
     }
 
     pub(super) fn get(&self, register: Register) -> u32 {
-        self.0[register.index() * 4]
+        self.words[register.index() * 4]
     }
 
+    /// Sets a register that is no part of a vector set.
     pub(super) fn set(&mut self, register: Register, value: u32) {
-        self.0[register.index() * 4] = value;
+        self.words[register.index() * 4] = value;
     }
 
     pub(super) fn contains(&self, set: VectorSet, vector: u8) -> bool {
@@ -225,23 +234,27 @@ impl RegisterPage {
     }
 
     pub(super) fn insert(&mut self, set: VectorSet, vector: u8) {
-        let register = set.word(vector / 32);
-        self.set(register, self.get(register) | 1 << (vector % 32));
+        *self.word_mut(set, vector) |= 1 << (vector % 32);
+        self.occupied[set as usize] |= 1 << (vector / 32);
     }
 
     pub(super) fn remove(&mut self, set: VectorSet, vector: u8) {
-        let register = set.word(vector / 32);
-        self.set(register, self.get(register) & !(1 << (vector % 32)));
+        let word = self.word_mut(set, vector);
+        *word &= !(1 << (vector % 32));
+        if *word == 0 {
+            self.occupied[set as usize] &= !(1 << (vector / 32));
+        }
     }
 
     pub(super) fn highest(&self, set: VectorSet) -> Option<u8> {
-        let first = set.word(0).index() * 4;
-        // Every entry of a guest asks: a plain loop over eight loads.
-        (0..8).rev().find_map(|word| {
-            let bit = self.0[first + word * 4].checked_ilog2()?;
-            // Both parts are below 32.
-            Some((word as u8) << 5 | bit as u8)
-        })
+        let word = self.occupied[set as usize].checked_ilog2()? as u8;
+        let bit = self.get(set.word(word)).checked_ilog2()?;
+        // Both parts are below 32.
+        Some(word << 5 | bit as u8)
+    }
+
+    fn word_mut(&mut self, set: VectorSet, vector: u8) -> &mut u32 {
+        &mut self.words[set.word(vector / 32).index() * 4]
     }
 }
 

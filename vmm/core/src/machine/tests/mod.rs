@@ -63,6 +63,7 @@ fn config() -> VmConfig {
         on_reset: OnReset::End,
         on_crash: OnCrash::Report,
         hide_features: vec![],
+        statistics: false,
     }
 }
 
