@@ -214,26 +214,31 @@ impl Board {
         let Some((is_lapic, offset)) = self.find_memory(address).filter(|(_, offset)| offset % 4 == 0) else {
             return;
         };
-        let mut write = |offset, word: u64| {
-            let word = word as u32;
-            if is_lapic {
-                let effect = self.lapic.mmio_write(offset, word, now.guest);
-                self.apply(effect);
-            } else {
-                let messages = self.ioapic.mmio_write(offset, word);
-                messages.iter().for_each(|message| self.deliver(message));
-            }
-        };
-        let value = value & u64::MAX >> (64 - 8 * u32::from(size.clamp(1, 8)));
-        write(offset, value);
+        self.write_register(is_lapic, offset, value as u32, size, now);
         if size > 4 {
-            write(offset + 4, value >> 32);
+            self.write_register(is_lapic, offset + 4, (value >> 32) as u32, size - 4, now);
+        }
+    }
+
+    /// Writes the low `size` bytes of a register; the others become zero.
+    fn write_register(&mut self, is_lapic: bool, offset: u64, value: u32, size: u8, now: Time) {
+        let value = if size < 4 {
+            value & ((1 << (8 * size)) - 1)
+        } else {
+            value
+        };
+        if is_lapic {
+            let effect = self.lapic.mmio_write(offset, value, now.guest);
+            self.apply(effect);
+        } else {
+            let messages = self.ioapic.mmio_write(offset, value);
+            messages.iter().for_each(|message| self.deliver(message));
         }
     }
 
     /// Which device has this address: the local APIC if true, else the I/O APIC; and the offset in it.
     fn find_memory(&self, address: u64) -> Option<(bool, u64)> {
-        let within = |base: u64, size: u64| address.checked_sub(base).filter(|offset| *offset < size);
+        let within = |base: u64, size: u64| Some(address.wrapping_sub(base)).filter(|offset| *offset < size);
         if let Some(offset) = self
             .lapic
             .mmio_base()

@@ -1,5 +1,6 @@
 //! Memory by linear address: RAM where there is RAM, devices elsewhere.
 
+use hypercall_abi::exit::NestedFault;
 use hypercall_abi::vcpu::VcpuPage;
 use vdev::guest_mem::GuestMemory;
 
@@ -10,40 +11,12 @@ use crate::vcpu::code_bits;
 
 const PAGE_SIZE: u64 = 4096;
 
-/// The access that made the CPU exit. It has translated the address by the guest's page tables, checked that they allow it
-/// and set their flags: all this need not be done again.
-#[derive(Clone, Copy, Debug)]
-pub struct Reached {
-    /// The linear address, if the hardware says it.
-    pub linear: Option<u64>,
-    /// The guest-physical address.
-    pub physical: u64,
-    /// It was a write.
-    pub is_write: bool,
-}
-
-impl Reached {
-    /// The guest-physical address of an access by the instruction that exited, if this is the translation that the CPU made.
-    ///
-    /// Where the hardware does not say the linear address, the offset in the page must do: an instruction with one operand
-    /// in memory reaches memory there only.
-    fn translate(&self, linear: u64, size: usize, access: Access) -> Option<u64> {
-        let is_same = match self.linear {
-            Some(reached) => reached == linear,
-            None => (self.physical ^ linear).is_multiple_of(PAGE_SIZE),
-        };
-        let is_allowed = access == Access::Read || self.is_write;
-        let is_in_page = linear % PAGE_SIZE + size as u64 <= PAGE_SIZE;
-        (is_same && is_allowed && is_in_page).then_some(self.physical)
-    }
-}
-
 /// The address space that an instruction works on.
 pub(super) struct LinearSpace<'a, M, D> {
     pub(super) memory: &'a mut M,
     pub(super) devices: &'a mut D,
-    /// What the CPU did before it exited.
-    pub(super) reached: Option<Reached>,
+    /// The instruction reaches memory at one address only: its access is the one that the exit in the page reports.
+    pub(super) has_one_access: bool,
 }
 
 /// Where the bytes of an access are; it may cross one page boundary.
@@ -55,12 +28,12 @@ struct Place {
 }
 
 impl<'a, M: GuestMemory, D: Devices> LinearSpace<'a, M, D> {
-    /// Guest memory and devices; the CPU did not say what it reached.
+    /// Guest memory and devices, for any number of accesses.
     pub(super) fn new(memory: &'a mut M, devices: &'a mut D) -> Self {
         LinearSpace {
             memory,
             devices,
-            reached: None,
+            has_one_access: false,
         }
     }
 
@@ -95,13 +68,29 @@ impl<'a, M: GuestMemory, D: Devices> LinearSpace<'a, M, D> {
         self.locate(page, linear, size, Access::Write).map(|_| ())
     }
 
-    /// The device memory at a linear address, if it is where the CPU was when it exited.
-    pub(super) fn reached(&self, linear: u64, size: usize, access: Access) -> Option<u64> {
-        self.reached?.translate(linear, size, access)
+    /// The guest-physical address of an access, if it is the one that made the CPU exit ([`NestedFault`]). The CPU has
+    /// translated the address by the guest's page tables, checked that they allow the access and set their flags: all
+    /// this need not be done again.
+    ///
+    /// Where the hardware does not say the linear address, the offset in the page must do.
+    #[inline]
+    pub(super) fn reached(&self, page: &VcpuPage, linear: u64, size: usize, access: Access) -> Option<u64> {
+        let [physical, flags, reported, ..] = page.exit_info;
+        let flags = NestedFault::from_bits_retain(flags);
+        let is_same = if flags.contains(NestedFault::LINEAR_VALID) {
+            reported == linear
+        } else {
+            (physical ^ linear).is_multiple_of(PAGE_SIZE)
+        };
+        let is_allowed = access == Access::Read || flags.contains(NestedFault::WRITE);
+        let is_in_page = linear % PAGE_SIZE + size as u64 <= PAGE_SIZE;
+        // An access of the page walk is none of the instruction.
+        let is_own = self.has_one_access && !flags.contains(NestedFault::PAGE_WALK);
+        (is_own && is_same && is_allowed && is_in_page).then_some(physical)
     }
 
     fn locate(&mut self, page: &VcpuPage, linear: u64, size: usize, access: Access) -> Result<Place, Fault> {
-        if let Some(first) = self.reached(linear, size, access) {
+        if let Some(first) = self.reached(page, linear, size, access) {
             return Ok(Place {
                 first,
                 first_size: size,

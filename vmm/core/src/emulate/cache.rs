@@ -32,8 +32,6 @@ pub(super) enum Work {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Decoded {
     pub(super) work: Work,
-    /// INS or OUTS.
-    pub(super) is_port_io: bool,
     /// Bytes: 1 to 15.
     pub(super) length: u8,
 }
@@ -47,7 +45,6 @@ impl Decoded {
         };
         Decoded {
             work,
-            is_port_io: string::is_port_io(instruction.mnemonic()),
             length: instruction.len() as u8,
         }
     }
@@ -83,6 +80,7 @@ impl Default for DecodeCache {
 
 impl DecodeCache {
     /// The bytes at the instruction pointer of 64-bit code, if they are where they were the last time.
+    #[inline]
     pub(super) fn fetch(&self, page: &VcpuPage, memory: &impl GuestMemory) -> Option<Bytes> {
         let entry = self.entries[slot(page.rip)].as_ref()?;
         let physical = entry.trace.as_ref()?.translate(page, page.rip, memory)?;
@@ -90,14 +88,19 @@ impl DecodeCache {
     }
 
     /// Whether the instruction at `rip` is known, and `fetched` begins with it: then [`Self::get`] has it.
+    #[inline]
     pub(super) fn has(&self, rip: u64, code_bits: u32, fetched: &Bytes) -> bool {
         let Some(entry) = &self.entries[slot(rip)] else {
             return false;
         };
-        entry.rip == rip && entry.code_bits == code_bits && fetched.has_prefix(entry.bytes, entry.mask)
+        entry.rip == rip
+            && entry.code_bits == code_bits
+            && usize::from(entry.decoded.length) <= fetched.length()
+            && fetched.word() & entry.mask == entry.bytes
     }
 
     /// What was last remembered for `rip`.
+    #[inline]
     pub(super) fn get(&self, rip: u64) -> Option<&Decoded> {
         Some(&self.entries[slot(rip)].as_ref()?.decoded)
     }

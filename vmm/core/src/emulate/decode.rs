@@ -6,6 +6,7 @@ use hypercall_abi::vcpu::{CS, VcpuPage};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic};
 use vdev::guest_mem::GuestMemory;
 
+use super::Cause;
 use super::cache::{DecodeCache, Decoded};
 use super::walk::{Access, Paging, Trace};
 use crate::fault::{Fault, Trouble};
@@ -17,7 +18,7 @@ const PAGE_SIZE: u64 = 4096;
 
 /// Bytes at the instruction pointer.
 #[derive(Clone, Copy, Debug)]
-pub struct Bytes {
+pub(super) struct Bytes {
     /// Little-endian; what is behind the last byte is anything.
     word: u128,
     /// 0 to [`MAX_LENGTH`].
@@ -25,25 +26,29 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    /// None.
-    pub const NONE: Bytes = Bytes { word: 0, length: 0 };
-
-    /// Bytes that the hardware fetched: [`hypercall_abi::exit::NestedFault`], info\[3\] to info\[5\].
-    pub fn from_exit(count: u64, [low, high]: [u64; 2]) -> Bytes {
+    fn new(low: u64, high: u64, length: usize) -> Bytes {
         Bytes {
             word: u128::from(high) << 64 | u128::from(low),
-            length: count.min(MAX_LENGTH as u64) as usize,
+            length,
         }
     }
 
+    /// Bytes that the hardware fetched ([`hypercall_abi::exit::NestedFault`]), if it does that.
+    fn of_exit(page: &VcpuPage, cause: Cause) -> Option<Bytes> {
+        let [_, _, _, count, low, high, ..] = page.exit_info;
+        let is_there = cause == Cause::Memory && count > 0;
+        is_there.then(|| Bytes::new(low, high, count.min(MAX_LENGTH as u64) as usize))
+    }
+
     /// As many bytes as an instruction can have, from RAM at `physical`; `None` if they are not all in its page.
+    #[inline]
     pub(super) fn read_whole(memory: &impl GuestMemory, physical: u64) -> Option<Bytes> {
         if physical % PAGE_SIZE > PAGE_SIZE - 16 {
             return None;
         }
         let low = memory.read_u64(physical).ok()?;
         let high = memory.read_u64(physical + 8).ok()?;
-        Some(Bytes::from_exit(MAX_LENGTH as u64, [low, high]))
+        Some(Bytes::new(low, high, MAX_LENGTH))
     }
 
     /// The first `length` bytes, at most 15, and a mask with ones for them.
@@ -52,11 +57,14 @@ impl Bytes {
         (self.word & mask, mask)
     }
 
-    /// Whether these bytes begin with a prefix as [`Self::prefix`] returns it.
-    pub(super) fn has_prefix(&self, bytes: u128, mask: u128) -> bool {
-        // The mask is as long as the prefix.
-        let is_long_enough = mask >> (8 * self.length) == 0;
-        is_long_enough && self.word & mask == bytes
+    /// The bytes in little-endian order, with anything behind the last one.
+    pub(super) fn word(&self) -> u128 {
+        self.word
+    }
+
+    /// 0 to 15.
+    pub(super) fn length(&self) -> usize {
+        self.length
     }
 
     fn starts_with(&self, code: &[u8]) -> bool {
@@ -64,8 +72,7 @@ impl Bytes {
     }
 }
 
-/// Decodes the instruction at the instruction pointer, unless the cache has it already. `known` are bytes of it that the
-/// hardware fetched.
+/// The instruction at the instruction pointer, which may be in the cache already.
 ///
 /// # Errors
 /// The fault that fetching or decoding it raises.
@@ -73,17 +80,16 @@ pub(super) fn decode<'a>(
     vcpu: &mut impl Vcpu,
     memory: &mut impl GuestMemory,
     cache: &'a mut DecodeCache,
-    known: &Bytes,
+    cause: Cause,
 ) -> Result<&'a Decoded, Fault> {
     let page = vcpu.state(MODE);
     let (rip, code_bits) = (page.rip, code_bits(page));
-    let fetched = match known.length {
-        0 if code_bits == 64 => cache.fetch(page, memory),
-        0 => None,
-        _ => Some(*known),
+    let bytes = match Bytes::of_exit(page, cause) {
+        None if code_bits == 64 => cache.fetch(page, memory),
+        bytes => bytes,
     };
-    if !fetched.is_some_and(|fetched| cache.has(rip, code_bits, &fetched)) {
-        decode_anew(vcpu, memory, cache, known)?;
+    if !bytes.is_some_and(|bytes| cache.has(rip, code_bits, &bytes)) {
+        decode_anew(vcpu, memory, cache, cause)?;
     }
     cache.get(rip).ok_or(Fault::UNDEFINED)
 }
@@ -93,14 +99,14 @@ fn decode_anew(
     vcpu: &mut impl Vcpu,
     memory: &mut impl GuestMemory,
     cache: &mut DecodeCache,
-    known: &Bytes,
+    cause: Cause,
 ) -> Result<(), Fault> {
     let page = vcpu.page();
     let (rip, code_bits) = (page.rip, code_bits(page));
-    if known.length > 0
-        && let Ok(instruction) = decode_bytes(page, known)
+    if let Some(bytes) = Bytes::of_exit(page, cause)
+        && let Ok(instruction) = decode_bytes(page, &bytes)
     {
-        cache.insert(rip, code_bits, known, None, &instruction);
+        cache.insert(rip, code_bits, &bytes, None, &instruction);
         return Ok(());
     }
     let fetched = fetch(vcpu, memory)?;

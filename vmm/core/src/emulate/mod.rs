@@ -16,9 +16,8 @@ mod string;
 mod transfer;
 mod walk;
 
-pub use access::Reached;
 pub use cache::DecodeCache;
-pub use decode::{Bytes, decode_exiting, verify_length};
+pub use decode::{decode_exiting, verify_length};
 pub use operand::{control_operand, gpr_operand, read_operand, write_operand};
 pub use walk::{Access, Paging};
 
@@ -46,15 +45,10 @@ pub trait Devices {
 }
 
 /// Why an instruction is emulated. The CPU checked what it executed for that; what is found in memory must be the same.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// It reached device memory.
-    Memory {
-        /// What the CPU did before it exited, if it is known.
-        reached: Option<Reached>,
-        /// Bytes of the instruction that the hardware fetched.
-        known: Bytes,
-    },
+    /// It reached device memory; the page tells of the exit ([`hypercall_abi::exit::NestedFault`]).
+    Memory,
     /// It is INS or OUTS, and the CPU allowed the port.
     Port,
 }
@@ -72,34 +66,48 @@ pub fn emulate<M: GuestMemory>(
     cache: &mut DecodeCache,
     cause: Cause,
 ) -> Result<(), Trouble> {
-    let (reached, known) = match cause {
-        Cause::Memory { reached, known } => (reached, known),
-        Cause::Port => (None, Bytes::NONE),
-    };
-    let decoded = decode::decode(vcpu, memory, cache, &known)?;
-    if decoded.is_port_io != matches!(cause, Cause::Port) {
-        let rip = vcpu.page().rip;
-        return Err(Trouble::Unsupported(format!(
-            "the CPU reported another instruction than that at {rip:#x}"
-        )));
-    }
+    let decoded = decode::decode(vcpu, memory, cache, cause)?;
+    let length = decoded.length;
     let mut space = LinearSpace::new(memory, devices);
-    let is_complete = match &decoded.work {
-        Work::Transfer(transfer) => {
-            space.reached = reached;
+    match (&decoded.work, cause) {
+        (Work::Transfer(transfer), Cause::Memory) => {
+            space.has_one_access = true;
             transfer.execute(vcpu, &mut space)?;
+            complete_instruction(vcpu, length);
+            Ok(())
+        }
+        (work, _) => execute_other(vcpu, &mut space, work, length, cause),
+    }
+}
+
+#[inline(never)]
+fn execute_other<M: GuestMemory, D: Devices>(
+    vcpu: &mut impl Vcpu,
+    space: &mut LinearSpace<'_, M, D>,
+    work: &Work,
+    length: u8,
+    cause: Cause,
+) -> Result<(), Trouble> {
+    let is_complete = match (work, cause) {
+        (Work::Other(instruction), Cause::Memory) => {
+            space.has_one_access = true;
+            execute(vcpu, space, instruction)?;
             true
         }
-        Work::Other(instruction) => {
-            space.reached = reached;
-            execute(vcpu, &mut space, instruction)?;
-            true
+        (Work::String(instruction), _)
+            if string::is_port_io(instruction.mnemonic()) == (cause == Cause::Port) =>
+        {
+            string::execute(vcpu, space, instruction)?
         }
-        // It reaches memory at more than one address.
-        Work::String(instruction) => string::execute(vcpu, &mut space, instruction)?,
+        _ => {
+            let rip = vcpu.page().rip;
+            return Err(Trouble::Unsupported(format!(
+                "the CPU reported another instruction than that at {rip:#x} ({cause:?})"
+            )));
+        }
     };
     if is_complete {
-        complete_instruction(vcpu, decoded.length);
+        complete_instruction(vcpu, length);
     }
     Ok(())
 }

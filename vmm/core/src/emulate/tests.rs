@@ -2,18 +2,13 @@ use super::*;
 use crate::fault::Fault;
 use crate::vcpu::{CR0_PE, FakeVcpu, RFLAGS_DF};
 use alloc::vec::Vec;
-use hypercall_abi::exit::ExitKind;
+use hypercall_abi::exit::{ExitKind, NestedFault};
 use hypercall_abi::vcpu::{CS, DS, ES, FS, Segment, gpr};
 use proptest::prelude::*;
 use vdev::guest_mem::VecMemory;
 
 const CODE: u64 = 0x2000;
 const DEVICE: u64 = 0xfec0_0000;
-/// The hardware says nothing more.
-const MEMORY: Cause = Cause::Memory {
-    reached: None,
-    known: Bytes::NONE,
-};
 
 /// Device memory that reads as a pattern, and a log of everything that reached it.
 #[derive(Default)]
@@ -61,8 +56,11 @@ impl Machine {
                 .unwrap();
         }
         memory.write(CODE, code).unwrap();
+        let mut vcpu = FakeVcpu::long_mode(CODE, 0x1_0000);
+        // The exit tells nothing of the instruction's own access.
+        vcpu.page.exit_info[1] = NestedFault::PAGE_WALK.bits();
         Machine {
-            vcpu: FakeVcpu::long_mode(CODE, 0x1_0000),
+            vcpu,
             memory,
             devices: Recorder::default(),
             cache: DecodeCache::default(),
@@ -79,7 +77,7 @@ impl Machine {
     }
 
     fn step(&mut self) -> Result<(), Trouble> {
-        self.step_for(MEMORY)
+        self.step_for(Cause::Memory)
     }
 
     fn step_for(&mut self, cause: Cause) -> Result<(), Trouble> {
@@ -371,22 +369,17 @@ fn a_page_that_is_not_mapped_raises_the_guests_own_page_fault() {
 fn bytes_from_the_hardware_spare_the_fetch() {
     let mut machine = Machine::long(&[0xcc]);
     *machine.gpr(gpr::RBX) = DEVICE;
-    let known = Bytes::from_exit(15, [0x038b, 0]);
-    let cause = Cause::Memory { reached: None, known };
-    machine.step_for(cause).unwrap();
+    machine.vcpu.page.exit_info[3..].copy_from_slice(&[15, 0x038b, 0, 0, 0]);
+    machine.step().unwrap();
     assert_eq!(machine.vcpu.page.rip, CODE + 2);
 }
 
-/// What the CPU says about an access to the device at `offset`, through a linear address that no page table has.
-fn reached(linear: Option<u64>, offset: u64, is_write: bool) -> Cause {
-    Cause::Memory {
-        reached: Some(Reached {
-            linear,
-            physical: DEVICE + offset,
-            is_write,
-        }),
-        known: Bytes::NONE,
-    }
+/// What the CPU says about an access to the device at `offset`, and the linear address if the hardware says it.
+fn reached(linear: Option<u64>, offset: u64, is_write: bool) -> [u64; 8] {
+    let mut flags = NestedFault::READ;
+    flags.set(NestedFault::WRITE, is_write);
+    flags.set(NestedFault::LINEAR_VALID, linear.is_some());
+    [DEVICE + offset, flags.bits(), linear.unwrap_or(0), 0, 0, 0, 0, 0]
 }
 
 #[test]
@@ -407,10 +400,21 @@ fn what_the_cpu_translated_is_not_translated_again() {
             let mut machine = Machine::long(code);
             *machine.gpr(gpr::RBX) = UNMAPPED;
             *machine.gpr(gpr::RAX) = 7;
-            machine.step_for(reached(linear, 8, true)).unwrap();
+            machine.vcpu.page.exit_info = reached(linear, 8, true);
+            machine.step().unwrap();
             assert_eq!(machine.devices.log, log);
         }
     }
+}
+
+#[test]
+fn a_load_through_the_cpus_translation_extends_as_any_other() {
+    // movzx ecx, byte [rbx]
+    let mut machine = Machine::long(&[0x0f, 0xb6, 0x0b]);
+    machine.vcpu.page.exit_info = reached(None, 0, false);
+    *machine.gpr(gpr::RBX) = 1 << 40;
+    machine.step().unwrap();
+    assert_eq!(*machine.gpr(gpr::RCX), 0x11);
 }
 
 #[test]
@@ -419,18 +423,19 @@ fn a_translation_serves_no_other_access_than_that_of_the_cpu() {
     // mov [rbx + 8], eax
     let mut machine = Machine::long(&[0x89, 0x43, 0x08]);
     *machine.gpr(gpr::RBX) = UNMAPPED;
-    for cause in [
+    for info in [
         // Another address, a read, and bytes on two pages.
         reached(Some(UNMAPPED), 0, true),
         reached(None, 0xc, true),
         reached(Some(UNMAPPED + 8), 8, false),
     ] {
         let fault = Fault::page(2, UNMAPPED + 8);
-        assert_eq!(machine.step_for(cause), Err(Trouble::Fault(fault)));
+        machine.vcpu.page.exit_info = info;
+        assert_eq!(machine.step(), Err(Trouble::Fault(fault)));
     }
     *machine.gpr(gpr::RBX) = UNMAPPED - 9;
-    let cause = reached(Some(UNMAPPED - 1), 0xfff, true);
-    assert!(machine.step_for(cause).is_err());
+    machine.vcpu.page.exit_info = reached(Some(UNMAPPED - 1), 0xfff, true);
+    assert!(machine.step().is_err());
     assert!(machine.devices.log.is_empty());
 }
 
@@ -527,7 +532,7 @@ proptest! {
         machine.vcpu.page.gpr = registers;
         machine.vcpu.page.rflags = rflags;
         let before = machine.vcpu.page.rip;
-        for cause in [MEMORY, Cause::Port] {
+        for cause in [Cause::Memory, Cause::Port] {
             machine.vcpu.page.rip = before;
             if machine.step_for(cause).is_err() {
                 prop_assert_eq!(machine.vcpu.page.rip, before);

@@ -63,6 +63,7 @@ impl Transfer {
         })
     }
 
+    #[inline]
     pub(super) fn execute<M: GuestMemory, D: Devices>(
         &self,
         vcpu: &mut impl Vcpu,
@@ -72,7 +73,7 @@ impl Transfer {
         let value = match self.kind {
             Kind::Load { to, is_signed } => {
                 let linear = self.address.linear(vcpu, size, Access::Read)?;
-                let value = match space.reached(linear, size, Access::Read) {
+                let value = match space.reached(vcpu.page(), linear, size, Access::Read) {
                     Some(address) => truncate(space.devices.read_memory(address, self.size), size),
                     None => space.read(vcpu.page(), linear, size)?,
                 };
@@ -90,7 +91,7 @@ impl Transfer {
             Kind::StoreImmediate { value } => value,
         };
         let linear = self.address.linear(vcpu, size, Access::Write)?;
-        match space.reached(linear, size, Access::Write) {
+        match space.reached(vcpu.page(), linear, size, Access::Write) {
             Some(address) => space.devices.write_memory(address, self.size, value),
             None => space.write(vcpu.page(), linear, size, value)?,
         }

@@ -307,9 +307,14 @@ impl Entries {
         }
     }
 
+    #[inline]
     fn are_in(&self, memory: &impl GuestMemory) -> bool {
-        let mut entries = self.list.iter().take(self.count);
-        entries.all(|&(address, entry)| Entry64::read(memory, address) == entry)
+        for &(address, entry) in &self.list[..self.count.min(Self::MAX)] {
+            if memory.read_u64(address) != Ok(entry) {
+                return false;
+            }
+        }
+        true
     }
 }
 

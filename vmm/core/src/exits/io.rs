@@ -7,7 +7,7 @@ use vdev::guest_mem::GuestMemory;
 
 use super::{Exit, Handled};
 use crate::board::{Board, Time};
-use crate::emulate::{Bytes, Cause, Devices, Reached, emulate};
+use crate::emulate::{Cause, Devices, emulate};
 use crate::fault::{Fault, Trouble};
 use crate::vcpu::{MODE, Vcpu, complete_instruction, privilege_level};
 
@@ -65,7 +65,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     }
 
     pub(super) fn nested_fault(&mut self) -> Result<Handled, Trouble> {
-        let [address, cause, linear, count, low, high, ..] = self.vcpu.page().exit_info;
+        let [address, cause, ..] = self.vcpu.page().exit_info;
         let cause = NestedFault::from_bits_retain(cause);
         let inject = self.vcpu.page().inject;
         if inject.is_valid() {
@@ -87,16 +87,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
             });
             return Err(Fault::UNDEFINED.into());
         }
-        let reached = Reached {
-            linear: cause.contains(NestedFault::LINEAR_VALID).then_some(linear),
-            physical: address,
-            is_write: cause.contains(NestedFault::WRITE),
-        };
-        self.emulate(Cause::Memory {
-            // An access of the page walk is none of the instruction.
-            reached: (!cause.contains(NestedFault::PAGE_WALK)).then_some(reached),
-            known: Bytes::from_exit(count, [low, high]),
-        })
+        self.emulate(Cause::Memory)
     }
 
     fn emulate(&mut self, cause: Cause) -> Result<Handled, Trouble> {
