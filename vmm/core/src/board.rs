@@ -25,8 +25,8 @@ use crate::layout::{self, Layout};
 const CONTROL_PORT_A: u16 = 0x92;
 const CONTROL_RESET: u8 = 1 << 0;
 const CONTROL_A20: u8 = 1 << 1;
-/// Console input that waits for the guest's FIFO, in bytes.
-const INPUT_MAX: usize = 64 << 10;
+/// Console input of a port that waits for the guest's FIFO, in bytes. More waits in the ring that it comes from.
+const INPUT_MAX: usize = 4 << 10;
 
 /// A moment on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -31,6 +31,8 @@ pub struct Segment {
     pub file_bytes: u64,
     /// What the program may do with it, never both write and execute.
     pub flags: MapFlags,
+    /// Nothing of it may change and nothing is added: its pages are those of the file, which processes can share.
+    pub is_shareable: bool,
 }
 
 /// A program to load.
@@ -116,9 +118,14 @@ impl Segment {
         }
         let skip = header.p_vaddr % PAGE_SIZE;
         let address = header.p_vaddr - skip;
+        let is_shareable = !flags.contains(MapFlags::WRITE)
+            && skip == 0
+            && header.p_offset.is_multiple_of(PAGE_SIZE)
+            && header.p_filesz == header.p_memsz;
         Ok(Segment {
             address,
             pages: (end - address).div_ceil(PAGE_SIZE),
+            is_shareable,
             skip,
             file_offset: header.p_offset,
             file_bytes: header.p_filesz,
@@ -170,8 +177,23 @@ mod tests {
                 file_offset: 0x1000,
                 file_bytes: 8,
                 flags: MapFlags::READ | MapFlags::WRITE,
+                is_shareable: false,
             }
         );
+        assert!(program.segments[0].is_shareable);
+    }
+
+    #[test]
+    fn pages_that_are_not_those_of_the_file_are_not_shared() {
+        for segment in [
+            (6, 0x40_0000, 0x1000, 0x1000),
+            (4, 0x40_0000, 0x1000, 0x1001),
+            (4, 0x40_0010, 0x1000, 0x1000),
+        ] {
+            let file = executable(0x41_0000, &[segment, (5, 0x41_0000, 1, 1)]);
+            let program = Program::parse(&file, FILE_BYTES).unwrap();
+            assert!(!program.segments[0].is_shareable, "{segment:x?}");
+        }
     }
 
     #[test]

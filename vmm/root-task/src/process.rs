@@ -44,7 +44,7 @@ pub struct Blueprint<'a> {
 
 /// Frames of kernel memory for any process: its objects, its capability tables, and the page tables of its image, stack and
 /// information pages.
-const BASE_FRAMES: u64 = 64;
+const BASE_FRAMES: u64 = 36;
 
 /// Page tables for `pages` pages in a row, if the kernel finds no superpage there.
 pub const fn page_tables(pages: u64) -> u64 {
@@ -221,7 +221,18 @@ impl Process {
             what,
         })?;
         for segment in &program.segments {
-            self.load_segment(&mut system.memory, &image, segment)?;
+            if segment.is_shareable {
+                let first = segment.file_offset / PAGE_SIZE;
+                self.map(
+                    module.memory,
+                    first,
+                    segment.address,
+                    segment.pages,
+                    segment.flags,
+                )?;
+            } else {
+                self.load_segment(&mut system.memory, &image, segment)?;
+            }
         }
         Ok(program.entry)
     }
@@ -244,20 +255,21 @@ impl Process {
                 segment.file_bytes as usize,
             )?;
         }
-        self.map(source, segment.address, segment.pages, segment.flags)
+        self.map(source, 0, segment.address, segment.pages, segment.flags)
     }
 
-    /// Maps memory into the process, through a capability with no more rights than that.
+    /// Maps pages of memory, from `first` on, into the process, through a capability with no more rights than that.
     fn map(
         &mut self,
         source: Cap<Memory>,
+        first: u64,
         address: u64,
         pages: u64,
         flags: MapFlags,
     ) -> Result<(), StartError> {
         // The bits of the rights and of the flags are the same three.
         let rights = Rights::from_bits_truncate(flags.bits() as u16);
-        let memory = self.derive(source, Narrow::rights(rights).range(0, pages))?;
+        let memory = self.derive(source, Narrow::rights(rights).range(first, pages))?;
         Ok(memory.map(self.pd, address, 0, pages, flags)?)
     }
 
@@ -271,7 +283,7 @@ impl Process {
         let allocation = memory.allocate(pages, 1)?;
         let source = allocation.memory();
         self.memory.push(allocation);
-        self.map(source, address, pages, flags)?;
+        self.map(source, 0, address, pages, flags)?;
         Ok(source)
     }
 
@@ -291,7 +303,7 @@ impl Process {
             let pages = shared.bytes.div_ceil(PAGE_SIZE);
             let mut flags = MapFlags::READ;
             flags.set(MapFlags::WRITE, shared.is_writable);
-            self.map(shared.memory, address, pages, flags)?;
+            self.map(shared.memory, 0, address, pages, flags)?;
             if !header.add_window(shared.name, address, shared.bytes) {
                 return Err(StartError::TooMuchConfiguration);
             }
@@ -314,14 +326,14 @@ impl Process {
             let mapping = Mapping::new(source, 0, layout::INFO_PAGES, true)?;
             header.write(config, mapping.window())?;
         }
-        self.map(source, layout::INFO, layout::INFO_PAGES, MapFlags::READ)
+        self.map(source, 0, layout::INFO, layout::INFO_PAGES, MapFlags::READ)
     }
 
     fn add_utcb(&mut self, memory: &mut FreeMemory) -> Result<(), StartError> {
         let allocation = memory.allocate(1, 1)?;
         let source = allocation.memory();
         self.memory.push(allocation);
-        self.map(source, layout::UTCB, 1, MapFlags::READ | MapFlags::WRITE)?;
+        self.map(source, 0, layout::UTCB, 1, MapFlags::READ | MapFlags::WRITE)?;
         // What the kernel writes is a capability of its own.
         let bound = self.derive(source, Narrow::rights(Rights::READ | Rights::WRITE).range(0, 1))?;
         Ok(self.ec.bind_utcb(bound)?)

@@ -23,10 +23,10 @@ use vmm_protocol::process::{INITRD, INPUT, KERNEL, MonitorConfig, OUTPUT, REPORT
 const OUTPUT_KIB: u64 = 64;
 /// KiB for input to the VM.
 const INPUT_KIB: u64 = 16;
-/// Pages of a VMM's heap: 2 MiB.
-const HEAP_PAGES: u64 = 512;
+/// Pages of a VMM's heap: 256 KiB, twice what any guest was seen to need. Most of it are the tables of the instruction decoder.
+const HEAP_PAGES: u64 = 64;
 /// Frames of kernel memory for a vCPU and a guest space, without page tables for the guest's memory.
-const VCPU_FRAMES: u64 = 32;
+const VCPU_FRAMES: u64 = 16;
 /// Pages of a superpage: guest memory begins at one.
 const SUPERPAGE: u64 = 512;
 /// Pages in a MiB.

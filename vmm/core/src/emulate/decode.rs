@@ -81,7 +81,7 @@ pub(super) fn decode<'a>(
     memory: &mut impl GuestMemory,
     cache: &'a mut DecodeCache,
     cause: Cause,
-) -> Result<&'a Decoded, Fault> {
+) -> Result<&'a Decoded, Trouble> {
     let page = vcpu.state(MODE);
     let (rip, code_bits) = (page.rip, code_bits(page));
     let bytes = match Bytes::of_exit(page, cause) {
@@ -91,7 +91,7 @@ pub(super) fn decode<'a>(
     if !bytes.is_some_and(|bytes| cache.has(rip, code_bits, &bytes)) {
         decode_anew(vcpu, memory, cache, cause)?;
     }
-    cache.get(rip).ok_or(Fault::UNDEFINED)
+    cache.get(rip).ok_or(Fault::UNDEFINED.into())
 }
 
 #[inline(never)]
@@ -100,7 +100,7 @@ fn decode_anew(
     memory: &mut impl GuestMemory,
     cache: &mut DecodeCache,
     cause: Cause,
-) -> Result<(), Fault> {
+) -> Result<(), Trouble> {
     let page = vcpu.page();
     let (rip, code_bits) = (page.rip, code_bits(page));
     if let Some(bytes) = Bytes::of_exit(page, cause)
@@ -118,13 +118,28 @@ fn decode_anew(
     Ok(())
 }
 
-fn decode_fetched(vcpu: &mut impl Vcpu, fetched: &Fetched) -> Result<Instruction, Fault> {
-    decode_bytes(vcpu.state(MODE), &fetched.bytes).map_err(|error| match (error, fetched.end) {
-        (DecoderError::NoMoreBytes, Some(fault)) => fault,
+fn decode_fetched(vcpu: &mut impl Vcpu, fetched: &Fetched) -> Result<Instruction, Trouble> {
+    let page = vcpu.state(MODE);
+    decode_bytes(page, &fetched.bytes).map_err(|error| match (error, fetched.end) {
+        (DecoderError::NoMoreBytes, Some(fault)) => fault.into(),
         // More than 15 bytes.
-        (DecoderError::NoMoreBytes, None) => Fault::PROTECTION,
-        _ => Fault::UNDEFINED,
+        (DecoderError::NoMoreBytes, None) => Fault::PROTECTION.into(),
+        _ if is_vector(page, &fetched.bytes) => {
+            Trouble::Unsupported(format!("an AVX instruction at {:#x}", page.rip))
+        }
+        _ => Fault::UNDEFINED.into(),
     })
+}
+
+/// Whether the instruction has a VEX or EVEX prefix (SDM 2A 2.3.5, 2.7): the decoder is built without those, whose tables
+/// would be the larger part of a VMM's heap. Outside 64-bit mode the bytes are other instructions unless a register operand
+/// follows.
+fn is_vector(page: &VcpuPage, bytes: &Bytes) -> bool {
+    let bytes = bytes.word.to_le_bytes();
+    let is_segment_prefix = |byte: &u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x67);
+    let mut rest = bytes.iter().skip_while(|byte| is_segment_prefix(byte));
+    let is_prefix = matches!(rest.next(), Some(0xc4 | 0xc5 | 0x62));
+    is_prefix && (code_bits(page) == 64 || rest.next().is_some_and(|byte| *byte >= 0xc0))
 }
 
 fn decode_bytes(page: &VcpuPage, bytes: &Bytes) -> Result<Instruction, DecoderError> {

@@ -460,6 +460,22 @@ fn an_instruction_that_was_decoded_before_is_not_taken_for_another() {
 }
 
 #[test]
+fn an_avx_instruction_is_not_supported_rather_than_undefined() {
+    // vmovups [rbx], xmm0; the same with FS and a 32-bit address
+    for code in [
+        &[0xc5, 0xf8, 0x11, 0x03][..],
+        &[0x64, 0x67, 0xc5, 0xf8, 0x11, 0x03],
+    ] {
+        let mut machine = Machine::long(code);
+        let result = machine.step();
+        assert!(matches!(result, Err(Trouble::Unsupported(_))), "{result:?}");
+    }
+    // les eax, [ebx] to device memory, which is no instruction in 64-bit mode
+    let mut machine = Machine::protected(&[0xc4, 0x03]);
+    assert!(matches!(machine.step(), Err(Trouble::Unsupported(_))));
+}
+
+#[test]
 fn what_is_not_supported_says_where_it_is() {
     // movdqa xmm0, [rbx]
     let mut machine = Machine::long(&[0x66, 0x0f, 0x6f, 0x03]);

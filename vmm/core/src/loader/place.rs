@@ -8,7 +8,7 @@ use super::{BootRequest, LoadError};
 use crate::image::{BootModule, Image};
 use crate::layout;
 
-const CHUNK: usize = 64 << 10;
+const CHUNK: usize = 16 << 10;
 /// Modules start on a page, as every protocol allows or asks for.
 const MODULE_ALIGNMENT: u64 = 4096;
 /// Pieces of an initrd start on a word: Linux looks for the next archive there.
