@@ -25,6 +25,9 @@ pub const GUESTS: &str = "guests";
 /// The package, and the program, that holds the kernel to its contract.
 pub const CONFORMANCE: &str = "conformance";
 
+/// The package, and the program, of the VMM that is watched, or made to crash.
+pub const TEST_MONITOR: &str = "test-monitor";
+
 /// A cargo command in the workspace. The user's `RUSTFLAGS` would replace those of `.cargo/config.toml`, without which
 /// the kernel does not link, so they are dropped.
 pub fn cargo() -> Command {
@@ -56,14 +59,14 @@ pub fn system_and_guests(guests: &[String]) -> Result<()> {
     programs(SYSTEM.into_iter().chain(guests))
 }
 
-/// Builds the system, every test guest and the conformance task.
+/// Builds the system, every test guest, the conformance task and the VMM of tests.
 pub fn everything_tested() -> Result<()> {
     let names = guest_names()?;
     let guests = names.iter().map(|guest| (GUESTS, &**guest));
     programs(
         SYSTEM
             .into_iter()
-            .chain([(CONFORMANCE, CONFORMANCE)])
+            .chain([(CONFORMANCE, CONFORMANCE), (TEST_MONITOR, TEST_MONITOR)])
             .chain(guests),
     )
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use vmm_protocol::manifest::{ConsoleMode, Manifest, OnCrash, OnReset, VmConfig, WhenDone};
+use vmm_protocol::manifest::{ConsoleMode, MONITOR_MODULE, Manifest, OnCrash, OnReset, VmConfig, WhenDone};
 
 /// Memory for Linux in MiB.
 const LINUX_MEMORY_MIB: u32 = 256;
@@ -312,6 +312,7 @@ fn vm(args: &RunArgs, is_linux: bool, collector: &mut Collector) -> Result<VmCon
         priority: manifest::DEFAULT_PRIORITY,
         on_reset: OnReset::End,
         on_crash: OnCrash::Report,
+        vmm: MONITOR_MODULE.into(),
         hide_features: Vec::new(),
         statistics: args.statistics,
     })

@@ -15,7 +15,7 @@ use usys::object::FOREVER;
 use usys::process;
 use usys::ring::Consumer;
 use vmm_protocol::link::Stream;
-use vmm_protocol::manifest::{ConsoleMode, OnCrash, OnReset, VmConfig};
+use vmm_protocol::manifest::{ConsoleMode, MONITOR_MODULE, OnCrash, OnReset, VmConfig};
 
 /// Memory of the guests.
 const MEMORY_MIB: u32 = 64;
@@ -70,6 +70,7 @@ fn config(kernel: &str) -> VmConfig {
         priority: 16,
         on_reset: OnReset::End,
         on_crash: OnCrash::Report,
+        vmm: MONITOR_MODULE.into(),
         hide_features: Vec::new(),
         statistics: false,
     }

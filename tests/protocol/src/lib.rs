@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cases;
+pub mod crash;
 pub mod exit;
 pub mod line;
 pub mod poison;

@@ -1,7 +1,7 @@
 //! The manifest: read from TOML, checked, and turned into the form that the root task reads.
 //!
 //! In TOML, `kernel` and `initrd` are paths relative to the manifest's folder, or `guest:NAME` for a test guest or
-//! `guest:linux`; here they become boot modules.
+//! `guest:linux`; here they become boot modules. So does `vmm`, the path of a VMM of the user's own.
 
 use super::Module;
 use super::modules::Collector;
@@ -10,7 +10,7 @@ use crate::{compile, failure, workspace};
 use anyhow::{Context, Result};
 use std::collections::HashSet;
 use std::path::Path;
-use vmm_protocol::manifest::{Manifest, VmConfig};
+use vmm_protocol::manifest::{MONITOR_MODULE, Manifest, VmConfig};
 
 /// Memory that the kernel and the root task's processes take beside the VMs and the boot modules, in MiB.
 const SYSTEM_MIB: u64 = 64;
@@ -113,12 +113,21 @@ fn pack(vm: &mut VmConfig, folder: &Path, collector: &mut Collector) -> Result<(
     let kernel = collector.bytes(&vm.kernel).unwrap_or_default();
     kernel_file::recognise(kernel)
         .map_err(|error| failure::usage(format!("kernel {}: {error}", vm.kernel)))?;
+    if vm.vmm != MONITOR_MODULE && collector.bytes(&vm.vmm).is_none() {
+        vm.vmm = pack_vmm(&vm.vmm, folder, collector)?;
+    }
     for path in &mut vm.initrd {
         if collector.bytes(path).is_none() {
             *path = pack_file(path, folder, collector)?;
         }
     }
     Ok(())
+}
+
+fn pack_vmm(path: &str, folder: &Path, collector: &mut Collector) -> Result<String> {
+    let program = super::elf::loadable(&folder.join(path))
+        .map_err(|error| failure::usage(format!("the VMM {path}: {error:#}")))?;
+    collector.add_bytes("vmm", program)
 }
 
 fn pack_file(path: &str, folder: &Path, collector: &mut Collector) -> Result<String> {

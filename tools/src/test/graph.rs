@@ -27,6 +27,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("trt", &["tproto", "guest-pv-driver"]),
     ("guests", &["trt", "tproto", "guest-pv-driver"]),
     ("conformance", &["usys", "tproto", "hypercall-abi"]),
+    ("test-monitor", &["monitor", "usys", "tproto", "vmm-protocol"]),
     ("bench-protocol", &[]),
     ("bench-guest", &["bench-protocol", "trt"]),
     (

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tproto::line::{self, Line};
 use tproto::{Case, Expect, cases, exit};
-use vmm_protocol::manifest::{ConsoleMode, Manifest, OnCrash, OnReset, VmConfig, WhenDone};
+use vmm_protocol::manifest::{ConsoleMode, MONITOR_MODULE, Manifest, OnCrash, OnReset, VmConfig, WhenDone};
 use vmm_protocol::outcome::Outcome;
 
 /// How long a case may take on a loaded machine.
@@ -101,6 +101,7 @@ pub fn vm(name: &str, guest: &str, cmdline: &str, memory_mib: u32) -> VmConfig {
         priority: DEFAULT_PRIORITY,
         on_reset: OnReset::End,
         on_crash: OnCrash::Report,
+        vmm: MONITOR_MODULE.into(),
         hide_features: Vec::new(),
         statistics: false,
     }

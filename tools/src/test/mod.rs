@@ -10,6 +10,7 @@ pub mod linux;
 pub mod mistakes;
 pub mod record;
 pub mod refusals;
+pub mod vmms;
 
 use crate::run::machine::Machine;
 use crate::{compile, failure, progress, setup, workspace};
@@ -109,6 +110,7 @@ fn on(machine: Machine) -> Vec<Test> {
     [
         conformance::tests(machine),
         guests::tests(machine),
+        vmms::tests(machine),
         hosts::tests(machine),
         linux::tests(machine),
         images::tests(machine),

@@ -17,20 +17,29 @@ pub mod statistics;
 pub mod vm;
 
 use crate::console::Channel;
-use crate::vm::Vm;
+use crate::vm::{Unwatched, Vm, Watch};
 use usys::process::ProcessInfo;
 use vmm_protocol::outcome::Outcome;
 use vmm_protocol::process::MonitorConfig;
 
 /// Runs the VM until it ends.
 pub fn main(info: &'static ProcessInfo) -> ! {
-    let outcome = run(info).unwrap_or_else(Outcome::not_started);
+    main_with(info, Unwatched)
+}
+
+/// The same with somebody who watches.
+pub fn main_with(info: &'static ProcessInfo, watch: impl Watch) -> ! {
+    let outcome = run(info, watch).unwrap_or_else(Outcome::not_started);
     report::end(info, &outcome)
 }
 
-fn run(info: &'static ProcessInfo) -> Result<Outcome, &'static str> {
-    let config: MonitorConfig =
-        postcard::from_bytes(info.config()).map_err(|_| "the VMM's configuration is damaged")?;
+/// What the root task says about the VM.
+pub fn config(info: &'static ProcessInfo) -> Result<MonitorConfig, &'static str> {
+    postcard::from_bytes(info.config()).map_err(|_| "the VMM's configuration is damaged")
+}
+
+fn run(info: &'static ProcessInfo, watch: impl Watch) -> Result<Outcome, &'static str> {
+    let config = config(info)?;
     let channel = Channel::new(info, config.index)?;
-    Ok(Vm::new(info, config.vm, channel)?.run())
+    Ok(Vm::new(info, config.vm, channel, watch)?.run())
 }

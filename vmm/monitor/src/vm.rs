@@ -21,8 +21,27 @@ use vmm_protocol::manifest::{OnReset, VmConfig};
 use vmm_protocol::outcome::Outcome;
 use vmm_protocol::process::monitor;
 
+/// Sees what the VMM does: tests of the VMM do.
+pub trait Watch {
+    /// The kernel has just returned from the guest.
+    #[inline(always)]
+    fn after_exit(&mut self) {}
+
+    /// The VM ended so, or as this returns.
+    fn judge(&mut self, outcome: Outcome) -> Outcome {
+        outcome
+    }
+}
+
+/// Nobody watches.
+#[derive(Clone, Copy, Debug)]
+pub struct Unwatched;
+
+impl Watch for Unwatched {}
+
 /// A VM with everything it runs on.
-pub struct Vm {
+pub struct Vm<W> {
+    watch: W,
     info: &'static InfoHeader,
     config: VmConfig,
     images: Images,
@@ -45,9 +64,14 @@ enum End {
     Outcome(Outcome),
 }
 
-impl Vm {
+impl<W: Watch> Vm<W> {
     /// Makes the guest's memory and CPU; the kernel is not loaded yet.
-    pub fn new(info: &'static ProcessInfo, config: VmConfig, channel: Channel) -> Result<Self, &'static str> {
+    pub fn new(
+        info: &'static ProcessInfo,
+        config: VmConfig,
+        channel: Channel,
+        watch: W,
+    ) -> Result<Self, &'static str> {
         let statistics = Statistics::new(cpu::now(), config.statistics);
         let images = Images::new(info, &config)?;
         let header = &info.header;
@@ -57,6 +81,7 @@ impl Vm {
         })?;
         let output = Output::new(header.tsc_hz);
         Ok(Vm {
+            watch,
             info: header,
             config,
             images,
@@ -88,7 +113,7 @@ impl Vm {
         };
         self.output.flush(&mut self.channel);
         log::info!("{}", self.statistics.at(cpu::now()));
-        outcome
+        self.watch.judge(outcome)
     }
 
     /// Loads the guest.
@@ -150,6 +175,7 @@ impl Vm {
             page.deadline = page.deadline.min(self.output.deadline());
             self.statistics.enter();
             self.vcpu.run()?;
+            self.watch.after_exit();
             let now = cpu::now();
             let kind = self.vcpu.page().exit_kind;
             self.statistics.exit(kind, now);

@@ -82,6 +82,9 @@ pub struct VmConfig {
     /// What a crash of the VMM does.
     #[serde(default)]
     pub on_crash: OnCrash,
+    /// Boot module with the executable of the VMM.
+    #[serde(default = "default_vmm")]
+    pub vmm: String,
     /// CPU features to hide, by their name in Linux's /proc/cpuinfo (`avx2`, `x2apic`, …).
     #[serde(default)]
     pub hide_features: Vec<String>,
@@ -92,6 +95,10 @@ pub struct VmConfig {
 
 const fn default_priority() -> u8 {
     16
+}
+
+fn default_vmm() -> String {
+    MONITOR_MODULE.into()
 }
 
 /// What a reset by the guest does.
@@ -221,6 +228,7 @@ mod tests {
             priority: 16,
             on_reset: OnReset::End,
             on_crash: OnCrash::Report,
+            vmm: MONITOR_MODULE.into(),
             hide_features: Vec::new(),
             statistics: false,
         }

@@ -15,7 +15,7 @@ use usys::cap::{Cap, Narrow, Ntfn};
 use usys::memory::Mapping;
 use usys::object::{Fault, Schedule};
 use usys::{process, selector};
-use vmm_protocol::manifest::{MONITOR_MODULE, VmConfig};
+use vmm_protocol::manifest::VmConfig;
 use vmm_protocol::outcome::Outcome;
 use vmm_protocol::process::{INITRD, INPUT, KERNEL, MonitorConfig, OUTPUT, REPORT, Report, monitor};
 
@@ -154,7 +154,7 @@ impl Vm {
         let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;
         let plan = Blueprint {
             name: &self.config.name,
-            program: MONITOR_MODULE,
+            program: &self.config.vmm,
             cpu: self.config.cpu,
             schedule: Schedule::whole(self.config.priority),
             extra_frames: VCPU_FRAMES + guest_tables(self.config.memory_mib),

@@ -18,7 +18,7 @@ const RECORD_HEADER: u32 = 3;
 /// Offset of the bytes.
 const DATA: usize = 4096;
 /// Offset of the producer's index.
-const HEAD: usize = 0;
+pub const HEAD: usize = 0;
 /// Offset of the consumer's index.
 const TAIL: usize = 64;
 /// Offset of the word that the producer sets when it found no room.

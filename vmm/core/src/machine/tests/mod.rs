@@ -15,7 +15,7 @@ use hypercall_abi::exit::{ControlAccess, ControlOperation, ExitKind, NestedFault
 use hypercall_abi::vcpu::{CS, SS, Segment, gpr};
 use proptest::prelude::*;
 use vdev::guest_mem::VecMemory;
-use vmm_protocol::manifest::{OnCrash, OnReset};
+use vmm_protocol::manifest::{MONITOR_MODULE, OnCrash, OnReset};
 
 const TSC_HZ: u64 = 1_000_000_000;
 const BOOT_TSC: u64 = 5_000_000;
@@ -62,6 +62,7 @@ fn config() -> VmConfig {
         priority: 16,
         on_reset: OnReset::End,
         on_crash: OnCrash::Report,
+        vmm: MONITOR_MODULE.into(),
         hide_features: vec![],
         statistics: false,
     }
