@@ -42,12 +42,16 @@ impl Watch for Witness {
         // What was taken out of the registers is in memory now.
         self.registers.clear();
         let words = words_in_memory(self.heap_bytes);
-        log::info!("looked at {} exits", self.exits);
-        if self.exits > 0 && self.seen == 0 && words == 0 {
+        // Copies of what the vCPU page said are the VMM's to keep: they are told, and no failure.
+        log::info!(
+            "looked at {} exits; the pattern is in {words} words of memory",
+            self.exits
+        );
+        if self.exits > 0 && self.seen == 0 {
             return outcome;
         }
         Outcome::unsupported(format_args!(
-            "the VMM saw the guest's pattern at {} of {} exits, and in {words} words of its memory",
+            "the VMM saw the guest's pattern in its registers at {} of {} exits",
             self.seen, self.exits
         ))
     }

@@ -67,7 +67,7 @@ const CASES: [Case; 4] = [
     },
     Case {
         name: "poison-vmm",
-        shows: "the VMM itself never sees that pattern where it does not belong",
+        shows: "no exit leaves that pattern in the registers of the VMM",
         guest: "poison",
         cmdline: "vmm=witness",
         on_crash: OnCrash::Report,
