@@ -36,6 +36,7 @@ pub struct Restart;
 pub fn lock_tree() -> Result<Guard<'static, Tree>, Restart> {
     loop {
         if let Some(guard) = TREE.try_lock() {
+            khw::flush_checker::begin();
             return Ok(guard);
         }
         if khw::smp::has_request() {

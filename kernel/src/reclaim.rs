@@ -335,6 +335,7 @@ impl Reclaim {
         self.needs_grace = false;
         let_go(cpu::local());
         smp::synchronize();
+        khw::flush_checker::freeing(true);
         for cpu in 0..smp::cpu_count() {
             loop {
                 let released = cpu::of(cpu).queues.lock().released.pop_front();
@@ -345,6 +346,7 @@ impl Reclaim {
         while let Some(header) = self.dead.pop_front().or_else(|| self.dead_pools.pop_front()) {
             free(header);
         }
+        khw::flush_checker::freeing(false);
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::{env, fs};
 
 /// The target of the kernel, of user space and of the test guests.
@@ -59,7 +60,31 @@ pub fn system_and_guests(guests: &[String]) -> Result<()> {
     programs(SYSTEM.into_iter().chain(guests))
 }
 
-/// Builds the system, every test guest, the conformance task and the VMM of tests.
+/// The profile of the kernel with the checkers.
+const CHECKED: &str = "checked";
+
+static USES_CHECKED_KERNEL: AtomicBool = AtomicBool::new(false);
+
+/// The profile of the kernel that this process boots.
+pub fn kernel_profile() -> &'static str {
+    if USES_CHECKED_KERNEL.load(Ordering::Relaxed) {
+        CHECKED
+    } else {
+        "release"
+    }
+}
+
+/// Builds the kernel with the entry checker, the flush checker and every assertion. From here on this process boots that one.
+pub fn checked_kernel() -> Result<()> {
+    let mut command = cargo();
+    command.args(["build", "--profile", CHECKED, "--target", BARE_TARGET]);
+    command.args(["-p", "kernel", "--bin", "kernel", "--features", "checkers"]);
+    run(command)?;
+    USES_CHECKED_KERNEL.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Builds the system, every test guest, the conformance task and the VMM of tests, and the kernel with the checkers.
 pub fn everything_tested() -> Result<()> {
     let names = guest_names()?;
     let guests = names.iter().map(|guest| (GUESTS, &**guest));
@@ -68,7 +93,8 @@ pub fn everything_tested() -> Result<()> {
             .into_iter()
             .chain([(CONFORMANCE, CONFORMANCE), (TEST_MONITOR, TEST_MONITOR)])
             .chain(guests),
-    )
+    )?;
+    checked_kernel()
 }
 
 /// Builds programs, each given by its package and its name.
@@ -79,6 +105,11 @@ fn programs<'a>(programs: impl Iterator<Item = (&'a str, &'a str)>) -> Result<()
     for (package, binary) in programs {
         command.args(["-p", package, "--bin", binary]);
     }
+    run(command)
+}
+
+/// Runs a build.
+fn run(mut command: Command) -> Result<()> {
     let status = command
         .stdin(Stdio::null())
         .status()

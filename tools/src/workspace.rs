@@ -29,9 +29,18 @@ pub fn own_dir(name: &str) -> Result<PathBuf> {
 
 /// An executable built for the bare target.
 pub fn bare_binary(name: &str) -> PathBuf {
+    built("release", name)
+}
+
+/// The kernel that this process boots: the one with the checkers in `test`, else the release build.
+pub fn kernel_binary() -> PathBuf {
+    built(crate::compile::kernel_profile(), "kernel")
+}
+
+fn built(profile: &str, name: &str) -> PathBuf {
     target()
         .join(crate::compile::BARE_TARGET)
-        .join("release")
+        .join(profile)
         .join(name)
 }
 

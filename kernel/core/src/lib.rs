@@ -12,6 +12,7 @@ extern crate std;
 pub mod addr;
 pub mod boot;
 pub mod cap;
+pub mod flush_checker;
 pub mod paging;
 pub mod sched;
 pub mod virt;

@@ -9,9 +9,13 @@ pub mod console;
 pub mod cpu;
 pub mod desc;
 pub mod entry;
+pub mod flush_checker;
 pub mod irq;
 pub mod mem;
 pub mod percpu;
 pub mod smp;
 pub mod sync;
 pub mod virt;
+
+/// The entry checker and the flush checker are on: in test and debug builds.
+pub const CHECKERS: bool = cfg!(any(feature = "checkers", debug_assertions));

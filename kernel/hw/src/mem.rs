@@ -1,5 +1,6 @@
 //! Physical memory as the kernel sees it: the direct map and the kernel image.
 
+use crate::flush_checker;
 use kcore::addr::PhysAddr;
 use kcore::paging::PtMemory;
 
@@ -82,6 +83,11 @@ impl<A: FrameSource> PtMemory for Tables<A> {
 
     #[inline]
     fn write(&mut self, table: PhysAddr, index: usize, entry: u64) {
+        let old = if crate::CHECKERS {
+            self.read(table, index)
+        } else {
+            0
+        };
         // SAFETY: as in `read`; `new` promised that nobody else writes.
         unsafe {
             phys_to_virt(table)
@@ -89,6 +95,7 @@ impl<A: FrameSource> PtMemory for Tables<A> {
                 .add(index & 511)
                 .write_volatile(entry)
         }
+        flush_checker::table_write(old, entry);
     }
 
     fn alloc_table(&mut self) -> Option<PhysAddr> {
@@ -96,6 +103,7 @@ impl<A: FrameSource> PtMemory for Tables<A> {
     }
 
     fn free_table(&mut self, table: PhysAddr) {
+        flush_checker::free_table();
         self.frames.give(table);
     }
 }

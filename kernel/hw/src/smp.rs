@@ -5,6 +5,7 @@
 //! flushes its TLB, and publishes the counter it saw. The requester waits for that.
 
 use crate::cpu::control;
+use crate::flush_checker;
 use crate::irq::{lapic, vector};
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use hypercall_abi::boot_info::MAX_CPUS;
@@ -93,6 +94,7 @@ pub fn synchronize() {
             core::hint::spin_loop();
         }
     }
+    flush_checker::shootdown_done(count);
 }
 
 /// Interrupts a CPU, so that it looks at its requests and queues.
@@ -127,4 +129,5 @@ pub fn leave_address_space() {
         .fetch_add(1, Ordering::Relaxed);
     // SAFETY: the kernel's own table maps everything the kernel uses.
     unsafe { control::write_cr3(kernel_root().0) }
+    flush_checker::cr3_loaded();
 }

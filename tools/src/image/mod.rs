@@ -52,7 +52,7 @@ impl BootImage {
         ];
         modules.extend(plan.modules.iter().cloned());
         Ok(BootImage {
-            kernel: program("kernel")?,
+            kernel: elf::loadable(&workspace::kernel_binary())?,
             cmdline: cmdline.to_owned(),
             modules,
         })

@@ -447,7 +447,7 @@ fn explained(epitaph: &[String]) -> Vec<String> {
     if epitaph.is_empty() {
         return Vec::new();
     }
-    let symbols = Symbols::read(&workspace::bare_binary("kernel"));
+    let symbols = Symbols::read(&workspace::kernel_binary());
     let mut lines = Vec::new();
     for line in epitaph {
         lines.push(line.clone());

@@ -1,6 +1,7 @@
 //! Nested page tables in the format of this machine.
 
 use super::features;
+use crate::flush_checker;
 use kcore::addr::PhysAddr;
 use kcore::paging::{
     self, Attr, EptFormat, MapDone, NptFormat, PageSize, Partial, PtMemory, Translation, Unmapped,
@@ -27,11 +28,13 @@ pub fn map<M: PtMemory>(
     pages: u64,
     attr: Attr,
 ) -> Result<MapDone, Partial> {
-    if uses_ept() {
-        paging::map::<EptFormat, M>(mem, root, address, pa, pages, attr, largest())
-    } else {
-        paging::map::<NptFormat, M>(mem, root, address, pa, pages, attr, largest())
-    }
+    flush_checker::nested(root, || {
+        if uses_ept() {
+            paging::map::<EptFormat, M>(mem, root, address, pa, pages, attr, largest())
+        } else {
+            paging::map::<NptFormat, M>(mem, root, address, pa, pages, attr, largest())
+        }
+    })
 }
 
 /// Removes translations that point at frames from `frame` on.
@@ -42,11 +45,13 @@ pub fn unmap<M: PtMemory>(
     pages: u64,
     frame: PhysAddr,
 ) -> Result<Unmapped, Partial> {
-    if uses_ept() {
-        paging::unmap::<EptFormat, M>(mem, root, address, pages, frame)
-    } else {
-        paging::unmap::<NptFormat, M>(mem, root, address, pages, frame)
-    }
+    flush_checker::nested(root, || {
+        if uses_ept() {
+            paging::unmap::<EptFormat, M>(mem, root, address, pages, frame)
+        } else {
+            paging::unmap::<NptFormat, M>(mem, root, address, pages, frame)
+        }
+    })
 }
 
 /// What guest-physical `address` leads to, if that is RAM.
@@ -62,6 +67,7 @@ pub fn ram_at<M: PtMemory>(mem: &M, root: PhysAddr, address: u64) -> Option<Tran
 
 /// Frees all tables below `root`.
 pub fn destroy<M: PtMemory>(mem: &mut M, root: PhysAddr) {
+    flush_checker::nested_end(root);
     if uses_ept() {
         while !paging::destroy::<EptFormat, M>(mem, root, false, usize::MAX) {}
     } else {

@@ -7,6 +7,7 @@
 
 pub mod asid;
 pub mod checks;
+pub mod entry_checker;
 pub mod event;
 pub mod exit;
 pub mod intercepts;

@@ -124,11 +124,11 @@ type Named = (u32, &'static str);
 pub struct Allowed(pub u64);
 
 impl Allowed {
-    const fn must_be_one(self) -> u32 {
+    pub(super) const fn must_be_one(self) -> u32 {
         self.0 as u32
     }
 
-    const fn may_be_one(self) -> u32 {
+    pub(super) const fn may_be_one(self) -> u32 {
         (self.0 >> 32) as u32
     }
 
@@ -222,14 +222,14 @@ const ENTRY_SWITCHED: &[Named] = &[(entry::IA32E_MODE_GUEST, "IA-32e mode guest"
 /// The capability MSRs that the kernel looks at.
 #[derive(Clone, Copy, Debug)]
 pub struct Capabilities {
-    basic: u64,
-    misc: u64,
-    pin: Allowed,
-    primary: Allowed,
-    secondary: Allowed,
-    exit: Allowed,
-    entry: Allowed,
-    ept_vpid: u64,
+    pub(super) basic: u64,
+    pub(super) misc: u64,
+    pub(super) pin: Allowed,
+    pub(super) primary: Allowed,
+    pub(super) secondary: Allowed,
+    pub(super) exit: Allowed,
+    pub(super) entry: Allowed,
+    pub(super) ept_vpid: u64,
     /// What VMX wants of CR0 and CR4.
     pub fixed: FixedBits,
 }
@@ -395,4 +395,4 @@ pub const fn ept_pointer(root: crate::addr::PhysAddr) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -40,7 +40,7 @@ pub struct Field<W> {
 }
 
 impl<W: Width> Field<W> {
-    const fn new(encoding: u32) -> Self {
+    pub(super) const fn new(encoding: u32) -> Self {
         assert!(
             W::CODES >> (encoding >> 13 & 3) & 1 != 0,
             "the encoding has another width"

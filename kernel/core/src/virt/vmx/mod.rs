@@ -3,6 +3,7 @@
 pub mod checks;
 pub mod control_registers;
 pub mod controls;
+pub mod entry_checker;
 pub mod exit;
 pub mod fields;
 pub mod msr_bitmap;

@@ -10,6 +10,7 @@
 //! 5. The kernel: FPU state and XCR0.
 
 mod entry;
+mod entry_checker;
 mod insn;
 mod probe;
 pub mod region;

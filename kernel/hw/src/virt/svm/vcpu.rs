@@ -1,7 +1,7 @@
 //! The virtual CPU: one VMCB, and what surrounds its runs.
 
 use super::state::{self, Extra, RFLAGS_IF};
-use super::{entry, insn, region};
+use super::{entry, entry_checker, insn, region};
 use crate::cpu::tsc;
 use crate::mem::phys_to_virt;
 use crate::virt::page::{Page, get, put, refuse, wanted};
@@ -149,6 +149,9 @@ unsafe impl GuestCpu for Vcpu {
     /// Nothing is left in the CPU that could be used: the ASID is not handed out again before a full flush, and a VMCB
     /// in the same frame starts without clean bits.
     unsafe fn destroy(&mut self) {
+        if crate::CHECKERS {
+            entry_checker::end(self.vmcb, self.vmcb().control.asid);
+        }
         self.tag = Tag::NONE;
         self.clean = Clean::empty();
     }
@@ -201,6 +204,10 @@ impl Vcpu {
             vmcb.control.clean &= !Clean::CR2.bits();
         }
         vmcb.save.rax = get!(page, gpr[RAX]);
+        if crate::CHECKERS {
+            let clean = Clean::from_bits_retain(vmcb.control.clean);
+            entry_checker::check(self.vmcb, vmcb, clean, &self.processor);
+        }
         // SAFETY: as in `enter`; the VMCB passed `accept` in an earlier run, and the change since then is checked.
         unsafe { entry::enter(page.as_ptr().cast(), self.vmcb.0, self.host.0) };
         let vmcb = vmcb_at(self.vmcb);
@@ -212,6 +219,9 @@ impl Vcpu {
         ) else {
             return self.after_plain(page, args);
         };
+        if crate::CHECKERS {
+            entry_checker::after_exit(self.vmcb, vmcb);
+        }
         if kind == ExitKind::PortIo {
             put!(page, exit::port_access(vmcb.control.exit_info_1).encode() => exit_info[0]);
         } else if kind == ExitKind::Hypercall {
@@ -416,6 +426,9 @@ impl Vcpu {
         let vmcb = self.vmcb();
         vmcb.control.clean = clean;
         vmcb.save.rax = get!(page, gpr[RAX]);
+        if crate::CHECKERS {
+            entry_checker::check(vmcb_frame, vmcb_at(vmcb_frame), self.clean, &self.processor);
+        }
         // SAFETY: the registers are the first field of the mapped page; the VMCB passed `accept` and intercepts what
         // `Choice::apply` says; `new` filled the host area on this CPU.
         unsafe { entry::enter(page.as_ptr().cast(), vmcb_frame.0, host.0) };
@@ -428,6 +441,9 @@ impl Vcpu {
         let reason = exit::decode(vmcb, &self.processor);
         if reason == Reason::Refused {
             return reason;
+        }
+        if crate::CHECKERS {
+            entry_checker::after_exit(self.vmcb, vmcb);
         }
         put!(page, vmcb.save.rax => gpr[RAX]);
         put!(page, vmcb.save.cr2 => cr2);
@@ -576,6 +592,9 @@ impl Vcpu {
     /// The next run takes every group from there, so the VMM has to put a whole state into it.
     fn lose(&mut self, page: Page) -> Returned {
         let exit_code = self.vmcb().control.exit_code;
+        if crate::CHECKERS {
+            panic!("entry checker: VMRUN refuses what no rule does: {exit_code:#x}");
+        }
         self.vmcb().save.reset();
         self.extra.hidden_cr0 = checks::HIDDEN_CR0;
         self.extra.hidden_efer = 0;

@@ -1,5 +1,6 @@
 //! The VMX instructions (SDM 3C chapter 30). Each captures the flags that tell success in its own `asm!` block.
 
+use crate::flush_checker;
 use core::arch::asm;
 use hypercall_abi::vcpu::Segment;
 use kcore::addr::PhysAddr;
@@ -68,6 +69,10 @@ pub(super) unsafe fn invept(what: InvEpt) -> Result<(), VmFail> {
         InvEpt::Single(pointer) => (1, [pointer, 0]),
         InvEpt::All => (2, [0, 0]),
     };
+    match what {
+        InvEpt::Single(pointer) => flush_checker::flush_tag(pointer),
+        InvEpt::All => flush_checker::flush_all_tags(),
+    }
     let failed: u8;
     // SAFETY: invalidating cached translations is always correct; the descriptor is 16 valid bytes.
     unsafe {
@@ -84,6 +89,7 @@ pub(super) unsafe fn invept(what: InvEpt) -> Result<(), VmFail> {
 pub(super) unsafe fn invvpid_single(vpid: u16) -> Result<(), VmFail> {
     const SINGLE_CONTEXT: u64 = 1;
     let descriptor = [vpid as u64, 0];
+    flush_checker::flush_tag(vpid as u64);
     let failed: u8;
     // SAFETY: as in `invept`.
     unsafe {

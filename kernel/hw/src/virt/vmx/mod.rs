@@ -2,6 +2,7 @@
 
 mod answer;
 mod entry;
+mod entry_checker;
 mod init;
 mod insn;
 pub mod region;

@@ -44,7 +44,7 @@ fn has_vmx() -> bool {
     cpuid::leaf(1, 0).ecx >> 5 & 1 != 0
 }
 
-fn capabilities() -> Result<Capabilities, Unsupported> {
+pub(super) fn capabilities() -> Result<Capabilities, Unsupported> {
     if !has_vmx() {
         return Err(Unsupported::NoExtension);
     }

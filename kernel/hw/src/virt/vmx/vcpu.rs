@@ -138,6 +138,11 @@ unsafe impl GuestCpu for Vcpu {
         if let Err(rule) = self.prepare(vmcs, page, args) {
             return refuse(page, rule, [0; 2]);
         }
+        if crate::CHECKERS
+            && let Err(details) = self.check_entry(vmcs)
+        {
+            return refuse(page, EntryRule::Hardware, details);
+        }
         let cr2 = get!(page, cr2);
         // SAFETY: the guest's MSR values were accepted by the hardware or checked; `leave` puts back the kernel's. MOV to CR2
         // takes every value; the kernel reads CR2 only right after a page fault. The VMCS is complete, and `is_launched` and
@@ -153,6 +158,9 @@ unsafe impl GuestCpu for Vcpu {
             enter(page.as_ptr().cast(), self.is_launched, &mut self.held.host_rsp)
         };
         put!(page, read_cr2() => cr2);
+        if crate::CHECKERS {
+            self.check_exit(vmcs, status);
+        }
         if status == entry::EXITED {
             self.after_exit(vmcs, page, args.flags)
         } else {
@@ -200,6 +208,7 @@ unsafe impl GuestCpu for Vcpu {
         self.is_launched = false;
         // Whoever gets the VPID next flushes it on its own CPU before its first entry.
         if let Some(vpid) = self.vpid.take() {
+            crate::flush_checker::end(vpid as u64, self.vmcs.0);
             VPIDS.give(vpid);
         }
     }

@@ -1,7 +1,7 @@
 use super::*;
 
 /// Bochs' corei7_skylake_x: all capability MSRs as they read there.
-fn skylake(msr: u32) -> u64 {
+pub(in super::super) fn skylake(msr: u32) -> u64 {
     match msr {
         0x480 => 0x00d8_1000_0000_002b,
         0x481 | 0x48d => 0x0000_007f_0000_0016,
