@@ -81,6 +81,8 @@ hypercalls! {
     IrqBind = 40,
     /// Unmask an interrupt after it was handled.
     IrqAck = 41,
+    /// Collect and clear which units of guest memory were written.
+    CollectDirty = 42,
     /// Write to the kernel's log.
     LogWrite = 48,
 }

@@ -1,6 +1,7 @@
 //! Physical memory as the kernel sees it: the direct map and the kernel image.
 
 use crate::flush_checker;
+use core::sync::atomic::{AtomicU64, Ordering};
 use kcore::addr::PhysAddr;
 use kcore::paging::PtMemory;
 
@@ -96,6 +97,14 @@ impl<A: FrameSource> PtMemory for Tables<A> {
                 .write_volatile(entry)
         }
         flush_checker::table_write(old, entry);
+    }
+
+    fn clear(&mut self, table: PhysAddr, index: usize, bits: u64) -> u64 {
+        // SAFETY: as in `read`; the entry is aligned. Other CPUs' table walks are the only ones to change it meanwhile.
+        let entry = unsafe { AtomicU64::from_ptr(phys_to_virt(table).cast::<u64>().add(index & 511)) };
+        let old = entry.fetch_and(!bits, Ordering::AcqRel);
+        flush_checker::table_write(old, old & !bits);
+        old
     }
 
     fn alloc_table(&mut self) -> Option<PhysAddr> {

@@ -14,7 +14,7 @@ use khw::mem::Tables;
 use khw::virt::nested;
 
 /// Largest guest-physical address: what four levels of nested tables reach.
-const GUEST_END: u64 = 1 << 48;
+pub(super) const GUEST_END: u64 = 1 << 48;
 
 /// Pages mapped before a preemption point: a bound on how long the kernel keeps interrupts off.
 const PAGES_PER_STEP: u64 = 1024;

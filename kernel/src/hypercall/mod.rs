@@ -6,6 +6,7 @@
 mod bind;
 mod capability;
 mod create;
+mod dirty;
 mod info;
 pub mod ipc;
 mod map;
@@ -188,6 +189,7 @@ pub fn handler(number: Hypercall) -> fn(&Call) -> Result {
         Hypercall::PoolInfo => info::pool,
         Hypercall::IrqBind => bind::irq,
         Hypercall::IrqAck => bind::irq_ack,
+        Hypercall::CollectDirty => dirty::collect,
         Hypercall::LogWrite => info::log,
     }
 }

@@ -73,6 +73,12 @@ impl PtMemory for FakeMemory {
         self.history.push(Event::Write(table, index, entry));
     }
 
+    fn clear(&mut self, table: PhysAddr, index: usize, bits: u64) -> u64 {
+        let old = self.read(table, index);
+        self.write(table, index, old & !bits);
+        old
+    }
+
     fn alloc_table(&mut self) -> Option<PhysAddr> {
         self.quota = self.quota.checked_sub(1)?;
         let table = PhysAddr(self.next);

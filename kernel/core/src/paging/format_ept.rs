@@ -23,7 +23,7 @@ const RIGHTS: Bits = Bits::READ.union(Bits::WRITE).union(Bits::EXECUTE);
 /// Bits 51 to 12.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
-/// EPT without accessed and dirty flags. "Ignore PAT" is clear: the guest's PAT can make memory less cacheable.
+/// EPT with accessed and dirty flags where the CPU has them. "Ignore PAT" is clear: the guest's PAT can make memory less cacheable.
 ///
 /// A leaf is always readable: writable without readable is a misconfiguration, and execute-only is not everywhere
 /// (SDM 3C 29.3.3.1).
@@ -31,6 +31,8 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 pub struct EptFormat;
 
 impl PtFormat for EptFormat {
+    const DIRTY: u64 = 1 << 9;
+
     fn table(table: PhysAddr) -> u64 {
         table.0 & ADDRESS | RIGHTS.bits()
     }

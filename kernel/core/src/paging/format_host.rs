@@ -32,6 +32,8 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 pub struct HostFormat;
 
 impl PtFormat for HostFormat {
+    const DIRTY: u64 = 1 << 6;
+
     fn table(table: PhysAddr) -> u64 {
         table.0 & ADDRESS | (Bits::PRESENT | Bits::WRITE | Bits::USER | Bits::ACCESSED).bits()
     }

@@ -3,17 +3,19 @@
 use super::{Attr, HostFormat, PtFormat};
 use crate::addr::PhysAddr;
 
-/// [`HostFormat`] with U/S always set: the nested walk counts as a user access (APM 2 15.25.5).
+/// [`HostFormat`] with U/S always set: the nested walk counts as a user access (APM 2 15.25.5). A new leaf is clean.
 #[derive(Clone, Copy, Debug)]
 pub struct NptFormat;
 
 impl PtFormat for NptFormat {
+    const DIRTY: u64 = HostFormat::DIRTY;
+
     fn table(table: PhysAddr) -> u64 {
         HostFormat::table(table)
     }
 
     fn leaf(pa: PhysAddr, attr: Attr, level: usize) -> u64 {
-        HostFormat::leaf(pa, Attr { user: true, ..attr }, level)
+        HostFormat::leaf(pa, Attr { user: true, ..attr }, level) & !Self::DIRTY
     }
 
     fn is_present(entry: u64) -> bool {

@@ -177,7 +177,10 @@ impl<F: PtFormat, M: PtMemory> Run<'_, F, M> {
                 self.reduced_rights |= F::attr(old).is_stale_under(self.attr);
             }
             if !F::is_present(old) || F::attr(old) != self.attr {
-                self.mem.write(at.table, i, F::leaf(pa, self.attr, at.level));
+                // Hardware may set the old leaf's dirty flag until it is replaced: the page counts as written.
+                let dirty = if F::is_present(old) { F::DIRTY } else { 0 };
+                self.mem
+                    .write(at.table, i, F::leaf(pa, self.attr, at.level) | dirty);
             }
             done += size;
         }

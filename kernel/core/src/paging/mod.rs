@@ -8,6 +8,7 @@
 //!    kernel addresses and guest-physical addresses are both fine.
 
 mod destroy;
+mod dirty;
 mod format_ept;
 mod format_host;
 mod format_npt;
@@ -21,6 +22,7 @@ mod fake;
 mod tests;
 
 pub use destroy::destroy;
+pub use dirty::{Collected, Report, collect_dirty, report_units};
 pub use format_ept::EptFormat;
 pub use format_host::HostFormat;
 pub use format_npt::NptFormat;
@@ -39,6 +41,8 @@ pub trait PtMemory {
     fn read(&self, table: PhysAddr, index: usize) -> u64;
     /// Writes entry `index` of `table` in one store; stores become visible in the order of the calls.
     fn write(&mut self, table: PhysAddr, index: usize, entry: u64);
+    /// Clears `bits` of an entry that hardware may change at the same time; what it was before.
+    fn clear(&mut self, table: PhysAddr, index: usize, bits: u64) -> u64;
     /// A zeroed frame, if there is one left.
     fn alloc_table(&mut self) -> Option<PhysAddr>;
     /// Takes back a frame of `alloc_table`.
@@ -49,6 +53,8 @@ pub trait PtMemory {
 pub trait PtFormat {
     /// Levels of a full walk.
     const LEVELS: usize = 4;
+    /// Set by hardware in a leaf of any level when its page is written.
+    const DIRTY: u64;
     /// The entry that links `table` into a level above 1, with every right: leaves decide.
     fn table(table: PhysAddr) -> u64;
     /// The entry that maps a page of `level` (1: 4 KiB, 2: 2 MiB, 3: 1 GiB) at `pa`, aligned to that size.

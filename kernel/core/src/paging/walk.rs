@@ -50,7 +50,8 @@ pub(super) fn split<F: PtFormat, M: PtMemory>(mem: &mut M, at: Position, va: u64
     let below = at.level - 1;
     for i in 0..ENTRIES {
         let pa = base.offset(i as u64 * level_bytes(below));
-        mem.write(table, i, F::leaf(pa, attr, below));
+        // Hardware may set the large page's dirty flag until it is unlinked: all of it counts as written.
+        mem.write(table, i, F::leaf(pa, attr, below) | F::DIRTY);
     }
     mem.write(at.table, index(va, at.level), F::table(table));
     Ok(())

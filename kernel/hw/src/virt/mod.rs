@@ -56,6 +56,8 @@ pub struct Features {
     pub has_instruction_length: bool,
     /// 1 GiB pages in the nested tables.
     pub has_nested_1g: bool,
+    /// Dirty flags in the nested tables.
+    pub has_dirty_flags: bool,
     /// Guests may be offered RDTSCP.
     pub has_rdtscp: bool,
     /// Guests may be offered INVPCID.

@@ -4,7 +4,7 @@ use super::features;
 use crate::flush_checker;
 use kcore::addr::PhysAddr;
 use kcore::paging::{
-    self, Attr, EptFormat, MapDone, NptFormat, PageSize, Partial, PtMemory, Translation, Unmapped,
+    self, Attr, Collected, EptFormat, MapDone, NptFormat, PageSize, Partial, PtMemory, Translation, Unmapped,
 };
 
 fn uses_ept() -> bool {
@@ -63,6 +63,23 @@ pub fn ram_at<M: PtMemory>(mem: &M, root: PhysAddr, address: u64) -> Option<Tran
     };
     // Devices are uncached, and RAM never is.
     found.filter(|found| !found.attr.uncached)
+}
+
+/// Collects and clears dirty flags of `units` units of `size` from `address` on.
+pub fn collect_dirty<M: PtMemory>(
+    mem: &mut M,
+    root: PhysAddr,
+    address: u64,
+    units: u64,
+    size: PageSize,
+) -> Collected {
+    flush_checker::nested(root, || {
+        if uses_ept() {
+            paging::collect_dirty::<EptFormat, M>(mem, root, address, units, size)
+        } else {
+            paging::collect_dirty::<NptFormat, M>(mem, root, address, units, size)
+        }
+    })
 }
 
 /// Frees all tables below `root`.

@@ -112,6 +112,7 @@ fn subject(random: &mut Random, number: Hypercall) -> u64 {
         VcpuRun | VcpuPoke | VcpuRead => &[ObjectType::Vcpu],
         Map | Unmap => &[ObjectType::Memory, ObjectType::Memory, ObjectType::Ports],
         Bind => &[ObjectType::Ec, ObjectType::Vcpu],
+        CollectDirty => &[ObjectType::GuestSpace],
         EcInfo => &[ObjectType::Ec],
         ScInfo => &[ObjectType::Sc],
         PoolInfo => &[ObjectType::Pool],
@@ -137,6 +138,18 @@ fn arguments(random: &mut Random, number: Hypercall) -> [u64; 8] {
         }
         Unmap => [words[0], words[1]] = [random.below(4), random.below(10)],
         VcpuRead => words[0] &= 0x1fff,
+        CollectDirty => {
+            words = [
+                random.below(4) * PAGE,
+                random.below(9),
+                9 * random.below(2),
+                0,
+                0,
+                0,
+                0,
+                0,
+            ]
+        }
         Derive => {
             words[0] = if random.below(4) == 0 {
                 find(random, &[ObjectType::Pd])

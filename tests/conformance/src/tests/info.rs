@@ -25,7 +25,7 @@ pub(super) const GROUP: Group = group!(
 );
 
 /// Calls that look the selector of their head up.
-const BY_HEAD: [Hypercall; 19] = [
+const BY_HEAD: [Hypercall; 20] = [
     Signal,
     Wait,
     VcpuRun,
@@ -43,6 +43,7 @@ const BY_HEAD: [Hypercall; 19] = [
     IrqBind,
     IrqAck,
     LogWrite,
+    CollectDirty,
     Hypercall::Call,
     Hypercall::CallMessage,
 ];
@@ -122,6 +123,7 @@ fn every_call_refuses_a_selector_that_names_nothing(w: &mut World) -> Check {
             Derive => [0, empty, 0, 0, 0, 0],
             Bind => [1, 1, 0, 0, 0, 0],
             IrqBind => [0, 1, 0, 0, 0, 0],
+            CollectDirty => [0, 1, 0, 0, 0, 0],
             _ => [0; 6],
         };
         for selector in [0, empty, never_used, 32_767, 32_768, 0x8000_0000, 0xffff_ffff] {

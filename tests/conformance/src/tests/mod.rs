@@ -3,6 +3,7 @@
 pub mod bind;
 pub mod capabilities;
 pub mod create;
+pub mod dirty;
 pub mod doorbells;
 pub mod entry;
 pub mod faults;
@@ -98,6 +99,7 @@ pub const ALL: &[Group] = &[
     entry::GROUP,
     vcpu::GROUP,
     vcpu_state::GROUP,
+    dirty::GROUP,
     doorbells::GROUP,
     virtual_apic::GROUP,
     vcpu_rules::GROUP,

@@ -308,6 +308,7 @@ impl Capabilities {
             can_inject_length_0: self.misc >> 30 & 1 != 0,
             has_nested_1g: ept.has_1g(),
             has_single_context_invept: ept.has_single_context_invept(),
+            has_dirty_flags: ept.has(EptVpid::DIRTY_FLAGS),
         })
     }
 }
@@ -322,6 +323,7 @@ impl EptVpid {
     const PAGE_2M: u64 = 1 << 16;
     const PAGE_1G: u64 = 1 << 17;
     const INVEPT: u64 = 1 << 20;
+    const DIRTY_FLAGS: u64 = 1 << 21;
     const INVEPT_SINGLE: u64 = 1 << 25;
     const INVEPT_ALL: u64 = 1 << 26;
     const INVVPID: u64 = 1 << 32;
@@ -371,6 +373,8 @@ pub struct Controls {
     pub has_nested_1g: bool,
     /// INVEPT for one EPT pointer.
     pub has_single_context_invept: bool,
+    /// EPT has accessed and dirty flags.
+    pub has_dirty_flags: bool,
 }
 
 impl Controls {
@@ -387,11 +391,11 @@ impl Controls {
     }
 }
 
-/// EPT pointer of a 4-level table with write-back walks and without accessed and dirty flags (SDM 3C 24.6.11).
-pub const fn ept_pointer(root: crate::addr::PhysAddr) -> u64 {
+/// EPT pointer of a 4-level table with write-back walks, maybe with accessed and dirty flags (SDM 3C 24.6.11).
+pub const fn ept_pointer(root: crate::addr::PhysAddr, has_dirty_flags: bool) -> u64 {
     const WRITE_BACK: u64 = 6;
     const LEVELS: u64 = 4;
-    root.0 | (LEVELS - 1) << 3 | WRITE_BACK
+    root.0 | (has_dirty_flags as u64) << 6 | (LEVELS - 1) << 3 | WRITE_BACK
 }
 
 #[cfg(test)]

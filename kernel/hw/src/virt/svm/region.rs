@@ -95,6 +95,8 @@ pub fn detect() -> Result<Features, Unsupported> {
         is_vmx: false,
         has_instruction_length: processor.has_next_rip(),
         has_nested_1g: processor.has_1g_pages,
+        // Nested tables have the format of others, and their flags (APM 15.25.5).
+        has_dirty_flags: true,
         has_rdtscp: processor.has_rdtscp,
         has_invpcid: processor.has_invpcid,
         has_xsaves: processor.has_xsaves && xsavec::works(),

@@ -65,7 +65,10 @@ pub(super) unsafe fn new_vcpu(
         region::clear(vmcs);
         let current = region::make_current(vmcs);
         write_controls(current, &machine, vpid, bitmap);
-        current.write(fields::EPT_POINTER, ept_pointer(nested_root));
+        current.write(
+            fields::EPT_POINTER,
+            ept_pointer(nested_root, machine.controls.has_dirty_flags),
+        );
         write_host_state(current, host);
         write_constant_guest_state(current);
 

@@ -78,6 +78,7 @@ pub fn detect() -> Result<Features, Unsupported> {
         is_vmx: true,
         has_instruction_length: true,
         has_nested_1g: controls.has_nested_1g,
+        has_dirty_flags: controls.has_dirty_flags,
         has_rdtscp: controls.has_secondary(secondary::RDTSCP),
         has_invpcid: controls.has_secondary(secondary::INVPCID),
         has_xsaves: controls.has_secondary(secondary::XSAVES) && xsavec::works(),
