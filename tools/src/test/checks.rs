@@ -3,6 +3,7 @@
 use super::record::Outcome;
 use super::{Test, graph};
 use crate::compile::{self, BARE_TARGET};
+use crate::workspace;
 use anyhow::{Context, Result};
 use std::process::{Command, Stdio};
 
@@ -53,6 +54,7 @@ pub fn tests() -> Vec<Test> {
             || docs(&["--workspace", "--exclude", "nacre", "--target", BARE_TARGET]),
         ),
         check("host-tests", "the host tests of all pure logic pass", host_tests),
+        check("miri", "Miri finds nothing in the kernel's pure logic", miri),
         check(
             "licences",
             "licences, bans and sources of dependencies are as tools/deny.toml allows",
@@ -123,6 +125,39 @@ fn host_tests() -> Result<Outcome> {
         return Ok(Outcome::Failed(complaint(b"", &output.stderr)));
     }
     Ok(Outcome::Failed(failures.join("\n")))
+}
+
+/// The kernel's pure logic under Miri: everything but random histories, which take hours there.
+fn miri() -> Result<Outcome> {
+    let cargo = |arguments: &[&str]| {
+        let mut command = Command::new("rustup");
+        command
+            .args(["run", "nightly", "cargo", "miri"])
+            .args(arguments)
+            .current_dir(workspace::root())
+            .env_remove("RUSTFLAGS")
+            .env("CARGO_TARGET_DIR", workspace::target().join("miri"))
+            .env("MIRIFLAGS", "-Zmiri-disable-isolation")
+            .env("PROPTEST_CASES", "2")
+            .stdin(Stdio::null());
+        command
+    };
+    let is_there = cargo(&["--version"])
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !is_there {
+        return Ok(Outcome::Skipped(
+            "there is no Miri: rustup toolchain install nightly --component miri rust-src".into(),
+        ));
+    }
+    let output = cargo(&["test", "-p", "kcore"])
+        .output()
+        .context("cannot start Miri")?;
+    let passed = count_passed(&String::from_utf8_lossy(&output.stdout));
+    if output.status.success() && passed > 0 {
+        return Ok(Outcome::PassedMany(passed));
+    }
+    Ok(Outcome::Failed(complaint(&output.stdout, &output.stderr)))
 }
 
 /// The sum of the tests that passed in libtest's output.

@@ -103,7 +103,8 @@ fn an_intercept_that_isolation_needs_is_missed() {
 
 #[test]
 fn a_clean_bit_over_a_changed_field_is_found() {
-    let changes: [(Clean, fn(&mut Vmcb)); 11] = [
+    type Change = fn(&mut Vmcb);
+    let changes: [(Clean, Change); 11] = [
         (Clean::INTERCEPTS, |vmcb| vmcb.control.tsc_offset += 1),
         (Clean::PERMISSION_MAPS, |vmcb| vmcb.control.iopm_base += 0x1000),
         (Clean::ASID, |vmcb| vmcb.control.asid += 1),

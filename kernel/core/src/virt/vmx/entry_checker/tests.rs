@@ -75,9 +75,9 @@ fn long_mode() -> Vmcs {
         .segment(&GUEST_SEGMENTS[CS], 0xa09b, u32::MAX)
         .segment(&GUEST_TR, 0x8b, 0x67)
         .segment(&GUEST_LDTR, 0x82, 0xffff);
-    for index in 0..6 {
+    for (index, segment) in GUEST_SEGMENTS.iter().enumerate() {
         if index != CS {
-            vmcs.segment(&GUEST_SEGMENTS[index], 0xc093, u32::MAX);
+            vmcs.segment(segment, 0xc093, u32::MAX);
         }
     }
     vmcs
@@ -91,9 +91,9 @@ fn real_mode() -> Vmcs {
         .set(fields::GUEST_CR4, 0x2000)
         .set(fields::GUEST_EFER, 0)
         .set(fields::GUEST_RFLAGS, 2);
-    for index in 0..6 {
+    for (index, segment) in GUEST_SEGMENTS.iter().enumerate() {
         let access = if index == CS { 0x9b } else { 0x93 };
-        vmcs.segment(&GUEST_SEGMENTS[index], access, 0xffff);
+        vmcs.segment(segment, access, 0xffff);
     }
     vmcs
 }
