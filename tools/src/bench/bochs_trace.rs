@@ -21,6 +21,8 @@ pub fn commands() -> String {
 pub struct Trace {
     windows: Vec<Counts>,
     is_open: bool,
+    /// The REP that was executed last: its class, bytes by iteration, and when it began.
+    repeated: Option<(&'static str, u64, u64)>,
 }
 
 impl Trace {
@@ -28,13 +30,24 @@ impl Trace {
     pub fn push(&mut self, line: &str) {
         if line.ends_with(") Magic breakpoint") {
             self.is_open = !self.is_open;
+            self.repeated = None;
             if self.is_open {
                 self.windows.push(Counts::new());
             }
         } else if self.is_open
-            && let (Some(counts), Some(bytes)) = (self.windows.last_mut(), executed(line))
+            && let (Some(counts), Some(executed)) = (self.windows.last_mut(), Executed::parse(line))
         {
-            heavy::count(counts, &bytes);
+            // A REP is one line, but a tick for each iteration; one without iterations looks as if it had one.
+            if let Some((class, size, began)) = self.repeated.take() {
+                heavy::count_bytes(counts, class, executed.tick.saturating_sub(began) * size);
+            }
+            if executed.address < GUEST_END {
+                return;
+            }
+            match heavy::repeated(&executed.bytes) {
+                Some((class, size)) => self.repeated = Some((class, size, executed.tick)),
+                None => heavy::count(counts, &executed.bytes),
+            }
         }
     }
 
@@ -44,20 +57,30 @@ impl Trace {
     }
 }
 
-/// The bytes of the instruction, unless it is the guest's, in a line such as
-/// `(0).[53215286] [0x000000800bc2] 002b:0000000000400bc2 (unk. ctxt): mov rax, r14 ; 4c89f0`.
-fn executed(line: &str) -> Option<Vec<u8>> {
-    let rest = line.strip_prefix('(')?.split_once(')')?.1;
-    let (place, digits) = rest.strip_prefix(".[")?.rsplit_once(';')?;
-    let address = place.split(' ').nth(2)?.split_once(':')?.1;
-    if u64::from_str_radix(address, 16).ok()? < GUEST_END {
-        return None;
+/// An instruction in the trace.
+struct Executed {
+    tick: u64,
+    address: u64,
+    bytes: Vec<u8>,
+}
+
+impl Executed {
+    /// Reads a line such as
+    /// `(0).[53215286] [0x000000800bc2] 002b:0000000000400bc2 (unk. ctxt): mov rax, r14 ; 4c89f0`.
+    fn parse(line: &str) -> Option<Self> {
+        let rest = line.strip_prefix('(')?.split_once(')')?.1;
+        let (place, digits) = rest.strip_prefix(".[")?.rsplit_once(';')?;
+        let (tick, place) = place.split_once(']')?;
+        let address = place.split(' ').nth(2)?.split_once(':')?.1;
+        let pairs = digits.trim().as_bytes().chunks(2);
+        Some(Executed {
+            tick: tick.parse().ok()?,
+            address: u64::from_str_radix(address, 16).ok()?,
+            bytes: pairs
+                .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+                .collect::<Option<_>>()?,
+        })
     }
-    let digits = digits.trim();
-    let pairs = digits.as_bytes().chunks(2);
-    pairs
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
-        .collect()
 }
 
 #[cfg(test)]
@@ -74,7 +97,8 @@ mod tests {
             "(0).[53215287] [0x000000800bc5] 002b:0000000000400bc5 (unk. ctxt): syscall                   ; 0f05",
             "(0).[53215288] [0x00000020b0e0] 0008:ffffffff8020b0e0 (unk. ctxt): swapgs                    ; 0f01f8",
             "(0).[53215288] [0x000000001010] 0008:0000000000001010 (unk. ctxt): out 0x80, al ; e680",
-            "(0).[53215289] [0x00000020b0e3] 0008:ffffffff8020b0e3 (unk. ctxt): mov eax, dword ptr ds:[rbx] ; 8b03",
+            "(0).[53215289] [0x00000020b0e0] 0008:ffffffff8020b0e3 (unk. ctxt): rep stosq ; f348ab",
+            "(0).[53215321] [0x00000020b0e3] 0008:ffffffff8020b0e6 (unk. ctxt): mov eax, dword ptr ds:[rbx] ; 8b03",
             "(0) Magic breakpoint",
             "(0).[53215290] [0x00000020b0e3] 0008:ffffffff8020b0e3 (unk. ctxt): out dx, al ; ee",
         ] {
@@ -83,6 +107,7 @@ mod tests {
         assert_eq!(
             trace.into_windows(),
             [Counts::from([
+                ("bytes_zeroed".to_owned(), 256),
                 ("swapgs".to_owned(), 1),
                 ("syscall_sysret".to_owned(), 1)
             ])]

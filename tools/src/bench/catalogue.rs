@@ -151,6 +151,7 @@ operations! {
     "vm.create_to_first_insn", Instructions, Some(5_000_000), Some(2_000_000), ["Xen" 45_000_000 Svm];
     "vm.create_zeroed", Bytes, None, None, [];
     "linux.outside_guest", Instructions, Some(80_000_000), Some(25_000_000), [];
+    "boot.to_shell", Instructions, None, None, [];
     "sm.signal.64vms", Instructions, Some(142), Some(80), ["NOVA" 142 Both];
     "ipc.call_cross.64vms", Instructions, Some(280), Some(160), ["NOVA" 280 Both];
     "exit.cpuid.64vms", Instructions, Some(480), Some(300), ["KVM" 2709 Svm];

@@ -2,6 +2,7 @@
 
 use super::Row;
 use super::catalogue::Unit;
+use super::growth;
 use crate::run::machine::Machine;
 use std::fmt::Write;
 
@@ -14,9 +15,9 @@ const TOP: f64 = 52.0;
 const OURS: &str = "#1b6ca8";
 const THEIRS: &str = "#b8b8b8";
 
-/// The chart; operations without a result are left out, sizes as well.
+/// The chart; operations without a result are left out, sizes and points of curves as well.
 pub fn svg(machine: Machine, rows: &[Row]) -> String {
-    let is_time = |row: &&Row| row.op.unit == Unit::Instructions;
+    let is_time = |row: &&Row| row.op.unit == Unit::Instructions && !growth::is_growth(row.op.name);
     let bars: Vec<Bars<'_>> = rows.iter().filter(is_time).filter_map(Bars::of).collect();
     let most = bars.iter().map(|bars| bars.most()).fold(10.0, f64::max);
     let scale = BARS / most.log10().ceil();

@@ -15,12 +15,15 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const START: Duration = Duration::from_secs(10);
 /// RIP in the answer to `g`: the register after sixteen of eight bytes.
 const RIP: std::ops::Range<usize> = 16 * 16..17 * 16;
+/// RCX there: the third register.
+const RCX: std::ops::Range<usize> = 2 * 16..3 * 16;
 
 /// A connection.
 #[derive(Debug)]
 pub struct Gdb {
     stream: UnixStream,
     buffer: Vec<u8>,
+    rcx: u64,
 }
 
 impl Gdb {
@@ -40,6 +43,7 @@ impl Gdb {
         Ok(Gdb {
             stream,
             buffer: Vec::new(),
+            rcx: 0,
         })
     }
 
@@ -79,11 +83,13 @@ impl Gdb {
         let Some(registers) = self.ask("g")? else {
             return Ok(None);
         };
-        let digits = registers
-            .get(RIP)
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .context("QEMU's gdb server shows other registers than expected")?;
-        Ok(Some(u64::from_str_radix(digits, 16)?.swap_bytes()))
+        self.rcx = register(&registers, RCX)?;
+        Ok(Some(register(&registers, RIP)?))
+    }
+
+    /// RCX where the machine stopped last.
+    pub fn rcx(&self) -> u64 {
+        self.rcx
     }
 
     /// Reads memory at an address of the running code; nothing where that is not mapped.
@@ -131,6 +137,15 @@ impl Gdb {
             }
         }
     }
+}
+
+/// A register of eight bytes in the answer to `g`.
+fn register(registers: &[u8], range: std::ops::Range<usize>) -> Result<u64> {
+    let digits = registers
+        .get(range)
+        .and_then(|digits| std::str::from_utf8(digits).ok())
+        .context("QEMU's gdb server shows other registers than expected")?;
+    Ok(u64::from_str_radix(digits, 16)?.swap_bytes())
 }
 
 fn checksum(bytes: &[u8]) -> u8 {

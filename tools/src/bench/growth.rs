@@ -22,10 +22,16 @@ pub fn request() -> Vec<String> {
     std::iter::once(format!("{VMS}{MANY_VMS}")).chain(ops).collect()
 }
 
-/// A curve: its name, and ticks by number.
-type Curve = (String, Vec<(u64, u64)>);
+/// Whether an operation is a point of a curve alone, not one of the table.
+pub fn is_growth(op: &str) -> bool {
+    op.starts_with(REVOKE) || FLAT.iter().any(|&(_, many)| op == many)
+}
 
-fn curves(rows: &[Row]) -> Vec<Curve> {
+/// A curve: its name, and ticks by number.
+pub type Curve = (String, Vec<(u64, u64)>);
+
+/// What was measured of each curve.
+pub fn curves(rows: &[Row]) -> Vec<Curve> {
     let median = |name: &str| {
         let row = rows.iter().find(|row| row.op.name == name)?;
         Some(row.summary?.median)

@@ -20,6 +20,26 @@ pub fn count(counts: &mut Counts, bytes: &[u8]) {
     }
 }
 
+/// What a REP MOVS or REP STOS does, by iteration: its class, and bytes.
+pub fn repeated(bytes: &[u8]) -> Option<(&'static str, u64)> {
+    use Mnemonic as M;
+    let instruction = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
+    let class = match instruction.mnemonic() {
+        M::Movsb | M::Movsw | M::Movsd | M::Movsq => "bytes_copied",
+        M::Stosb | M::Stosw | M::Stosd | M::Stosq => "bytes_zeroed",
+        _ => return None,
+    };
+    let has_prefix = instruction.has_rep_prefix() || instruction.has_repne_prefix();
+    has_prefix.then(|| (class, instruction.memory_size().size() as u64))
+}
+
+/// Adds so many bytes.
+pub fn count_bytes(counts: &mut Counts, class: &str, bytes: u64) {
+    if bytes > 0 {
+        *counts.entry(class.to_owned()).or_default() += bytes;
+    }
+}
+
 fn is_locked(instruction: &Instruction) -> bool {
     let is_implicit = instruction.mnemonic() == Mnemonic::Xchg
         && (0..2).any(|operand| instruction.op_kind(operand) == OpKind::Memory);
@@ -73,6 +93,14 @@ fn control_register(instruction: &Instruction) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn repeated_moves_and_stores_have_a_size() {
+        assert_eq!(repeated(&[0xf3, 0x48, 0xab]), Some(("bytes_zeroed", 8)));
+        assert_eq!(repeated(&[0xf3, 0xa4]), Some(("bytes_copied", 1)));
+        assert_eq!(repeated(&[0x48, 0xab]), None);
+        assert_eq!(repeated(&[0xf3, 0x0f, 0x1e, 0xfa]), None);
+    }
 
     #[test]
     fn instructions_are_counted_by_what_they_do() {

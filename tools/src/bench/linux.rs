@@ -8,21 +8,23 @@ use crate::workspace;
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 
-/// The operation.
-pub const OPERATION: &str = "linux.outside_guest";
+/// The operations, in the order of the numbers in [`Boot`].
+pub const OPERATIONS: [&str; 2] = ["linux.outside_guest", "boot.to_shell"];
 
 /// What the VMM's statistics say when the shell's first command writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Boot {
     /// Instructions of kernel, VMM and services.
     pub outside: u64,
+    /// Instructions since the kernel's first one, in the guest and waiting included.
+    pub since_entry: u64,
     /// Exits by kind.
     pub exits: BTreeMap<String, u64>,
 }
 
 /// Boots Debian's kernel to the first command of its shell.
 pub fn boot(machine: Machine, mitigations: &str) -> Result<Boot> {
-    let log = workspace::own_dir("log")?.join("bench-linux.log");
+    let log = workspace::own_dir("log")?.join(format!("bench-linux-{}.log", machine.name()));
     let log_name = log.display().to_string();
     let cmdline = format!("loglevel=error mitigations={mitigations}");
     let args = request::parse(&[
@@ -51,9 +53,10 @@ pub fn boot(machine: Machine, mitigations: &str) -> Result<Boot> {
         .with_context(|| format!("the log {log_name} has no statistics"))
 }
 
-/// Reads the VMM's line: `… booted: N exits, A of B ticks outside the guest: Kind N Kind N …`.
+/// Reads the VMM's line: `… booted at T after the kernel's entry: N exits, A of B ticks outside the guest: Kind N Kind N …`.
 fn parse(line: &str) -> Option<Boot> {
-    let (_, rest) = line.split_once("booted: ")?;
+    let (_, rest) = line.split_once("booted at ")?;
+    let (since_entry, rest) = rest.split_once(" after the kernel's entry: ")?;
     let (totals, kinds) = rest.split_once(" ticks outside the guest:")?;
     let (_, ticks) = totals.split_once(" exits, ")?;
     let (outside, _) = ticks.split_once(" of ")?;
@@ -64,6 +67,7 @@ fn parse(line: &str) -> Option<Boot> {
     }
     Some(Boot {
         outside: outside.parse().ok()?,
+        since_entry: since_entry.parse().ok()?,
         exits,
     })
 }
@@ -74,12 +78,13 @@ mod tests {
 
     #[test]
     fn the_statistics_are_read_from_the_log() {
-        let line = "linux: linux: booted: 2539 exits, 10431521 of 516033466 ticks outside the guest: Cpuid 1023 PortIo 749";
+        let line = "linux: linux: booted at 530000123 after the kernel's entry: 2539 exits, 10431521 of 516033466 ticks outside the guest: Cpuid 1023 PortIo 749";
         let exits = [("exit Cpuid", 1023), ("exit PortIo", 749)];
         assert_eq!(
             parse(line),
             Some(Boot {
                 outside: 10_431_521,
+                since_entry: 530_000_123,
                 exits: exits.map(|(kind, count)| (kind.to_owned(), count)).into(),
             })
         );

@@ -21,7 +21,7 @@ use vmm_protocol::manifest::{MONITOR_MODULE, ROOT_MODULE};
 /// Memory of the machine.
 pub const MEMORY_MIB: u32 = 2048;
 /// How long a run may take.
-const TIME_LIMIT: Duration = Duration::from_secs(300);
+const TIME_LIMIT: Duration = Duration::from_secs(900);
 const TICK: Duration = Duration::from_millis(50);
 
 /// What a run is for.
@@ -126,7 +126,7 @@ fn options(plan: &Plan) -> Result<Options> {
         host_cpus: plan.cpus,
         deterministic: true,
         timeout: Some(TIME_LIMIT),
-        log: workspace::own_dir("log")?.join("bench.log"),
+        log: workspace::own_dir("log")?.join(format!("bench-{}.log", plan.machine.name())),
         kernel_cmdline: String::new(),
         output: Output::Collect,
         exec: false,

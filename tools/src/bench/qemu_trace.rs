@@ -64,16 +64,28 @@ impl Code {
         Ok(self.markers.contains(&at) && (at < GUEST_END || gdb.read(at, MARKERS[0].len())? == MARKERS[0]))
     }
 
-    /// Counts the instruction at an address, unless it is a guest's.
-    fn count(&self, gdb: &mut Gdb, at: u64, counts: &mut Counts) -> Result<()> {
+    /// The bytes from an address on, unless they are a guest's.
+    fn bytes(&self, gdb: &mut Gdb, at: u64) -> Result<Option<Vec<u8>>> {
         let in_kernel = self.kernel.iter().find_map(|(start, bytes)| {
             let offset = usize::try_from(at.checked_sub(*start)?).ok()?;
             bytes.get(offset..)
         });
-        match in_kernel {
-            Some(bytes) => heavy::count(counts, &bytes[..bytes.len().min(MAX_LENGTH)]),
-            None if at >= GUEST_END => heavy::count(counts, &gdb.read(at, MAX_LENGTH)?),
-            None => {}
+        Ok(match in_kernel {
+            Some(bytes) => Some(bytes[..bytes.len().min(MAX_LENGTH)].to_vec()),
+            None if at >= GUEST_END => Some(gdb.read(at, MAX_LENGTH)?),
+            None => None,
+        })
+    }
+
+    /// Counts the instruction at an address, unless it is a guest's. Each iteration of a REP is a step: the first one counts.
+    fn count(&self, gdb: &mut Gdb, at: u64, last: u64, counts: &mut Counts) -> Result<()> {
+        let Some(bytes) = self.bytes(gdb, at)? else {
+            return Ok(());
+        };
+        match heavy::repeated(&bytes) {
+            Some((class, size)) if at != last => heavy::count_bytes(counts, class, gdb.rcx() * size),
+            Some(_) => {}
+            None => heavy::count(counts, &bytes),
         }
         Ok(())
     }
@@ -109,6 +121,7 @@ pub fn trace(folder: &Path, code: &Code) -> Result<Vec<Counts>> {
 /// From the first marker of a window beyond its second one; `None` if the machine ended.
 fn window(gdb: &mut Gdb, code: &Code) -> Result<Option<Counts>> {
     let mut counts = Counts::new();
+    let mut last = 0;
     for _ in 0..MAX_STEPS {
         let Some(at) = gdb.step()? else {
             return Ok(None);
@@ -116,7 +129,8 @@ fn window(gdb: &mut Gdb, code: &Code) -> Result<Option<Counts>> {
         if code.is_marker(gdb, at)? {
             return Ok(gdb.step()?.map(|_| counts));
         }
-        code.count(gdb, at, &mut counts)?;
+        code.count(gdb, at, last, &mut counts)?;
+        last = at;
     }
     Ok(None)
 }

@@ -1,5 +1,6 @@
 //! `cargo nacre test`: every test there is, and what they showed.
 
+pub mod bench;
 pub mod checks;
 pub mod conformance;
 pub mod graph;
@@ -112,6 +113,7 @@ fn on(machine: Machine) -> Vec<Test> {
         guests::tests(machine),
         vmms::tests(machine),
         hosts::tests(machine),
+        bench::tests(machine),
         linux::tests(machine),
         images::tests(machine),
         refusals::tests(machine),

@@ -207,7 +207,9 @@ impl<W: Watch> Vm<W> {
             self.output.put(port, bytes, now, &mut self.channel);
             if is_first {
                 self.is_reported = true;
-                log::info!("booted: {}", self.statistics.at(now));
+                let since_entry = now.saturating_sub(self.info.entry_tsc);
+                let statistics = self.statistics.at(now);
+                log::info!("booted at {since_entry} after the kernel's entry: {statistics}");
             }
         }
         self.output
