@@ -1,6 +1,6 @@
 //! The flush checker's hooks: what the kernel does to page tables and TLBs, told to the model of [`kcore::flush_checker`].
 //!
-//! All of it is empty where [`CHECKERS`](crate::CHECKERS) is false. A flush that is missing ends the kernel.
+//! All of it is empty where [`CHECKERS`] is false. A flush that is missing ends the kernel.
 
 use crate::{CHECKERS, percpu};
 use core::cell::UnsafeCell;
