@@ -208,6 +208,15 @@ fn measure(machine: Machine, only: &[String]) -> Result<Vec<Row>> {
         }
     }
     let auto = both("auto")?;
+    // What grows is long, and says nothing new.
+    let named = wanted
+        .iter()
+        .map(|op| op.name)
+        .filter(|op| !growth::is_growth(op));
+    let plan = Plan {
+        only: named.map(str::to_owned).collect(),
+        ..plan
+    };
     let traced = run("tracing", &plan, Purpose::Trace)?;
     off.heavy.extend(traced.heavy);
     wanted.into_iter().map(|op| row(op, &off, &auto)).collect()
