@@ -63,6 +63,12 @@ pub struct RunArgs {
     /// Log what time passed outside the guest, beside how often it exited
     #[arg(long, conflicts_with = "manifest")]
     pub statistics: bool,
+    /// Stop the first VM before its first instruction, and serve gdb on this local port
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub gdb: Option<u16>,
+    /// Stop the machine before its first instruction, and debug Nacre itself on this local port
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub gdb_nacre: Option<u16>,
     /// Repeat exactly: the guests' clocks count instructions
     #[arg(long)]
     pub deterministic: bool,
@@ -137,6 +143,8 @@ impl RunArgs {
 
     fn timeout(&self) -> Option<Duration> {
         let is_attended = self.output() == Output::Interactive && terminal::is_interactive();
+        // A debugger takes its time.
+        let is_attended = is_attended || self.gdb.is_some() || self.gdb_nacre.is_some();
         let default = (!is_attended).then_some(DEFAULT_TIMEOUT);
         self.timeout.map(Duration::from_secs).or(default)
     }
@@ -148,6 +156,13 @@ pub fn run(args: &RunArgs, output: Output) -> Result<Report> {
     machine.prepare()?;
     let plan = plan(args, ForWhom::Tool)?;
     let options = options(args, output)?;
+    if let Some(port) = args.gdb_nacre {
+        let kernel = workspace::bare_binary("kernel");
+        progress::step(format_args!(
+            "the machine waits for gdb: gdb -ex 'target remote localhost:{port}' {}",
+            kernel.display()
+        ));
+    }
     if output == Output::Interactive && terminal::is_interactive() {
         progress::step(format_args!(
             "starting machine {}; Ctrl-A X leaves, Ctrl-A ? lists the keys",
@@ -171,6 +186,8 @@ pub fn options(args: &RunArgs, output: Output) -> Result<Options> {
         output,
         exec: args.exec.is_some(),
         script: Script::default(),
+        gdb: args.gdb,
+        gdb_nacre: args.gdb_nacre,
         cpu_model: args.host_cpu.clone(),
     })
 }
@@ -179,12 +196,13 @@ pub fn options(args: &RunArgs, output: Output) -> Result<Options> {
 pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
     let host = host(args);
     check_host(args)?;
+    check_debuggers(args)?;
     if let Some(path) = &args.manifest {
         let mut manifest = manifest::read(path)?;
         manifest::check(&manifest, host)
             .map_err(|error| failure::usage(format!("manifest {}: {error}", path.display())))?;
         build(args, &manifest::test_guests(&manifest))?;
-        set_console(&mut manifest, for_whom);
+        adapt(&mut manifest, args, for_whom);
         return manifest::resolve(manifest, path.parent().unwrap_or(Path::new("")), host);
     }
     // Mistakes are told before anything is built or fetched.
@@ -211,13 +229,17 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
         when_done: WhenDone::Poweroff,
         vms: vec![vm],
     };
-    set_console(&mut manifest, for_whom);
+    adapt(&mut manifest, args, for_whom);
     manifest::check_all(&manifest, collector, host)
 }
 
-fn set_console(manifest: &mut Manifest, for_whom: ForWhom) {
+/// What the options change in a manifest.
+fn adapt(manifest: &mut Manifest, args: &RunArgs, for_whom: ForWhom) {
     if for_whom == ForWhom::Tool {
         manifest.console = ConsoleMode::Framed;
+        if let (Some(_), Some(vm)) = (args.gdb, manifest.vms.first_mut()) {
+            vm.debug = true;
+        }
     }
 }
 
@@ -248,6 +270,19 @@ fn check_host(args: &RunArgs) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Refuses what would leave a debugger without an answer.
+fn check_debuggers(args: &RunArgs) -> Result<()> {
+    let machine = args.machine.resolve();
+    if args.gdb_nacre.is_some() && machine.is_bochs() {
+        return Err(failure::usage(format!(
+            "--gdb-nacre needs QEMU: Bochs has no stub for gdb; --machine svm, not {}",
+            machine.name()
+        )));
+    }
+    let ports = [args.gdb, args.gdb_nacre];
+    ports.into_iter().flatten().try_for_each(run::gdb::check_port)
 }
 
 fn check_readable(path: &Path) -> Result<()> {
@@ -315,5 +350,6 @@ fn vm(args: &RunArgs, is_linux: bool, collector: &mut Collector) -> Result<VmCon
         vmm: MONITOR_MODULE.into(),
         hide_features: Vec::new(),
         statistics: args.statistics,
+        debug: false,
     })
 }

@@ -41,6 +41,8 @@ pub const IMAGE: &[Need] = &[
     ),
     need("xorriso", "/usr/bin/xorriso", "making bootable images"),
 ];
+/// For debugging guests, and testing that.
+pub const GDB: &[Need] = &[need("gdb", "/usr/bin/gdb", "debugging guests")];
 /// For images that boot by UEFI.
 pub const UEFI_IMAGE: &[Need] = &[
     need(

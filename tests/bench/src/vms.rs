@@ -73,6 +73,7 @@ fn config(kernel: &str) -> VmConfig {
         vmm: MONITOR_MODULE.into(),
         hide_features: Vec::new(),
         statistics: false,
+        debug: false,
     }
 }
 

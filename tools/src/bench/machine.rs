@@ -131,6 +131,8 @@ fn options(plan: &Plan) -> Result<Options> {
         output: Output::Collect,
         exec: false,
         script: Script::default(),
+        gdb: None,
+        gdb_nacre: None,
         cpu_model: None,
     })
 }

@@ -117,10 +117,10 @@ fn receive(mut reader: Box<dyn Read + Send>, to: &Sender<Event>) {
     let _ = to.send(Event::LinkClosed);
 }
 
-/// Sends console input to a VM.
-pub fn send_input(writer: &mut dyn Write, vm: u8, bytes: &[u8]) -> io::Result<()> {
+/// Sends bytes to a VM: console input, or what gdb says.
+pub fn send(writer: &mut dyn Write, stream: Stream, vm: u8, bytes: &[u8]) -> io::Result<()> {
     for payload in bytes.chunks(MAX_PAYLOAD) {
-        let mut frame = link::header(Stream::Console, vm, payload.len() as u8).to_vec();
+        let mut frame = link::header(stream, vm, payload.len() as u8).to_vec();
         frame.extend(payload);
         writer.write_all(&frame)?;
     }
@@ -135,7 +135,7 @@ mod tests {
     fn input_longer_than_a_frame_arrives_whole() {
         let typed: Vec<u8> = (0..=255).cycle().take(600).collect();
         let mut line = Vec::new();
-        send_input(&mut line, 1, &typed).unwrap();
+        send(&mut line, Stream::Console, 1, &typed).unwrap();
         let mut decoder = Decoder::default();
         let frames: Vec<_> = line.into_iter().filter_map(|byte| decoder.push(byte)).collect();
         assert_eq!(frames.len(), 3);

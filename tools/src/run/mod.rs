@@ -3,6 +3,7 @@
 pub mod bochs;
 pub mod emulator;
 pub mod event;
+pub mod gdb;
 pub mod keys;
 pub mod link;
 pub mod log;
@@ -49,6 +50,10 @@ pub struct Options {
     pub exec: bool,
     /// What a test does during the run.
     pub script: Script,
+    /// Local port for the first VM's debugger.
+    pub gdb: Option<u16>,
+    /// Local port for Nacre's own debugger.
+    pub gdb_nacre: Option<u16>,
     /// Another CPU model than the machine's usual one.
     pub cpu_model: Option<String>,
 }

@@ -80,6 +80,9 @@ fn machine(options: &Options) -> Command {
         "-serial",
         "chardev:link",
     ]);
+    if let Some(port) = options.gdb_nacre {
+        command.args(["-gdb", &format!("tcp:127.0.0.1:{port}"), "-S"]);
+    }
     // The kernel's log, port 0xE9, is QEMU's stdout.
     command.args(["-debugcon", "stdio"]);
     command

@@ -3,6 +3,7 @@
 
 use super::emulator::Emulator;
 use super::event::{Event, Events};
+use super::gdb::Gdb;
 use super::keys::{self, Action, Keys};
 use super::log::{Lines, Log};
 use super::multiplex::Multiplexer;
@@ -45,6 +46,7 @@ pub struct Session<'a> {
     to_guest: Option<Box<dyn Write + Send>>,
     keys: Keys,
     screen: Multiplexer,
+    gdb: Option<Gdb>,
     answer: Option<(String, String)>,
     typing_to: u8,
     is_up: bool,
@@ -92,6 +94,7 @@ impl<'a> Session<'a> {
             to_guest: None,
             keys: Keys::default(),
             screen: Multiplexer::default(),
+            gdb: None,
             answer: options.script.answer.clone(),
             typing_to: 0,
             is_up: false,
@@ -107,6 +110,7 @@ impl<'a> Session<'a> {
 
     /// Runs until the end.
     pub fn run(mut self, events: &Events) -> Report {
+        self.gdb = self.options.gdb.map(|port| Gdb::new(port, events.sender()));
         let raw = (self.options.output == Output::Interactive)
             .then(Raw::enter)
             .flatten();
@@ -152,7 +156,8 @@ impl<'a> Session<'a> {
                 format!("the time is up: {}", progress::seconds(limit)),
             ));
         }
-        let awaits_console = !self.is_up && !self.vms.is_empty();
+        let is_stopped = self.options.gdb_nacre.is_some();
+        let awaits_console = !self.is_up && !self.vms.is_empty() && !is_stopped;
         if awaits_console && now >= self.start + BOOT_TIME {
             let detail = format!("Nacre did not come up within {}", progress::seconds(BOOT_TIME));
             return Some(Stop::Verdict(Verdict::NacreFailed, detail));
@@ -194,6 +199,17 @@ impl<'a> Session<'a> {
                     self.act(&action)?;
                 }
             }
+            Event::GdbClient(client) => {
+                if let Some(gdb) = &mut self.gdb {
+                    gdb.set_client(client);
+                }
+            }
+            Event::Gdb(bytes) => {
+                if let Some(writer) = &mut self.to_guest {
+                    // A line that is closed ends the run by itself.
+                    let _ = link::send(writer, Stream::Gdb, 0, &bytes);
+                }
+            }
             Event::Signal(signal) => {
                 let verdict = Verdict::Signalled(u8::try_from(signal).unwrap_or_default());
                 return Ok(Some(Stop::Verdict(verdict, format!("ended by signal {signal}"))));
@@ -208,7 +224,7 @@ impl<'a> Session<'a> {
             Action::Send(bytes) => {
                 if let Some(writer) = &mut self.to_guest {
                     // A line that is closed ends the run by itself.
-                    let _ = link::send_input(writer, self.typing_to, bytes);
+                    let _ = link::send(writer, Stream::Console, self.typing_to, bytes);
                 }
             }
             Action::NextVm => {
@@ -263,6 +279,8 @@ impl<'a> Session<'a> {
             Stream::Stdout => self.pass(&frame, io::stdout(), |session| &mut session.stdout)?,
             Stream::Stderr => self.pass(&frame, io::stderr(), |session| &mut session.stderr)?,
             Stream::Agent => self.agent(&frame.payload),
+            Stream::Gdb if frame.vm == 0 => self.stub(&frame.payload),
+            Stream::Gdb => {}
         }
         Ok(())
     }
@@ -348,6 +366,15 @@ impl<'a> Session<'a> {
         }
         collected(self).extend(&frame.payload);
         Ok(())
+    }
+
+    /// What the first VM's stub says to gdb.
+    fn stub(&mut self, payload: &[u8]) {
+        match self.gdb.as_mut().map(|gdb| gdb.receive(payload)) {
+            Some(Ok(Some(news))) => progress::step(news),
+            Some(Err(error)) => self.log.line("nacre", &format!("{error:#}")),
+            Some(Ok(None)) | None => {}
+        }
     }
 
     fn agent(&mut self, payload: &[u8]) {

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod checks;
 pub mod conformance;
+pub mod gdb;
 pub mod graph;
 pub mod guests;
 pub mod hosts;
@@ -116,6 +117,7 @@ fn on(machine: Machine) -> Vec<Test> {
         bench::tests(machine),
         linux::tests(machine),
         images::tests(machine),
+        gdb::tests(machine),
         refusals::tests(machine),
     ]
     .into_iter()
@@ -151,6 +153,9 @@ fn prepare(tests: &[Test]) -> Result<()> {
     }
     if tests.iter().any(|test| test.name.contains(images::TOPIC)) {
         needs.extend([&setup::IMAGE, &setup::UEFI_IMAGE, &setup::OVMF]);
+    }
+    if tests.iter().any(|test| test.name.contains(gdb::TOPIC)) {
+        needs.push(setup::GDB);
     }
     setup::packages(&needs)?;
     if tests.iter().any(|test| !test.name.starts_with(checks::GROUP)) {

@@ -61,7 +61,7 @@ impl Input {
     fn add(&mut self, vm: u8, stream: Stream, bytes: &[u8]) {
         let is_input = matches!(
             stream,
-            Stream::Console | Stream::Stdout | Stream::Stderr | Stream::Agent
+            Stream::Console | Stream::Stdout | Stream::Stderr | Stream::Agent | Stream::Gdb
         );
         let in_all: usize = self.vms.iter().map(|vm| vm.bytes).sum();
         let Some(destination) = self.vms.get_mut(usize::from(vm)).filter(|_| is_input) else {

@@ -111,9 +111,14 @@ impl Switch {
 /// A VM's record counts as the VM's, whatever it says, and only for streams that are a VM's.
 fn put_record(line: &mut Line, index: usize, record: &Record, queue: &mut Queue) {
     match Stream::from_raw(record.stream) {
-        Some(stream @ (Stream::Console | Stream::Stdout | Stream::Stderr | Stream::Agent | Stream::Log)) => {
-            line.put(stream, index as u8, record.bytes(), queue)
-        }
+        Some(
+            stream @ (Stream::Console
+            | Stream::Stdout
+            | Stream::Stderr
+            | Stream::Agent
+            | Stream::Log
+            | Stream::Gdb),
+        ) => line.put(stream, index as u8, record.bytes(), queue),
         Some(Stream::Outcome | Stream::Hello | Stream::Bye) | None => {}
     }
 }

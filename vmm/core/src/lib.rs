@@ -13,6 +13,7 @@
 //! | [`loader`] | bzImage, PVH, Multiboot: kernel, modules, entry state |
 //! | [`acpi`] | ACPI tables |
 //! | [`cpu_model`], [`cpuid`], [`msr`] | the CPU that the guest sees |
+//! | [`gdb`] | a debugger on the guest |
 //! | [`facts`] | what the host has |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -27,6 +28,7 @@ pub mod emulate;
 mod exits;
 pub mod facts;
 pub mod fault;
+pub mod gdb;
 pub mod image;
 pub mod layout;
 pub mod loader;

@@ -2,6 +2,7 @@
 
 use crate::output::{SERIAL_PORTS as INPUT_PORTS, STREAMS};
 use alloc::boxed::Box;
+use alloc::collections::VecDeque;
 use usys::abi::Selector;
 use usys::cap::{Cap, Ntfn};
 use usys::cpu;
@@ -14,6 +15,9 @@ use vmm_protocol::process::{INPUT, OUTPUT, monitor};
 /// How long the console server may make no room before output is given up, in ms: it, or the line, is dead.
 const PATIENCE_MS: u64 = 2000;
 
+/// Bytes from gdb that wait; it sends no more before it has an answer.
+const GDB_BYTES: usize = 16 * 1024;
+
 /// The VM's connection to the console server.
 #[derive(Debug)]
 pub struct Channel {
@@ -24,6 +28,8 @@ pub struct Channel {
     doorbell: Cap<Ntfn>,
     /// Bytes of the next record of input that were taken already.
     taken: usize,
+    /// What came from gdb.
+    gdb: VecDeque<u8>,
     /// The last record was given up: until there is room again, nothing is waited for.
     is_dead: bool,
 }
@@ -44,6 +50,7 @@ impl Channel {
             consumer,
             doorbell,
             taken: 0,
+            gdb: VecDeque::new(),
             is_dead: false,
         })
     }
@@ -79,10 +86,23 @@ impl Channel {
         }
     }
 
+    /// Takes a byte that came from gdb, as [`Self::receive`] has found it.
+    pub fn take_gdb(&mut self) -> Option<u8> {
+        self.gdb.pop_front()
+    }
+
+    /// Whether gdb has said something.
+    pub fn has_gdb(&self) -> bool {
+        !self.gdb.is_empty()
+    }
+
     fn receive_records(&mut self, mut take: impl FnMut(usize, &[u8]) -> usize) {
         let mut is_relieved = false;
         while let Some(record) = self.consumer.peek() {
             let port = STREAMS.iter().position(|&stream| stream as u8 == record.stream);
+            if record.stream == Stream::Gdb as u8 && self.gdb.len() < GDB_BYTES {
+                self.gdb.extend(record.bytes());
+            }
             // Records of other streams are nobody's.
             if let Some(port) = port.filter(|&port| port < INPUT_PORTS) {
                 let rest = record.bytes().get(self.taken..).unwrap_or_default();

@@ -1,5 +1,7 @@
 //! The run loop.
 
+mod debugged;
+
 use crate::console::Channel;
 use crate::guest_cpu::GuestCpu;
 use crate::guest_ram::GuestRam;
@@ -101,14 +103,14 @@ impl<W: Watch> Vm<W> {
             Ok(machine) => machine,
             Err(outcome) => return outcome,
         };
-        let outcome = loop {
-            let outcome = match self.run_guest(&mut machine) {
-                Ok(End::Reset) => Outcome::Reset,
-                Ok(End::Outcome(outcome)) => outcome,
-                Err(error) => break Outcome::unsupported(format_args!("the kernel refused {error}")),
-            };
-            if let Err(outcome) = self.restart(&mut machine, outcome) {
-                break outcome;
+        let outcome = if self.config.debug {
+            debugged::run(&mut self, &mut machine)
+        } else {
+            loop {
+                let end = self.run_guest(&mut machine);
+                if let Err(outcome) = self.go_on(&mut machine, end) {
+                    break outcome;
+                }
             }
         };
         self.output.flush(&mut self.channel);
@@ -143,6 +145,16 @@ impl<W: Watch> Vm<W> {
             .map_err(Outcome::not_started)
     }
 
+    /// Follows what stopped the guest. Returns the VM's outcome if that was its end.
+    fn go_on(&mut self, machine: &mut Machine, end: usys::Result<End>) -> Result<(), Outcome> {
+        let outcome = match end {
+            Ok(End::Reset) => Outcome::Reset,
+            Ok(End::Outcome(outcome)) => outcome,
+            Err(error) => return Err(refused(error)),
+        };
+        self.restart(machine, outcome)
+    }
+
     /// Starts the guest again if it ended by a reset and the manifest says so; else that was the end. A triple fault
     /// resets a PC, and some kernels reboot by one.
     fn restart(&mut self, machine: &mut Machine, outcome: Outcome) -> Result<(), Outcome> {
@@ -168,32 +180,54 @@ impl<W: Watch> Vm<W> {
     /// Enters the guest and handles its exits until it ends or resets its machine: what happens here happens at every exit.
     fn run_guest(&mut self, machine: &mut Machine) -> usys::Result<End> {
         loop {
-            self.channel.receive(|port, bytes| machine.input(port, bytes));
-            // The time of the last exit will do: deadlines are absolute.
-            machine.prepare_entry(&mut self.vcpu, self.now);
-            let page = self.vcpu.page();
-            page.deadline = page.deadline.min(self.output.deadline());
-            self.statistics.enter();
-            self.vcpu.run()?;
-            self.watch.after_exit();
-            let now = cpu::now();
-            let kind = self.vcpu.page().exit_kind;
-            self.statistics.exit(kind, now);
-            self.now = now;
-            let action = machine.handle_exit(&mut self.vcpu, &mut self.ram, now);
-            if machine.take_has_output() {
-                self.collect(machine, now);
+            if let Some(end) = self.step(machine)? {
+                return Ok(end);
             }
-            if kind == ExitKind::Hlt as u32 {
-                self.output.flush(&mut self.channel);
-            } else {
-                self.output.flush_if_due(now, &mut self.channel);
-            }
-            match action {
-                Action::Run => {}
-                Action::Reset => return Ok(End::Reset),
-                Action::End(outcome) => return Ok(End::Outcome(outcome)),
-            }
+        }
+    }
+
+    /// One entry and the exit after it.
+    #[inline(always)]
+    fn step(&mut self, machine: &mut Machine) -> usys::Result<Option<End>> {
+        self.channel.receive(|port, bytes| machine.input(port, bytes));
+        // The time of the last exit will do: deadlines are absolute.
+        machine.prepare_entry(&mut self.vcpu, self.now);
+        self.enter()?;
+        Ok(self.handle(machine))
+    }
+
+    /// Runs the guest, as the page says, until an exit.
+    #[inline(always)]
+    fn enter(&mut self) -> usys::Result<()> {
+        let page = self.vcpu.page();
+        page.deadline = page.deadline.min(self.output.deadline());
+        self.statistics.enter();
+        self.vcpu.run()?;
+        self.watch.after_exit();
+        let now = cpu::now();
+        self.statistics.exit(self.vcpu.page().exit_kind, now);
+        self.now = now;
+        Ok(())
+    }
+
+    /// Does what the exit asks for.
+    #[inline(always)]
+    fn handle(&mut self, machine: &mut Machine) -> Option<End> {
+        let now = self.now;
+        let kind = self.vcpu.page().exit_kind;
+        let action = machine.handle_exit(&mut self.vcpu, &mut self.ram, now);
+        if machine.take_has_output() {
+            self.collect(machine, now);
+        }
+        if kind == ExitKind::Hlt as u32 {
+            self.output.flush(&mut self.channel);
+        } else {
+            self.output.flush_if_due(now, &mut self.channel);
+        }
+        match action {
+            Action::Run => None,
+            Action::Reset => Some(End::Reset),
+            Action::End(outcome) => Some(End::Outcome(outcome)),
         }
     }
 
@@ -218,6 +252,11 @@ impl<W: Watch> Vm<W> {
             log::warn!("{line}");
         }
     }
+}
+
+/// The end of a VM with whose vCPU the kernel does not want to have to do.
+fn refused(error: usys::Error) -> Outcome {
+    Outcome::unsupported(format_args!("the kernel refused {error}"))
 }
 
 fn create(info: &InfoHeader, config: &VmConfig) -> usys::Result<(GuestRam, GuestCpu)> {

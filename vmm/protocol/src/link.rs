@@ -32,6 +32,8 @@ pub enum Stream {
     Hello = 6,
     /// The root task is done and the machine goes off (target to host).
     Bye = 7,
+    /// gdb's remote protocol, both ways. The VM sends an acknowledgement, `+`, first: it waits for gdb from then on.
+    Gdb = 8,
 }
 
 /// Version in [`Stream::Hello`].
@@ -49,6 +51,7 @@ impl Stream {
             5 => Stream::Outcome,
             6 => Stream::Hello,
             7 => Stream::Bye,
+            8 => Stream::Gdb,
             _ => return None,
         })
     }

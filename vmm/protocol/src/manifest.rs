@@ -91,6 +91,9 @@ pub struct VmConfig {
     /// Whether the VMM's log says at the end how much time passed outside the guest, beside how often it exited.
     #[serde(default)]
     pub statistics: bool,
+    /// The VM is debugged: it stops before its first instruction and waits for gdb on [`crate::link::Stream::Gdb`].
+    #[serde(default)]
+    pub debug: bool,
 }
 
 const fn default_priority() -> u8 {
@@ -231,6 +234,7 @@ mod tests {
             vmm: MONITOR_MODULE.into(),
             hide_features: Vec::new(),
             statistics: false,
+            debug: false,
         }
     }
 

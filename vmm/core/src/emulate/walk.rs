@@ -126,6 +126,20 @@ impl Paging {
         })
     }
 
+    /// The same as [`Self::of`] for one whom no permission binds.
+    pub fn for_debugger(page: &VcpuPage) -> Self {
+        let control = Control::of(page);
+        Paging {
+            control: Control {
+                cr0: control.cr0 & !CR0_WP,
+                cr4: control.cr4 & !(CR4_SMAP | CR4_SMEP),
+                ..control
+            },
+            is_user: false,
+            ..Self::of(page)
+        }
+    }
+
     /// The physical address for `linear`; sets accessed and dirty flags as the CPU does.
     ///
     /// # Errors

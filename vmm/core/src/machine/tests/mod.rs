@@ -65,6 +65,7 @@ fn config() -> VmConfig {
         vmm: MONITOR_MODULE.into(),
         hide_features: vec![],
         statistics: false,
+        debug: false,
     }
 }
 

@@ -1,0 +1,179 @@
+//! Debugging guests with a stock gdb.
+
+use super::Test;
+use super::guests::{log_path, verdict};
+use super::record::Outcome;
+use crate::run::machine::Machine;
+use crate::run::outcome::Verdict;
+use crate::run::{self, Options, Output};
+use crate::{request, workspace};
+use anyhow::{Context, Result};
+use std::net::{Ipv4Addr, TcpListener};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+/// What the names of these tests contain.
+pub const TOPIC: &str = "/gdb";
+
+/// How long a session may take on a loaded machine.
+const TIME_LIMIT: Duration = Duration::from_secs(600);
+
+/// A session: what gdb is told, and what it has to say.
+struct Case {
+    name: &'static str,
+    shows: &'static str,
+    guest: &'static str,
+    script: &'static [&'static str],
+    expects: &'static [&'static str],
+    ends: Verdict,
+}
+
+/// What works everywhere.
+const EVERYWHERE: &[Case] = &[
+    Case {
+        name: "gdb",
+        shows: "gdb breaks a guest, reads and changes registers and memory, steps, and sees it end",
+        guest: "hello",
+        script: &[
+            "break *trt_guest",
+            "continue",
+            "printf \"at %d, paging %d, long mode %d\\n\", $rip == (long)&trt_guest, ($cr0 >> 31) & 1, ($efer >> 10) & 1",
+            "stepi",
+            "printf \"stepped %d, trap flag %d\\n\", $rip > (long)&trt_guest && $rip < (long)&trt_guest + 16, ($eflags >> 8) & 1",
+            "set $r15 = 0x1234567890abcdef",
+            "set *(long *)($rsp - 64) = 0x0fedcba987654321",
+            "maintenance flush register-cache",
+            "printf \"r15 %lx, memory %lx\\n\", $r15, *(long *)($rsp - 64)",
+            "delete",
+            "continue",
+        ],
+        expects: &[
+            "at 1, paging 1, long mode 1",
+            "stepped 1, trap flag 0",
+            "r15 1234567890abcdef, memory fedcba987654321",
+            "exited with code 020",
+        ],
+        ends: Verdict::ExitCode(0x10),
+    },
+    Case {
+        name: "gdb-interrupt",
+        shows: "Ctrl-C in gdb stops a guest that never exits by itself; a guest that is let go goes on; kill ends it",
+        guest: "spin",
+        script: &[
+            "python import os, signal, threading",
+            "python threading.Timer(5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()",
+            "continue",
+            "printf \"stopped %d\\n\", $rip > 0x100000",
+            "detach",
+            "connect",
+            "kill",
+        ],
+        expects: &["SIGINT", "stopped 1", "detached", "killed"],
+        ends: Verdict::PoweredOff,
+    },
+];
+
+/// What needs debug registers that work, which QEMU's emulator of AMD-V has not.
+const ON_VTX: &[Case] = &[Case {
+    name: "gdb-hardware",
+    shows: "gdb stops a guest by debug registers: before an instruction, and behind a write",
+    guest: "hello",
+    script: &[
+        "hbreak *trt_guest",
+        "continue",
+        "printf \"at %d\\n\", $rip == (long)&trt_guest",
+        "watch *(long *)($rsp - 8)",
+        "continue",
+        "printf \"behind %d\\n\", $rip > (long)&trt_guest",
+        "delete",
+        "continue",
+    ],
+    expects: &["at 1", "Hardware watchpoint", "behind 1", "exited with code 020"],
+    ends: Verdict::ExitCode(0x10),
+}];
+
+/// The tests of a machine.
+pub fn tests(machine: Machine) -> Vec<Test> {
+    let of_machine: &[Case] = if machine == Machine::Vtx { ON_VTX } else { &[] };
+    let cases = EVERYWHERE.iter().chain(of_machine);
+    cases
+        .map(|case| {
+            let name = format!("{}/{}", machine.name(), case.name);
+            let test_name = name.clone();
+            Test {
+                name,
+                shows: case.shows.into(),
+                machine: Some(machine),
+                run: Box::new(move || run(machine, case, &test_name)),
+            }
+        })
+        .collect()
+}
+
+fn run(machine: Machine, case: &'static Case, name: &str) -> Result<Outcome> {
+    let port = free_port()?.to_string();
+    let mut args = request::parse(&["--machine", machine.name(), "--guest", case.guest, "--gdb", &port])?;
+    args.is_built = true;
+    let plan = request::plan(&args, request::ForWhom::Tool)?;
+    let options = Options {
+        timeout: Some(TIME_LIMIT),
+        log: log_path(name)?,
+        ..request::options(&args, Output::Collect)?
+    };
+    let debugger = thread::spawn(move || debug(case, &port));
+    let report = run::run(&plan, &options)?;
+    let said = debugger
+        .join()
+        .map_err(|_| anyhow::anyhow!("the debugger's thread panicked"))??;
+    Ok(verdict(&report, &options.log, || {
+        if let Some(missing) = case.expects.iter().find(|text| !said.contains(**text)) {
+            return Err(format!("gdb did not say {missing:?} but\n{said}"));
+        }
+        if report.verdict != case.ends {
+            return Err(format!(
+                "the run ended with {:?}; gdb said\n{said}",
+                report.verdict
+            ));
+        }
+        Ok(())
+    }))
+}
+
+/// Runs gdb; returns what it said.
+fn debug(case: &Case, port: &str) -> Result<String> {
+    let connect = format!("target remote localhost:{port}");
+    let mut command = Command::new("timeout");
+    command.arg(TIME_LIMIT.as_secs().to_string());
+    command.args(["gdb", "-nx", "-batch"]);
+    command.arg(workspace::bare_binary(case.guest));
+    for line in [
+        "set tcp connect-timeout unlimited",
+        "set remotetimeout 60",
+        "set language c",
+        "connect",
+    ]
+    .iter()
+    .chain(case.script)
+    {
+        let line = if *line == "connect" {
+            connect.as_str()
+        } else {
+            line
+        };
+        command.args(["-ex", line]);
+    }
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot start gdb")?;
+    let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
+    said += &String::from_utf8_lossy(&output.stderr);
+    Ok(said)
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on a local port")?;
+    Ok(listener.local_addr().context("a listener has no address")?.port())
+}
