@@ -1,10 +1,10 @@
 //! What can happen during a run, gathered into one queue.
 
+use super::gdb;
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io::Write;
-use std::net::TcpStream;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
@@ -22,10 +22,8 @@ pub enum Event {
     Stdout(String),
     /// A line of the emulator's stderr.
     Stderr(String),
-    /// A debugger connected, or left.
-    GdbClient(Option<TcpStream>),
-    /// A debugger said something to the first VM's stub.
-    Gdb(Vec<u8>),
+    /// Something from the first VM's debugger.
+    Gdb(gdb::Event),
     /// The user typed.
     Input(Vec<u8>),
     /// The tool was asked to end.

@@ -199,15 +199,10 @@ impl<'a> Session<'a> {
                     self.act(&action)?;
                 }
             }
-            Event::GdbClient(client) => {
-                if let Some(gdb) = &mut self.gdb {
-                    gdb.set_client(client);
-                }
-            }
-            Event::Gdb(bytes) => {
-                if let Some(writer) = &mut self.to_guest {
+            Event::Gdb(event) => {
+                if let (Some(gdb), Some(writer)) = (&mut self.gdb, &mut self.to_guest) {
                     // A line that is closed ends the run by itself.
-                    let _ = link::send(writer, Stream::Gdb, 0, &bytes);
+                    let _ = link::send(writer, Stream::Gdb, 0, &gdb.handle(event));
                 }
             }
             Event::Signal(signal) => {
