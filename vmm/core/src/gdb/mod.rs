@@ -1,9 +1,9 @@
 //! A gdb stub for the guest: registers, memory, breakpoints, single steps, Ctrl-C.
 //!
 //! The stub is between the run loop and the exits. With a debugger attached, #DB and #BP exit: what the debugger
-//! caused ([`breakpoints`], [`step`]) stops the guest, what the guest caused it gets.
+//! caused (`breakpoints`, `step`) stops the guest, what the guest caused it gets.
 //!
-//! The protocol is the crate `gdbstub`'s; [`target`] says what it may ask for.
+//! The protocol is the crate `gdbstub`'s; `target` says what it may ask for.
 
 mod breakpoints;
 mod memory;
