@@ -79,34 +79,13 @@ extern "C" fn nacre_fast_plain(results: &mut Results, call: &Call) -> bool {
     true
 }
 
-/// What `VcpuRun` returns: RAX and RDX.
-#[repr(C)]
-struct RunResults {
-    status: u64,
-    exit_kind: u64,
-}
-
-/// `VcpuRun`. Where the context has to wait or make way, the results are void: its frame gets them when the run is complete.
+/// `VcpuRun`: its results in RAX and RDX. Where the context has to wait or make way they are void: its frame gets them when the run
+/// is complete.
 #[unsafe(no_mangle)]
-extern "C" fn nacre_fast_run(head: u64) -> RunResults {
-    let local = cpu::local();
-    let next = match local.ec.get() {
-        Some(ec) => hypercall::vcpu::start(ec, Head(head).selector())
-            .unwrap_or_else(|status| Next::Complete(status, 0)),
-        None => Next::Reschedule,
-    };
-    match next {
-        Next::Complete(status, kind) => RunResults {
-            status: status as u64,
-            exit_kind: kind as u64,
-        },
-        Next::Reschedule => {
-            local.wants_switch.set(true);
-            RunResults {
-                status: 0,
-                exit_kind: 0,
-            }
-        }
+extern "C" fn nacre_fast_run(head: u64) -> Next {
+    match cpu::local().ec.get() {
+        Some(ec) => hypercall::vcpu::start(ec, Head(head).selector()),
+        None => Next::RESCHEDULE,
     }
 }
 

@@ -8,20 +8,23 @@ use hypercall_abi::{Rights, Selector, Status};
 
 /// Runs a vCPU until an exit for its VMM.
 pub(super) fn run(call: &Call) -> Result {
-    Ok(match start(call.ec, call.selector())? {
-        Next::Complete(status, kind) => Outcome::Done(status, [kind as u64, 0, 0]),
-        Next::Reschedule => Outcome::Block,
-    })
+    let next = start(call.ec, call.selector());
+    if next == Next::RESCHEDULE {
+        return Ok(Outcome::Block);
+    }
+    let frame = call.ec.frame();
+    (frame.rax, frame.rdi, frame.rsi, frame.rdx) = (next.status, next.exit_kind, 0, 0);
+    Ok(Outcome::Switch)
 }
 
 /// Runs the vCPU at `selector` on behalf of `ec`.
 #[inline]
-pub(crate) fn start(ec: &'static Ec, selector: Selector) -> core::result::Result<Next, Status> {
-    let vcpu = own_vcpu(ec, selector)?;
-    if vcpu.is_busy() {
-        return Err(Status::Busy);
+pub(crate) fn start(ec: &'static Ec, selector: Selector) -> Next {
+    match own_vcpu(ec, selector) {
+        Ok(vcpu) if vcpu.is_busy() => Next::complete(Status::Busy, 0),
+        Ok(vcpu) => vcpu.run(ec),
+        Err(status) => Next::complete(status, 0),
     }
-    Ok(vcpu.run(ec))
 }
 
 /// Makes a run return.

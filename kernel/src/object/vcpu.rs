@@ -81,13 +81,30 @@ unsafe impl Object for Vcpu {
     const KIND: ObjectType = ObjectType::Vcpu;
 }
 
-/// What came of a run.
+/// What came of a run, as the registers have it that the hypercall returns.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// The call is complete: its status, and the kind of the exit.
-    Complete(Status, u32),
+pub struct Next {
+    /// The status, or [`Next::RESCHEDULE`]'s.
+    pub status: u64,
+    /// The kind of the exit.
+    pub exit_kind: u64,
+}
+
+impl Next {
     /// Somebody else should run. The context is queued, blocked, or must be queued, and attached to the vCPU.
-    Reschedule,
+    pub const RESCHEDULE: Next = Next {
+        status: u64::MAX,
+        exit_kind: 0,
+    };
+
+    /// The call is complete.
+    pub const fn complete(status: Status, exit_kind: u32) -> Next {
+        Next {
+            status: status as u64,
+            exit_kind: exit_kind as u64,
+        }
+    }
 }
 
 impl Vcpu {
@@ -207,26 +224,17 @@ impl Vcpu {
     /// Goes on with the suspended run of `ec`. Says whether its call is complete now.
     pub fn resume(&'static self, ec: &'static Ec) -> bool {
         self.take_off(ec);
-        let Next::Complete(status, kind) = self.run(ec) else {
+        let next = self.run(ec);
+        if next == Next::RESCHEDULE {
             return false;
-        };
-        (ec.frame().rax, ec.frame().rdi) = (status as u64, kind as u64);
+        }
+        (ec.frame().rax, ec.frame().rdi) = (next.status, next.exit_kind);
         true
     }
 
-    /// Runs the guest on behalf of `ec`.
-    #[inline]
-    pub fn run(&'static self, ec: &'static Ec) -> Next {
-        let next = self.enter(ec);
-        if next == Next::Reschedule {
-            self.attach(ec);
-        }
-        next
-    }
-
-    /// Enters the guest, and again as long as the kernel answers its exits.
+    /// Runs the guest on behalf of `ec`: enters it, and again as long as the kernel answers its exits.
     #[inline(never)]
-    fn enter(&'static self, ec: &'static Ec) -> Next {
+    pub fn run(&'static self, ec: &'static Ec) -> Next {
         let local = cpu::local();
         let next = loop {
             if let Some(next) = self.enter_guest(ec, local) {
@@ -236,6 +244,10 @@ impl Vcpu {
         // SAFETY: this is the vCPU's CPU (checked at the call), and interrupts are off.
         unsafe { self.backend().leave() };
         local.tr_is_short.set(true);
+        if next == Next::RESCHEDULE {
+            self.attach(ec);
+            local.wants_switch.set(true);
+        }
         next
     }
 
@@ -244,7 +256,7 @@ impl Vcpu {
     fn enter_guest(&'static self, ec: &'static Ec, local: &'static Local) -> Option<Next> {
         let page = match self.page() {
             Ok(page) => page,
-            Err(status) => return Some(Next::Complete(status, 0)),
+            Err(status) => return Some(Next::complete(status, 0)),
         };
         if let Some(kind) = self.reason_to_return(page) {
             return Some(self.finish(page, kind));
@@ -271,7 +283,7 @@ impl Vcpu {
             asked
         };
         if activity == ACTIVITY_HALTED && self.may_halt(page) {
-            return self.halt(ec, deadline, flags).then_some(Next::Reschedule);
+            return self.halt(ec, deadline, flags).then_some(Next::RESCHEDULE);
         }
         if dirty.contains(Groups::XCR0) && !self.take_xcr0(page, &mut dirty) {
             return Some(self.entry_failure(page, EntryRule::Msr));
@@ -288,7 +300,7 @@ impl Vcpu {
         };
         let backend = self.backend();
         // SAFETY: the area is initialized and ours; this is the vCPU's CPU, interrupts are off, and every way to anybody
-        // else leads through `enter`, which leaves.
+        // else leads through `run`, which leaves.
         let returned = unsafe {
             if fpu::switch_to(self.fpu_area) {
                 backend.take_over();
@@ -300,7 +312,7 @@ impl Vcpu {
                 if !self.rings(page, kind)
                     && let Some(kind) = self.answers_apic(page, kind, asked)
                 {
-                    return Some(Next::Complete(Status::Success, kind));
+                    return Some(Next::complete(Status::Success, kind));
                 }
                 // What the kernel answers in the VMM's place goes on from here.
                 khw::cpu::interrupt_window();
@@ -311,7 +323,7 @@ impl Vcpu {
             Returned::Timer => sched::timer_expired(local),
             Returned::Halted => {}
         }
-        sched::should_switch(local).then_some(Next::Reschedule)
+        sched::should_switch(local).then_some(Next::RESCHEDULE)
     }
 
     /// Completes the call without entering the guest.
@@ -329,7 +341,7 @@ impl Vcpu {
                 self.backend().read(page, want);
             }
         }
-        Next::Complete(Status::Success, kind as u32)
+        Next::complete(Status::Success, kind as u32)
     }
 
     #[inline]

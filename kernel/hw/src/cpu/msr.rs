@@ -52,3 +52,17 @@ pub unsafe fn write(index: u32, value: u64) {
         asm!("wrmsr", in("ecx") index, in("eax") value as u32, in("edx") (value >> 32) as u32, options(nostack, preserves_flags));
     }
 }
+
+/// WRMSR of a value in memory, whose halves are loaded one by one: that is one instruction less, on the way of every VM exit.
+///
+/// # Safety
+/// As [`write`].
+#[inline]
+pub unsafe fn write_from(index: u32, value: &u64) {
+    let halves = (&raw const *value).cast::<u32>();
+    // SAFETY: both halves are the referenced word's; for WRMSR as in `write`. The reads are volatile, or they would become one.
+    unsafe {
+        let (low, high) = (halves.read_volatile(), halves.add(1).read_volatile());
+        asm!("wrmsr", in("ecx") index, in("eax") low, in("edx") high, options(nostack, preserves_flags));
+    }
+}

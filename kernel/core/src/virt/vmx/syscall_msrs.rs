@@ -69,15 +69,15 @@ impl SyscallMsrs {
     /// TSC_AUX are none of them: the kernel depends on neither, and its user code has no 32-bit segment to make a SYSCALL from, so
     /// they stay a guest's until another one or another domain runs.
     #[inline]
-    pub fn for_each_difference(&self, current: &SyscallMsrs, mut write: impl FnMut(u32, u64)) {
+    pub fn for_each_difference(&self, current: &SyscallMsrs, mut write: impl FnMut(u32, &u64)) {
         // The kernel's own are never a guest's: nobody knows where it is, nor has its segments.
-        write(STAR, self.star);
-        write(LSTAR, self.lstar);
+        write(STAR, &self.star);
+        write(LSTAR, &self.lstar);
         if self.sfmask != current.sfmask {
-            write(SFMASK, self.sfmask);
+            write(SFMASK, &self.sfmask);
         }
         if self.kernel_gs_base != current.kernel_gs_base {
-            write(KERNEL_GS_BASE, self.kernel_gs_base);
+            write(KERNEL_GS_BASE, &self.kernel_gs_base);
         }
     }
 }
@@ -146,7 +146,7 @@ mod tests {
         };
         let written = |new: &SyscallMsrs, current| {
             let mut written = std::vec::Vec::new();
-            new.for_each_difference(current, |index, value| written.push((index, value)));
+            new.for_each_difference(current, |index, &value| written.push((index, value)));
             written
         };
         let always = [(STAR, 0), (LSTAR, 1)];

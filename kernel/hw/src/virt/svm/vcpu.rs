@@ -120,7 +120,7 @@ unsafe impl GuestCpu for Vcpu {
         if self.is_plain(page, args) {
             self.run_plain(page, args)
         } else {
-            self.run_any(page, args)
+            self.run_any(page, args.dirty, args.flags, args.nested_generation)
         }
     }
 
@@ -217,7 +217,7 @@ impl Vcpu {
             quick,
             event::is_delivering(vmcb.control.exit_int_info) || is_shadowed,
         ) else {
-            return self.after_plain(page, args);
+            return self.after_plain(page, args.flags);
         };
         if crate::CHECKERS {
             entry_checker::after_exit(self.vmcb, vmcb);
@@ -245,23 +245,22 @@ impl Vcpu {
 
     /// After an exit of a plain run that is not quick ([`exit::quick`]).
     #[inline(never)]
-    fn after_plain(&mut self, page: Page, args: &RunArgs) -> Returned {
+    fn after_plain(&mut self, page: Page, flags: RunFlags) -> Returned {
         self.is_settled = false;
         let reason = self.after_exit(page, Plan::Nothing, 0);
-        self.conclude(page, args.flags, reason)
+        self.conclude(page, flags, reason)
             .unwrap_or_else(|| self.interrupted(page))
     }
 
     /// A run of any kind.
     #[inline(never)]
-    fn run_any(&mut self, page: Page, args: &RunArgs) -> Returned {
+    fn run_any(&mut self, page: Page, dirty: Groups, flags: RunFlags, nested_generation: u64) -> Returned {
         self.is_settled = false;
-        let flags = args.flags;
-        if self.nested_generation != args.nested_generation {
-            self.nested_generation = args.nested_generation;
+        if self.nested_generation != nested_generation {
+            self.nested_generation = nested_generation;
             self.flush = true;
         }
-        if let Err(rule) = self.accept(page, args.dirty) {
+        if let Err(rule) = self.accept(page, dirty) {
             return refuse(page, rule, [0; 2]);
         }
         let dr7 = self.vmcb().save.dr7;

@@ -60,6 +60,6 @@ pub(super) fn host_syscall_msrs() -> SyscallMsrs {
 pub(super) unsafe fn switch_syscall_msrs(current: &SyscallMsrs, new: &SyscallMsrs) {
     new.for_each_difference(current, |index, value| {
         // SAFETY: the caller promises valid values.
-        unsafe { msr::write(index, value) };
+        unsafe { msr::write_from(index, value) };
     });
 }

@@ -221,14 +221,14 @@ impl Vcpu {
     }
 
     /// Everything before the entry. Most entries change RIP and nothing else: each of the conditions for that is tested, and
-    /// whatever else there may be to do is done out of line.
+    /// whatever else there may be to do is done out of line. It gets parts of `args`, so that those stay in registers.
     #[inline(always)]
     fn prepare(&mut self, vmcs: CurrentVmcs, page: Page, args: &RunArgs) -> Result<(), EntryRule> {
         let event = get!(page, inject);
         let windows = args.flags.intersection(WINDOWS).bits();
         let others = args.dirty.difference(Groups::RIP).bits();
         if others | self.chores.bits() | (windows ^ self.held.windows) | event.0 as u32 >> 31 != 0 {
-            self.prepare_more(vmcs, page, args, event)?;
+            self.prepare_more(vmcs, page, args.dirty, args.flags, event)?;
         } else if !args.dirty.is_empty() {
             self.take_rip(vmcs, page)?;
         }
@@ -243,7 +243,7 @@ impl Vcpu {
             self.held.host_cr3 = args.host_cr3;
         }
         if self.held.until != args.until {
-            self.set_timer(vmcs, args);
+            self.set_timer(vmcs, args.now, args.until);
         }
         Ok(())
     }
@@ -253,10 +253,11 @@ impl Vcpu {
         &mut self,
         vmcs: CurrentVmcs,
         page: Page,
-        args: &RunArgs,
+        dirty: Groups,
+        flags: RunFlags,
         event: Event,
     ) -> Result<(), EntryRule> {
-        self.take_groups(vmcs, page, args.dirty)?;
+        self.take_groups(vmcs, page, dirty)?;
         self.set_event(vmcs, page, event)?;
         let chores = self.chores;
         self.chores &= Chores::EVENT;
@@ -273,7 +274,7 @@ impl Vcpu {
             let flushed = unsafe { invvpid_single(vpid) };
             debug_assert!(flushed.is_ok(), "INVVPID {vpid}");
         }
-        self.set_controls(vmcs, args.flags.intersection(WINDOWS));
+        self.set_controls(vmcs, flags.intersection(WINDOWS));
         Ok(())
     }
 
@@ -281,10 +282,10 @@ impl Vcpu {
     /// interrupts from ending the run of a guest that was entered with IF clear. Hardware has the local APIC's timer for that,
     /// armed for the same time: so it does no harm that a guest that exits often gets the time of the slice's first entry again.
     #[inline(never)]
-    fn set_timer(&mut self, vmcs: CurrentVmcs, args: &RunArgs) {
-        let ticks = args.until.saturating_sub(args.now);
+    fn set_timer(&mut self, vmcs: CurrentVmcs, now: u64, until: u64) {
+        let ticks = until.saturating_sub(now);
         vmcs.write(fields::PREEMPTION_TIMER, self.machine.controls.timer_value(ticks));
-        self.held.until = args.until;
+        self.held.until = until;
     }
 
     /// Drops what the CPU has cached of older nested tables (SDM 3C 28.3.3.4). The first run flushes, too: the root's frame may
@@ -377,9 +378,10 @@ impl Vcpu {
     #[inline(always)]
     fn after_exit(&mut self, vmcs: CurrentVmcs, page: Page, flags: RunFlags) -> Returned {
         let raw_reason: u32 = vmcs.read(fields::EXIT_REASON);
-        self.held.rip = vmcs.read(fields::GUEST_RIP);
-        self.held.rflags = vmcs.read(fields::GUEST_RFLAGS);
-        self.held.interruptibility = vmcs.read(fields::GUEST_INTERRUPTIBILITY);
+        let (rip, rflags) = (vmcs.read(fields::GUEST_RIP), vmcs.read(fields::GUEST_RFLAGS));
+        let interruptibility = vmcs.read(fields::GUEST_INTERRUPTIBILITY);
+        (self.held.rip, self.held.rflags) = (rip, rflags);
+        self.held.interruptibility = interruptibility;
         let Some(kind) = quick_kind(raw_reason) else {
             return self.after_other_exit(vmcs, page, raw_reason, flags);
         };
@@ -399,12 +401,19 @@ impl Vcpu {
         // Read at every exit, also where the manual rules an event out: a hypervisor below us may exit on its own account in
         // the middle of a delivery.
         let interrupted = Interruption(vmcs.read(fields::IDT_VECTORING_INFO));
-        if interrupted.is_valid() || self.chores.contains(Chores::EVENT) {
-            self.keep_interrupted_event(vmcs, page, interrupted, false);
-        }
         put!(page, kind as u32 => exit_kind);
         put!(page, vmcs.read(fields::EXIT_INSTRUCTION_LENGTH) => exit_length);
-        self.report_state(vmcs, page, kind, Groups::RIP)
+        if interrupted.is_valid() || self.chores.contains(Chores::EVENT) || get!(page, want) != 0 {
+            self.keep_interrupted_event(vmcs, page, interrupted, false);
+            return self.report_state(vmcs, page, kind, Groups::RIP);
+        }
+        // As `report_state`, from registers.
+        put!(page, rip => rip);
+        put!(page, rflags => rflags);
+        put!(page, interruptibility => interruptibility);
+        put!(page, ACTIVITY_ACTIVE => activity);
+        put!(page, Groups::RIP.bits() => filled);
+        Returned::Exit(kind as u32)
     }
 
     /// After an exit that is not quick ([`quick_kind`]).
@@ -518,7 +527,7 @@ impl Vcpu {
     }
 
     /// Writes the state that the VMM needs and what it wants beyond.
-    #[inline(always)]
+    #[inline(never)]
     fn report_state(&mut self, vmcs: CurrentVmcs, page: Page, kind: ExitKind, needed: Groups) -> Returned {
         let groups = needed | wanted(page, kind == ExitKind::NestedFault);
         self.fill_rip(page, ACTIVITY_ACTIVE);
