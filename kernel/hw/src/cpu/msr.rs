@@ -56,7 +56,7 @@ pub unsafe fn write(index: u32, value: u64) {
 /// WRMSR of a value in memory, whose halves are loaded one by one: that is one instruction less, on the way of every VM exit.
 ///
 /// # Safety
-/// As [`write`].
+/// As [`write()`].
 #[inline]
 pub unsafe fn write_from(index: u32, value: &u64) {
     let halves = (&raw const *value).cast::<u32>();
