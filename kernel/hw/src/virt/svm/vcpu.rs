@@ -1,5 +1,7 @@
 //! The virtual CPU: one VMCB, and what surrounds its runs.
 
+mod straight;
+
 use super::state::{self, Extra, RFLAGS_IF};
 use super::{entry, entry_checker, insn, region};
 use crate::cpu::tsc;
@@ -9,7 +11,7 @@ use crate::virt::{GuestCpu, HostState, Returned, RunArgs};
 use core::ptr::NonNull;
 use hypercall_abi::exit::{EntryRule, ExitKind};
 use hypercall_abi::vcpu::gpr::RAX;
-use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, ACTIVITY_HALTED, Event, Groups, Intercepts, RunFlags, VcpuPage};
+use hypercall_abi::vcpu::{ACTIVITY_HALTED, Event, Groups, Intercepts, RunFlags, VcpuPage};
 use kcore::addr::PhysAddr;
 use kcore::virt::svm::asid::{Tag, TlbControl};
 use kcore::virt::svm::checks;
@@ -17,7 +19,6 @@ use kcore::virt::svm::event::{self, Leftover, NmiMask, Plan, Readiness};
 use kcore::virt::svm::exit::{self, GuestExit, Reason};
 use kcore::virt::svm::intercepts::{ALIGNMENT_CHECK, Choice, DEBUG_EXCEPTION};
 use kcore::virt::svm::processor::{Processor, SvmFeatures};
-use kcore::virt::svm::segment;
 use kcore::virt::svm::vmcb::{
     Clean, INTERRUPT_SHADOW, NP_ENABLE, V_IGN_TPR, V_INTR_MASKING, V_INTR_PRIO_MAX, V_INTR_VECTOR_SHIFT,
     V_IRQ, Vmcb,
@@ -162,96 +163,6 @@ impl Vcpu {
         vmcb_at(self.vmcb)
     }
 
-    /// Whether a run changes RIP and nothing else, as after most exits: for everything that may be otherwise there is a
-    /// condition. Takes RIP over then. The flags stay the hardware's, so that they need no check.
-    #[inline(always)]
-    fn is_plain(&mut self, page: Page, args: &RunArgs) -> bool {
-        let asks_for_more =
-            args.dirty.difference(Groups::RIP).bits() | args.flags.intersection(WINDOWS).bits();
-        if asks_for_more != 0
-            || !self.is_settled
-            || self.nested_generation != args.nested_generation
-            || get!(page, inject).is_valid()
-        {
-            return false;
-        }
-        if args.dirty.is_empty() {
-            return true;
-        }
-        let vmcb = vmcb_at(self.vmcb);
-        let (rip, rflags) = (get!(page, rip), get!(page, rflags));
-        if get!(page, interruptibility) | get!(page, activity) != 0
-            || rflags != vmcb.save.rflags
-            || !checks::is_rip_valid(&vmcb.save, rip)
-        {
-            return false;
-        }
-        vmcb.save.rip = rip;
-        vmcb.control.interrupt_shadow = 0;
-        put!(page, Groups::empty().bits() => dirty);
-        true
-    }
-
-    /// A run of which [`Self::is_plain`] said that it is one. The VMCB is as the last run left it, but for RIP and the registers
-    /// below; its control area says what it said then ([`Self::settle`]).
-    #[inline(always)]
-    fn run_plain(&mut self, page: Page, args: &RunArgs) -> Returned {
-        let cr2 = get!(page, cr2);
-        let vmcb = vmcb_at(self.vmcb);
-        vmcb.control.clean = self.all_clean;
-        if vmcb.save.cr2 != cr2 {
-            vmcb.save.cr2 = cr2;
-            vmcb.control.clean &= !Clean::CR2.bits();
-        }
-        vmcb.save.rax = get!(page, gpr[RAX]);
-        if crate::CHECKERS {
-            let clean = Clean::from_bits_retain(vmcb.control.clean);
-            entry_checker::check(self.vmcb, vmcb, clean, &self.processor);
-        }
-        // SAFETY: as in `enter`; the VMCB passed `accept` in an earlier run, and the change since then is checked.
-        unsafe { entry::enter(page.as_ptr().cast(), self.vmcb.0, self.host.0) };
-        let vmcb = vmcb_at(self.vmcb);
-        let quick = exit::quick(vmcb, &self.processor);
-        let is_shadowed = vmcb.control.interrupt_shadow & INTERRUPT_SHADOW != 0;
-        let (Some((kind, length)), false) = (
-            quick,
-            event::is_delivering(vmcb.control.exit_int_info) || is_shadowed,
-        ) else {
-            return self.after_plain(page, args.flags);
-        };
-        if crate::CHECKERS {
-            entry_checker::after_exit(self.vmcb, vmcb);
-        }
-        if kind == ExitKind::PortIo {
-            put!(page, exit::port_access(vmcb.control.exit_info_1).encode() => exit_info[0]);
-        } else if kind == ExitKind::Hypercall {
-            put!(page, segment::cpl(&vmcb.save) as u64 => exit_info[0]);
-        }
-        put!(page, vmcb.save.rax => gpr[RAX]);
-        put!(page, vmcb.save.cr2 => cr2);
-        put!(page, vmcb.save.rip => rip);
-        put!(page, vmcb.save.rflags => rflags);
-        put!(page, 0 => interruptibility);
-        put!(page, ACTIVITY_ACTIVE => activity);
-        put!(page, kind as u32 => exit_kind);
-        put!(page, length => exit_length);
-        let groups = Groups::RIP | wanted(page, length == 0);
-        if groups != Groups::RIP {
-            state::give(page, groups, vmcb, &self.extra);
-        }
-        put!(page, groups.bits() => filled);
-        Returned::Exit(kind as u32)
-    }
-
-    /// After an exit of a plain run that is not quick ([`exit::quick`]).
-    #[inline(never)]
-    fn after_plain(&mut self, page: Page, flags: RunFlags) -> Returned {
-        self.is_settled = false;
-        let reason = self.after_exit(page, Plan::Nothing, 0);
-        self.conclude(page, flags, reason)
-            .unwrap_or_else(|| self.interrupted(page))
-    }
-
     /// A run of any kind.
     #[inline(never)]
     fn run_any(&mut self, page: Page, dirty: Groups, flags: RunFlags, nested_generation: u64) -> Returned {
@@ -318,23 +229,6 @@ impl Vcpu {
     fn interrupted(&mut self, page: Page) -> Returned {
         self.hand_back(page, self.pending, Groups::empty());
         Returned::HostInterrupt
-    }
-
-    /// After an exit for the VMM: sees whether the next run may be a plain one. Nothing of what the last run asked of VMRUN
-    /// may be left in the control area, and nothing may be left to be done. Another vCPU in between, which may end the ASID's
-    /// generation or change DR0 to DR3, and the end of access to those, take it back.
-    fn settle(&mut self) {
-        self.is_settled = self.extra.nmi == NmiMask::Open
-            && !self.pending.is_valid()
-            && self.clean == Clean::all()
-            && !(self.flush || self.unchecked || self.lost || self.processor.quirks.leaves_cr2)
-            && !self.extra.breakpoints.is_open()
-            && self
-                .applied
-                .is_some_and(|choice| !choice.window && choice.debug_registers);
-        let control = &mut vmcb_at(self.vmcb).control;
-        self.is_settled &= control.interrupt_control == V_INTR_MASKING;
-        (control.event_injection, control.tlb_control) = (0, TlbControl::Nothing as u32);
     }
 
     /// Takes over what the VMM changed, and checks it. The dirty bits stay until all of it passed.
