@@ -1,4 +1,5 @@
-//! gdb's way to the first VM's stub: a local TCP port, behind which one debugger after the other is served.
+//! gdb's way to the first VM's stub: a local TCP port. A debugger that leaves lets the guest go on; coming back to the guest
+//! does not work yet, although the port stays open.
 
 use super::event;
 use crate::failure;

@@ -29,12 +29,13 @@ pub fn tests(machine: Machine) -> Vec<Test> {
     if ![Machine::Vtx, Machine::Svm].contains(&machine) {
         return Vec::new();
     }
-    vec![Test {
-        name: format!("{}/bench", machine.name()),
-        shows: "the benchmark measures, and says so in JSON and nothing else".into(),
-        machine: Some(machine),
-        run: Box::new(move || run(machine)),
-    }]
+    let shows = "the benchmark measures, and says so in JSON and nothing else";
+    vec![Test::on(
+        machine,
+        format!("{}/bench", machine.name()),
+        shows,
+        move |_| run(machine),
+    )]
 }
 
 fn run(machine: Machine) -> Result<Outcome> {

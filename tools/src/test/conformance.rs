@@ -30,13 +30,10 @@ const OTHER_CPUS: [u16; 2] = [1, 4];
 
 /// The tests of a machine.
 pub fn tests(machine: Machine) -> Vec<Test> {
-    let test = |name: String, cpus: u16| Test {
-        name: name.clone(),
-        shows: format!(
-            "the kernel keeps to the hypercall contract on {cpus} CPUs, errors and races included"
-        ),
-        machine: Some(machine),
-        run: Box::new(move || run(machine, cpus, &name)),
+    let test = |name, cpus: u16| {
+        let shows =
+            format!("the kernel keeps to the hypercall contract on {cpus} CPUs, errors and races included");
+        Test::on(machine, name, &shows, move |name| run(machine, cpus, name))
     };
     let name = format!("{}{TOPIC}", machine.name());
     let mut tests = vec![test(name.clone(), CPUS)];

@@ -98,14 +98,12 @@ pub fn tests(machine: Machine) -> Vec<Test> {
     let cases = EVERYWHERE.iter().chain(of_machine);
     cases
         .map(|case| {
-            let name = format!("{}/{}", machine.name(), case.name);
-            let test_name = name.clone();
-            Test {
-                name,
-                shows: case.shows.into(),
-                machine: Some(machine),
-                run: Box::new(move || run(machine, case, &test_name)),
-            }
+            Test::on(
+                machine,
+                format!("{}/{}", machine.name(), case.name),
+                case.shows,
+                move |name| run(machine, case, name),
+            )
         })
         .collect()
 }

@@ -38,13 +38,9 @@ pub fn tests(machine: Machine) -> Vec<Test> {
         if tests.iter().any(|test| test.name == name) {
             name += &format!("-{}MiB", case.memory_mib);
         }
-        let test_name = name.clone();
-        tests.push(Test {
-            name,
-            shows: case.shows.into(),
-            machine: Some(machine),
-            run: Box::new(move || run(machine, case, &test_name)),
-        });
+        tests.push(Test::on(machine, name, case.shows, move |name| {
+            run(machine, case, name)
+        }));
     }
     tests
 }

@@ -60,11 +60,13 @@ pub fn tests(machine: Machine) -> Vec<Test> {
     CASES
         .iter()
         .chain(of_machine)
-        .map(|case| Test {
-            name: format!("{}/{}", machine.name(), case.name),
-            shows: case.shows.into(),
-            machine: Some(machine),
-            run: Box::new(move || run(machine, case)),
+        .map(|case| {
+            Test::on(
+                machine,
+                format!("{}/{}", machine.name(), case.name),
+                case.shows,
+                move |_| run(machine, case),
+            )
         })
         .collect()
 }

@@ -25,13 +25,7 @@ const TIME_LIMIT: Duration = Duration::from_secs(300);
 pub fn tests(machine: Machine) -> Vec<Test> {
     let test = |firmware: &str, shows: &str, is_uefi: bool| {
         let name = format!("{}{TOPIC}-{firmware}", machine.name());
-        let test_name = name.clone();
-        Test {
-            name,
-            shows: shows.into(),
-            machine: Some(machine),
-            run: Box::new(move || run(machine, is_uefi, &test_name)),
-        }
+        Test::on(machine, name, shows, move |name| run(machine, is_uefi, name))
     };
     let bios = test("bios", "an image boots by BIOS", false);
     if machine.is_bochs() {

@@ -79,23 +79,13 @@ pub fn tests(machine: Machine) -> Vec<Test> {
         .chain(of_machine)
         .map(|case| {
             let name = format!("{}{TOPIC}-{}", machine.name(), case.name);
-            let test_name = name.clone();
-            Test {
-                name,
-                shows: case.shows.into(),
-                machine: Some(machine),
-                run: Box::new(move || run(machine, case, &test_name)),
-            }
+            Test::on(machine, name, case.shows, move |name| run(machine, case, name))
         })
         .collect();
     if machine == Machine::Svm {
         let name = format!("{}{TOPIC}-own-initrd", machine.name());
-        tests.push(Test {
-            name,
-            shows: "a command runs in a user's own initial file system".into(),
-            machine: Some(machine),
-            run: Box::new(own_initrd),
-        });
+        let shows = "a command runs in a user's own initial file system";
+        tests.push(Test::on(machine, name, shows, |_| own_initrd()));
     }
     tests
 }

@@ -54,6 +54,23 @@ pub struct Test {
     pub run: Box<dyn Fn() -> Result<Outcome> + Send + Sync>,
 }
 
+impl Test {
+    /// A test on a machine, whose name begins with the machine's. `run` gets the name: its log's is made of it.
+    pub fn on(
+        machine: Machine,
+        name: String,
+        shows: &str,
+        run: impl Fn(&str) -> Result<Outcome> + Send + Sync + 'static,
+    ) -> Self {
+        Test {
+            name: name.clone(),
+            shows: shows.into(),
+            machine: Some(machine),
+            run: Box::new(move || run(&name)),
+        }
+    }
+}
+
 /// The machines that are tested, if the user does not say: one per vendor.
 const MACHINES: [Machine; 2] = [Machine::Vtx, Machine::Svm];
 /// What is tested beside them, if the user does not say, on SVM with next-RIP saving and many ASIDs, which QEMU has not.

@@ -54,11 +54,13 @@ pub fn tests(machine: Machine) -> Vec<Test> {
     CASES
         .iter()
         .filter(|case| case.machine == machine)
-        .map(|case| Test {
-            name: format!("{}/{}", machine.name(), case.name),
-            shows: case.shows.into(),
-            machine: Some(machine),
-            run: Box::new(move || run(case)),
+        .map(|case| {
+            Test::on(
+                machine,
+                format!("{}/{}", machine.name(), case.name),
+                case.shows,
+                move |_| run(case),
+            )
         })
         .collect()
 }
