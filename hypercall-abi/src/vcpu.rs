@@ -87,6 +87,11 @@ bitflags::bitflags! {
     }
 }
 
+impl Interruptibility {
+    /// The shadow of the instruction before: no interrupt is taken.
+    pub const SHADOW: Self = Self::STI.union(Self::MOV_SS);
+}
+
 /// [`VcpuPage::activity`]: the guest runs.
 pub const ACTIVITY_ACTIVE: u32 = 0;
 /// [`VcpuPage::activity`]: the guest executed HLT and waits for an interrupt.

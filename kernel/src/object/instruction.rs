@@ -53,12 +53,12 @@ impl Instruction {
     /// Moves the guest behind it.
     #[inline]
     pub fn complete(self) {
-        const SHADOW: u32 = Interruptibility::STI.union(Interruptibility::MOV_SS).bits();
         let p = self.page.as_ptr();
         // SAFETY: as in `new`.
         unsafe {
             let interruptibility = &raw mut (*p).interruptibility;
-            interruptibility.write_volatile(interruptibility.read_volatile() & !SHADOW);
+            interruptibility
+                .write_volatile(interruptibility.read_volatile() & !Interruptibility::SHADOW.bits());
             (&raw mut (*p).rip).write_volatile(self.next);
             (&raw mut (*p).rflags).write_volatile(self.rflags & !RFLAGS_RF);
             (&raw mut (*p).dirty).write_volatile(Groups::RIP.bits());

@@ -105,7 +105,6 @@ impl Vcpu {
         flags: RunFlags,
         dirty: &mut Groups,
     ) -> RunFlags {
-        const SHADOW: u32 = Interruptibility::STI.union(Interruptibility::MOV_SS).bits();
         let p = page.as_ptr();
         let mut status = self.apic.status.get();
         if dirty.contains(Groups::APIC) {
@@ -125,7 +124,8 @@ impl Vcpu {
             unsafe {
                 let is_ready = !addr_of_mut!((*p).inject).read_volatile().is_valid()
                     && addr_of_mut!((*p).rflags).read_volatile() & RFLAGS_IF != 0
-                    && addr_of_mut!((*p).interruptibility).read_volatile() & SHADOW == 0;
+                    && addr_of_mut!((*p).interruptibility).read_volatile() & Interruptibility::SHADOW.bits()
+                        == 0;
                 if is_ready {
                     let event = Event::interrupt(apic.deliver(&mut status));
                     addr_of_mut!((*p).inject).write_volatile(event);

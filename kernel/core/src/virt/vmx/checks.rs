@@ -59,7 +59,7 @@ pub fn check_rip_group(rip: u64, rflags: u64, interruptibility: u32, activity: u
     const ALWAYS_1: u64 = 1 << 1;
     check_canonical(&[rip])?;
     holds(rflags & (RESERVED | ALWAYS_1) == ALWAYS_1, EntryRule::Rflags)?;
-    let shadow = Interruptibility::STI | Interruptibility::MOV_SS;
+    let shadow = Interruptibility::SHADOW;
     let state = Interruptibility::from_bits(interruptibility).ok_or(EntryRule::Activity)?;
     holds(activity <= ACTIVITY_HALTED, EntryRule::Activity)?;
     holds(!state.contains(shadow), EntryRule::Activity)?;
@@ -115,7 +115,7 @@ pub fn check_event(event: Event, context: &EventContext) -> Result<(), EntryRule
     holds(event.error_code().is_some() == needs_error_code, EntryRule::Event)?;
     // SDM 3C 26.2.1.3: bits 15 to 31 of an error code are zero.
     holds(event.error_code().unwrap_or(0) >> 15 == 0, EntryRule::Event)?;
-    let shadow = Interruptibility::STI | Interruptibility::MOV_SS;
+    let shadow = Interruptibility::SHADOW;
     match kind {
         Event::EXTERNAL => {
             holds(context.rflags & RFLAGS_IF != 0, EntryRule::Rflags)?;

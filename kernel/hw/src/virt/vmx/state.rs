@@ -15,7 +15,7 @@ use kcore::virt::vmx::fields;
 use kcore::virt::vmx::syscall_msrs::SyscallMsrs;
 
 /// The shadows of STI and MOV SS.
-pub(super) const SHADOW: u32 = Interruptibility::STI.union(Interruptibility::MOV_SS).bits();
+pub(super) const SHADOW: u32 = Interruptibility::SHADOW.bits();
 
 /// Calls `$step` for each group of `$groups`, in the order of their bits.
 macro_rules! for_each_group {
