@@ -33,10 +33,7 @@ pub fn find(signature: [u8; 12], cpuid: impl Fn(u32) -> Leaf) -> Option<Interfac
             bytes.copy_from_slice(&word.to_le_bytes());
         }
         // Early KVM reported a last leaf of 0 and meant the one behind the signature.
-        (found == signature).then(|| Interface {
-            base,
-            last: last.max(base + 1),
-        })
+        (found == signature).then(|| Interface { base, last: last.max(base + 1) })
     })
 }
 
@@ -56,13 +53,7 @@ mod tests {
     fn an_interface_is_found_at_any_of_its_places() {
         for base in [0x4000_0000, 0x4000_0100, 0x4000_ff00] {
             let found = find(KVM_SIGNATURE, kvm_at(base, base + 0x10));
-            assert_eq!(
-                found,
-                Some(Interface {
-                    base,
-                    last: base + 0x10
-                })
-            );
+            assert_eq!(found, Some(Interface { base, last: base + 0x10 }));
         }
     }
 
@@ -78,11 +69,7 @@ mod tests {
         assert_eq!(find(*b"Microsoft Hv", kvm_at(0x4000_0000, 0)), None);
         // Without the hypervisor bit these leaves mean nothing, whatever they hold.
         let without_bit = |leaf| {
-            if leaf == 1 {
-                [0; 4]
-            } else {
-                kvm_at(0x4000_0000, 0)(leaf)
-            }
+            if leaf == 1 { [0; 4] } else { kvm_at(0x4000_0000, 0)(leaf) }
         };
         assert_eq!(find(KVM_SIGNATURE, without_bit), None);
     }

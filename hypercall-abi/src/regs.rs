@@ -55,9 +55,5 @@ pub const fn pack_ec_place(cpu: u16, is_handler: bool) -> u64 {
 /// Splits what [`pack_ec_place`] packed; `None` if reserved bits are set.
 #[inline]
 pub const fn unpack_ec_place(raw: u64) -> Option<(u16, bool)> {
-    if raw >> 17 != 0 {
-        None
-    } else {
-        Some((raw as u16, raw >> 16 & 1 != 0))
-    }
+    if raw >> 17 != 0 { None } else { Some((raw as u16, raw >> 16 & 1 != 0)) }
 }

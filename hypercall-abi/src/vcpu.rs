@@ -122,14 +122,7 @@ impl Segment {
 
     /// A segment without a descriptor's leftovers.
     pub const fn new(selector: u16, base: u64, limit: u32, access: u32) -> Self {
-        Segment {
-            base,
-            limit,
-            selector,
-            reserved: 0,
-            access,
-            reserved2: 0,
-        }
+        Segment { base, limit, selector, reserved: 0, access, reserved2: 0 }
     }
 }
 
@@ -199,11 +192,7 @@ impl Event {
 
     /// The error code, if it has one.
     pub const fn error_code(self) -> Option<u32> {
-        if self.0 >> 11 & 1 != 0 {
-            Some((self.0 >> 32) as u32)
-        } else {
-            None
-        }
+        if self.0 >> 11 & 1 != 0 { Some((self.0 >> 32) as u32) } else { None }
     }
 }
 
@@ -357,10 +346,7 @@ pub struct Store {
 impl Store {
     /// The instruction `code` at `rip`; an empty entry if that has more than 15 bytes.
     pub fn new(rip: u64, code: &[u8]) -> Self {
-        let mut store = Store {
-            rip,
-            ..Store::default()
-        };
+        let mut store = Store { rip, ..Store::default() };
         if let Some(to) = store.code.get_mut(..code.len()) {
             to.copy_from_slice(code);
             store.length = code.len() as u8;
@@ -407,11 +393,7 @@ impl VcpuPage {
         self.segments[CS] = Segment::new(0xf000, 0xffff_0000, 0xffff, 0x9b);
         self.ldtr = Segment::new(0, 0, 0xffff, 0x82);
         self.tr = Segment::new(0, 0, 0xffff, 0x8b);
-        self.gdtr = DescriptorTable {
-            base: 0,
-            limit: 0xffff,
-            reserved: 0,
-        };
+        self.gdtr = DescriptorTable { base: 0, limit: 0xffff, reserved: 0 };
         self.idtr = self.gdtr;
         self.cr0 = 0x6000_0010;
         (self.cr2, self.cr3, self.cr4, self.efer) = (0, 0, 0, 0);

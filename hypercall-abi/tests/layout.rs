@@ -68,20 +68,9 @@ fn every_status_round_trips() {
 
 #[test]
 fn exit_details_round_trip() {
-    let io = PortIo {
-        port: 0x3f8,
-        size: 2,
-        is_in: true,
-        is_string: true,
-        is_rep: true,
-    };
+    let io = PortIo { port: 0x3f8, size: 2, is_in: true, is_string: true, is_rep: true };
     assert_eq!(PortIo::decode(io.encode()), io);
-    let access = ControlAccess {
-        register: 8,
-        operation: ControlOperation::Lmsw,
-        gpr: 15,
-        source: 0xfff1,
-    };
+    let access = ControlAccess { register: 8, operation: ControlOperation::Lmsw, gpr: 15, source: 0xfff1 };
     assert_eq!(ControlAccess::decode(access.encode()), access);
     assert_eq!(Event::exception(14, Some(5)).error_code(), Some(5));
     assert_eq!(Event::interrupt(0x30).kind(), Event::EXTERNAL);
@@ -89,11 +78,7 @@ fn exit_details_round_trip() {
 
 #[test]
 fn doorbells_round_trip_and_refuse_what_cannot_be() {
-    let port = |size, data| Doorbell::Port {
-        port: 0xcfc,
-        size,
-        data,
-    };
+    let port = |size, data| Doorbell::Port { port: 0xcfc, size, data };
     for doorbell in [
         Doorbell::Call(0xffff),
         port(1, None),
@@ -101,17 +86,11 @@ fn doorbells_round_trip_and_refuse_what_cannot_be() {
         port(4, Some(u32::MAX)),
         Doorbell::Page((1 << 36) - 1),
     ] {
-        assert_eq!(
-            Doorbell::decode(doorbell.role(), doorbell.encode()),
-            Some(doorbell)
-        );
+        assert_eq!(Doorbell::decode(doorbell.role(), doorbell.encode()), Some(doorbell));
     }
     assert_eq!(Doorbell::Page(7).encode(), 7);
     assert_eq!(port(2, Some(5)).encode(), 0x0000_0005_0102_0cfc);
-    assert_eq!(
-        Doorbell::decode(BindRole::DoorbellPort, port(1, Some(0x100)).encode()),
-        None
-    );
+    assert_eq!(Doorbell::decode(BindRole::DoorbellPort, port(1, Some(0x100)).encode()), None);
     assert_eq!(Doorbell::decode(BindRole::DoorbellCall, 0x1_0000), None);
     assert_eq!(Doorbell::decode(BindRole::Utcb, 0), None);
 }

@@ -112,34 +112,19 @@ impl Found {
 
     /// Type and rights, first unit of a range or 0, length of a range or badge: what `CapInfo` says.
     pub fn describe(&self) -> [u64; 3] {
-        let is_range = matches!(
-            self.kind,
-            ObjectType::Memory | ObjectType::Ports | ObjectType::Irqs
-        );
+        let is_range = matches!(self.kind, ObjectType::Memory | ObjectType::Ports | ObjectType::Irqs);
         // Kernel addresses are nobody's business.
         let first = if is_range { self.object } else { 0 };
-        [
-            self.kind as u64 | (self.rights.bits() as u64) << 16,
-            first,
-            self.count,
-        ]
+        [self.kind as u64 | (self.rights.bits() as u64) << 16, first, self.count]
     }
 
     /// Checks the type and rights of a range.
     pub fn range(&self, kind: ObjectType, rights: Rights) -> Result<(), Status> {
-        if self.kind != kind {
-            Err(Status::BadType)
-        } else {
-            self.demand(rights)
-        }
+        if self.kind != kind { Err(Status::BadType) } else { self.demand(rights) }
     }
 
     fn demand(&self, rights: Rights) -> Result<(), Status> {
-        if self.rights.contains(rights) {
-            Ok(())
-        } else {
-            Err(Status::BadRights)
-        }
+        if self.rights.contains(rights) { Ok(()) } else { Err(Status::BadRights) }
     }
 }
 
@@ -147,12 +132,8 @@ impl Pd {
     fn table(&self, selector: Selector) -> Option<(u64, usize)> {
         let (directory_index, slot_index) = space::split(selector)?;
         // SAFETY: the directory is a frame of this domain; the index is below 512.
-        let table = unsafe {
-            phys_to_virt(self.directory)
-                .cast::<u64>()
-                .add(directory_index)
-                .read_volatile()
-        };
+        let table =
+            unsafe { phys_to_virt(self.directory).cast::<u64>().add(directory_index).read_volatile() };
         Some((table, slot_index))
     }
 
@@ -221,19 +202,10 @@ impl Pd {
             table = self.pool.take_frame().ok_or(Status::NoMemory)?.0;
             let (directory_index, _) = space::split(selector).ok_or(Status::BadArgument)?;
             // SAFETY: as in `table`; the tree lock is held.
-            unsafe {
-                phys_to_virt(self.directory)
-                    .cast::<u64>()
-                    .add(directory_index)
-                    .write_volatile(table)
-            };
+            unsafe { phys_to_virt(self.directory).cast::<u64>().add(directory_index).write_volatile(table) };
         }
         let id = ((table + index as u64 * 64) >> SLOT_SHIFT) as u32;
-        if tree.slot(id).kind != ObjectType::Null as u8 {
-            Err(Status::Occupied)
-        } else {
-            Ok(id)
-        }
+        if tree.slot(id).kind != ObjectType::Null as u8 { Err(Status::Occupied) } else { Ok(id) }
     }
 
     /// The slot tables that exist, for the end of the domain.
@@ -259,12 +231,7 @@ pub fn empty(tree: &mut Tree, slot: u32) {
     unsafe { (&raw mut (*slot_ptr(slot)).kind).write_volatile(0) };
     fence(Ordering::Release);
     let entry = tree.slot_mut(slot);
-    *entry = Slot {
-        rights: entry.rights,
-        object: entry.object,
-        count: entry.count,
-        ..Slot::EMPTY
-    };
+    *entry = Slot { rights: entry.rights, object: entry.object, count: entry.count, ..Slot::EMPTY };
 }
 
 /// Fills an empty slot. The kind goes last, so that a look-up on another CPU sees all of the capability or none.
@@ -280,13 +247,7 @@ fn fill(tree: &mut Tree, slot: u32, kind: u8, rights: Rights, (object, count): (
 
 /// Puts the first capability of a new object into an empty slot.
 pub fn insert_object(tree: &mut Tree, slot: u32, header: &'static Header) {
-    fill(
-        tree,
-        slot,
-        header.kind as u8,
-        Rights::ALL,
-        (header as *const Header as u64, 0),
-    );
+    fill(tree, slot, header.kind as u8, Rights::ALL, (header as *const Header as u64, 0));
     header.root_slot.set(slot);
     if let Some(pool) = header.pool {
         pool.objects.push_back(header);

@@ -112,10 +112,7 @@ static LOCALS: [core::sync::atomic::AtomicPtr<Local>; MAX_CPUS] =
 
 /// Registers the data of a CPU; it lives for ever.
 pub fn register(local: &'static Local) {
-    LOCALS[local.id].store(
-        (local as *const Local).cast_mut(),
-        core::sync::atomic::Ordering::Release,
-    );
+    LOCALS[local.id].store((local as *const Local).cast_mut(), core::sync::atomic::Ordering::Release);
 }
 
 /// This CPU's data.

@@ -46,26 +46,13 @@ pub fn kernel_fault(frame: &Frame) -> ! {
             "epitaph: rip {:#x} rsp {:#x} rflags {:#x} cs {:#x}",
             f.rip, f.rsp, f.rflags, f.cs
         );
-        let _ = writeln!(
-            Writer,
-            "epitaph: rax {:#x} rbx {:#x} rcx {:#x} rdx {:#x}",
-            f.rax, f.rbx, f.rcx, f.rdx
-        );
-        let _ = writeln!(
-            Writer,
-            "epitaph: rsi {:#x} rdi {:#x} rbp {:#x} r8 {:#x}",
-            f.rsi, f.rdi, f.rbp, f.r8
-        );
-        let _ = writeln!(
-            Writer,
-            "epitaph: r9 {:#x} r10 {:#x} r11 {:#x} r12 {:#x}",
-            f.r9, f.r10, f.r11, f.r12
-        );
-        let _ = writeln!(
-            Writer,
-            "epitaph: r13 {:#x} r14 {:#x} r15 {:#x}",
-            f.r13, f.r14, f.r15
-        );
+        let _ =
+            writeln!(Writer, "epitaph: rax {:#x} rbx {:#x} rcx {:#x} rdx {:#x}", f.rax, f.rbx, f.rcx, f.rdx);
+        let _ =
+            writeln!(Writer, "epitaph: rsi {:#x} rdi {:#x} rbp {:#x} r8 {:#x}", f.rsi, f.rdi, f.rbp, f.r8);
+        let _ =
+            writeln!(Writer, "epitaph: r9 {:#x} r10 {:#x} r11 {:#x} r12 {:#x}", f.r9, f.r10, f.r11, f.r12);
+        let _ = writeln!(Writer, "epitaph: r13 {:#x} r14 {:#x} r15 {:#x}", f.r13, f.r14, f.r15);
         context();
         if f.cs & 3 == 0 {
             let _ = writeln!(Writer, "epitaph: backtrace {:#x}", f.rip);
@@ -107,12 +94,7 @@ fn context() {
     let local = crate::cpu::local();
     let _ = write!(Writer, "epitaph: cpu {}", local.id);
     if let Some(ec) = local.ec.get() {
-        let _ = write!(
-            Writer,
-            ", context {ec:p} of domain {}, user rip {:#x}",
-            ec.pd.id,
-            ec.frame().rip
-        );
+        let _ = write!(Writer, ", context {ec:p} of domain {}, user rip {:#x}", ec.pd.id, ec.frame().rip);
     }
     let _ = writeln!(Writer);
 }

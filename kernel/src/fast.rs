@@ -72,10 +72,7 @@ extern "C" fn nacre_fast_plain(results: &mut Results, call: &Call) -> bool {
         Err(Failure::Status(status)) => (status, [0; 3]),
         _ => return false,
     };
-    *results = Results {
-        status: status as u64,
-        values,
-    };
+    *results = Results { status: status as u64, values };
     true
 }
 

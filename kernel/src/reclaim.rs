@@ -195,11 +195,7 @@ impl Reclaim {
         }
         const LARGEST: u64 = 1 << 18;
         let skip = (address >> 12 & (LARGEST - 1)).min(first);
-        let _ = unmap(
-            address - (skip << 12),
-            first - skip,
-            (pages + skip).next_multiple_of(LARGEST),
-        );
+        let _ = unmap(address - (skip << 12), first - skip, (pages + skip).next_multiple_of(LARGEST));
     }
 
     /// Takes an object, and its capabilities, out of the tree.
@@ -485,12 +481,7 @@ fn as_pool(header: &'static Header) -> Option<&'static Pool> {
 
 /// The first pool below `pool` whose first object is no pool with objects: so that pools end inside out.
 fn deepest(mut pool: &'static Pool) -> &'static Pool {
-    while let Some(inner) = pool
-        .objects
-        .first()
-        .and_then(as_pool)
-        .filter(|inner| !inner.objects.is_empty())
-    {
+    while let Some(inner) = pool.objects.first().and_then(as_pool).filter(|inner| !inner.objects.is_empty()) {
         pool = inner;
     }
     pool

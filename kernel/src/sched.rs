@@ -263,10 +263,7 @@ pub fn start(sc: &'static Sc) {
 fn notice(target: &'static Local, sc: &'static Sc, priority: u8) {
     if target.id != percpu::id() {
         interrupt(target.id);
-    } else if target
-        .sc
-        .get()
-        .is_none_or(|current| priority > current.priority || core::ptr::eq(current, sc))
+    } else if target.sc.get().is_none_or(|current| priority > current.priority || core::ptr::eq(current, sc))
     {
         target.wants_switch.set(true);
     }
@@ -407,11 +404,7 @@ pub(crate) fn arm(local: &Local, when: u64) {
 fn rearm(local: &Local, now: u64) {
     let queues = local.queues.lock();
     // A slice that is over needs no timer: the context is about to make way.
-    let mut first = if local.slice_end.get() > now {
-        local.slice_end.get()
-    } else {
-        u64::MAX
-    };
+    let mut first = if local.slice_end.get() > now { local.slice_end.get() } else { u64::MAX };
     first = first.min(queues.timed.next()).min(queues.refill.next());
     drop(queues);
     arm(local, first);

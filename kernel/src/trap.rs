@@ -9,12 +9,7 @@ use khw::entry::{Frame, Handlers};
 use khw::irq::{lapic, vector};
 
 /// The kernel's entry points.
-pub const HANDLERS: Handlers = Handlers {
-    syscall,
-    user_trap,
-    kernel_trap,
-    nmi,
-};
+pub const HANDLERS: Handlers = Handlers { syscall, user_trap, kernel_trap, nmi };
 
 const DEBUG: u64 = 1;
 const PAGE_FAULT: u64 = 14;
@@ -40,11 +35,7 @@ extern "C" fn user_trap(frame: *mut Frame) -> *mut Frame {
 
 /// Stops a context on a fault and tells who wants to know.
 fn fault(ec: &'static Ec, number: u64) {
-    let address = if number == PAGE_FAULT {
-        control::read_cr2()
-    } else {
-        0
-    };
+    let address = if number == PAGE_FAULT { control::read_cr2() } else { 0 };
     ec.fault.set((number, address));
     ec.state.set(State::Faulted);
     let frame = ec.frame();

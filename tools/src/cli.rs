@@ -102,19 +102,13 @@ fn run(args: &RunArgs) -> Result<u8> {
 /// Tells a person about an end that was not the expected one.
 fn explain(report: &Report, args: &RunArgs) -> Result<()> {
     stdout().flush().context("cannot write to stdout")?;
-    let went_well = matches!(
-        report.verdict,
-        Verdict::Command(_) | Verdict::PoweredOff | Verdict::Left
-    );
+    let went_well = matches!(report.verdict, Verdict::Command(_) | Verdict::PoweredOff | Verdict::Left);
     if went_well || report.detail.is_empty() {
         return Ok(());
     }
     progress::step(&report.detail);
     report.epitaph.iter().for_each(|line| eprintln!("{line}"));
-    if !matches!(
-        report.verdict,
-        Verdict::NotStarted | Verdict::Refused | Verdict::ExitCode(_)
-    ) {
+    if !matches!(report.verdict, Verdict::NotStarted | Verdict::Refused | Verdict::ExitCode(_)) {
         progress::step(format_args!("the log is {}", args.log_path()?.display()));
     }
     Ok(())
@@ -132,20 +126,12 @@ fn image(args: &ImageArgs) -> Result<()> {
 }
 
 fn build() -> Result<()> {
-    progress::timed("building the kernel and user space", || {
-        compile::system_and_guests(&[])
-    })
+    progress::timed("building the kernel and user space", || compile::system_and_guests(&[]))
 }
 
 fn set_up() -> Result<()> {
     setup::rust_target()?;
-    setup::packages(&[
-        setup::QEMU,
-        setup::BOCHS,
-        setup::IMAGE,
-        setup::UEFI_IMAGE,
-        setup::OVMF,
-    ])?;
+    setup::packages(&[setup::QEMU, setup::BOCHS, setup::IMAGE, setup::UEFI_IMAGE, setup::OVMF])?;
     crate::guest::debian::fetch()?;
     progress::step("everything is there");
     Ok(())

@@ -13,12 +13,8 @@ use std::{env, fs};
 pub const BARE_TARGET: &str = "x86_64-unknown-none";
 
 /// The programs of every boot image: package and binary, the kernel first.
-pub const SYSTEM: [(&str, &str); 4] = [
-    ("kernel", "kernel"),
-    ("root-task", "root"),
-    ("console", "console"),
-    ("monitor", "monitor"),
-];
+pub const SYSTEM: [(&str, &str); 4] =
+    [("kernel", "kernel"), ("root-task", "root"), ("console", "console"), ("monitor", "monitor")];
 
 /// The package of the test guests.
 pub const GUESTS: &str = "guests";
@@ -35,12 +31,7 @@ pub fn cargo() -> Command {
     let program = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let mut command = Command::new(program);
     command.current_dir(workspace::root());
-    for variable in [
-        "RUSTFLAGS",
-        "CARGO_ENCODED_RUSTFLAGS",
-        "CARGO_BUILD_TARGET",
-        "CARGO_BUILD_RUSTFLAGS",
-    ] {
+    for variable in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_BUILD_RUSTFLAGS"] {
         command.env_remove(variable);
     }
     command
@@ -67,11 +58,7 @@ static USES_CHECKED_KERNEL: AtomicBool = AtomicBool::new(false);
 
 /// The profile of the kernel that this process boots.
 pub fn kernel_profile() -> &'static str {
-    if USES_CHECKED_KERNEL.load(Ordering::Relaxed) {
-        CHECKED
-    } else {
-        "release"
-    }
+    if USES_CHECKED_KERNEL.load(Ordering::Relaxed) { CHECKED } else { "release" }
 }
 
 /// Builds the kernel with the entry checker, the flush checker and every assertion. From here on this process boots that one.
@@ -89,10 +76,7 @@ pub fn everything_tested() -> Result<()> {
     let names = guest_names()?;
     let guests = names.iter().map(|guest| (GUESTS, &**guest));
     programs(
-        SYSTEM
-            .into_iter()
-            .chain([(CONFORMANCE, CONFORMANCE), (TEST_MONITOR, TEST_MONITOR)])
-            .chain(guests),
+        SYSTEM.into_iter().chain([(CONFORMANCE, CONFORMANCE), (TEST_MONITOR, TEST_MONITOR)]).chain(guests),
     )?;
     checked_kernel()
 }
@@ -110,10 +94,7 @@ fn programs<'a>(programs: impl Iterator<Item = (&'a str, &'a str)>) -> Result<()
 
 /// Runs a build.
 fn run(mut command: Command) -> Result<()> {
-    let status = command
-        .stdin(Stdio::null())
-        .status()
-        .context("cannot start cargo")?;
+    let status = command.stdin(Stdio::null()).status().context("cannot start cargo")?;
     if !status.success() {
         bail!("the build failed; cargo's messages above say where");
     }
@@ -123,24 +104,14 @@ fn run(mut command: Command) -> Result<()> {
 /// Names of the test guests, sorted.
 pub fn guest_names() -> Result<Vec<String>> {
     let metadata = metadata()?;
-    let packages = metadata["packages"]
-        .as_array()
-        .context("cargo metadata lists no packages")?;
+    let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
     let guests = packages.iter().find(|package| package["name"] == GUESTS);
-    let targets = guests
-        .and_then(|package| package["targets"].as_array())
-        .into_iter()
-        .flatten();
+    let targets = guests.and_then(|package| package["targets"].as_array()).into_iter().flatten();
     let is_binary = |target: &&Value| {
-        target["kind"]
-            .as_array()
-            .is_some_and(|kinds| kinds.iter().any(|kind| kind == "bin"))
+        target["kind"].as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "bin"))
     };
-    let mut names: Vec<String> = targets
-        .filter(is_binary)
-        .filter_map(|target| target["name"].as_str())
-        .map(str::to_owned)
-        .collect();
+    let mut names: Vec<String> =
+        targets.filter(is_binary).filter_map(|target| target["name"].as_str()).map(str::to_owned).collect();
     names.sort();
     Ok(names)
 }
@@ -164,10 +135,7 @@ pub fn check_guest_name(name: &str) -> Result<()> {
     if names.iter().any(|known| known == name) {
         return Ok(());
     }
-    Err(failure::usage(format!(
-        "there is no guest `{name}`; there are: linux {}",
-        names.join(" ")
-    )))
+    Err(failure::usage(format!("there is no guest `{name}`; there are: linux {}", names.join(" "))))
 }
 
 /// What is wrong with a boot image's parts after a build, if something is missing.

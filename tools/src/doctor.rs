@@ -46,13 +46,7 @@ fn examine() -> Result<Vec<Finding>> {
     findings.extend(virtualization(&cpuinfo));
     findings.extend([kvm(), nested(), iommu()]);
     findings.extend(rust()?);
-    let groups = [
-        setup::QEMU,
-        setup::BOCHS,
-        setup::IMAGE,
-        setup::UEFI_IMAGE,
-        setup::OVMF,
-    ];
+    let groups = [setup::QEMU, setup::BOCHS, setup::IMAGE, setup::UEFI_IMAGE, setup::OVMF];
     findings.extend(groups.iter().flat_map(|group| group.iter()).map(package));
     findings.push(guest_linux()?);
     findings.extend([Machine::Svm, Machine::Vtx, Machine::SvmBochs, Machine::Kvm].map(readiness));
@@ -61,22 +55,12 @@ fn examine() -> Result<Vec<Finding>> {
 }
 
 fn plain(area: &'static str, what: impl Into<String>, found: impl Into<String>) -> Finding {
-    Finding {
-        area,
-        what: what.into(),
-        found: found.into(),
-        advice: None,
-    }
+    Finding { area, what: what.into(), found: found.into(), advice: None }
 }
 
 fn check(area: &'static str, what: &str, is_there: bool, advice: &str) -> Finding {
     let advice = (!is_there).then(|| advice.to_owned());
-    Finding {
-        area,
-        what: what.into(),
-        found: if is_there { "yes" } else { "no" }.into(),
-        advice,
-    }
+    Finding { area, what: what.into(), found: if is_there { "yes" } else { "no" }.into(), advice }
 }
 
 fn system(cpuinfo: &str) -> Finding {
@@ -87,10 +71,7 @@ fn system(cpuinfo: &str) -> Finding {
         .unwrap_or("unknown system")
         .trim_matches('"');
     let cpu = field(cpuinfo, "model name").unwrap_or("unknown CPU");
-    let count = cpuinfo
-        .lines()
-        .filter(|line| line.starts_with("processor"))
-        .count();
+    let count = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
     plain("this machine", "system", format!("{name}, {count} x {cpu}"))
 }
 
@@ -101,12 +82,7 @@ fn memory() -> Finding {
     let mib = available.map_or(0, |kib| kib / 1024);
     let advice = (mib < 1536)
         .then(|| "an emulator with its default memory needs 1.5 GiB; use --host-memory 512".into());
-    Finding {
-        area: "this machine",
-        what: "free memory".into(),
-        found: format!("{mib} MiB"),
-        advice,
-    }
+    Finding { area: "this machine", what: "free memory".into(), found: format!("{mib} MiB"), advice }
 }
 
 /// The value of a field of /proc/cpuinfo or /proc/meminfo.
@@ -133,12 +109,7 @@ fn virtualization(cpuinfo: &str) -> Vec<Finding> {
         // Kernels before 5.12 list them among the other flags.
         let vmx = |flag| has(vmx_flags, flag) || has(flags, flag);
         findings.push(check(AREA, "EPT", vmx("ept"), "machine kvm needs it"));
-        findings.push(check(
-            AREA,
-            "unrestricted guest",
-            vmx("unrestricted_guest"),
-            "machine kvm needs it",
-        ));
+        findings.push(check(AREA, "unrestricted guest", vmx("unrestricted_guest"), "machine kvm needs it"));
     }
     findings
 }
@@ -155,21 +126,12 @@ fn kvm() -> Finding {
 fn nested() -> Finding {
     let advice = "for machine kvm: echo 'options kvm_intel nested=1' | sudo tee /etc/modprobe.d/nested.conf (or kvm_amd), then \
                   load the module again";
-    check(
-        "KVM",
-        "nested virtualization",
-        machine::nesting().is_some(),
-        advice,
-    )
+    check("KVM", "nested virtualization", machine::nesting().is_some(), advice)
 }
 
 fn iommu() -> Finding {
     let has = fs::read_dir("/sys/class/iommu").is_ok_and(|mut entries| entries.next().is_some());
-    plain(
-        "KVM",
-        "IOMMU",
-        if has { "yes" } else { "no (nothing here needs it)" },
-    )
+    plain("KVM", "IOMMU", if has { "yes" } else { "no (nothing here needs it)" })
 }
 
 fn rust() -> Result<Vec<Finding>> {
@@ -180,20 +142,13 @@ fn rust() -> Result<Vec<Finding>> {
     Ok(vec![
         plain("tools", "Rust", version),
         target,
-        plain(
-            "tools",
-            "cargo-deny",
-            deny.unwrap_or_else(|| "missing (optional)".into()),
-        ),
+        plain("tools", "cargo-deny", deny.unwrap_or_else(|| "missing (optional)".into())),
     ])
 }
 
 fn version_of(command: &mut Command) -> Option<String> {
     let output = command.output().ok().filter(|output| output.status.success())?;
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .next()
-        .map(str::to_owned)
+    String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned)
 }
 
 fn package(need: &Need) -> Finding {
@@ -203,12 +158,7 @@ fn package(need: &Need) -> Finding {
         return plain("packages", need.package, version.unwrap_or_else(|| "yes".into()));
     }
     let advice = format!("for {}: sudo apt-get install {}", need.purpose, need.package);
-    Finding {
-        area: "packages",
-        what: need.package.into(),
-        found: "missing".into(),
-        advice: Some(advice),
-    }
+    Finding { area: "packages", what: need.package.into(), found: "missing".into(), advice: Some(advice) }
 }
 
 fn guest_linux() -> Result<Finding> {
@@ -284,26 +234,13 @@ mod tests {
         let findings = virtualization("vendor_id : GenuineIntel\nflags : fpu vmx\nvmx flags : vnmi\n");
         let ept = findings.iter().find(|finding| finding.what == "EPT").unwrap();
         assert_eq!((&*ept.found, ept.advice.is_some()), ("no", true));
-        assert!(
-            findings
-                .iter()
-                .any(|finding| finding.what == "VT-x" && finding.found == "yes")
-        );
+        assert!(findings.iter().any(|finding| finding.what == "VT-x" && finding.found == "yes"));
     }
 
     #[test]
     fn the_page_groups_by_area() {
-        let page = as_page(&[
-            plain("a", "x", "1"),
-            plain("a", "y", "2"),
-            check("b", "z", false, "do it"),
-        ]);
-        assert_eq!(
-            page.lines()
-                .filter(|line| !line.starts_with(' '))
-                .collect::<Vec<_>>(),
-            ["a", "b"]
-        );
+        let page = as_page(&[plain("a", "x", "1"), plain("a", "y", "2"), check("b", "z", false, "do it")]);
+        assert_eq!(page.lines().filter(|line| !line.starts_with(' ')).collect::<Vec<_>>(), ["a", "b"]);
         assert!(page.contains("-> do it"));
     }
 }

@@ -50,27 +50,17 @@ impl std::error::Error for Failure {}
 
 /// The user asked for something that makes no sense; `message` says what, and what to do.
 pub fn usage(message: impl Into<String>) -> anyhow::Error {
-    Failure {
-        kind: Kind::Usage,
-        message: message.into(),
-    }
-    .into()
+    Failure { kind: Kind::Usage, message: message.into() }.into()
 }
 
 /// This machine lacks something; `message` says what, and what to do.
 pub fn setup(message: impl Into<String>) -> anyhow::Error {
-    Failure {
-        kind: Kind::Setup,
-        message: message.into(),
-    }
-    .into()
+    Failure { kind: Kind::Setup, message: message.into() }.into()
 }
 
 /// The kind of an error, found anywhere in its chain.
 pub fn kind(error: &anyhow::Error) -> Kind {
-    error
-        .downcast_ref::<Failure>()
-        .map_or(Kind::Internal, |failure| failure.kind)
+    error.downcast_ref::<Failure>().map_or(Kind::Internal, |failure| failure.kind)
 }
 
 #[cfg(test)]
@@ -80,9 +70,7 @@ mod tests {
 
     #[test]
     fn the_kind_survives_added_context() {
-        let error = Err::<(), _>(usage("no such file"))
-            .context("reading the manifest")
-            .unwrap_err();
+        let error = Err::<(), _>(usage("no such file")).context("reading the manifest").unwrap_err();
         assert_eq!(kind(&error), Kind::Usage);
         assert_eq!(kind(&anyhow::anyhow!("plain")), Kind::Internal);
     }

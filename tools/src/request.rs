@@ -100,10 +100,7 @@ pub fn parse(words: &[&str]) -> Result<RunArgs> {
 
 /// The machine that the options ask for.
 pub fn host(args: &RunArgs) -> Host {
-    Host {
-        memory_mib: args.host_memory,
-        cpus: args.host_cpus(args.machine.resolve()),
-    }
+    Host { memory_mib: args.host_memory, cpus: args.host_cpus(args.machine.resolve()) }
 }
 
 /// Who reads the console of the system.
@@ -133,11 +130,7 @@ impl RunArgs {
     fn host_cpus(&self, machine: Machine) -> u16 {
         // A second CPU takes as much of the emulator's time as the first, and under QEMU 7.2 it does not go together with
         // counting instructions.
-        let default = if machine.is_bochs() || self.deterministic {
-            1
-        } else {
-            2
-        };
+        let default = if machine.is_bochs() || self.deterministic { 1 } else { 2 };
         self.host_cpus.unwrap_or(default)
     }
 
@@ -224,11 +217,8 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
     }
     let mut collector = Collector::default();
     let vm = vm(args, is_linux, &mut collector)?;
-    let mut manifest = Manifest {
-        console: ConsoleMode::default(),
-        when_done: WhenDone::Poweroff,
-        vms: vec![vm],
-    };
+    let mut manifest =
+        Manifest { console: ConsoleMode::default(), when_done: WhenDone::Poweroff, vms: vec![vm] };
     adapt(&mut manifest, args, for_whom);
     manifest::check_all(&manifest, collector, host)
 }
@@ -247,9 +237,7 @@ fn build(args: &RunArgs, guests: &[String]) -> Result<()> {
     if args.is_built {
         return Ok(());
     }
-    progress::timed("building the kernel and user space", || {
-        compile::system_and_guests(guests)
-    })
+    progress::timed("building the kernel and user space", || compile::system_and_guests(guests))
 }
 
 /// Refuses a machine that its emulator does not have.
@@ -297,11 +285,7 @@ fn check_kernel(path: &Path) -> Result<kernel_file::Kind> {
 }
 
 fn memory(args: &RunArgs, is_linux: bool) -> u32 {
-    args.memory.unwrap_or(if is_linux {
-        LINUX_MEMORY_MIB
-    } else {
-        GUEST_MEMORY_MIB
-    })
+    args.memory.unwrap_or(if is_linux { LINUX_MEMORY_MIB } else { GUEST_MEMORY_MIB })
 }
 
 /// The one VM of a run without a manifest.
@@ -314,11 +298,7 @@ fn vm(args: &RunArgs, is_linux: bool, collector: &mut Collector) -> Result<VmCon
             ("guest", collector.add_bytes(&args.guest, program)?)
         }
     };
-    let mut initrd = args
-        .initrd
-        .iter()
-        .map(|path| collector.add_file(path))
-        .collect::<Result<Vec<_>>>()?;
+    let mut initrd = args.initrd.iter().map(|path| collector.add_file(path)).collect::<Result<Vec<_>>>()?;
     let mut cmdline = args.cmdline.clone().unwrap_or_default();
     if is_linux {
         // The system of ours goes where the user has none; the agent that runs a command goes to either.
@@ -326,16 +306,11 @@ fn vm(args: &RunArgs, is_linux: bool, collector: &mut Collector) -> Result<VmCon
         let mut ours = String::new();
         if is_whole || args.exec.is_some() {
             let archive = initramfs::build(&debian::fetch()?.busybox, args.exec.as_deref(), is_whole)?;
-            initrd.push(
-                collector
-                    .add_bytes("initrd", archive)
-                    .context("cannot add the initial file system")?,
-            );
+            initrd
+                .push(collector.add_bytes("initrd", archive).context("cannot add the initial file system")?);
             ours = format!(" {}", initramfs::RDINIT);
         }
-        cmdline = format!("{}{ours} {cmdline}", guest::DEFAULT_CMDLINE)
-            .trim_end()
-            .to_owned();
+        cmdline = format!("{}{ours} {cmdline}", guest::DEFAULT_CMDLINE).trim_end().to_owned();
     }
     Ok(VmConfig {
         name: name.into(),

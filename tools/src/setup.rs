@@ -18,38 +18,23 @@ pub struct Need {
 }
 
 const fn need(package: &'static str, file: &'static str, purpose: &'static str) -> Need {
-    Need {
-        package,
-        file,
-        purpose,
-    }
+    Need { package, file, purpose }
 }
 
 /// For machines `svm` and `kvm`.
-pub const QEMU: &[Need] = &[need(
-    "qemu-system-x86",
-    "/usr/bin/qemu-system-x86_64",
-    "the AMD-V machine and KVM",
-)];
+pub const QEMU: &[Need] =
+    &[need("qemu-system-x86", "/usr/bin/qemu-system-x86_64", "the AMD-V machine and KVM")];
 /// For bootable images.
 pub const IMAGE: &[Need] = &[
     need("grub-common", "/usr/bin/grub-mkrescue", "making bootable images"),
-    need(
-        "grub-pc-bin",
-        "/usr/lib/grub/i386-pc/multiboot2.mod",
-        "booting by BIOS",
-    ),
+    need("grub-pc-bin", "/usr/lib/grub/i386-pc/multiboot2.mod", "booting by BIOS"),
     need("xorriso", "/usr/bin/xorriso", "making bootable images"),
 ];
 /// For debugging guests, and testing that.
 pub const GDB: &[Need] = &[need("gdb", "/usr/bin/gdb", "debugging guests")];
 /// For images that boot by UEFI.
 pub const UEFI_IMAGE: &[Need] = &[
-    need(
-        "grub-efi-amd64-bin",
-        "/usr/lib/grub/x86_64-efi/multiboot2.mod",
-        "booting by UEFI",
-    ),
+    need("grub-efi-amd64-bin", "/usr/lib/grub/x86_64-efi/multiboot2.mod", "booting by UEFI"),
     need("mtools", "/usr/bin/mformat", "making images that boot by UEFI"),
 ];
 /// For machines `vtx` and `svm-bochs`.
@@ -64,11 +49,7 @@ pub const BOCHS: &[Need] = &[
     need("vgabios", "/usr/share/bochs/VGABIOS-lgpl-latest", "booting Bochs"),
 ];
 /// For testing UEFI boot.
-pub const OVMF: &[Need] = &[need(
-    "ovmf",
-    "/usr/share/OVMF/OVMF_CODE_4M.fd",
-    "testing boot by UEFI",
-)];
+pub const OVMF: &[Need] = &[need("ovmf", "/usr/share/OVMF/OVMF_CODE_4M.fd", "testing boot by UEFI")];
 
 impl Need {
     /// Whether the package's file is there.
@@ -91,10 +72,7 @@ pub fn packages(needs: &[&[Need]]) -> Result<()> {
     }
     let line = format!("apt-get install --no-install-recommends -y {}", missing.join(" "));
     if !rustix::process::geteuid().is_root() {
-        return Err(failure::setup(format!(
-            "missing: {}. Run: sudo {line}",
-            missing.join(", ")
-        )));
+        return Err(failure::setup(format!("missing: {}. Run: sudo {line}", missing.join(", "))));
     }
     progress::step(format_args!("installing {}…", missing.join(", ")));
     // Package lists that were never fetched, or are older than the mirror, need an update first.
@@ -107,11 +85,7 @@ pub fn packages(needs: &[&[Need]]) -> Result<()> {
             )));
         }
     }
-    match needs
-        .iter()
-        .flat_map(|group| group.iter())
-        .find(|need| !need.is_met())
-    {
+    match needs.iter().flat_map(|group| group.iter()).find(|need| !need.is_met()) {
         None => Ok(()),
         Some(need) => Err(failure::setup(format!(
             "package {} is installed but {} is not there; Nacre supports Debian 12's packages",
@@ -121,9 +95,7 @@ pub fn packages(needs: &[&[Need]]) -> Result<()> {
 }
 
 fn apt_install(packages: &[&str]) -> Result<bool> {
-    apt(["install", "--no-install-recommends", "-y", "-q"]
-        .iter()
-        .chain(packages))
+    apt(["install", "--no-install-recommends", "-y", "-q"].iter().chain(packages))
 }
 
 /// Runs apt-get without questions; its output goes to stderr, which is where progress belongs.
@@ -135,9 +107,7 @@ pub fn apt(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<boo
         .stdout(std::io::stderr())
         .status()
         .map_err(|error| {
-            failure::setup(format!(
-                "cannot start apt-get ({error}); set-up needs a Debian system"
-            ))
+            failure::setup(format!("cannot start apt-get ({error}); set-up needs a Debian system"))
         })?;
     Ok(status.success())
 }
@@ -172,9 +142,7 @@ pub fn has_rust_target() -> Result<bool> {
     let Ok(entries) = std::fs::read_dir(directory) else {
         return Ok(false);
     };
-    Ok(entries
-        .flatten()
-        .any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-")))
+    Ok(entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("libcore-")))
 }
 
 /// Makes sure that rustfmt and clippy are there.
@@ -190,10 +158,8 @@ pub fn rust_components() -> Result<()> {
             continue;
         }
         progress::step(format_args!("adding the Rust component {component}…"));
-        let added = Command::new("rustup")
-            .args(["component", "add", component])
-            .stdout(std::io::stderr())
-            .status();
+        let added =
+            Command::new("rustup").args(["component", "add", component]).stdout(std::io::stderr()).status();
         if !(added.is_ok_and(|status| status.success()) && is_there()) {
             return Err(failure::setup(format!(
                 "{component} is missing. Run, with a network: rustup component add {component}"

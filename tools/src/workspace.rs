@@ -9,9 +9,7 @@ pub fn root() -> PathBuf {
     // `cargo run` sets the variable; the constant serves a binary that is started directly.
     let package =
         env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
-    package
-        .parent()
-        .map_or_else(|| package.clone(), Path::to_path_buf)
+    package.parent().map_or_else(|| package.clone(), Path::to_path_buf)
 }
 
 /// Cargo's target folder.
@@ -38,10 +36,7 @@ pub fn kernel_binary() -> PathBuf {
 }
 
 fn built(profile: &str, name: &str) -> PathBuf {
-    target()
-        .join(crate::compile::BARE_TARGET)
-        .join(profile)
-        .join(name)
+    target().join(crate::compile::BARE_TARGET).join(profile).join(name)
 }
 
 /// Reads a file, with its path in the error.

@@ -49,12 +49,7 @@ pub fn last_words() {
 
 /// User space takes the serial port: the kernel no longer writes to it.
 pub fn give_up_serial() {
-    let _ = SINK.compare_exchange(
-        Sink::Serial as u8,
-        Sink::None as u8,
-        Ordering::Relaxed,
-        Ordering::Relaxed,
-    );
+    let _ = SINK.compare_exchange(Sink::Serial as u8, Sink::None as u8, Ordering::Relaxed, Ordering::Relaxed);
 }
 
 /// Writes bytes to the sink.
@@ -69,11 +64,7 @@ pub fn write(bytes: &[u8]) {
 /// Writes as much as the port's FIFO holds, once that is empty.
 fn write_serial(bytes: &[u8]) {
     // A full FIFO takes 1.4 ms at 115200 baud; a port that takes ten times as long is broken.
-    let looks = if MAY_WAIT.load(Ordering::Relaxed) {
-        20_000
-    } else {
-        1
-    };
+    let looks = if MAY_WAIT.load(Ordering::Relaxed) { 20_000 } else { 1 };
     if (0..looks).any(|_| port::read8(COM1 + 5) & 0x20 != 0) {
         bytes.iter().for_each(|&byte| port::write8(COM1, byte));
     }

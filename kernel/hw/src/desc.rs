@@ -108,14 +108,9 @@ impl CpuTables {
             tss_descriptor(tss_base),
             tss_base >> 32,
         ];
-        let gdt = TablePointer {
-            limit: (size_of::<[u64; 8]>() - 1) as u16,
-            base: (&raw const tables.gdt) as u64,
-        };
-        let idt = TablePointer {
-            limit: (size_of::<[Gate; 256]>() - 1) as u16,
-            base: idt_base(),
-        };
+        let gdt =
+            TablePointer { limit: (size_of::<[u64; 8]>() - 1) as u16, base: (&raw const tables.gdt) as u64 };
+        let idt = TablePointer { limit: (size_of::<[Gate; 256]>() - 1) as u16, base: idt_base() };
         // LDTR has base 0 and limit FFFFH after reset: user code would find descriptors there, in memory of its own.
         // SAFETY: both tables are complete and permanent; the selectors are those of the GDT just written. FS and GS
         // get null selectors, which zeroes their bases: the caller installs the per-CPU block afterwards.
@@ -180,9 +175,7 @@ impl CpuTables {
         unsafe {
             let tss = (*this).tss.0.get();
             for (half, frame) in frames.into_iter().enumerate() {
-                let target = (&raw mut (*tss).io_bitmap)
-                    .cast::<u8>()
-                    .add(half * IO_BITMAP_BYTES / 2);
+                let target = (&raw mut (*tss).io_bitmap).cast::<u8>().add(half * IO_BITMAP_BYTES / 2);
                 core::ptr::copy_nonoverlapping(phys_to_virt(frame), target, IO_BITMAP_BYTES / 2);
             }
         }
@@ -195,11 +188,7 @@ impl CpuTables {
     /// # Safety
     /// As [`Self::set_frame_end`].
     pub unsafe fn open_io_bitmap(this: *mut CpuTables, is_open: bool) {
-        let base = if is_open {
-            core::mem::offset_of!(Tss, io_bitmap) as u16
-        } else {
-            NO_IO_BITMAP
-        };
+        let base = if is_open { core::mem::offset_of!(Tss, io_bitmap) as u16 } else { NO_IO_BITMAP };
         // SAFETY: as in `set_frame_end`.
         unsafe { (*(*this).tss.0.get()).io_map_base = base }
     }
@@ -272,11 +261,6 @@ pub unsafe fn build_idt() {
             | (0x8e | dpl << 5) << 40
             | (handler >> 16 & 0xffff) << 48;
         // SAFETY: no other CPU runs and this one has no IDT yet.
-        unsafe {
-            (*IDT.0.get())[vector] = Gate {
-                low,
-                high: handler >> 32,
-            }
-        };
+        unsafe { (*IDT.0.get())[vector] = Gate { low, high: handler >> 32 } };
     }
 }

@@ -107,11 +107,7 @@ pub fn flush_all_tags() {
 /// A guest is about to run with a tag.
 pub fn enter(tag: u64, user: User) {
     // While a change waits for its shootdown, this CPU is about to be told.
-    let changed = if MODEL.is_pending() {
-        0
-    } else {
-        MODEL.changed_at(user.root)
-    };
+    let changed = if MODEL.is_pending() { 0 } else { MODEL.changed_at(user.root) };
     if let Err(stale) = tags().enter(tag, user, changed, MODEL.now()) {
         panic!(
             "flush checker: the TLB may hold stale translations ({stale:?}) under tag {tag:#x}: {user:x?}"

@@ -84,18 +84,9 @@ impl<A: FrameSource> PtMemory for Tables<A> {
 
     #[inline]
     fn write(&mut self, table: PhysAddr, index: usize, entry: u64) {
-        let old = if crate::CHECKERS {
-            self.read(table, index)
-        } else {
-            0
-        };
+        let old = if crate::CHECKERS { self.read(table, index) } else { 0 };
         // SAFETY: as in `read`; `new` promised that nobody else writes.
-        unsafe {
-            phys_to_virt(table)
-                .cast::<u64>()
-                .add(index & 511)
-                .write_volatile(entry)
-        }
+        unsafe { phys_to_virt(table).cast::<u64>().add(index & 511).write_volatile(entry) }
         flush_checker::table_write(old, entry);
     }
 

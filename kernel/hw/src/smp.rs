@@ -18,13 +18,9 @@ struct Request {
     epoch: AtomicU32,
 }
 
-static REQUESTS: [Request; MAX_CPUS] = [const {
-    Request {
-        requested: AtomicU32::new(0),
-        served: AtomicU32::new(0),
-        epoch: AtomicU32::new(0),
-    }
-}; MAX_CPUS];
+static REQUESTS: [Request; MAX_CPUS] =
+    [const { Request { requested: AtomicU32::new(0), served: AtomicU32::new(0), epoch: AtomicU32::new(0) } };
+        MAX_CPUS];
 static CPU_COUNT: AtomicUsize = AtomicUsize::new(1);
 static KERNEL_ROOT: AtomicU64 = AtomicU64::new(0);
 
@@ -83,12 +79,8 @@ pub fn synchronize() {
         REQUESTS[cpu].requested.fetch_add(1, Ordering::AcqRel);
         interrupt(cpu);
     }
-    for request in REQUESTS
-        .iter()
-        .take(count)
-        .enumerate()
-        .filter(|&(cpu, _)| cpu != me)
-        .map(|(_, request)| request)
+    for request in
+        REQUESTS.iter().take(count).enumerate().filter(|&(cpu, _)| cpu != me).map(|(_, request)| request)
     {
         while request.served.load(Ordering::Acquire) != request.requested.load(Ordering::Relaxed) {
             core::hint::spin_loop();
@@ -124,9 +116,7 @@ pub fn epoch() -> u32 {
 
 /// Switches to the kernel's own page table, flushing the TLB.
 pub fn leave_address_space() {
-    REQUESTS[crate::percpu::id()]
-        .epoch
-        .fetch_add(1, Ordering::Relaxed);
+    REQUESTS[crate::percpu::id()].epoch.fetch_add(1, Ordering::Relaxed);
     // SAFETY: the kernel's own table maps everything the kernel uses.
     unsafe { control::write_cr3(kernel_root().0) }
     flush_checker::cr3_loaded();

@@ -22,11 +22,7 @@ unsafe impl<T: Send> Sync for Lock<T> {}
 impl<T> Lock<T> {
     /// An unlocked lock.
     pub const fn new(value: T) -> Self {
-        Lock {
-            next: AtomicU32::new(0),
-            serving: AtomicU32::new(0),
-            value: UnsafeCell::new(value),
-        }
+        Lock { next: AtomicU32::new(0), serving: AtomicU32::new(0), value: UnsafeCell::new(value) }
     }
 
     /// Waits for the lock.
@@ -44,9 +40,7 @@ impl<T> Lock<T> {
     pub fn try_lock(&self) -> Option<Guard<'_, T>> {
         let ticket = self.serving.load(Ordering::Relaxed);
         let next = ticket.wrapping_add(1);
-        self.next
-            .compare_exchange(ticket, next, Ordering::Acquire, Ordering::Relaxed)
-            .ok()?;
+        self.next.compare_exchange(ticket, next, Ordering::Acquire, Ordering::Relaxed).ok()?;
         Some(Guard { lock: self })
     }
 }

@@ -61,9 +61,7 @@ fn copy_page(from: PhysAddr, to: PhysAddr) {
 
 fn prepare(id: usize, apic_id: u32, frames: &mut BootFrames) {
     let tables = frames.take_bytes(desc::CPU_TABLES_BYTES).cast::<CpuTables>();
-    let block = frames
-        .take_bytes(size_of::<Block>() + size_of::<Local>())
-        .cast::<Block>();
+    let block = frames.take_bytes(size_of::<Block>() + size_of::<Local>()).cast::<Block>();
     // SAFETY: both are zeroed, exclusive and permanent; the trampoline's page is in low memory that nobody is given; the
     // variables of the start code are in the boot section, which stays mapped by the boot tables it runs on.
     unsafe {
@@ -77,12 +75,8 @@ fn prepare(id: usize, apic_id: u32, frames: &mut BootFrames) {
         let bytes = (&raw const nacre_trampoline_end) as usize - code as usize;
         let boot = |addr: u64| phys_to_virt(PhysAddr(addr));
         core::ptr::copy_nonoverlapping(boot(code as u64), boot(start::TRAMPOLINE), bytes);
-        boot((&raw const nacre_ap_stack) as u64)
-            .cast::<u64>()
-            .write_volatile((*block).stack_top);
-        boot((&raw const nacre_ap_main) as u64)
-            .cast::<u64>()
-            .write_volatile(ap_main as *const () as u64);
+        boot((&raw const nacre_ap_stack) as u64).cast::<u64>().write_volatile((*block).stack_top);
+        boot((&raw const nacre_ap_main) as u64).cast::<u64>().write_volatile(ap_main as *const () as u64);
     }
     TABLES.store(tables, Ordering::Release);
     BLOCK.store(block, Ordering::Release);

@@ -19,21 +19,9 @@ pub fn set_overrides(acpi: &AcpiInfo) {
 /// The GSI and trigger mode of interrupt `index`: for 0 to 15 the ISA interrupt of that number, else the GSI itself.
 pub fn resolve(index: u32, trigger: Trigger) -> (u32, Trigger) {
     match OVERRIDES.lock().get(index as usize) {
-        Some(Some(entry)) => (
-            entry.gsi,
-            Trigger {
-                is_level: entry.level,
-                is_low: entry.active_low,
-            },
-        ),
+        Some(Some(entry)) => (entry.gsi, Trigger { is_level: entry.level, is_low: entry.active_low }),
         // ISA: edge, active high.
-        Some(None) => (
-            index,
-            Trigger {
-                is_level: false,
-                is_low: false,
-            },
-        ),
+        Some(None) => (index, Trigger { is_level: false, is_low: false }),
         None => (index, trigger),
     }
 }

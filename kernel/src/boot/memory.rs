@@ -115,42 +115,24 @@ pub fn take_over(system: &System) -> BootFrames {
     reserved[0] = LOW_MEMORY;
     reserved[1] = image;
     for (slot, module) in reserved[2..].iter_mut().zip(system.loader.modules.iter()) {
-        *slot = Region {
-            base: module.start,
-            end: module.end,
-        };
+        *slot = Region { base: module.start, end: module.end };
     }
     let mut ram = regions::free_ram::<64>(&system.loader.memory, &[]);
     // GRUB puts modules below 1 MiB when it was started by UEFI: that memory is the root task's all the same.
     for module in system.loader.modules.iter() {
-        ram.insert(Region {
-            base: module.start & !4095,
-            end: module.end.next_multiple_of(4096),
-        });
+        ram.insert(Region { base: module.start & !4095, end: module.end.next_multiple_of(4096) });
     }
     let mut free = regions::free_ram::<64>(&system.loader.memory, &reserved);
     let ram_bytes: u64 = ram.regions().iter().map(|region| region.len()).sum();
     let bytes = match system.options.kmem_mib {
         Some(mib) => mib as u64 * MIB,
-        None => (ram_bytes / KERNEL_SHARE)
-            .next_multiple_of(MIB)
-            .max(MIN_KERNEL_BYTES),
+        None => (ram_bytes / KERNEL_SHARE).next_multiple_of(MIB).max(MIN_KERNEL_BYTES),
     };
     let Some(allotment) = free.carve(bytes, MIB).filter(|region| region.end <= BOOT_REACH) else {
-        super::refuse(format_args!(
-            "no {} MiB of free RAM for the kernel below 4 GiB",
-            bytes / MIB
-        ))
+        super::refuse(format_args!("no {} MiB of free RAM for the kernel below 4 GiB", bytes / MIB))
     };
-    log::info!(
-        "memory: {} MiB of RAM, {} MiB for the kernel",
-        ram_bytes / MIB,
-        bytes / MIB
-    );
-    let mut frames = BootFrames {
-        next: allotment.base,
-        end: allotment.end,
-    };
+    log::info!("memory: {} MiB of RAM, {} MiB for the kernel", ram_bytes / MIB, bytes / MIB);
+    let mut frames = BootFrames { next: allotment.base, end: allotment.end };
     let root = build_tables(&mut frames, &ram, system);
     // SAFETY: the table maps the kernel image, the direct map and the interrupt controllers, and is kept.
     unsafe { smp::set_kernel_root(root) };
@@ -163,103 +145,39 @@ fn build_tables(frames: &mut BootFrames, ram: &RegionSet<64>, system: &System) -
     let root = frames.take_frame();
     // SAFETY: nobody else uses these tables yet; their frames are in the direct map of the boot tables.
     let mut tables = unsafe { Tables::new(Borrowed(frames)) };
-    let data = Attr {
-        read: true,
-        write: true,
-        execute: false,
-        uncached: false,
-        user: false,
-    };
-    let largest = if system.features.pages_1g {
-        PageSize::G1
-    } else {
-        PageSize::M2
-    };
+    let data = Attr { read: true, write: true, execute: false, uncached: false, user: false };
+    let largest = if system.features.pages_1g { PageSize::G1 } else { PageSize::M2 };
     for region in ram.regions() {
         map(&mut tables, root, PHYS_BASE + region.base, *region, data, largest);
     }
     // The other CPUs' first page is in low memory, which counts as nobody's RAM.
-    let trampoline = Region {
-        base: TRAMPOLINE,
-        end: TRAMPOLINE + 4096,
-    };
-    map(
-        &mut tables,
-        root,
-        PHYS_BASE + TRAMPOLINE,
-        trampoline,
-        data,
-        PageSize::K4,
-    );
-    let code = Attr {
-        write: false,
-        execute: true,
-        ..data
-    };
+    let trampoline = Region { base: TRAMPOLINE, end: TRAMPOLINE + 4096 };
+    map(&mut tables, root, PHYS_BASE + TRAMPOLINE, trampoline, data, PageSize::K4);
+    let code = Attr { write: false, execute: true, ..data };
     let constants = Attr { write: false, ..data };
     let starts = [
-        (
-            address(&raw const nacre_text_start),
-            address(&raw const nacre_rodata_start),
-            code,
-        ),
-        (
-            address(&raw const nacre_rodata_start),
-            address(&raw const nacre_data_start),
-            constants,
-        ),
-        (
-            address(&raw const nacre_data_start),
-            address(&raw const nacre_virt_end),
-            data,
-        ),
+        (address(&raw const nacre_text_start), address(&raw const nacre_rodata_start), code),
+        (address(&raw const nacre_rodata_start), address(&raw const nacre_data_start), constants),
+        (address(&raw const nacre_data_start), address(&raw const nacre_virt_end), data),
     ];
     for (start, end, attr) in starts {
-        let region = Region {
-            base: start - KERNEL_BASE,
-            end: end - KERNEL_BASE,
-        };
+        let region = Region { base: start - KERNEL_BASE, end: end - KERNEL_BASE };
         map(&mut tables, root, start, region, attr, PageSize::K4);
     }
-    let device = Attr {
-        uncached: true,
-        ..data
-    };
-    let ioapics = system
-        .acpi
-        .iter()
-        .flat_map(|acpi| acpi.ioapics.iter().map(|ioapic| ioapic.address as u64));
+    let device = Attr { uncached: true, ..data };
+    let ioapics = system.acpi.iter().flat_map(|acpi| acpi.ioapics.iter().map(|ioapic| ioapic.address as u64));
     for base in [lapic::MMIO_BASE.0].into_iter().chain(ioapics) {
-        let page = Region {
-            base: base & !4095,
-            end: (base & !4095) + 4096,
-        };
-        map(
-            &mut tables,
-            root,
-            PHYS_BASE + page.base,
-            page,
-            device,
-            PageSize::K4,
-        );
+        let page = Region { base: base & !4095, end: (base & !4095) + 4096 };
+        map(&mut tables, root, PHYS_BASE + page.base, page, device, PageSize::K4);
     }
     root
 }
 
 fn map<M: PtMemory>(tables: &mut M, root: PhysAddr, va: u64, region: Region, attr: Attr, largest: PageSize) {
-    let mapped = paging::map::<HostFormat, M>(
-        tables,
-        root,
-        va,
-        PhysAddr(region.base),
-        region.pages(),
-        attr,
-        largest,
-    );
+    let mapped =
+        paging::map::<HostFormat, M>(tables, root, va, PhysAddr(region.base), region.pages(), attr, largest);
     if mapped.is_err() {
-        super::refuse(format_args!(
-            "kernel memory is too small for its page tables (try kmem=16)"
-        ));
+        super::refuse(format_args!("kernel memory is too small for its page tables (try kmem=16)"));
     }
 }
 
@@ -277,19 +195,13 @@ pub fn is_ram(frame: u64) -> bool {
         return false;
     };
     let ram = RAM.lock();
-    ram.as_ref().is_some_and(|ram| {
-        ram.regions()
-            .iter()
-            .any(|region| region.base <= base && base < region.end)
-    })
+    ram.as_ref()
+        .is_some_and(|ram| ram.regions().iter().any(|region| region.base <= base && base < region.end))
 }
 
 /// Takes zeroed pages for the root task's image out of free RAM.
 pub fn take_user_pages(pages: u64) -> PhysAddr {
-    let region = FREE
-        .lock()
-        .as_mut()
-        .and_then(|free| free.carve(pages * 4096, MIB));
+    let region = FREE.lock().as_mut().and_then(|free| free.carve(pages * 4096, MIB));
     let Some(region) = region else {
         super::refuse(format_args!("too little RAM for the root task"));
     };

@@ -68,28 +68,19 @@ fn read_loader(magic: u32, info: u32, entry_tsc: u64) -> System {
     let reader = memory::BootMemory;
     let loader = match multiboot::parse(magic, PhysAddr(info as u64), &reader) {
         Ok(loader) => loader,
-        Err(error) => refuse(format_args!(
-            "the boot loader's information is unusable ({error:?})"
-        )),
+        Err(error) => refuse(format_args!("the boot loader's information is unusable ({error:?})")),
     };
     let options = cmdline::parse(&loader.command_line);
     start_log(&options, &loader);
-    let acpi = loader.rsdp.or_else(|| acpi::find_rsdp(&reader)).and_then(|at| {
-        acpi::parse(&reader, at)
-            .inspect_err(|error| log::warn!("acpi: {error:?}"))
-            .ok()
-    });
+    let acpi = loader
+        .rsdp
+        .or_else(|| acpi::find_rsdp(&reader))
+        .and_then(|at| acpi::parse(&reader, at).inspect_err(|error| log::warn!("acpi: {error:?}")).ok());
     let mut features = cpuid::features();
     features.x2apic &= options.x2apic;
     features.tsc_deadline &= options.tsc_deadline;
     features.xsave &= options.xsave;
-    System {
-        loader,
-        options,
-        acpi,
-        features,
-        entry_tsc,
-    }
+    System { loader, options, acpi, features, entry_tsc }
 }
 
 fn start_log(options: &Options, loader: &BootData) {
@@ -110,16 +101,10 @@ fn start_log(options: &Options, loader: &BootData) {
     epitaph::set_reboot(options.panic == cmdline::PanicAction::Reboot);
     log::info!("Nacre {}", env!("CARGO_PKG_VERSION"));
     for word in cmdline::unknown_words(&loader.command_line) {
-        log::warn!(
-            "command line: unknown word \"{}\" is ignored",
-            word.escape_ascii()
-        );
+        log::warn!("command line: unknown word \"{}\" is ignored", word.escape_ascii());
     }
     if loader.dropped > 0 {
-        log::warn!(
-            "loader: {} memory map entries or modules were dropped",
-            loader.dropped
-        );
+        log::warn!("loader: {} memory map entries or modules were dropped", loader.dropped);
     }
 }
 
@@ -148,9 +133,7 @@ pub fn refuse(why: core::fmt::Arguments<'_>) -> ! {
 /// Brings the current CPU, number `id`, to its final state: tables, protections, per-CPU data, FPU, SYSCALL, local APIC.
 fn start_cpu(id: usize, frames: &mut memory::BootFrames, system: &System) -> &'static Local {
     let tables = frames.take_bytes(desc::CPU_TABLES_BYTES).cast::<CpuTables>();
-    let block = frames
-        .take_bytes(size_of::<Block>() + size_of::<Local>())
-        .cast::<Block>();
+    let block = frames.take_bytes(size_of::<Block>() + size_of::<Local>()).cast::<Block>();
     // SAFETY: both are zeroed, exclusive and permanent; `Local` is aligned behind the 64-byte block.
     unsafe {
         let local = block.add(1).cast::<Local>();
@@ -228,10 +211,7 @@ fn machine_bits(system: &System) -> Machine {
     for (present, bit) in [
         (virt.is_ok_and(|virt| virt.is_vmx), Machine::VMX),
         (virt.is_ok_and(|virt| !virt.is_vmx), Machine::SVM),
-        (
-            virt.is_ok_and(|virt| virt.has_instruction_length),
-            Machine::INSTRUCTION_LENGTH,
-        ),
+        (virt.is_ok_and(|virt| virt.has_instruction_length), Machine::INSTRUCTION_LENGTH),
         (virt.is_ok_and(|virt| virt.has_rdtscp), Machine::RDTSCP),
         (virt.is_ok_and(|virt| virt.has_invpcid), Machine::INVPCID),
         (virt.is_ok_and(|virt| virt.has_xsaves), Machine::XSAVES),

@@ -30,22 +30,9 @@ const SLICE_US: u64 = 10_000;
 /// Its priority: above everything it starts.
 const PRIORITY: u8 = 31;
 
-const CODE: Attr = Attr {
-    read: true,
-    write: false,
-    execute: true,
-    uncached: false,
-    user: true,
-};
-const CONSTANTS: Attr = Attr {
-    execute: false,
-    ..CODE
-};
-const DATA: Attr = Attr {
-    write: true,
-    execute: false,
-    ..CODE
-};
+const CODE: Attr = Attr { read: true, write: false, execute: true, uncached: false, user: true };
+const CONSTANTS: Attr = Attr { execute: false, ..CODE };
+const DATA: Attr = Attr { write: true, execute: false, ..CODE };
 
 /// Gives the rest of the kernel's allotment to the root pool, and starts the root task.
 pub fn start(system: &System, frames: BootFrames) {
@@ -54,9 +41,7 @@ pub fn start(system: &System, frames: BootFrames) {
         unsafe { ROOT_POOL.donate(frame) };
     }
     if build(system).is_err() {
-        super::refuse(format_args!(
-            "kernel memory is too small for the root task (try kmem=16)"
-        ));
+        super::refuse(format_args!("kernel memory is too small for the root task (try kmem=16)"));
     }
 }
 
@@ -107,9 +92,7 @@ fn build(system: &System) -> Result<(), Status> {
 /// Maps the first module's segments, the stack and the message area.
 fn load_image(system: &System, pd: &'static Pd) -> u64 {
     let Some(module) = system.loader.modules.first() else {
-        super::refuse(format_args!(
-            "the boot loader passed no modules; the first must be the root task"
-        ))
+        super::refuse(format_args!("the boot loader passed no modules; the first must be the root task"))
     };
     let len = (module.end - module.start) as usize;
     // SAFETY: modules are RAM, which the direct map covers, and nobody writes them.
@@ -131,20 +114,14 @@ fn load_image(system: &System, pd: &'static Pd) -> u64 {
             (true, false) => DATA,
             (false, true) => CODE,
             (false, false) => CONSTANTS,
-            (true, true) => super::refuse(format_args!(
-                "the root task has a segment that is writable and executable"
-            )),
+            (true, true) => {
+                super::refuse(format_args!("the root task has a segment that is writable and executable"))
+            }
         };
         map(pd, first, frames, pages, attr);
     }
     let stack = memory::take_user_pages(abi::ROOT_STACK_PAGES);
-    map(
-        pd,
-        abi::ROOT_STACK_TOP - abi::ROOT_STACK_PAGES * 4096,
-        stack,
-        abi::ROOT_STACK_PAGES,
-        DATA,
-    );
+    map(pd, abi::ROOT_STACK_TOP - abi::ROOT_STACK_PAGES * 4096, stack, abi::ROOT_STACK_PAGES, DATA);
     map(pd, abi::ROOT_UTCB_ADDR, memory::take_user_pages(1), 1, DATA);
     executable.entry()
 }
@@ -164,37 +141,21 @@ fn fill_boot_info(system: &System, pd: &'static Pd, tree: &mut Tree) -> Result<(
     let frame = memory::take_user_pages(1);
     map(pd, abi::BOOT_INFO_ADDR, frame, 1, CONSTANTS);
     let info: *mut BootInfo = phys_to_virt(frame).cast();
-    let mut list = RegionList {
-        pd,
-        tree,
-        info,
-        count: 0,
-    };
+    let mut list = RegionList { pd, tree, info, count: 0 };
     // SAFETY: the page is zeroed and ours; every field of `BootInfo` may be zero. No reference to it is made elsewhere.
     unsafe {
         for (index, module) in system.loader.modules.iter().enumerate() {
-            let region = Region {
-                base: module.start & !4095,
-                end: module.end.next_multiple_of(4096),
-            };
+            let region = Region { base: module.start & !4095, end: module.end.next_multiple_of(4096) };
             addr_of_mut!((*info).modules[index]).write(Module {
                 name: module.name,
                 size: module.end - module.start,
                 region: list.count,
                 reserved: 0,
             });
-            list.add(
-                region,
-                RegionKind::Module,
-                Rights::READ | Rights::WRITE | Rights::EXECUTE,
-            )?;
+            list.add(region, RegionKind::Module, Rights::READ | Rights::WRITE | Rights::EXECUTE)?;
         }
         for &region in memory::free_regions().regions() {
-            list.add(
-                region,
-                RegionKind::Free,
-                Rights::READ | Rights::WRITE | Rights::EXECUTE,
-            )?;
+            list.add(region, RegionKind::Free, Rights::READ | Rights::WRITE | Rights::EXECUTE)?;
         }
         for &region in device_regions(system).regions() {
             list.add(region, RegionKind::Device, Rights::READ | Rights::WRITE)?;
@@ -241,12 +202,7 @@ impl RegionList<'_> {
             region.base >> 12,
             pages,
         );
-        let entry = MemoryRegion {
-            base: region.base,
-            pages,
-            kind: kind as u32,
-            selector: selector.0,
-        };
+        let entry = MemoryRegion { base: region.base, pages, kind: kind as u32, selector: selector.0 };
         // SAFETY: the page is the caller's, the index in range.
         unsafe { addr_of_mut!((*self.info).regions[index]).write(entry) };
         self.count += 1;
@@ -256,10 +212,7 @@ impl RegionList<'_> {
 
 /// Physical addresses that are neither RAM nor the kernel's.
 fn device_regions(system: &System) -> regions::RegionSet<32> {
-    let page = |base: u64| Region {
-        base: base & !4095,
-        end: (base & !4095) + 4096,
-    };
+    let page = |base: u64| Region { base: base & !4095, end: (base & !4095) + 4096 };
     let mut excluded = [Region::default(); 10];
     excluded[0] = page(lapic::MMIO_BASE.0);
     if let Some(acpi) = &system.acpi {
@@ -267,9 +220,5 @@ fn device_regions(system: &System) -> regions::RegionSet<32> {
             *slot = page(ioapic.address as u64);
         }
     }
-    regions::devices::<32>(
-        &system.loader.memory,
-        1 << system.features.phys_bits.min(46),
-        &excluded,
-    )
+    regions::devices::<32>(&system.loader.memory, 1 << system.features.phys_bits.min(46), &excluded)
 }

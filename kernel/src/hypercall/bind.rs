@@ -80,9 +80,7 @@ fn bind_page(tree: &mut Tree, memory: Found, page: u64, target: Target) -> core:
         Target::VirtualApic(_) => Target::APIC,
         _ => 0,
     };
-    target
-        .bound_list()
-        .bind(tree, memory.slot, target.header() as *const _ as u64, page | mark);
+    target.bound_list().bind(tree, memory.slot, target.header() as *const _ as u64, page | mark);
     Ok((memory.object + page) << 12)
 }
 
@@ -107,13 +105,7 @@ pub(super) fn irq(call: &Call) -> Result {
         (number, None)
     } else {
         let is_level = kind == IrqKind::Level as u64;
-        let (gsi, trigger) = irqs::resolve(
-            number,
-            Trigger {
-                is_level,
-                is_low: is_level,
-            },
-        );
+        let (gsi, trigger) = irqs::resolve(number, Trigger { is_level, is_low: is_level });
         (gsi, Some(trigger))
     };
     let apic_id = khw::percpu::block(call.local.id).map_or(0, |block| block.apic_id);
@@ -128,13 +120,8 @@ pub(super) fn irq_ack(call: &Call) -> Result {
     if call.args[0] >= found.count {
         return Err(Status::BadArgument.into());
     }
-    let (gsi, _) = irqs::resolve(
-        (found.object + call.args[0]) as u32,
-        Trigger {
-            is_level: false,
-            is_low: false,
-        },
-    );
+    let (gsi, _) =
+        irqs::resolve((found.object + call.args[0]) as u32, Trigger { is_level: false, is_low: false });
     interrupt::acknowledge(gsi)?;
     Ok(Outcome::OK)
 }

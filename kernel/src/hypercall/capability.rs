@@ -14,9 +14,7 @@ const FIRST_VECTOR: u64 = vapic::FIRST_VECTOR as u64;
 pub(super) fn derive(call: &Call) -> Result {
     let [_, _, rights, offset, count, badge] = call.args;
     let (target, destination) = (call.selector_at(0)?, call.selector_at(1)?);
-    let rights = u16::try_from(rights)
-        .map(Rights::from_bits_retain)
-        .map_err(|_| Status::BadArgument)?;
+    let rights = u16::try_from(rights).map(Rights::from_bits_retain).map_err(|_| Status::BadArgument)?;
     let mut tree = lock_tree()?;
     let source = call.capability()?;
     let pd = match target {
@@ -28,11 +26,7 @@ pub(super) fn derive(call: &Call) -> Result {
     }
     let named = match source.kind {
         ObjectType::Memory | ObjectType::Ports | ObjectType::Irqs => {
-            let count = if count == 0 {
-                source.count.saturating_sub(offset)
-            } else {
-                count
-            };
+            let count = if count == 0 { source.count.saturating_sub(offset) } else { count };
             range::sub_range(source.object, source.count, offset, count).ok_or(Status::BadArgument)?
         }
         ObjectType::Ntfn => (source.object, narrow_badge(source.count, badge)?),

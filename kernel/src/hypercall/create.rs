@@ -24,11 +24,7 @@ const MAX_PERIOD_US: u64 = 3_600_000_000;
 
 /// The destination slot and the pool of argument 0.
 fn prepare(call: &Call, tree: &Tree) -> core::result::Result<(u32, &'static Pool), Failure> {
-    let pool = call
-        .ec
-        .pd
-        .look_up(call.selector_at(0)?)?
-        .cast::<Pool>(Rights::POOL_CREATE)?;
+    let pool = call.ec.pd.look_up(call.selector_at(0)?)?.cast::<Pool>(Rights::POOL_CREATE)?;
     Ok((call.ec.pd.empty_slot(tree, call.selector())?, pool))
 }
 
@@ -87,20 +83,10 @@ pub(super) fn ec(call: &Call) -> Result {
     }
     let mut tree = lock_tree()?;
     let (slot, pool) = prepare(call, &tree)?;
-    let pd = call
-        .ec
-        .pd
-        .look_up(call.selector_at(1)?)?
-        .cast::<Pd>(Rights::PD_CONTROL)?;
+    let pd = call.ec.pd.look_up(call.selector_at(1)?)?.cast::<Pd>(Rights::PD_CONTROL)?;
     let mut frame = Frame::user(ip, sp);
     frame.rdi = argument;
-    let ec = Ec::new(
-        Header::new(ObjectType::Ec, Some(pool)),
-        pd,
-        cpu,
-        is_handler,
-        frame,
-    );
+    let ec = Ec::new(Header::new(ObjectType::Ec, Some(pool)), pd, cpu, is_handler, frame);
     let ec = finish(&mut tree, slot, pool, ec, Ec::header)?;
     pd.ecs.push_back(ec);
     Ok(Outcome::OK)
@@ -117,11 +103,7 @@ pub(super) fn sc(call: &Call) -> Result {
     }
     let mut tree = lock_tree()?;
     let (slot, pool) = prepare(call, &tree)?;
-    let ec = call
-        .ec
-        .pd
-        .look_up(call.selector_at(1)?)?
-        .cast::<Ec>(Rights::EC_CONTROL)?;
+    let ec = call.ec.pd.look_up(call.selector_at(1)?)?.cast::<Ec>(Rights::EC_CONTROL)?;
     if ec.is_handler {
         return Err(Status::BadType.into());
     }
@@ -133,12 +115,7 @@ pub(super) fn sc(call: &Call) -> Result {
     }
     let ticks = crate::boot::clock::ticks_from_us;
     let budget = Budget::new(ticks(budget_us), ticks(period_us));
-    let sc = Sc::new(
-        Header::new(ObjectType::Sc, Some(pool)),
-        ec,
-        priority as u8,
-        budget,
-    );
+    let sc = Sc::new(Header::new(ObjectType::Sc, Some(pool)), ec, priority as u8, budget);
     let sc = finish(&mut tree, slot, pool, sc, Sc::header)?;
     ec.own_sc.set(Some(sc));
     sched::start(sc);
@@ -153,11 +130,7 @@ pub(super) fn portal(call: &Call) -> Result {
     }
     let mut tree = lock_tree()?;
     let (slot, pool) = prepare(call, &tree)?;
-    let handler = call
-        .ec
-        .pd
-        .look_up(call.selector_at(1)?)?
-        .cast::<Ec>(Rights::EC_CONTROL)?;
+    let handler = call.ec.pd.look_up(call.selector_at(1)?)?.cast::<Ec>(Rights::EC_CONTROL)?;
     if !handler.is_handler {
         return Err(Status::BadType.into());
     }
@@ -180,13 +153,7 @@ pub(super) fn notification(call: &Call) -> Result {
 fn signal(call: &Call, kind: ObjectType, value: u64) -> Result {
     let mut tree = lock_tree()?;
     let (slot, pool) = prepare(call, &tree)?;
-    finish(
-        &mut tree,
-        slot,
-        pool,
-        Signal::new(Header::new(kind, Some(pool)), value),
-        Signal::header,
-    )?;
+    finish(&mut tree, slot, pool, Signal::new(Header::new(kind, Some(pool)), value), Signal::header)?;
     Ok(Outcome::OK)
 }
 
@@ -211,11 +178,7 @@ pub(super) fn vcpu(call: &Call) -> Result {
     }
     let mut tree = lock_tree()?;
     let (slot, pool) = prepare(call, &tree)?;
-    let space = call
-        .ec
-        .pd
-        .look_up(call.selector_at(1)?)?
-        .cast::<GuestSpace>(Rights::GUEST_VCPU)?;
+    let space = call.ec.pd.look_up(call.selector_at(1)?)?.cast::<GuestSpace>(Rights::GUEST_VCPU)?;
     let mut frames: Frames = [PhysAddr(0); _];
     let mut fpu_area = [PhysAddr(0)];
     take_frames(pool, &mut frames)?;

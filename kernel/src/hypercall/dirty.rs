@@ -18,9 +18,7 @@ pub(super) fn collect(call: &Call) -> Result {
     };
     let is_in_range = (1..=report_units(size)).contains(&count)
         && address.is_multiple_of(size.bytes())
-        && address
-            .checked_add(count * size.bytes())
-            .is_some_and(|end| end <= GUEST_END);
+        && address.checked_add(count * size.bytes()).is_some_and(|end| end <= GUEST_END);
     if !is_in_range {
         return Err(Status::BadArgument.into());
     }

@@ -19,17 +19,12 @@ pub(super) fn ec(call: &Call) -> Result {
         return Ok(Outcome::OK);
     }
     let (vector, address) = ec.fault.get();
-    Ok(Outcome::Done(
-        Status::Success,
-        [1 << 63 | vector, ec.frame().rip, address],
-    ))
+    Ok(Outcome::Done(Status::Success, [1 << 63 | vector, ec.frame().rip, address]))
 }
 
 /// TSC ticks a scheduling context has used.
 pub(super) fn sc(call: &Call) -> Result {
-    Ok(Outcome::value(
-        call.capability()?.cast::<Sc>(Rights::SC_INFO)?.consumed.get(),
-    ))
+    Ok(Outcome::value(call.capability()?.cast::<Sc>(Rights::SC_INFO)?.consumed.get()))
 }
 
 /// Free and total frames of a pool.

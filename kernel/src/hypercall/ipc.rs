@@ -165,10 +165,7 @@ pub fn abandon(ec: &'static Ec) {
 /// `to` goes on where `from` was with `sc`: running, queued, or blocked.
 fn hand_over(sc: &'static Sc, from: &'static Ec, to: &'static Ec) {
     go_on(sc, from, to);
-    let is_current = cpu::local()
-        .sc
-        .get()
-        .is_some_and(|current| core::ptr::eq(current, sc));
+    let is_current = cpu::local().sc.get().is_some_and(|current| core::ptr::eq(current, sc));
     if !is_current && sc.place.get() == Place::Nowhere {
         // `from` was blocked: there is nothing to wait for any more.
         to.state.set(State::Blocked);

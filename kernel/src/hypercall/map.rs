@@ -29,10 +29,7 @@ const COM1: u64 = 0x3f8;
 pub(super) fn map(call: &Call) -> Result {
     let [_, address, offset, count, flags, _] = call.args;
     let target = call.selector_at(0)?;
-    let flags = u32::try_from(flags)
-        .ok()
-        .and_then(MapFlags::from_bits)
-        .ok_or(Status::BadArgument)?;
+    let flags = u32::try_from(flags).ok().and_then(MapFlags::from_bits).ok_or(Status::BadArgument)?;
     let mut tree = lock_tree()?;
     let found = call.capability()?;
     if !matches!(found.kind, ObjectType::Memory | ObjectType::Ports) {
@@ -42,13 +39,7 @@ pub(super) fn map(call: &Call) -> Result {
         kcore::cap::range::sub_range(found.object, found.count, offset, count).ok_or(Status::BadArgument)?;
     match found.kind {
         ObjectType::Memory => {
-            let request = Request {
-                address,
-                offset,
-                first,
-                pages: count,
-                flags,
-            };
+            let request = Request { address, offset, first, pages: count, flags };
             map_memory(call, &mut tree, found, target, request)
         }
         _ if address != 0 || !flags.is_empty() => Err(Status::BadArgument.into()),
@@ -66,13 +57,7 @@ struct Request {
 }
 
 fn map_memory(call: &Call, tree: &mut Tree, found: Found, target: Selector, request: Request) -> Result {
-    let Request {
-        address,
-        offset,
-        first,
-        pages,
-        flags,
-    } = request;
+    let Request { address, offset, first, pages, flags } = request;
     let base = offset
         .checked_mul(PAGE_SIZE)
         .and_then(|skip| address.checked_sub(skip))
@@ -126,15 +111,9 @@ fn check_rights(held: Rights, flags: MapFlags) -> core::result::Result<(), Statu
         (MapFlags::WRITE, Rights::WRITE),
         (MapFlags::EXECUTE, Rights::EXECUTE),
     ];
-    let is_allowed = pairs
-        .iter()
-        .all(|&(flag, right)| !flags.contains(flag) || held.contains(right));
+    let is_allowed = pairs.iter().all(|&(flag, right)| !flags.contains(flag) || held.contains(right));
     // Every format makes what is present readable.
-    if is_allowed && held.contains(Rights::READ) {
-        Ok(())
-    } else {
-        Err(Status::BadRights)
-    }
+    if is_allowed && held.contains(Rights::READ) { Ok(()) } else { Err(Status::BadRights) }
 }
 
 /// Binds the slot to the target at `base`, or checks that it is bound just so: whether it was.
@@ -145,11 +124,7 @@ fn attach(tree: &mut Tree, slot: u32, target: Target, base: u64) -> core::result
         target.bound_list().bind(tree, slot, addr, base);
         return Ok(false);
     }
-    if entry.bound == addr && entry.address == base {
-        Ok(true)
-    } else {
-        Err(Status::Occupied)
-    }
+    if entry.bound == addr && entry.address == base { Ok(true) } else { Err(Status::Occupied) }
 }
 
 fn map_pages(
@@ -175,10 +150,7 @@ fn map_pages(
             Target::Guest(space) => {
                 nested::map(&mut Tables::new(space.pool), space.root, address, pa, pages, attr)
             }
-            _ => Ok(MapDone {
-                pages: 0,
-                reduced_rights: false,
-            }),
+            _ => Ok(MapDone { pages: 0, reduced_rights: false }),
         }
     }
 }
@@ -212,10 +184,7 @@ fn map_ports(
 ) -> Result {
     found.range(ObjectType::Ports, Rights::USE)?;
     let pd = call.ec.pd.look_up(target)?.cast::<Pd>(Rights::PD_MAP)?;
-    if KERNEL_PORTS
-        .iter()
-        .any(|&port| port >= first && port - first < count)
-    {
+    if KERNEL_PORTS.iter().any(|&port| port >= first && port - first < count) {
         return Err(Status::BadArgument.into());
     }
     attach(tree, found.slot, Target::Pd(pd), 0)?;

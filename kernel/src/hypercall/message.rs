@@ -57,11 +57,7 @@ impl Area {
         if !is_in_range || items[..item_count].iter().any(|item| item.reserved != 0) {
             return Err(Status::BadArgument);
         }
-        Ok(Message {
-            words,
-            items,
-            item_count,
-        })
+        Ok(Message { words, items, item_count })
     }
 
     /// Copies a message from here, where nothing is left to be sent, and says here which items arrived.
@@ -114,11 +110,7 @@ fn delegate(
     let rights = source.rights & Rights::from_bits_retain(item.rights);
     let named = (source.object, source.count);
     cap::insert_derived(tree, source.slot, slot, rights, named)?;
-    Ok(UtcbItem {
-        selector,
-        rights: rights.bits(),
-        reserved: 0,
-    })
+    Ok(UtcbItem { selector, rights: rights.bits(), reserved: 0 })
 }
 
 /// Calls a portal with a message from the caller's area; waits for a busy handler until the deadline that is there.

@@ -45,9 +45,7 @@ impl Call {
 
     /// An argument that is a selector: its upper half is zero.
     pub fn selector_at(&self, index: usize) -> core::result::Result<Selector, Status> {
-        u32::try_from(self.args[index])
-            .map(Selector)
-            .map_err(|_| Status::BadArgument)
+        u32::try_from(self.args[index]).map(Selector).map_err(|_| Status::BadArgument)
     }
 
     /// The first capability of the call.
@@ -122,12 +120,7 @@ pub fn dispatch() -> *mut Frame {
         Some(number) => {
             let r = &*registers;
             let args = [r.rdi, r.rsi, r.rdx, r.r8, r.r9, r.r10];
-            handler(number)(&Call {
-                head,
-                local,
-                ec,
-                args,
-            })
+            handler(number)(&Call { head, local, ec, args })
         }
     };
     if local.ec.get().is_none_or(|current| !core::ptr::eq(current, ec))

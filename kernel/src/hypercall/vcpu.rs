@@ -44,9 +44,5 @@ pub(super) fn read(call: &Call) -> Result {
 /// A vCPU of the caller's CPU.
 fn own_vcpu(ec: &'static Ec, selector: Selector) -> core::result::Result<&'static Vcpu, Status> {
     let vcpu = ec.pd.find::<Vcpu>(selector, Rights::VCPU_RUN)?;
-    if vcpu.cpu != ec.cpu {
-        Err(Status::WrongCpu)
-    } else {
-        Ok(vcpu)
-    }
+    if vcpu.cpu != ec.cpu { Err(Status::WrongCpu) } else { Ok(vcpu) }
 }

@@ -16,10 +16,7 @@ pub(super) fn wait(call: &Call) -> Result {
     let deadline = call.args[0];
     let signal = call.capability()?.signal(Rights::WAIT)?;
     if deadline != u64::MAX && deadline <= tsc::read() {
-        return signal
-            .try_take()
-            .map(Outcome::value)
-            .ok_or(Status::Timeout.into());
+        return signal.try_take().map(Outcome::value).ok_or(Status::Timeout.into());
     }
     // From here on the caller may be woken, maybe before the next line.
     sched::block(call.ec, deadline);

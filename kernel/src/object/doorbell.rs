@@ -44,10 +44,7 @@ impl GuestSpace {
             let frame = self.pool.take_frame().ok_or(Status::NoMemory)?;
             self.doorbells.store(frame.0, Ordering::Release);
         }
-        let bell = Bell {
-            signal: signal as *const Signal as u64,
-            badge: bound.count,
-        };
+        let bell = Bell { signal: signal as *const Signal as u64, badge: bound.count };
         let table = self.table().ok_or(Status::NoMemory)?;
         let place = table.insert(trigger, bell).map_err(|refusal| match refusal {
             Refusal::Taken => Status::Occupied,

@@ -15,11 +15,7 @@ pub struct DueLink {
 impl DueLink {
     /// Not in a queue.
     pub const fn new() -> Self {
-        DueLink {
-            when: Cell::new(u64::MAX),
-            parent: Cell::new(0),
-            children: [const { Cell::new(0) }; 2],
-        }
+        DueLink { when: Cell::new(u64::MAX), parent: Cell::new(0), children: [const { Cell::new(0) }; 2] }
     }
 
     /// When it is due, TSC; means something in a queue.
@@ -53,10 +49,7 @@ pub struct DueQueue<T: 'static> {
 impl<T: Due> DueQueue<T> {
     /// An empty queue.
     pub const fn new() -> Self {
-        DueQueue {
-            tree: Deadlines::new(),
-            marker: PhantomData,
-        }
+        DueQueue { tree: Deadlines::new(), marker: PhantomData }
     }
 
     /// What is due first.
@@ -75,14 +68,12 @@ impl<T: Due> DueQueue<T> {
     /// Adds an object that is in no queue.
     pub fn insert(&mut self, item: &'static T, when: u64) {
         item.due().when.set(when);
-        self.tree
-            .insert(&mut Links::<T>(PhantomData), item as *const T as u64);
+        self.tree.insert(&mut Links::<T>(PhantomData), item as *const T as u64);
     }
 
     /// Takes out an object that is in this queue.
     pub fn remove(&mut self, item: &T) {
-        self.tree
-            .remove(&mut Links::<T>(PhantomData), item as *const T as u64);
+        self.tree.remove(&mut Links::<T>(PhantomData), item as *const T as u64);
     }
 }
 

@@ -42,12 +42,7 @@ impl Instruction {
         let next = rip.wrapping_add(length as u64);
         let is_ours =
             length != 0 && !pending.is_valid() && rflags & RFLAGS_TF == 0 && (rip ^ next) >> 32 == 0;
-        is_ours.then_some(Instruction {
-            page,
-            rip,
-            rflags,
-            next,
-        })
+        is_ours.then_some(Instruction { page, rip, rflags, next })
     }
 
     /// Moves the guest behind it.
@@ -103,10 +98,7 @@ impl Vcpu {
             (rip, self.backend().code_root())
         };
         let expected = expected(rip);
-        let ram = Ram {
-            root: self.space.root,
-            last: Cell::new((0, 0, 0)),
-        };
+        let ram = Ram { root: self.space.root, last: Cell::new((0, 0, 0)) };
         match cr3 {
             Some(cr3) if fetch::is_at(&ram, cr3, rip, &expected) => expected.length as u32,
             _ => 0,

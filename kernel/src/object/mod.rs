@@ -40,12 +40,7 @@ pub struct Header {
 impl Header {
     /// The header of a new object.
     pub const fn new(kind: ObjectType, pool: Option<&'static Pool>) -> Self {
-        Header {
-            kind,
-            root_slot: Cell::new(0),
-            pool,
-            in_pool: ListLink::new(),
-        }
+        Header { kind, root_slot: Cell::new(0), pool, in_pool: ListLink::new() }
     }
 }
 
@@ -69,10 +64,7 @@ pub struct ListLink {
 impl ListLink {
     /// Not in a list.
     pub const fn new() -> Self {
-        ListLink {
-            next: Cell::new(0),
-            prev: Cell::new(0),
-        }
+        ListLink { next: Cell::new(0), prev: Cell::new(0) }
     }
 }
 
@@ -103,11 +95,7 @@ pub struct List<T: 'static, Tag> {
 impl<T: Linked<Tag>, Tag> List<T, Tag> {
     /// An empty list.
     pub const fn new() -> Self {
-        List {
-            head: Cell::new(0),
-            tail: Cell::new(0),
-            marker: PhantomData,
-        }
+        List { head: Cell::new(0), tail: Cell::new(0), marker: PhantomData }
     }
 
     fn at(addr: u64) -> Option<&'static T> {

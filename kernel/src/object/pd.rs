@@ -101,11 +101,7 @@ impl Pd {
             // SAFETY: the index is below 4096, in a frame of this domain; the tree lock is held.
             unsafe {
                 let byte = phys_to_virt(frame).add(byte);
-                *byte = if is_open {
-                    *byte & !(1 << (port & 7))
-                } else {
-                    *byte | 1 << (port & 7)
-                };
+                *byte = if is_open { *byte & !(1 << (port & 7)) } else { *byte | 1 << (port & 7) };
             }
         }
         self.io_version.fetch_add(1, Ordering::Release);

@@ -262,10 +262,7 @@ impl Pool {
         let addr = slab.free;
         // SAFETY: it is on the free list of the class.
         slab.free = unsafe { next_of(addr) };
-        Some(Place {
-            addr,
-            marker: PhantomData,
-        })
+        Some(Place { addr, marker: PhantomData })
     }
 
     /// Whether there is memory for an object and `frames` more frames: a refusal must not leave a slab behind.

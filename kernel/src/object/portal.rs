@@ -39,13 +39,7 @@ unsafe impl Object for Portal {
 impl Portal {
     /// A portal of `handler`, paid from the header's pool.
     pub const fn new(header: Header, handler: &'static Ec, ip: u64, id: u64) -> Self {
-        Portal {
-            header,
-            handler,
-            ip,
-            id,
-            of_handler: ListLink::new(),
-        }
+        Portal { header, handler, ip, id, of_handler: ListLink::new() }
     }
 
     /// The header.

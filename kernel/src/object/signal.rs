@@ -67,10 +67,7 @@ impl Signal {
             header,
             value: AtomicU64::new(value),
             watched: List::new(),
-            inner: Lock::new(Inner {
-                waiters: List::new(),
-                vcpu: Cell::new(None),
-            }),
+            inner: Lock::new(Inner { waiters: List::new(), vcpu: Cell::new(None) }),
         }
     }
 
@@ -88,11 +85,7 @@ impl Signal {
     pub fn signal(&self, badge: u64) {
         let inner = self.inner.lock();
         let value = self.value.load(Ordering::Relaxed);
-        let added = if self.is_notification() {
-            value | badge
-        } else {
-            value.saturating_add(1)
-        };
+        let added = if self.is_notification() { value | badge } else { value.saturating_add(1) };
         if !inner.waiters.is_empty() || inner.vcpu.get().is_some() {
             return self.tell(inner, added);
         }
@@ -142,11 +135,7 @@ impl Signal {
         if value == 0 {
             return None;
         }
-        let (taken, left) = if self.is_notification() {
-            (value, 0)
-        } else {
-            (1, value - 1)
-        };
+        let (taken, left) = if self.is_notification() { (value, 0) } else { (1, value - 1) };
         self.value.store(left, Ordering::Relaxed);
         Some(taken)
     }
@@ -165,10 +154,7 @@ impl Signal {
     /// Takes `ec` out of the queue if it is still in it: false if it was woken meanwhile.
     pub fn cancel(&self, ec: &'static Ec) -> bool {
         let inner = self.inner.lock();
-        let waits_here = ec
-            .waits_on
-            .get()
-            .is_some_and(|signal| core::ptr::eq(signal, self));
+        let waits_here = ec.waits_on.get().is_some_and(|signal| core::ptr::eq(signal, self));
         if waits_here {
             inner.waiters.remove(ec);
             ec.waits_on.set(None);
@@ -205,8 +191,7 @@ impl Signal {
             return false;
         }
         ec.fault_badge.store(badge, Ordering::Relaxed);
-        ec.fault_signal
-            .store((self as *const Signal).cast_mut(), Ordering::Release);
+        ec.fault_signal.store((self as *const Signal).cast_mut(), Ordering::Release);
         self.watched.push_back(ec);
         true
     }

@@ -44,10 +44,7 @@ impl VirtualApic {
             bound: BoundList::new(),
             posted: [const { AtomicU64::new(0) }; 4],
             is_posted: AtomicBool::new(false),
-            status: Cell::new(vapic::Status {
-                requested: 0,
-                in_service: 0,
-            }),
+            status: Cell::new(vapic::Status { requested: 0, in_service: 0 }),
         }
     }
 
@@ -68,10 +65,8 @@ impl Default for VirtualApic {
 impl Vcpu {
     /// Raises the interrupt that a capability with this badge is for.
     pub fn raise(&self, badge: u64) -> Result<(), Status> {
-        let vector = u8::try_from(badge)
-            .ok()
-            .filter(|&vector| vector >= FIRST_VECTOR)
-            .ok_or(Status::BadArgument)?;
+        let vector =
+            u8::try_from(badge).ok().filter(|&vector| vector >= FIRST_VECTOR).ok_or(Status::BadArgument)?;
         self.apic.posted[usize::from(vector >> 6)].fetch_or(1 << (vector & 63), Ordering::SeqCst);
         if !self.apic.is_posted.swap(true, Ordering::SeqCst) {
             self.kick();

@@ -93,17 +93,11 @@ pub struct Next {
 
 impl Next {
     /// Somebody else should run. The context is queued, blocked, or must be queued, and attached to the vCPU.
-    pub const RESCHEDULE: Next = Next {
-        status: u64::MAX,
-        exit_kind: 0,
-    };
+    pub const RESCHEDULE: Next = Next { status: u64::MAX, exit_kind: 0 };
 
     /// The call is complete.
     pub const fn complete(status: Status, exit_kind: u32) -> Next {
-        Next {
-            status: status as u64,
-            exit_kind: exit_kind as u64,
-        }
+        Next { status: status as u64, exit_kind: exit_kind as u64 }
     }
 }
 
@@ -158,18 +152,13 @@ impl Vcpu {
             // SAFETY: the direct map does not begin at 0.
             return Ok(unsafe { NonNull::new_unchecked(phys_to_virt(PhysAddr(frame)).cast()) });
         }
-        Err(if frame == ENDED {
-            Status::Aborted
-        } else {
-            Status::Unbound
-        })
+        Err(if frame == ENDED { Status::Aborted } else { Status::Unbound })
     }
 
     /// Its page is unbound, maybe because the vCPU ends: a run in progress ends too. Under the tree lock.
     pub fn lose_page(&self) {
         let is_ending = self.header.root_slot.get() == 0;
-        self.page
-            .store(if is_ending { ENDED } else { 0 }, Ordering::Release);
+        self.page.store(if is_ending { ENDED } else { 0 }, Ordering::Release);
         self.kick();
     }
 
@@ -186,9 +175,7 @@ impl Vcpu {
     /// locked instruction); the interrupt ends the run that did not see it, at the latest when it enters the guest.
     pub fn kick(&self) {
         if self.is_halted.load(Ordering::SeqCst) {
-            let was = self
-                .is_halted
-                .compare_exchange(true, false, Ordering::SeqCst, Ordering::SeqCst);
+            let was = self.is_halted.compare_exchange(true, false, Ordering::SeqCst, Ordering::SeqCst);
             if let (Ok(_), Some(ec)) = (was, self.runner.get()) {
                 sched::wake(ec, WaitResult::Kicked);
             }
@@ -372,10 +359,7 @@ impl Vcpu {
             || self.signal.get().is_some_and(Signal::has_value)
             || self.is_interrupted(flags);
         if has_reason
-            && self
-                .is_halted
-                .compare_exchange(true, false, Ordering::SeqCst, Ordering::SeqCst)
-                .is_ok()
+            && self.is_halted.compare_exchange(true, false, Ordering::SeqCst, Ordering::SeqCst).is_ok()
         {
             sched::unblock_current(ec);
             self.take_off(ec);

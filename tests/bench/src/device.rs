@@ -58,12 +58,7 @@ impl Device {
         let pool = process::pool();
         let bell = pool.create_sm(selector::allocate()?, 0)?;
         bell.delegate(process.pd(), BELL, Narrow::rights(Rights::WAIT))?;
-        let start = ThreadStart {
-            cpu: 0,
-            ip: bench_device as *const () as u64,
-            sp: 0x1000,
-            argument: 0,
-        };
+        let start = ThreadStart { cpu: 0, ip: bench_device as *const () as u64, sp: 0x1000, argument: 0 };
         let thread = pool.create_ec(selector::allocate()?, process.pd(), start)?;
         pool.create_sc(selector::allocate()?, thread, Schedule::whole(priority + 1))?;
         Ok(Device { process, bell })
@@ -71,12 +66,8 @@ impl Device {
 
     /// Gives a VMM the doorbell, and a way to give the device an interrupt.
     pub fn connect(&self, vmm: Cap<Pd>, bell: Selector, device: Selector) -> Result<()> {
-        self.bell
-            .delegate(vmm, bell, Narrow::rights(Rights::SIGNAL | Rights::DERIVE))?;
-        Ok(self
-            .process
-            .pd()
-            .delegate(vmm, device, Narrow::rights(Rights::PD_GRANT))?)
+        self.bell.delegate(vmm, bell, Narrow::rights(Rights::SIGNAL | Rights::DERIVE))?;
+        Ok(self.process.pd().delegate(vmm, device, Narrow::rights(Rights::PD_GRANT))?)
     }
 
     /// Ends it.

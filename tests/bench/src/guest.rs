@@ -108,10 +108,7 @@ mod symbols {
 /// The guest's code.
 #[cfg(target_os = "none")]
 pub fn code() -> &'static [u8] {
-    let (start, end) = (
-        &raw const symbols::bench_guest_start,
-        &raw const symbols::bench_guest_end,
-    );
+    let (start, end) = (&raw const symbols::bench_guest_start, &raw const symbols::bench_guest_end);
     // SAFETY: the two symbols enclose constant bytes of this program.
     unsafe { core::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
 }
@@ -160,13 +157,7 @@ pub fn page_tables() -> [(u64, u64); 5] {
     const LARGE: u64 = 1 << 7;
     let directory = TABLES + 0x1000;
     let gib = |index: u64| (directory + index * 8, index << 30 | LARGE | PRESENT_WRITABLE);
-    [
-        (TABLES, directory | PRESENT_WRITABLE),
-        gib(0),
-        gib(1),
-        gib(2),
-        gib(3),
-    ]
+    [(TABLES, directory | PRESENT_WRITABLE), gib(0), gib(1), gib(2), gib(3)]
 }
 
 /// Real mode at a piece, with all segments at 0.
@@ -192,11 +183,7 @@ pub fn enter_long_mode(page: &mut VcpuPage, machine: Machine, guest_xcr0: u64) {
     page.segments[vcpu::CS] = Segment::new(8, 0, 0xffff_ffff, 0xa09b);
     page.ldtr = Segment::new(0, 0, 0, Segment::UNUSABLE);
     page.tr = Segment::new(0x18, 0x7000, 0x67, 0x8b);
-    page.gdtr = DescriptorTable {
-        base: 0x6000,
-        limit: 0x7f,
-        reserved: 0,
-    };
+    page.gdtr = DescriptorTable { base: 0x6000, limit: 0x7f, reserved: 0 };
     page.idtr = page.gdtr;
     page.cr0 = CR0;
     page.cr3 = TABLES;
@@ -215,11 +202,7 @@ pub fn enter_long_mode(page: &mut VcpuPage, machine: Machine, guest_xcr0: u64) {
     page.sfmask = 0x4_7700;
     page.kernel_gs_base = 0xffff_9000_0000_1000;
     page.sysenter_esp = 0xffff_a000_0000_2000;
-    page.tsc_aux = if machine.contains(Machine::RDTSCP) {
-        0x55
-    } else {
-        0
-    };
+    page.tsc_aux = if machine.contains(Machine::RDTSCP) { 0x55 } else { 0 };
     // Entries 1 and 5 write-combining.
     page.pat = 0x0007_0106_0007_0106;
     page.dirty = Groups::all().bits();

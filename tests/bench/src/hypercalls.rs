@@ -14,13 +14,8 @@ use usys::{process, selector};
 /// Where pages are mapped for the measurement; nothing else is there.
 const PLAYGROUND: u64 = 0x600_0000_0000;
 /// Revocations, and how many mappings each ends.
-const REVOKE: [(&str, usize); 5] = [
-    ("revoke.1", 1),
-    ("revoke.4", 4),
-    ("revoke.16", 16),
-    ("revoke.64", 64),
-    ("revoke.256", 256),
-];
+const REVOKE: [(&str, usize); 5] =
+    [("revoke.1", 1), ("revoke.4", 4), ("revoke.16", 16), ("revoke.64", 64), ("revoke.256", 256)];
 /// Pages of one page table.
 const TABLE_PAGES: u64 = 512;
 
@@ -48,18 +43,14 @@ pub fn measure(report: &Report, memory: &mut FreeMemory, overhead: u64) {
 fn null(overhead: u64) -> Result<Summary> {
     let call = Timed::new(Hypercall::CapInfo, process::selector::PD, &[]);
     // SAFETY: reads only.
-    stopwatch::sample("hypercall.null", overhead, |mode| unsafe {
-        Ok(call.expect(mode)?.ticks)
-    })
+    stopwatch::sample("hypercall.null", overhead, |mode| unsafe { Ok(call.expect(mode)?.ticks) })
 }
 
 /// A number that no hypercall has.
 fn bad_number(overhead: u64) -> Result<Summary> {
     let call = Timed::nothing();
     // SAFETY: the kernel refuses it.
-    stopwatch::sample("hypercall.bad_number", overhead, |mode| unsafe {
-        Ok(call.execute(mode).ticks)
-    })
+    stopwatch::sample("hypercall.bad_number", overhead, |mode| unsafe { Ok(call.execute(mode).ticks) })
 }
 
 fn new_semaphore() -> Result<Cap<Sm>> {
@@ -70,9 +61,7 @@ fn new_semaphore() -> Result<Cap<Sm>> {
 fn signal(overhead: u64) -> Result<Summary> {
     let call = Timed::new(Hypercall::Signal, new_semaphore()?.selector(), &[]);
     // SAFETY: touches no memory.
-    stopwatch::sample("sm.signal", overhead, |mode| unsafe {
-        Ok(call.expect(mode)?.ticks)
-    })
+    stopwatch::sample("sm.signal", overhead, |mode| unsafe { Ok(call.expect(mode)?.ticks) })
 }
 
 /// The count is above zero.
@@ -102,25 +91,14 @@ fn create(overhead: u64) -> Result<Summary> {
 fn map_and_unmap(memory: &mut FreeMemory, overhead: u64) -> Result<[Summary; 2]> {
     let pages = memory.allocate(TABLE_PAGES, 1)?;
     let rights = Rights::READ | Rights::WRITE;
-    let source: Cap<Memory> = pages
-        .memory()
-        .derive(selector::allocate()?, Narrow::rights(rights))?;
+    let source: Cap<Memory> = pages.memory().derive(selector::allocate()?, Narrow::rights(rights))?;
     let flags = MapFlags::READ | MapFlags::WRITE;
     source.map(process::pd(), PLAYGROUND, 0, 1, flags)?;
     // A page that no large page can hold together with its neighbours, as they are not mapped.
     let page = 7;
     let to = source.selector();
-    let map = [
-        process::selector::PD.0.into(),
-        PLAYGROUND + page * PAGE_SIZE,
-        page,
-        1,
-        flags.bits().into(),
-    ];
-    let (map, unmap) = (
-        Timed::new(Hypercall::Map, to, &map),
-        Timed::new(Hypercall::Unmap, to, &[page, 1]),
-    );
+    let map = [process::selector::PD.0.into(), PLAYGROUND + page * PAGE_SIZE, page, 1, flags.bits().into()];
+    let (map, unmap) = (Timed::new(Hypercall::Map, to, &map), Timed::new(Hypercall::Unmap, to, &[page, 1]));
     // SAFETY: nothing else is at these addresses.
     let run = |call: &Timed, mode: Mode| unsafe { call.expect(mode) }.map(|outcome| outcome.ticks);
     let map_summary = stopwatch::sample("map.4k", overhead, |mode| {
@@ -144,17 +122,11 @@ fn revoke(op: &str, memory: &mut FreeMemory, mappings: usize, overhead: u64) -> 
     let rights = Rights::READ | Rights::WRITE;
     let flags = MapFlags::READ | MapFlags::WRITE;
     // One page stays mapped, so that the tables stay.
-    let anchor: Cap<Memory> = pages
-        .memory()
-        .derive(selector::allocate()?, Narrow::rights(rights))?;
+    let anchor: Cap<Memory> = pages.memory().derive(selector::allocate()?, Narrow::rights(rights))?;
     let last = TABLE_PAGES - 1;
     anchor.map(process::pd(), PLAYGROUND + last * PAGE_SIZE, last, 1, flags)?;
-    let parent = pages
-        .memory()
-        .derive(selector::allocate()?, Narrow::rights(rights | Rights::DERIVE))?;
-    let children: Vec<Selector> = (0..mappings)
-        .map(|_| selector::allocate())
-        .collect::<usys::Result<_>>()?;
+    let parent = pages.memory().derive(selector::allocate()?, Narrow::rights(rights | Rights::DERIVE))?;
+    let children: Vec<Selector> = (0..mappings).map(|_| selector::allocate()).collect::<usys::Result<_>>()?;
     let call = Timed::new(Hypercall::Revoke, parent.selector(), &[0]);
     let summary = stopwatch::sample(op, overhead, |mode| {
         for (page, &to) in (0..).zip(&children) {

@@ -63,14 +63,7 @@ fn serve(pd: Cap<Pd>) -> Result<Cap<Pt>> {
     let pool = u64::from(process::selector::POOL.0);
     let echo = bench_echo as *const () as u64;
     let handler: Cap<Ec> = Cap::new(selector::allocate()?);
-    let arguments = [
-        pool,
-        pd.selector().0.into(),
-        pack_ec_place(0, true),
-        echo,
-        0x1000,
-        0,
-    ];
+    let arguments = [pool, pd.selector().0.into(), pack_ec_place(0, true), echo, 0x1000, 0];
     create(Hypercall::CreateEc, handler.selector(), arguments)?;
     let portal: Cap<Pt> = Cap::new(selector::allocate()?);
     let arguments = [pool, handler.selector().0.into(), echo, 7, 0, 0];
@@ -83,8 +76,6 @@ fn create(call: Hypercall, to: Selector, arguments: [u64; 6]) -> Result<()> {
     let (status, _) = unsafe { hypercall::raw(Head::new(call, to), arguments) };
     match status {
         0 => Ok(()),
-        status => Err(crate::error::Failure::new(format_args!(
-            "{call:?}: status {status}"
-        ))),
+        status => Err(crate::error::Failure::new(format_args!("{call:?}: status {status}"))),
     }
 }

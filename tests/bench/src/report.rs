@@ -15,9 +15,7 @@ pub struct Report {
 impl Report {
     /// A report on the operations that the words in `request` are the beginning of the names of.
     pub fn new(request: &str) -> Self {
-        Report {
-            wanted: request.into(),
-        }
+        Report { wanted: request.into() }
     }
 
     /// The words, for another process.
@@ -28,9 +26,7 @@ impl Report {
     /// How many other VMs are to be there: one less than what follows `vms=` in the request.
     pub fn other_vms(&self) -> u64 {
         let words = self.wanted.split_whitespace();
-        let count = words
-            .filter_map(|word| word.strip_prefix(VMS)?.parse().ok())
-            .next();
+        let count = words.filter_map(|word| word.strip_prefix(VMS)?.parse().ok()).next();
         count.map_or(0, |count: u64| count.saturating_sub(1))
     }
 
@@ -79,7 +75,5 @@ impl Report {
 
 /// The summary of full samples.
 pub fn summary(mut samples: Samples, overhead: u64) -> Result<Summary> {
-    samples
-        .summary(overhead)
-        .ok_or_else(|| Failure::new("no samples"))
+    samples.summary(overhead).ok_or_else(|| Failure::new("no samples"))
 }

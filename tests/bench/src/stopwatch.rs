@@ -53,18 +53,12 @@ impl Timed {
     pub fn new(call: Hypercall, selector: Selector, arguments: &[u64]) -> Self {
         let mut words = [0; MESSAGE_WORDS];
         words[..arguments.len()].copy_from_slice(arguments);
-        Timed {
-            head: Head::new(call, selector),
-            words,
-        }
+        Timed { head: Head::new(call, selector), words }
     }
 
     /// A hypercall of a number that there is not.
     pub const fn nothing() -> Self {
-        Timed {
-            head: Head(0xff),
-            words: [0; MESSAGE_WORDS],
-        }
+        Timed { head: Head(0xff), words: [0; MESSAGE_WORDS] }
     }
 
     /// Executes it. Between the two RDTSC are, besides the hypercall and the loads of RAX and RDX that it needs, one MOV before
@@ -110,21 +104,16 @@ impl Timed {
                 "mov rax, r14\n mov rdx, r11\n syscall",
                 "mov rcx, rax\n rdtsc\n sub eax, r15d\n mov r15, rcx"
             ),
-            Mode::Empty => execute!(
-                "rdtsc\n mov r15d, eax",
-                "",
-                "mov rcx, rax\n rdtsc\n sub eax, r15d\n mov r15, rcx"
-            ),
+            Mode::Empty => {
+                execute!("rdtsc\n mov r15d, eax", "", "mov rcx, rax\n rdtsc\n sub eax, r15d\n mov r15, rcx")
+            }
             Mode::Marked => execute!(
                 "mov rdx, r11\n xchg bx, bx",
                 "mov rax, r14\n syscall",
                 "xchg bx, bx\n mov r15, rax\n xor eax, eax"
             ),
         }
-        Outcome {
-            ticks: ticks as u32,
-            status: status as u32,
-        }
+        Outcome { ticks: ticks as u32, status: status as u32 }
     }
 
     /// Executes it, and expects success.

@@ -41,15 +41,9 @@ pub fn main(info: core::result::Result<&'static BootInfo, &'static str>, started
 
 fn run(info: &'static BootInfo, started: u64) -> Result<()> {
     process::pool().create_ntfn(process::selector::EVENTS)?;
-    let mut system = System {
-        info,
-        memory: FreeMemory::new(info),
-        wall_clock: WallClock::default(),
-    };
+    let mut system = System { info, memory: FreeMemory::new(info), wall_clock: WallClock::default() };
     let report = Report::new(&request(&system)?);
-    report.measure("boot.kernel_to_user", || {
-        Ok(Summary::single(started - info.entry_tsc - info.boot_wait))
-    });
+    report.measure("boot.kernel_to_user", || Ok(Summary::single(started - info.entry_tsc - info.boot_wait)));
     report.measure(USER_BYTES, || user_bytes(&system).map(Summary::single));
     // As many VMs as are asked for, the one that measures included, wait in the background.
     let _background = vmm::start_idle(&mut system, report.other_vms())?;
@@ -75,9 +69,7 @@ fn user_bytes(system: &System) -> Result<u64> {
 
     let module = system.module(PROGRAM)?;
     let mut start = vec![0; HEADER_BYTES.min(module.bytes as usize)];
-    Mapping::new(module.memory, 0, module.pages(), false)?
-        .window()
-        .read(0, &mut start)?;
+    Mapping::new(module.memory, 0, module.pages(), false)?.window().read(0, &mut start)?;
     let image = Program::parse(&start, module.bytes).map_err(Failure::new)?;
     let own: u64 = image.segments.iter().map(|segment| segment.pages).sum();
     // Message area and boot information.

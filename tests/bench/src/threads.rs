@@ -178,11 +178,7 @@ static IS_OPEN: AtomicBool = AtomicBool::new(false);
 /// From the last instruction of a thread to the first one of its equal, at the end of a time slice.
 fn preempt(tsc_hz: u64, is_traceable: bool) -> Result<Summary> {
     const SLICE_US: u64 = 100;
-    const SLICE: Schedule = Schedule {
-        priority: LOW,
-        budget_us: SLICE_US,
-        period_us: SLICE_US,
-    };
+    const SLICE: Schedule = Schedule { priority: LOW, budget_us: SLICE_US, period_us: SLICE_US };
     static LOOK: AtomicU32 = AtomicU32::new(0);
     // The first marker comes in the last twentieth of a slice.
     let late = (tsc_hz * SLICE_US / 1_000_000 * 19 / 20) as u32;

@@ -47,10 +47,7 @@ const PRIORITY: u8 = 20;
 
 /// Starts the VMM, which measures what was asked for, and waits for its end.
 pub fn measure(report: &Report, system: &mut System) {
-    if !["exit", "fault", "doorbell", "ipi.self"]
-        .iter()
-        .any(|group| report.wants_some(group))
-    {
+    if !["exit", "fault", "doorbell", "ipi.self"].iter().any(|group| report.wants_some(group)) {
         return;
     }
     let run = |system: &mut System| -> Result<()> {
@@ -58,10 +55,7 @@ pub fn measure(report: &Report, system: &mut System) {
         let running = start(system, report.request(), Some(&device))?;
         let result = wait_for(&running);
         running.process.destroy(&mut system.memory);
-        running
-            .memory
-            .into_iter()
-            .for_each(|allocation| system.memory.free(allocation));
+        running.memory.into_iter().for_each(|allocation| system.memory.free(allocation));
         device.end(system)?;
         result
     };
@@ -104,9 +98,7 @@ fn start(system: &mut System, request: &str, device: Option<&Device>) -> Result<
     };
     let mut process = Process::create(system, &plan)?;
     let pd = process.pd();
-    let guest = system
-        .memory
-        .allocate(guest::MEMORY / PAGE_SIZE, guest::MEMORY / PAGE_SIZE)?;
+    let guest = system.memory.allocate(guest::MEMORY / PAGE_SIZE, guest::MEMORY / PAGE_SIZE)?;
     let page = system.memory.allocate(1, 1)?;
     let apic = system.memory.allocate(1, 1)?;
     let demand = system.memory.allocate(DEMAND_PAGES, 1)?;
@@ -120,10 +112,7 @@ fn start(system: &mut System, request: &str, device: Option<&Device>) -> Result<
     let log: Cap<Log> = Cap::new(root::LOG);
     log.delegate(pd, process::selector::LOG, Narrow::ALL)?;
     process.start()?;
-    Ok(Running {
-        process,
-        memory: [guest, page, apic, demand],
-    })
+    Ok(Running { process, memory: [guest, page, apic, demand] })
 }
 
 /// Waits until a VMM says that it is done, or crashes.
@@ -202,10 +191,7 @@ impl Vmm {
         guest::enter_long_mode(self.vcpu.page(), self.machine, self.guest_xcr0);
         self.vcpu.page().gpr[gpr::RDI] = self.guest_xcr0 >> 2 & 1;
         self.run(Piece::Prepare, 0, 0)?;
-        let overhead = self
-            .run(Piece::Empty, 0, 0)?
-            .summary(0)
-            .map_or(0, |summary| summary.median);
+        let overhead = self.run(Piece::Empty, 0, 0)?.summary(0).map_or(0, |summary| summary.median);
         let is_vmx = self.machine.contains(Machine::VMX);
         let hypercall = if is_vmx { Piece::Vmcall } else { Piece::Vmmcall };
         for (op, piece, rsi, step) in [
@@ -234,11 +220,7 @@ impl Vmm {
             Report::announce("ipi.self_vapic");
             report::summary(self.run(Piece::SelfIpi, 0, 0)?, overhead)
         });
-        let roundtrip = if is_vmx {
-            Piece::RoundtripVmcall
-        } else {
-            Piece::RoundtripVmmcall
-        };
+        let roundtrip = if is_vmx { Piece::RoundtripVmcall } else { Piece::RoundtripVmmcall };
         report.measure("doorbell.roundtrip", || {
             device::give_line(Cap::new(given::DEVICE), vcpu, guest::VECTOR)?;
             self.space.bind_doorbell(Doorbell::Call(1), given::BELL)?;
@@ -251,16 +233,8 @@ impl Vmm {
     /// Doorbells that signal a semaphore on which nobody waits.
     fn measure_doorbells(&mut self, report: &Report, overhead: u64) {
         let is_vmx = self.machine.contains(Machine::VMX);
-        let call = if is_vmx {
-            Piece::BellVmcall
-        } else {
-            Piece::BellVmmcall
-        };
-        let out = Doorbell::Port {
-            port: guest::BELL_PORT,
-            size: 2,
-            data: None,
-        };
+        let call = if is_vmx { Piece::BellVmcall } else { Piece::BellVmmcall };
+        let out = Doorbell::Port { port: guest::BELL_PORT, size: 2, data: None };
         let page = Doorbell::Page(guest::BELL_PAGE / PAGE_SIZE);
         for (op, piece, rsi, trigger) in [
             ("doorbell.vmcall", call, 0, Doorbell::Call(0)),
@@ -275,11 +249,7 @@ impl Vmm {
                 self.run(piece, rsi, 0)?;
                 Report::announce(op);
                 let summary = report::summary(self.run(piece, rsi, 0)?, overhead)?;
-                if bell.down(0)? {
-                    Ok(summary)
-                } else {
-                    Err(Failure::new("the doorbell did not ring"))
-                }
+                if bell.down(0)? { Ok(summary) } else { Err(Failure::new("the doorbell did not ring")) }
             });
         }
     }
@@ -405,9 +375,7 @@ impl Vmm {
             .filter(|&page| page < DEMAND_PAGES)
             .ok_or_else(|| Failure::new(format_args!("no memory at {address:#x}")))?;
         let flags = MapFlags::READ | MapFlags::WRITE;
-        Ok(self
-            .demand
-            .map(self.space, guest::DEMAND + page * PAGE_SIZE, page, 1, flags)?)
+        Ok(self.demand.map(self.space, guest::DEMAND + page * PAGE_SIZE, page, 1, flags)?)
     }
 }
 

@@ -50,9 +50,7 @@ pub fn measure(report: &Report, system: &mut System) {
             report.say(ZEROED, Ok(Summary::single(created.zeroed)));
             report.say(BYTES, Ok(Summary::single(created.bytes)));
         }
-        Err(failure) => [CREATE, ZEROED, BYTES]
-            .iter()
-            .for_each(|op| report.say(op, Err(failure.clone()))),
+        Err(failure) => [CREATE, ZEROED, BYTES].iter().for_each(|op| report.say(op, Err(failure.clone()))),
     }
     if wants_guest && let Err(failure) = run_guest(report, system, &console) {
         report.say(GUEST_OPS[0], Err(failure));

@@ -30,12 +30,7 @@ pub fn call_head<const N: usize>(head: u64, arguments: [u64; N]) -> Answer {
     words[..N].copy_from_slice(&arguments);
     let before = [words[0], words[1], words[2]];
     let (status, words) = syscall(head, words);
-    Answer {
-        head,
-        before,
-        status,
-        values: [words[0], words[1], words[2]],
-    }
+    Answer { head, before, status, values: [words[0], words[1], words[2]] }
 }
 
 /// Executes SYSCALL with a head and the eight message registers: RAX and those registers afterwards.
@@ -67,12 +62,7 @@ pub fn syscall(head: u64, words: [u64; MESSAGE_WORDS]) -> (u64, [u64; MESSAGE_WO
 impl Answer {
     /// The answer to a call that another thread made.
     pub fn of(head: u64, before: [u64; 3], status: u64, values: [u64; 3]) -> Self {
-        Answer {
-            head,
-            before,
-            status,
-            values,
-        }
+        Answer { head, before, status, values }
     }
 
     /// The status, if it is one.
@@ -85,9 +75,8 @@ impl Answer {
         if self.status() == Some(expected) {
             return Ok(());
         }
-        let name = Head(self.head)
-            .call()
-            .map_or_else(|| "a bad head".into(), |call| alloc::format!("{call:?}"));
+        let name =
+            Head(self.head).call().map_or_else(|| "a bad head".into(), |call| alloc::format!("{call:?}"));
         match self.status() {
             Some(status) => Err(Failure::new(&name, status, expected)),
             None => Err(Failure::new(&name, self.status, expected)),
@@ -124,10 +113,7 @@ impl Answer {
     #[track_caller]
     pub fn fails(self, expected: Status) -> Check {
         self.demand(expected)?;
-        let is_call = matches!(
-            Head(self.head).call(),
-            Some(Hypercall::Call | Hypercall::CallMessage)
-        );
+        let is_call = matches!(Head(self.head).call(), Some(Hypercall::Call | Hypercall::CallMessage));
         let is_stale = expected == Status::Aborted && is_call;
         if is_stale || self.values == [0; 3] {
             return Ok(());

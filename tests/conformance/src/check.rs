@@ -21,21 +21,14 @@ impl Failure {
     pub fn new(what: &str, got: impl Debug, expected: impl Debug) -> Self {
         let place = Location::caller();
         let file = place.file().rsplit('/').next().unwrap_or_default();
-        Failure(format!(
-            "{what} ({file}:{}): got {got:x?} expected {expected:x?}",
-            place.line()
-        ))
+        Failure(format!("{what} ({file}:{}): got {got:x?} expected {expected:x?}", place.line()))
     }
 }
 
 /// Compares.
 #[track_caller]
 pub fn equal<T: PartialEq + Debug>(what: &str, got: T, expected: T) -> Check {
-    if got == expected {
-        Ok(())
-    } else {
-        Err(Failure::new(what, got, expected))
-    }
+    if got == expected { Ok(()) } else { Err(Failure::new(what, got, expected)) }
 }
 
 /// A condition.

@@ -36,19 +36,12 @@ pub fn prepare(info: &'static BootInfo) -> Check {
     map_all(IMAGE, PD, IMAGE_COPY, 0, IMAGE_PAGES, RW)?;
     let file = ElfBytes::<LittleEndian>::minimal_parse(&bytes)
         .map_err(|_| Failure("the first module is no ELF file".into()))?;
-    let headers = file
-        .segments()
-        .ok_or_else(|| Failure("it has no segments".into()))?;
+    let headers = file.segments().ok_or_else(|| Failure("it has no segments".into()))?;
     let mut next = 0;
-    for header in headers
-        .iter()
-        .filter(|header| header.p_type == PT_LOAD && header.p_memsz > 0)
-    {
+    for header in headers.iter().filter(|header| header.p_type == PT_LOAD && header.p_memsz > 0) {
         let address = header.p_vaddr & !(PAGE - 1);
         let pages = (header.p_vaddr + header.p_memsz).div_ceil(PAGE) - address / PAGE;
-        let data = file
-            .segment_data(&header)
-            .map_err(|_| Failure("a segment is cut".into()))?;
+        let data = file.segment_data(&header).map_err(|_| Failure("a segment is cut".into()))?;
         if next + pages > IMAGE_PAGES {
             return Err(Failure("the program is too large for its children".into()));
         }
@@ -60,15 +53,9 @@ pub fn prepare(info: &'static BootInfo) -> Check {
         // SAFETY: the pages at `IMAGE_COPY` are mapped for this alone, and there are enough of them.
         unsafe {
             to.write_bytes(0, (pages * PAGE) as usize);
-            to.add((header.p_vaddr - address) as usize)
-                .copy_from_nonoverlapping(data.as_ptr(), data.len());
+            to.add((header.p_vaddr - address) as usize).copy_from_nonoverlapping(data.as_ptr(), data.len());
         }
-        SEGMENTS.lock().push(Segment {
-            page: next,
-            pages,
-            address,
-            flags,
-        });
+        SEGMENTS.lock().push(Segment { page: next, pages, address, flags });
         next += pages;
     }
     Ok(())
@@ -124,23 +111,14 @@ impl World {
         map_all(boards, pd, BOARD, 0, BOARD_PAGES, RW)?;
         let stacks = self.ram(threads * STACK_PAGES)?;
         map_all(stacks, pd, CHILD_STACKS, 0, threads * STACK_PAGES, RW)?;
-        let child = Child {
-            pool,
-            pd,
-            stacks: threads,
-        };
+        let child = Child { pool, pd, stacks: threads };
         child.grant(SLEEP, SLEEP, Rights::ALL)?;
         Ok(child)
     }
 
     /// Maps a segment: the one copy of what is read, a copy of its own of what is written.
     fn load(&mut self, pd: Sel, segment: Segment) -> Check {
-        let Segment {
-            page,
-            pages,
-            address,
-            flags,
-        } = segment;
+        let Segment { page, pages, address, flags } = segment;
         if !flags.contains(MapFlags::WRITE) {
             let memory = self.part(IMAGE, page, pages)?;
             return map_all(memory, pd, address, 0, pages, flags);

@@ -54,14 +54,8 @@ impl Guest {
         let page = w.ram(1)?;
         let bound = w.derive(page, Rights::ALL)?;
         call(Bind, vcpu, [bound, BindRole::VcpuPage as u64]).done()?;
-        let mut guest = Guest {
-            space,
-            vcpu,
-            memory,
-            bound,
-            ram: w.view(ram, PAGES)?,
-            page: w.view(page, 1)?,
-        };
+        let mut guest =
+            Guest { space, vcpu, memory, bound, ram: w.view(ram, PAGES)?, page: w.view(page, 1)? };
         guest.zero();
         guest.protected();
         Ok(guest)
@@ -122,13 +116,8 @@ impl Guest {
         page.idtr.limit = 0;
         page.gpr[hypercall_abi::vcpu::gpr::RSP] = 0x8000;
         page.inject = Event::NONE;
-        (
-            page.want,
-            page.run_flags,
-            page.intercepts,
-            page.exception_bitmap,
-            page.tsc_offset,
-        ) = (0, 0, 0, 0, 0);
+        (page.want, page.run_flags, page.intercepts, page.exception_bitmap, page.tsc_offset) =
+            (0, 0, 0, 0, 0);
         page.inject_length = 0;
     }
 

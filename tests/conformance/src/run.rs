@@ -48,10 +48,7 @@ impl Write for Line {
 
 /// Writes a line to the kernel's log.
 pub fn say(text: fmt::Arguments<'_>) {
-    let mut line = Line {
-        bytes: [0; 400],
-        len: 0,
-    };
+    let mut line = Line { bytes: [0; 400], len: 0 };
     // A line that is too long is cut.
     let _ = line.write_fmt(text);
     line.bytes[line.len] = b'\n';
@@ -83,18 +80,8 @@ fn start() -> Check {
     call(CreateSm, DONE, [ROOT_POOL, 0]).ok()?;
     let stack = threads::stack_top(STACK_COUNT - 1);
     let place = pack_ec_place(0, false);
-    call(
-        CreateEc,
-        RUNNER_EC,
-        [ROOT_POOL, PD, place, run_all as *const () as u64, stack - 8, 0],
-    )
-    .ok()?;
-    call(
-        CreateSc,
-        RUNNER_SC,
-        [ROOT_POOL, RUNNER_EC, PRIORITY, 10_000, 10_000],
-    )
-    .ok()?;
+    call(CreateEc, RUNNER_EC, [ROOT_POOL, PD, place, run_all as *const () as u64, stack - 8, 0]).ok()?;
+    call(CreateSc, RUNNER_SC, [ROOT_POOL, RUNNER_EC, PRIORITY, 10_000, 10_000]).ok()?;
     Ok(())
 }
 
@@ -115,10 +102,7 @@ fn watch(info: &BootInfo) -> Ending {
                 Ok(Some(fault)) => format!("it died: {fault:x?}"),
                 _ => format!("got no end in {TIME_LIMIT} s expected one"),
             };
-            say(format_args!(
-                "FAIL: {}: {why}",
-                test.map_or("?".into(), Test::sentence)
-            ));
+            say(format_args!("FAIL: {}: {why}", test.map_or("?".into(), Test::sentence)));
             FAILED.fetch_add(1, Ordering::Relaxed);
             break;
         }

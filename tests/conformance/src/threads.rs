@@ -167,12 +167,7 @@ impl World {
     pub fn fault_with(&mut self, cpu: u16, ip: u64, sp: u64, argument: u64) -> Seen<Fault> {
         let (ec, told) = (self.sel(), self.sm(0)?);
         let place = hypercall_abi::regs::pack_ec_place(cpu, false);
-        call(
-            Hypercall::CreateEc,
-            ec,
-            [self.pool, crate::layout::PD, place, ip, sp, argument],
-        )
-        .done()?;
+        call(Hypercall::CreateEc, ec, [self.pool, crate::layout::PD, place, ip, sp, argument]).done()?;
         call(Bind, ec, [told, BindRole::FaultNotification as u64]).done()?;
         let sc = self.sc(ec, HIGH)?;
         let told_in_time = call(Wait, told, [self.deadline(1_000_000)]).ok();
@@ -228,9 +223,5 @@ pub struct Fault {
 /// Why a thread stopped, if it did.
 pub fn fault_of(ec: Sel) -> Seen<Option<Fault>> {
     let [state, rip, address] = call(EcInfo, ec, []).ok()?;
-    Ok((state >> 63 != 0).then_some(Fault {
-        vector: state & !(1 << 63),
-        rip,
-        address,
-    }))
+    Ok((state >> 63 != 0).then_some(Fault { vector: state & !(1 << 63), rip, address }))
 }

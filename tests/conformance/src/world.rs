@@ -67,9 +67,7 @@ impl World {
             .max_by_key(|(_, region)| region.pages)
             .ok_or_else(|| Failure("there is no memory".into()))?;
         let source = u64::from(region.selector);
-        let reserved = heap
-            .filter(|heap| heap.region == index)
-            .map_or(0, |heap| heap.pages);
+        let reserved = heap.filter(|heap| heap.region == index).map_or(0, |heap| heap.pages);
         let first = (region.base / PAGE).next_multiple_of(512) - region.base / PAGE;
         let needed = first + ARENA_PAGES + FIXED_PAGES + IMAGE_PAGES + reserved;
         if region.pages < needed {
@@ -126,11 +124,7 @@ impl World {
         call(Unmap, ARENA, [0, ARENA_PAGES]);
         self.sweep(SCRATCH, SCRATCH + SCRATCH_COUNT)?;
         self.sweep(TEST_FIRST, self.next_selector)?;
-        equal(
-            "free frames after the test",
-            free_frames(ROOT_POOL)?,
-            self.free_before,
-        )
+        equal("free frames after the test", free_frames(ROOT_POOL)?, self.free_before)
     }
 
     fn sweep(&self, first: Sel, end: Sel) -> Check {
@@ -295,10 +289,7 @@ impl World {
     pub fn addresses(&mut self, pages: u64) -> u64 {
         let address = self.next_address;
         self.next_address += pages * PAGE;
-        assert!(
-            self.next_address <= WINDOW + WINDOW_PAGES * PAGE,
-            "too few addresses"
-        );
+        assert!(self.next_address <= WINDOW + WINDOW_PAGES * PAGE, "too few addresses");
         address
     }
 
@@ -350,13 +341,7 @@ impl World {
 pub fn map_all(memory: Sel, space: Sel, address: u64, offset: u64, pages: u64, flags: MapFlags) -> Check {
     let mut done = 0;
     while done < pages {
-        let arguments = [
-            space,
-            address + done * PAGE,
-            offset + done,
-            pages - done,
-            flags.bits().into(),
-        ];
+        let arguments = [space, address + done * PAGE, offset + done, pages - done, flags.bits().into()];
         let answer = call(Map, memory, arguments);
         if answer.status() != Some(hypercall_abi::Status::Partial) {
             return equal("pages mapped", done + answer.value()?, pages);

@@ -40,11 +40,8 @@ static SYSTEM_TIME: Page<SystemTime> = Page(UnsafeCell::new(SystemTime {
     flags: 0,
     pad2: [0; 2],
 }));
-static WALL_CLOCK: Page<WallClock> = Page(UnsafeCell::new(WallClock {
-    version: 0,
-    seconds: 0,
-    nanoseconds: 0,
-}));
+static WALL_CLOCK: Page<WallClock> =
+    Page(UnsafeCell::new(WallClock { version: 0, seconds: 0, nanoseconds: 0 }));
 
 /// Whether the hypervisor offers kvmclock through its current MSRs (CPUID 4000_0001H:EAX bit 3).
 pub fn has_kvmclock() -> bool {
@@ -99,19 +96,13 @@ pub fn kvmclock() -> Reading {
             continue;
         }
         let ticks = tsc.wrapping_sub(timestamp);
-        let shifted = if shift >= 0 {
-            ticks << (shift as u32 & 63)
-        } else {
-            ticks >> (-i32::from(shift) & 63)
-        };
+        let shifted =
+            if shift >= 0 { ticks << (shift as u32 & 63) } else { ticks >> (-i32::from(shift) & 63) };
         let elapsed = ((u128::from(shifted) * u128::from(mul)) >> 32) as u64;
         // ns = (ticks << shift) * mul / 2^32, so that a second has 10^9 * 2^32 / mul / 2^shift ticks.
         let unshifted = (1_000_000_000_u128 << 32) / u128::from(mul.max(1));
-        let hz = if shift >= 0 {
-            unshifted >> (shift as u32 & 63)
-        } else {
-            unshifted << (-i32::from(shift) & 63)
-        };
+        let hz =
+            if shift >= 0 { unshifted >> (shift as u32 & 63) } else { unshifted << (-i32::from(shift) & 63) };
         return Reading {
             now_ns: system_time.wrapping_add(elapsed),
             tsc_hz: hz as u64,
@@ -127,10 +118,7 @@ pub fn wall_clock() -> (u32, u32) {
     // SAFETY: the hypervisor writes 12 bytes at an address that is theirs alone; reads are volatile.
     unsafe {
         cpu::wrmsr(msr::KVM_WALL_CLOCK, page as u64);
-        (
-            (&raw const (*page).seconds).read_volatile(),
-            (&raw const (*page).nanoseconds).read_volatile(),
-        )
+        ((&raw const (*page).seconds).read_volatile(), (&raw const (*page).nanoseconds).read_volatile())
     }
 }
 

@@ -63,15 +63,8 @@ struct Tables {
 // SAFETY: written once by `init` on the only CPU; later only the processor reads and writes them.
 unsafe impl Sync for Tables {}
 
-const NO_GATE: Gate = Gate {
-    offset_low: 0,
-    selector: 0,
-    ist: 0,
-    attributes: 0,
-    offset_mid: 0,
-    offset_high: 0,
-    reserved: 0,
-};
+const NO_GATE: Gate =
+    Gate { offset_low: 0, selector: 0, ist: 0, attributes: 0, offset_mid: 0, offset_high: 0, reserved: 0 };
 
 static TABLES: Tables = Tables {
     tss: UnsafeCell::new(TaskState {
@@ -126,10 +119,7 @@ pub(crate) fn init() {
         for vector in 0..=255_u8 {
             // Breakpoints may come from user mode.
             let dpl = if vector == 3 { 3 } else { 0 };
-            let ist = IST_VECTORS
-                .iter()
-                .find(|(v, _)| *v == vector)
-                .map_or(0, |(_, ist)| *ist);
+            let ist = IST_VECTORS.iter().find(|(v, _)| *v == vector).map_or(0, |(_, ist)| *ist);
             (*TABLES.idt.get())[usize::from(vector)] = gate(stub(vector), ist, dpl);
         }
     }
@@ -155,10 +145,7 @@ fn gate(offset: u64, ist: u8, dpl: u8) -> Gate {
 
 /// (Re)loads the runtime's IDT.
 pub fn load_idt() {
-    let pointer = TablePointer {
-        limit: 256 * 16 - 1,
-        base: TABLES.idt.get() as u64,
-    };
+    let pointer = TablePointer { limit: 256 * 16 - 1, base: TABLES.idt.get() as u64 };
     // SAFETY: the table was filled by `init` and lives for ever.
     unsafe { lidt(&pointer) };
 }

@@ -103,11 +103,7 @@ impl Lapic {
     /// and enables it with its timer masked and spurious vector FFH.
     pub fn enable(mode: Mode) -> Self {
         let base = cpu::rdmsr(msr::APIC_BASE);
-        let current = if base & BASE_X2APIC != 0 {
-            Mode::X2apic
-        } else {
-            Mode::Xapic
-        };
+        let current = if base & BASE_X2APIC != 0 { Mode::X2apic } else { Mode::Xapic };
         let lapic = Lapic { mode };
         // SAFETY: interrupts that the change loses are those the caller has not asked for yet.
         unsafe {
@@ -136,9 +132,7 @@ impl Lapic {
     /// The APIC in the mode it is in: for handlers.
     pub fn current() -> Self {
         let x2apic = cpu::rdmsr(msr::APIC_BASE) & BASE_X2APIC != 0;
-        Lapic {
-            mode: if x2apic { Mode::X2apic } else { Mode::Xapic },
-        }
+        Lapic { mode: if x2apic { Mode::X2apic } else { Mode::Xapic } }
     }
 
     /// The mode it is in.

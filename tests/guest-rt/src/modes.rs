@@ -82,21 +82,13 @@ pub fn run(mode: Mode) -> Outcome {
 
         let low = |symbol: *const u8| (symbol as u64 - code as u64 + LOW_CODE) as u32;
         let ivt = IVT as *mut u32;
-        ivt.add(SOFTWARE_VECTOR.into())
-            .write_volatile(low(&raw const trt_low_soft_real));
-        ivt.add(TIMER_VECTOR.into())
-            .write_volatile(low(&raw const trt_low_timer_real));
+        ivt.add(SOFTWARE_VECTOR.into()).write_volatile(low(&raw const trt_low_soft_real));
+        ivt.add(TIMER_VECTOR.into()).write_volatile(low(&raw const trt_low_timer_real));
 
         let (soft, timer) = if mode == Mode::Protected16 {
-            (
-                gate16(low(&raw const trt_low_soft16)),
-                gate16(low(&raw const trt_low_timer16)),
-            )
+            (gate16(low(&raw const trt_low_soft16)), gate16(low(&raw const trt_low_timer16)))
         } else {
-            (
-                gate32(&raw const trt_soft32 as u32),
-                gate32(&raw const trt_timer32 as u32),
-            )
+            (gate32(&raw const trt_soft32 as u32), gate32(&raw const trt_timer32 as u32))
         };
         let idt = IDT32 as *mut u64;
         idt.add(SOFTWARE_VECTOR.into()).write_volatile(soft);

@@ -61,12 +61,7 @@ unsafe impl Sync for Shared {}
 static INFO: Shared = Shared(UnsafeCell::new(Info {
     cmdline: [0; MAX_CMDLINE],
     cmdline_len: 0,
-    regions: [Region {
-        start: 0,
-        size: 0,
-        kind: 0,
-        reserved: 0,
-    }; MAX_REGIONS],
+    regions: [Region { start: 0, size: 0, kind: 0, reserved: 0 }; MAX_REGIONS],
     region_count: 0,
     rsdp: 0,
 }));
@@ -113,16 +108,12 @@ fn info() -> &'static Info {
 /// The command line, without a file name that QEMU may have put in front; empty if it is not UTF-8.
 pub fn cmdline() -> &'static str {
     let info = info();
-    core::str::from_utf8(&info.cmdline[..info.cmdline_len])
-        .unwrap_or("")
-        .trim()
+    core::str::from_utf8(&info.cmdline[..info.cmdline_len]).unwrap_or("").trim()
 }
 
 /// The value of `key=value` on the command line.
 pub fn option(key: &str) -> Option<&'static str> {
-    cmdline()
-        .split_whitespace()
-        .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
+    cmdline().split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
 }
 
 /// The memory map, in the loader's order.

@@ -118,10 +118,7 @@ pub fn catch<R>(body: impl FnOnce() -> R) -> Result<R, Trap> {
         thunk::<F, R>
     }
 
-    let mut call = Call {
-        body: Some(body),
-        result: MaybeUninit::uninit(),
-    };
+    let mut call = Call { body: Some(body), result: MaybeUninit::uninit() };
     // SAFETY: `thunk` gets the argument it expects. When an exception cuts it short, its frames are dropped without
     // running destructors, which the contract above allows.
     let trapped = unsafe { trt_try(thunk_for(&call), (&raw mut call).cast()) };

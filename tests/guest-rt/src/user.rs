@@ -26,10 +26,7 @@ struct KernelGs {
     user_rsp: AtomicU64,
 }
 
-static KERNEL_GS: KernelGs = KernelGs {
-    kernel_rsp: AtomicU64::new(0),
-    user_rsp: AtomicU64::new(0),
-};
+static KERNEL_GS: KernelGs = KernelGs { kernel_rsp: AtomicU64::new(0), user_rsp: AtomicU64::new(0) };
 
 /// GS base of user mode, which tells user code that SWAPGS was undone: 8 bytes that hold [`USER_GS_MARK`].
 static USER_GS: AtomicU64 = AtomicU64::new(USER_GS_MARK);
@@ -52,9 +49,7 @@ unsafe extern "C" {
 /// Sets up SYSCALL, with interrupts off in the kernel, and GS for both rings.
 pub fn enable_syscall(handler: SystemCall) {
     HANDLER.store(handler as *mut (), Relaxed);
-    KERNEL_GS
-        .kernel_rsp
-        .store(KERNEL_STACK.0.get() as u64 + STACK_BYTES as u64, Relaxed);
+    KERNEL_GS.kernel_rsp.store(KERNEL_STACK.0.get() as u64 + STACK_BYTES as u64, Relaxed);
     let star = u64::from(desc::KERNEL_CODE) << 32 | u64::from(desc::USER_CODE32) << 48;
     // SAFETY: the entry is in user.S, the selectors are laid out for it, and the runtime itself does not use GS.
     unsafe {
@@ -73,10 +68,7 @@ pub fn enable_sysenter() {
     // SAFETY: the entry is in user.S; selectors follow KERNEL_CODE as SYSENTER and SYSEXIT want it.
     unsafe {
         cpu::wrmsr(msr::SYSENTER_CS, u64::from(desc::KERNEL_CODE));
-        cpu::wrmsr(
-            msr::SYSENTER_ESP,
-            KERNEL_STACK.0.get() as u64 + STACK_BYTES as u64,
-        );
+        cpu::wrmsr(msr::SYSENTER_ESP, KERNEL_STACK.0.get() as u64 + STACK_BYTES as u64);
         cpu::wrmsr(msr::SYSENTER_EIP, trt_sysenter_entry as *const () as u64);
     }
 }

@@ -28,14 +28,7 @@ pub fn run() {
 }
 
 fn is_gp(result: Result<(), Trap>) -> bool {
-    matches!(
-        result,
-        Err(Trap {
-            vector: GENERAL_PROTECTION,
-            error_code: 0,
-            ..
-        })
-    )
+    matches!(result, Err(Trap { vector: GENERAL_PROTECTION, error_code: 0, .. }))
 }
 
 fn common_cpuid() {
@@ -118,10 +111,7 @@ fn efer() {
 }
 
 fn hypervisor_cpuid() {
-    check!(
-        cpuid(0x4000_0000, 0).eax >= 0x4000_0001,
-        "KVM's CPUID leaves are there"
-    );
+    check!(cpuid(0x4000_0000, 0).eax >= 0x4000_0001, "KVM's CPUID leaves are there");
     check!(clock::has_kvmclock(), "KVM's CPUID leaf offers kvmclock");
     check!(cpuid(1, 0).ecx >> 5 & 1 == 0, "VMX is hidden");
     check!(cpuid(0x8000_0001, 0).ecx >> 2 & 1 == 0, "SVM is hidden");
@@ -129,10 +119,7 @@ fn hypervisor_cpuid() {
     let before = cpu::rdtsc();
     let tsc = rdmsr(msr::TSC);
     let after = cpu::rdtsc();
-    check!(
-        (before..=after).contains(&tsc),
-        "IA32_TIME_STAMP_COUNTER is what RDTSC gives"
-    );
+    check!((before..=after).contains(&tsc), "IA32_TIME_STAMP_COUNTER is what RDTSC gives");
     if cpuid(0, 0).eax >= 0x15 && cpuid(0x15, 0).eax != 0 {
         let leaf = cpuid(0x15, 0);
         let hz = u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax);
@@ -154,17 +141,11 @@ fn is_refused(number: u32, value: u64) -> bool {
 }
 
 fn refusals() {
-    check!(
-        is_gp(trap::catch(|| rdmsr(UNKNOWN_MSR)).map(|_| ())),
-        "RDMSR of an unknown MSR raises #GP"
-    );
+    check!(is_gp(trap::catch(|| rdmsr(UNKNOWN_MSR)).map(|_| ())), "RDMSR of an unknown MSR raises #GP");
     check!(is_refused(UNKNOWN_MSR, 0), "WRMSR of an unknown MSR raises #GP");
     let efer = rdmsr(msr::EFER);
     check!(is_refused(msr::EFER, efer | EFER_SVME), "EFER.SVME cannot be set");
-    check!(
-        is_refused(msr::PAT, 2),
-        "a reserved memory type in IA32_PAT raises #GP"
-    );
+    check!(is_refused(msr::PAT, 2), "a reserved memory type in IA32_PAT raises #GP");
     let cr4 = cpu::cr4();
     // SAFETY: raises #GP, else enables what is not used.
     let set_vmxe = || unsafe { cpu::set_cr4(cr4 | CR4_VMXE) };

@@ -110,10 +110,7 @@ fn stepping() {
     let mut expected = 0;
     let steps = hits(|| expected = debug::single_step());
     check!(eq u64::from(steps), expected, "single step stops after each instruction, exits among them");
-    check!(
-        LAST_DR6.load(Relaxed) & debug::DR6_SINGLE_STEP != 0,
-        "DR6 names the single step"
-    );
+    check!(LAST_DR6.load(Relaxed) & debug::DR6_SINGLE_STEP != 0, "DR6 names the single step");
 }
 
 fn breakpoints() {

@@ -38,9 +38,5 @@ pub fn run() {
     }
     port::outb(COM1 + IER, 0);
     println!();
-    check!(
-        ECHOED.load(Relaxed) > 0,
-        "{} bytes were sent back",
-        ECHOED.load(Relaxed)
-    );
+    check!(ECHOED.load(Relaxed) > 0, "{} bytes were sent back", ECHOED.load(Relaxed));
 }

@@ -60,23 +60,11 @@ fn x87_and_sse() {
     fpu::fxsave(&mut before);
     exits();
     fpu::fxsave(&mut after);
-    check!(
-        before.x87_registers().iter().any(|byte| *byte != 0),
-        "the x87 registers hold something to lose"
-    );
-    check!(
-        before.x87_control() == after.x87_control(),
-        "x87 control, status and tags survive exits and HLT"
-    );
+    check!(before.x87_registers().iter().any(|byte| *byte != 0), "the x87 registers hold something to lose");
+    check!(before.x87_control() == after.x87_control(), "x87 control, status and tags survive exits and HLT");
     check!(before.mxcsr() == after.mxcsr(), "MXCSR survives exits and HLT");
-    check!(
-        before.x87_registers() == after.x87_registers(),
-        "the x87 registers survive exits and HLT"
-    );
-    check!(
-        before.xmm() == after.xmm(),
-        "the XMM registers survive exits and HLT"
-    );
+    check!(before.x87_registers() == after.x87_registers(), "the x87 registers survive exits and HLT");
+    check!(before.xmm() == after.xmm(), "the XMM registers survive exits and HLT");
     let seen = fpu::store_xmm();
     let same = values.iter().zip(&seen).all(|(a, b)| a[..2] == b[..2]);
     check!(same, "the XMM registers hold what was loaded");
@@ -108,18 +96,12 @@ fn avx() {
     let values = lanes(0xfedc_ba98_7654_3211);
     fpu::load_ymm(&values);
     exits();
-    check!(
-        fpu::store_ymm() == values,
-        "the YMM registers survive exits and HLT"
-    );
+    check!(fpu::store_ymm() == values, "the YMM registers survive exits and HLT");
     // What the guest disables in XCR0 has to be there when it enables it again.
     fpu::xsetbv(0, XCR0_X87 | XCR0_SSE);
     exits();
     fpu::xsetbv(0, XCR0_X87 | XCR0_SSE | XCR0_AVX);
-    check!(
-        fpu::store_ymm() == values,
-        "the YMM registers survive exits while XCR0 has AVX off"
-    );
+    check!(fpu::store_ymm() == values, "the YMM registers survive exits while XCR0 has AVX off");
 }
 
 /// What is offered has to work: Bochs 2.7 stores the components where XRSTOR does not look.
@@ -132,10 +114,7 @@ fn compaction(method: Compaction, name: &str) {
     fpu::load_ymm(&values);
     method.save(&mut area);
     let upper = u128::from(values[0][3]) << 64 | u128::from(values[0][2]);
-    check!(
-        area.upper_ymm0() == upper.to_le_bytes(),
-        "{name} stores AVX state where the manual says"
-    );
+    check!(area.upper_ymm0() == upper.to_le_bytes(), "{name} stores AVX state where the manual says");
     fpu::load_ymm(&lanes(1));
     method.restore(&area);
     check!(fpu::store_ymm() == values, "what {name} stored can be restored");

@@ -46,18 +46,12 @@ fn self_ipis(apic: &Lapic) {
     let mode = apic.mode();
     count_all();
     apic.send_self(LOW);
-    check!(
-        apic.vector_bit(reg::IRR, LOW),
-        "{mode:?}: an IPI to self is requested"
-    );
+    check!(apic.vector_bit(reg::IRR, LOW), "{mode:?}: an IPI to self is requested");
     check!(eq irq::seen(LOW), 0, "{mode:?}: it does not arrive with interrupts off");
     open_window();
     check!(eq irq::seen(LOW), 1, "{mode:?}: it arrives when interrupts are switched on");
     let left = apic.vector_bit(reg::IRR, LOW) || apic.vector_bit(reg::ISR, LOW);
-    check!(
-        !left,
-        "{mode:?}: after its end it is neither requested nor in service"
-    );
+    check!(!left, "{mode:?}: after its end it is neither requested nor in service");
     cpu::sti();
     apic.send_self(LOW);
     let arrived = clock::wait_until(100, || irq::seen(LOW) == 2);
@@ -138,11 +132,7 @@ fn task_priority(apic: &Lapic) {
     check!(eq apic.read(reg::TPR), 0x50, "{mode:?}: a write to CR8 changes the task priority");
     open_window();
     open_window();
-    check!(
-        eq(irq::seen(LOW), irq::seen(MIDDLE)),
-        (0, 1),
-        "{mode:?}: CR8 lets the next class in"
-    );
+    check!(eq(irq::seen(LOW), irq::seen(MIDDLE)), (0, 1), "{mode:?}: CR8 lets the next class in");
     cpu::sti();
     cpu::set_cr8(0);
     let arrived = clock::wait_until(100, || irq::seen(LOW) == 1);
@@ -203,10 +193,7 @@ fn nested(apic: &Lapic) {
         eq NESTED_PPR.load(Relaxed), u32::from(MIDDLE & 0xf0),
         "{mode:?}: in service, the processor priority is the vector's class",
     );
-    check!(
-        NESTED_BY_HIGH.load(Relaxed),
-        "{mode:?}: a higher vector interrupts a handler"
-    );
+    check!(NESTED_BY_HIGH.load(Relaxed), "{mode:?}: a higher vector interrupts a handler");
     check!(!NESTED_BY_LOW.load(Relaxed), "{mode:?}: a lower vector does not");
     check!(eq irq::seen(LOW), 1, "{mode:?}: the lower vector arrives after the end of the handler's");
     trap::set_handler(MIDDLE, None);
@@ -298,14 +285,8 @@ fn nmis(apic: &Lapic) {
         port::outb(0x80, 0);
         NMIS.load(Relaxed) == 2
     });
-    check!(
-        both,
-        "{mode:?}: an NMI arrives with interrupts off, and one sent meanwhile after it"
-    );
-    check!(
-        !NMI_NESTED.load(Relaxed),
-        "{mode:?}: an NMI does not interrupt the handler of another"
-    );
+    check!(both, "{mode:?}: an NMI arrives with interrupts off, and one sent meanwhile after it");
+    check!(!NMI_NESTED.load(Relaxed), "{mode:?}: an NMI does not interrupt the handler of another");
 }
 
 fn software() {

@@ -22,25 +22,16 @@ pub fn run() {
     for region in ram() {
         test_region(region);
     }
-    let top = ram()
-        .map(Region::end)
-        .filter(|end| *end <= DEVICES)
-        .max()
-        .unwrap_or(0);
+    let top = ram().map(Region::end).filter(|end| *end <= DEVICES).max().unwrap_or(0);
     run_code(top - 64 * 1024);
-    if is_nacre() {
-        beyond_ram(top)
-    } else {
-        skip!("what is behind the RAM is the board's own")
-    }
+    if is_nacre() { beyond_ram(top) } else { skip!("what is behind the RAM is the board's own") }
 }
 
 fn disjoint(regions: &[Region]) -> bool {
-    regions.iter().enumerate().all(|(index, a)| {
-        regions[..index]
-            .iter()
-            .all(|b| a.end() <= b.start || b.end() <= a.start)
-    })
+    regions
+        .iter()
+        .enumerate()
+        .all(|(index, a)| regions[..index].iter().all(|b| a.end() <= b.start || b.end() <= a.start))
 }
 
 /// Writes the first and last eight bytes of the pages of a region, each a function of its address, then reads them all.
@@ -54,11 +45,7 @@ fn test_region(region: &Region) {
     let mut gib = first & !(GIB - 1);
     while gib < last {
         paging::map_gib(gib);
-        let within = || {
-            addresses()
-                .skip_while(|page| *page < gib)
-                .take_while(|page| *page < gib + GIB)
-        };
+        let within = || addresses().skip_while(|page| *page < gib).take_while(|page| *page < gib + GIB);
         for page in within() {
             for address in [page, page + PAGE - 8] {
                 // SAFETY: RAM by the memory map that the guest does not use itself.

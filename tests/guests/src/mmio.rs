@@ -21,11 +21,7 @@ pub fn run() {
     strings();
     local_apic(&apic);
     io_apic();
-    if is_nacre() {
-        hole()
-    } else {
-        skip!("what an address without a device does is the board's own")
-    }
+    if is_nacre() { hole() } else { skip!("what an address without a device does is the board's own") }
 }
 
 fn scratch(value: u32) {
@@ -95,14 +91,8 @@ fn strings() {
 
 fn local_apic(apic: &Lapic) {
     let version = apic.read(reg::VERSION);
-    check!(
-        (0x10..0x20).contains(&(version & 0xff)),
-        "the local APIC is an integrated one"
-    );
-    check!(
-        version >> 16 & 0xff >= 3,
-        "the local APIC has at least four local vectors"
-    );
+    check!((0x10..0x20).contains(&(version & 0xff)), "the local APIC is an integrated one");
+    check!(version >> 16 & 0xff >= 3, "the local APIC has at least four local vectors");
     apic.write(reg::TPR, 0x35);
     check!(eq apic.read(reg::TPR), 0x35, "the task priority holds what was written");
     apic.write(reg::TPR, 0);

@@ -9,28 +9,13 @@ pub fn run() {
     let apic = Lapic::enable_best();
     let ticks = apic.ticks_per_ms();
     let ebx = cpu::cpuid(0, 0).ebx;
-    let port = if is_nacre() {
-        0xe9
-    } else {
-        trt::port::inb(0xe9).into()
-    };
-    for mode in [
-        Mode::Compatibility,
-        Mode::Pae,
-        Mode::Protected32,
-        Mode::Protected16,
-        Mode::Real,
-    ] {
+    let port = if is_nacre() { 0xe9 } else { trt::port::inb(0xe9).into() };
+    for mode in [Mode::Compatibility, Mode::Pae, Mode::Protected32, Mode::Protected16, Mode::Real] {
         irq::count_only(SOFTWARE_VECTOR);
         irq::count(TIMER_VECTOR);
         apic.start_timer(TIMER_VECTOR, 0, ticks * 2);
-        let Outcome {
-            cpuid_ebx,
-            port_value,
-            mut software_interrupts,
-            mut timer_interrupts,
-            done,
-        } = modes::run(mode);
+        let Outcome { cpuid_ebx, port_value, mut software_interrupts, mut timer_interrupts, done } =
+            modes::run(mode);
         if mode == Mode::Compatibility {
             software_interrupts = irq::seen(SOFTWARE_VECTOR);
             timer_interrupts = irq::seen(TIMER_VECTOR);

@@ -68,21 +68,9 @@ fn fill(has_avx: bool, has_rdtscp: bool) {
 }
 
 fn is_filled(has_avx: bool, has_rdtscp: bool) -> bool {
-    let (lanes, used) = if has_avx {
-        (fpu::store_ymm(), 4)
-    } else {
-        (fpu::store_xmm(), 2)
-    };
-    lanes
-        .iter()
-        .all(|lanes| lanes[..used].iter().all(|lane| *lane == PATTERN))
+    let (lanes, used) = if has_avx { (fpu::store_ymm(), 4) } else { (fpu::store_xmm(), 2) };
+    lanes.iter().all(|lanes| lanes[..used].iter().all(|lane| *lane == PATTERN))
         && MSRS.iter().all(|(number, value)| rdmsr(*number) == *value)
         && (!has_rdtscp || trt::user::rdtscp().1 == (PATTERN & 0xffff_ffff) as u32)
-        && [
-            debug::dr0(),
-            debug::dr1(),
-            debug::dr2(),
-            debug::dr3(),
-            trt::trap::cr2(),
-        ] == [PATTERN; 5]
+        && [debug::dr0(), debug::dr1(), debug::dr2(), debug::dr3(), trt::trap::cr2()] == [PATTERN; 5]
 }

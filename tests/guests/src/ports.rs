@@ -42,26 +42,16 @@ fn registers() {
 
 fn absent_devices() {
     // The interrupt controllers' initialisation, as every operating system does it.
-    for (port, value) in [
-        (0x20, 0x11),
-        (0x21, 0x20),
-        (0x21, 4),
-        (0x21, 1),
-        (0xa0, 0x11),
-        (0xa1, 0x28),
-        (0xa1, 2),
-        (0xa1, 1),
-    ] {
+    for (port, value) in
+        [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0xa0, 0x11), (0xa1, 0x28), (0xa1, 2), (0xa1, 1)]
+    {
         outb(port, value);
     }
     outb(0x21, 0xff);
     outb(0xa1, 0xff);
     check!(eq inb(0x21), 0xff, "after initialisation the PIC's mask reads all ones, with or without a PIC");
     outb(0x80, 0x42);
-    check!(
-        inb(0x64) & 2 == 0,
-        "the keyboard controller is ready for a command, or Linux's reset would wait"
-    );
+    check!(inb(0x64) & 2 == 0, "the keyboard controller is ready for a command, or Linux's reset would wait");
     if is_nacre() {
         check!(eq inb(0xe9), 0xe9, "port E9H identifies itself");
         outl(0xcf8, 0x8000_0000);
@@ -114,11 +104,7 @@ fn strings() {
         wait_for_data();
         port::outsb_insb_backwards(0x80, COM1, b'y')
     });
-    check!(
-        eq(byte, from, to),
-        (b'x', -1, -1),
-        "OUTSB and INSB step backwards with DF set"
-    );
+    check!(eq(byte, from, to), (b'x', -1, -1), "OUTSB and INSB step backwards with DF set");
 
     port::outsb(UNCLAIMED, &[]);
     check!(true, "REP OUTSB of no bytes ends at once");
@@ -155,11 +141,7 @@ fn rtc() {
     let binary = rtc_register(0x0b) & 4 != 0;
     let number = |index| {
         let value = rtc_register(index);
-        if binary {
-            value
-        } else {
-            (value >> 4) * 10 + (value & 15)
-        }
+        if binary { value } else { (value >> 4) * 10 + (value & 15) }
     };
     clock::wait_until(10, || rtc_register(0x0a) >> 7 == 0);
     let (second, minute, hour) = (number(0), number(2), number(4));
@@ -182,8 +164,5 @@ fn rtc() {
         now != second
     });
     check!(ticked, "the RTC's second changes within 1.5 s");
-    check!(
-        (now + 60 - second) % 60 <= 2,
-        "the RTC's next second follows the last"
-    );
+    check!((now + 60 - second) % 60 <= 2, "the RTC's next second follows the last");
 }

@@ -38,10 +38,7 @@ fn one_shot(apic: &Lapic, ticks: u32) {
         cpu::sti_hlt_cli();
     }
     let passed_us = (rdtsc() - start) / (clock::tsc_hz() / 1_000_000);
-    check!(
-        passed_us >= 4_900,
-        "a one-shot of 5 ms takes at least that: {passed_us} us"
-    );
+    check!(passed_us >= 4_900, "a one-shot of 5 ms takes at least that: {passed_us} us");
     check!(eq apic.read(reg::CURRENT_COUNT), 0, "a one-shot ends at 0");
     cpu::sti();
     clock::wait(10);
@@ -53,10 +50,7 @@ fn one_shot(apic: &Lapic, ticks: u32) {
     cpu::sti();
     let ended = clock::wait_until(100, || apic.read(reg::CURRENT_COUNT) == 0);
     cpu::cli();
-    check!(
-        ended && irq::seen(VECTOR) == 0,
-        "a masked timer counts and does not interrupt"
-    );
+    check!(ended && irq::seen(VECTOR) == 0, "a masked timer counts and does not interrupt");
 
     apic.start_timer(VECTOR, 0, ticks * 5);
     apic.write(reg::INITIAL_COUNT, 0);
@@ -74,10 +68,7 @@ fn periodic(apic: &Lapic, ticks: u32) {
         cpu::sti_hlt_cli();
     }
     let passed_us = (rdtsc() - start) / (clock::tsc_hz() / 1_000_000);
-    check!(
-        passed_us >= 18_000,
-        "ten periods of 2 ms take at least 18 ms: {passed_us} us"
-    );
+    check!(passed_us >= 18_000, "ten periods of 2 ms take at least 18 ms: {passed_us} us");
     apic.stop_timer();
     cpu::sti();
     clock::wait(5);
@@ -99,10 +90,7 @@ fn registers_survive(apic: &Lapic, ticks: u32) {
     }
     cpu::cli();
     apic.stop_timer();
-    check!(
-        irq::seen(VECTOR) >= 10,
-        "a periodic timer interrupts a loop of exits"
-    );
+    check!(irq::seen(VECTOR) >= 10, "a periodic timer interrupts a loop of exits");
     check!(eq wrong, 0, "all general registers survive exits and interrupts");
 }
 
@@ -162,10 +150,7 @@ fn rate(ticks_per_ms: u32) {
 fn kvmclock(apic: &Lapic, ticks: u32) {
     clock::enable_kvmclock();
     let first = clock::kvmclock();
-    check!(
-        first.version.is_multiple_of(2) && first.version != 0,
-        "kvmclock's page has been written"
-    );
+    check!(first.version.is_multiple_of(2) && first.version != 0, "kvmclock's page has been written");
     let mut last = first.now_ns;
     let mut falls = 0;
     for round in 0..1000 {
@@ -183,10 +168,7 @@ fn kvmclock(apic: &Lapic, ticks: u32) {
     clock::wait(50);
     let (ticks, passed) = (rdtsc() - tsc, clock::kvmclock().now_ns - ns);
     let expected = (u128::from(ticks) * 1_000_000_000 / u128::from(first.tsc_hz)) as u64;
-    check!(
-        within(1, passed, expected),
-        "kvmclock's {passed} ns are the TSC's {expected} ns"
-    );
+    check!(within(1, passed, expected), "kvmclock's {passed} ns are the TSC's {expected} ns");
 
     let second = |_| {
         let now = rtc_second();
@@ -194,11 +176,7 @@ fn kvmclock(apic: &Lapic, ticks: u32) {
         clock::kvmclock().now_ns
     };
     let [begin, end] = [0, 1].map(second);
-    check!(
-        within(5, end - begin, 1_000_000_000),
-        "a second of the RTC is {} ns of kvmclock",
-        end - begin
-    );
+    check!(within(5, end - begin, 1_000_000_000), "a second of the RTC is {} ns of kvmclock", end - begin);
     clock::disable_kvmclock();
 }
 
@@ -216,12 +194,7 @@ fn rtc_time_of_day() -> u64 {
     let binary = rtc_register(0x0b) & 4 != 0;
     [4, 2, 0].into_iter().fold(0, |seconds, index| {
         let value = u64::from(rtc_register(index) & 0x7f);
-        seconds * 60
-            + if binary {
-                value
-            } else {
-                (value >> 4) * 10 + (value & 15)
-            }
+        seconds * 60 + if binary { value } else { (value >> 4) * 10 + (value & 15) }
     })
 }
 
@@ -236,8 +209,5 @@ fn wall_clock() {
     );
     let now = u64::from(boot) + (u64::from(nanoseconds) + clock::kvmclock().now_ns) / 1_000_000_000;
     let apart = (now % 86_400).abs_diff(rtc_time_of_day());
-    check!(
-        apart.min(86_400 - apart) <= 2,
-        "wall clock and RTC are at most 2 s apart: {apart}"
-    );
+    check!(apart.min(86_400 - apart) <= 2, "wall clock and RTC are at most 2 s apart: {apart}");
 }

@@ -45,11 +45,7 @@ fn count(words: impl IntoIterator<Item = u64>) -> usize {
 }
 
 fn vector_registers(has_avx: bool) -> usize {
-    let lanes = if has_avx {
-        fpu::store_ymm()
-    } else {
-        fpu::store_xmm()
-    };
+    let lanes = if has_avx { fpu::store_ymm() } else { fpu::store_xmm() };
     count(lanes.into_iter().flatten())
 }
 
@@ -57,12 +53,7 @@ fn x87_registers() -> usize {
     let mut area = Area::ZERO;
     fpu::fxsave(&mut area);
     let words = area.x87_registers().chunks_exact(8);
-    count(words.map(|bytes| {
-        bytes
-            .iter()
-            .rev()
-            .fold(0, |word, byte| word << 8 | u64::from(*byte))
-    }))
+    count(words.map(|bytes| bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte))))
 }
 
 fn general_registers() -> usize {
@@ -71,43 +62,21 @@ fn general_registers() -> usize {
 }
 
 fn system_registers() -> usize {
-    let msrs = [
-        msr::STAR,
-        msr::LSTAR,
-        msr::CSTAR,
-        msr::KERNEL_GS_BASE,
-        msr::FS_BASE,
-        msr::GS_BASE,
-    ];
+    let msrs = [msr::STAR, msr::LSTAR, msr::CSTAR, msr::KERNEL_GS_BASE, msr::FS_BASE, msr::GS_BASE];
     let has_rdtscp = cpu::cpuid(0x8000_0001, 0).edx >> 27 & 1 != 0;
     let aux = if has_rdtscp { trt::user::rdtscp().1 } else { 0 };
     count(msrs.map(rdmsr))
-        + count([
-            debug::dr0(),
-            debug::dr1(),
-            debug::dr2(),
-            debug::dr3(),
-            trap::cr2(),
-        ])
-        + [rdmsr(msr::SFMASK) as u32, aux]
-            .into_iter()
-            .filter(|word| is_half(*word))
-            .count()
+        + count([debug::dr0(), debug::dr1(), debug::dr2(), debug::dr3(), trap::cr2()])
+        + [rdmsr(msr::SFMASK) as u32, aux].into_iter().filter(|word| is_half(*word)).count()
 }
 
 /// Looks through all of RAM below 4 GiB.
 fn memory() -> usize {
-    let ram = pvh::memory_map()
-        .iter()
-        .filter(|region| region.is_ram() && region.end() <= 1 << 32);
+    let ram = pvh::memory_map().iter().filter(|region| region.is_ram() && region.end() <= 1 << 32);
     ram.map(|region: &Region| {
         let (first, last) = (region.start.next_multiple_of(8).max(8), region.end() & !7);
         // SAFETY: RAM, mapped, aligned; whatever changes it meanwhile, any word is a word.
-        count(
-            (first..last)
-                .step_by(8)
-                .map(|address| unsafe { (address as *const u64).read_volatile() }),
-        )
+        count((first..last).step_by(8).map(|address| unsafe { (address as *const u64).read_volatile() }))
     })
     .sum()
 }

@@ -18,9 +18,7 @@ use vmm_protocol::process::MonitorConfig;
 
 /// Runs the VM as its guest's command line says.
 pub fn main(info: &'static ProcessInfo) -> ! {
-    let Ok(config) = monitor::config(info) else {
-        monitor::main(info)
-    };
+    let Ok(config) = monitor::config(info) else { monitor::main(info) };
     match purpose(&config) {
         Some("crash-once") if crash::is_first_life(info) => monitor::main_with(info, crash::Crash::new()),
         Some("crash-always") => monitor::main_with(info, crash::Crash::new()),

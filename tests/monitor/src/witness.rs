@@ -21,12 +21,7 @@ pub(crate) struct Witness {
 
 impl Witness {
     pub(crate) fn new(info: &'static ProcessInfo) -> Self {
-        Witness {
-            heap_bytes: info.header.heap_bytes,
-            registers: Registers::new(),
-            exits: 0,
-            seen: 0,
-        }
+        Witness { heap_bytes: info.header.heap_bytes, registers: Registers::new(), exits: 0, seen: 0 }
     }
 }
 
@@ -43,10 +38,7 @@ impl Watch for Witness {
         self.registers.clear();
         let words = words_in_memory(self.heap_bytes);
         // Copies of what the vCPU page said are the VMM's to keep: they are told, and no failure.
-        log::info!(
-            "looked at {} exits; the pattern is in {words} words of memory",
-            self.exits
-        );
+        log::info!("looked at {} exits; the pattern is in {words} words of memory", self.exits);
         if self.exits > 0 && self.seen == 0 {
             return outcome;
         }
@@ -72,8 +64,5 @@ fn count(start: u64, bytes: u64) -> usize {
     // SAFETY: the memory is this process's own. It is read only, by a volatile copy of one word at a time, whatever Rust keeps
     // there.
     let window = unsafe { Window::from_raw(start as *mut u8, bytes as usize) };
-    (0..bytes as usize)
-        .step_by(8)
-        .filter(|&offset| window.read_u64(offset).is_ok_and(is_pattern))
-        .count()
+    (0..bytes as usize).step_by(8).filter(|&offset| window.read_u64(offset).is_ok_and(is_pattern)).count()
 }

@@ -86,10 +86,7 @@ impl Case {
     }
 
     const fn prints(self, text: &'static str) -> Self {
-        Case {
-            prints: Some(text),
-            ..self
-        }
+        Case { prints: Some(text), ..self }
     }
 
     const fn only_on(self, machines: &'static [Machine]) -> Self {
@@ -97,10 +94,7 @@ impl Case {
     }
 
     const fn beside(self, guest: &'static str) -> Self {
-        Case {
-            beside: Some(guest),
-            ..self
-        }
+        Case { beside: Some(guest), ..self }
     }
 }
 
@@ -110,39 +104,18 @@ pub const CASES: &[Case] = &[
     case("exit_code", "a guest's exit value becomes the host's status")
         .cmdline("value=77")
         .ends(Expect::Exit(77)),
-    case(
-        "cpuid_msr",
-        "CPUID and model-specific registers show what the CPU model says, and refuse the rest",
-    ),
+    case("cpuid_msr", "CPUID and model-specific registers show what the CPU model says, and refuse the rest"),
     case("ports", "ports behave as on a PC with and without their device"),
     case("mmio", "device registers work through many kinds of instruction"),
-    case(
-        "memory",
-        "all memory of the map holds data and code, and nothing is behind it",
-    ),
-    Case {
-        memory_mib: 256,
-        ..case("memory", "a larger memory works as a small one does")
-    },
-    case(
-        "interrupts",
-        "interrupts arrive when, where and in which order they should",
-    ),
+    case("memory", "all memory of the map holds data and code, and nothing is behind it"),
+    Case { memory_mib: 256, ..case("memory", "a larger memory works as a small one does") },
+    case("interrupts", "interrupts arrive when, where and in which order they should"),
     case("timer", "timers and clocks agree, and none goes back"),
     case("fpu", "x87, SSE and AVX registers survive exits and sleep"),
     case("debug_regs", "breakpoints and single step work across exits"),
-    case(
-        "modes",
-        "real, protected and compatibility mode exit as long mode does",
-    ),
-    case(
-        "syscalls",
-        "user mode and both kinds of system call work across exits",
-    ),
-    Case {
-        input: "hello, world q",
-        ..case("echo", "what is typed arrives by interrupt and is sent back")
-    },
+    case("modes", "real, protected and compatibility mode exit as long mode does"),
+    case("syscalls", "user mode and both kinds of system call work across exits"),
+    Case { input: "hello, world q", ..case("echo", "what is typed arrives by interrupt and is sent back") },
     case("triple_fault", "a guest's triple fault ends its virtual machine").ends(Expect::TripleFault),
     case("stuck", "a guest that nothing can wake is noticed").ends(Expect::Stuck),
     case("spin", "a guest that loops with interrupts off can be stopped")
@@ -150,34 +123,22 @@ pub const CASES: &[Case] = &[
         .ends(Expect::Endless)
         .only_on(PREEMPTIVE),
     case("poweroff", "a guest powers off").ends(Expect::PoweredOff),
-    case("reset", "a guest resets itself through ACPI")
-        .cmdline("how=acpi")
-        .ends(Expect::Reset),
+    case("reset", "a guest resets itself through ACPI").cmdline("how=acpi").ends(Expect::Reset),
     case("reset", "a guest resets itself through the keyboard controller")
         .cmdline("how=i8042")
         .ends(Expect::Reset),
-    case("reset", "a guest resets itself through port CF9H")
-        .cmdline("how=cf9")
-        .ends(Expect::Reset),
-    case("reset", "a guest resets itself through port 92H")
-        .cmdline("how=port92")
-        .ends(Expect::Reset),
+    case("reset", "a guest resets itself through port CF9H").cmdline("how=cf9").ends(Expect::Reset),
+    case("reset", "a guest resets itself through port 92H").cmdline("how=port92").ends(Expect::Reset),
     case("poison", "registers that are full of a pattern keep it"),
     case("witness", "nothing of an earlier virtual machine is in a new one"),
     case("poison", "no other virtual machine ever sees that pattern").beside("witness"),
-    case(
-        "triple_fault",
-        "a triple fault leaves another virtual machine's work unharmed",
-    )
-    .ends(Expect::TripleFault)
-    .beside("timer"),
-    case(
-        "spin",
-        "an endless loop leaves another virtual machine's work unharmed",
-    )
-    .ends(Expect::Endless)
-    .beside("timer")
-    .only_on(PREEMPTIVE),
+    case("triple_fault", "a triple fault leaves another virtual machine's work unharmed")
+        .ends(Expect::TripleFault)
+        .beside("timer"),
+    case("spin", "an endless loop leaves another virtual machine's work unharmed")
+        .ends(Expect::Endless)
+        .beside("timer")
+        .only_on(PREEMPTIVE),
 ];
 
 #[cfg(test)]
@@ -187,11 +148,7 @@ mod tests {
     #[test]
     fn no_two_cases_show_the_same() {
         for (index, case) in CASES.iter().enumerate() {
-            assert!(
-                CASES[..index].iter().all(|other| other.shows != case.shows),
-                "{}",
-                case.shows
-            );
+            assert!(CASES[..index].iter().all(|other| other.shows != case.shows), "{}", case.shows);
         }
     }
 
@@ -205,9 +162,7 @@ mod tests {
     #[test]
     fn every_guest_of_a_second_machine_passes_on_its_own_too() {
         for guest in CASES.iter().filter_map(|case| case.beside) {
-            let alone = CASES
-                .iter()
-                .any(|case| case.guest == guest && case.expect == Expect::Pass);
+            let alone = CASES.iter().any(|case| case.guest == guest && case.expect == Expect::Pass);
             assert!(alone, "{guest}");
         }
     }

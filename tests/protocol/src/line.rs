@@ -74,10 +74,7 @@ mod tests {
         assert_eq!(Line::parse("ok: it works\r\n"), Line::Ok("it works"));
         assert_eq!(Line::parse("FAIL: it works"), Line::Fail("it works"));
         assert_eq!(Line::parse("skip: no AVX"), Line::Skip("no AVX"));
-        assert_eq!(
-            Line::parse("done: 3 passed, 1 failed\r"),
-            Line::Done { passed: 3, failed: 1 }
-        );
+        assert_eq!(Line::parse("done: 3 passed, 1 failed\r"), Line::Done { passed: 3, failed: 1 });
         assert_eq!(Line::parse("done: soon"), Line::Other("done: soon"));
     }
 }

@@ -76,9 +76,7 @@ impl Op {
     /// A peer's figure, that of this machine if there are several.
     pub fn peer(&self, name: &str, machine: Machine) -> Option<&'static Peer> {
         let of_peer = || self.peers.iter().filter(|peer| peer.name == name);
-        of_peer()
-            .find(|peer| peer.on.is(machine))
-            .or_else(|| of_peer().next())
+        of_peer().find(|peer| peer.on.is(machine)).or_else(|| of_peer().next())
     }
 }
 
@@ -171,11 +169,7 @@ mod tests {
     #[test]
     fn every_peer_has_a_column_and_every_operation_one_row() {
         for (index, op) in OPERATIONS.iter().enumerate() {
-            assert!(
-                op.peers.iter().all(|peer| COLUMNS.contains(&peer.name)),
-                "{}",
-                op.name
-            );
+            assert!(op.peers.iter().all(|peer| COLUMNS.contains(&peer.name)), "{}", op.name);
             assert!(OPERATIONS[..index].iter().all(|earlier| earlier.name != op.name));
         }
     }

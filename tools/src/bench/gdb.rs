@@ -40,11 +40,7 @@ impl Gdb {
             waited += PAUSE;
         };
         stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(Gdb {
-            stream,
-            buffer: Vec::new(),
-            rcx: 0,
-        })
+        Ok(Gdb { stream, buffer: Vec::new(), rcx: 0 })
     }
 
     /// Stops at an address.
@@ -96,17 +92,12 @@ impl Gdb {
     pub fn read(&mut self, address: u64, bytes: usize) -> Result<Vec<u8>> {
         let answer = self.ask(&format!("m{address:x},{bytes:x}"))?.unwrap_or_default();
         let pairs = answer.chunks_exact(2);
-        Ok(pairs
-            .map_while(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
-            .collect())
+        Ok(pairs.map_while(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect())
     }
 
     fn expect_ok(&mut self, command: &str) -> Result<()> {
         let answer = self.ask(command)?;
-        ensure!(
-            answer.as_deref() == Some(b"OK"),
-            "QEMU's gdb server refuses {command}"
-        );
+        ensure!(answer.as_deref() == Some(b"OK"), "QEMU's gdb server refuses {command}");
         Ok(())
     }
 

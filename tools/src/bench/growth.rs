@@ -101,10 +101,8 @@ pub fn svg(machine: Machine, rows: &[Row]) -> Option<String> {
     // Flat curves can be close together: their names go above and below by turns.
     let label = [12.0, -4.0].into_iter().cycle();
     for (((name, points), color), label) in curves.iter().zip(COLORS.iter().cycle()).zip(label) {
-        let path: Vec<String> = points
-            .iter()
-            .map(|&(number, ticks)| format!("{:.1},{:.1}", x(number), y(ticks)))
-            .collect();
+        let path: Vec<String> =
+            points.iter().map(|&(number, ticks)| format!("{:.1},{:.1}", x(number), y(ticks))).collect();
         let (last_x, last_y) = points.last().map(|&(number, ticks)| (x(number), y(ticks)))?;
         let _ = writeln!(
             text,

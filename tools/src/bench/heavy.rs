@@ -119,17 +119,8 @@ mod tests {
         ] {
             count(&mut counts, bytes);
         }
-        let expected = [
-            ("vmread", 1),
-            ("swapgs", 1),
-            ("mov_cr3", 1),
-            ("mov_dr", 1),
-            ("locked", 2),
-            ("port_io", 1),
-        ];
-        assert_eq!(
-            counts,
-            Counts::from(expected.map(|(class, count)| (class.to_owned(), count)))
-        );
+        let expected =
+            [("vmread", 1), ("swapgs", 1), ("mov_cr3", 1), ("mov_dr", 1), ("locked", 2), ("port_io", 1)];
+        assert_eq!(counts, Counts::from(expected.map(|(class, count)| (class.to_owned(), count))));
     }
 }

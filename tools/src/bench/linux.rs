@@ -42,15 +42,9 @@ pub fn boot(machine: Machine, mitigations: &str) -> Result<Boot> {
         &log_name,
     ])?;
     let report = request::run(&args, Output::Collect)?;
-    ensure!(
-        report.verdict == Verdict::Command(0),
-        "Linux did not reach its shell: {}",
-        report.detail
-    );
+    ensure!(report.verdict == Verdict::Command(0), "Linux did not reach its shell: {}", report.detail);
     let text = String::from_utf8_lossy(&workspace::read(&log)?).into_owned();
-    text.lines()
-        .find_map(parse)
-        .with_context(|| format!("the log {log_name} has no statistics"))
+    text.lines().find_map(parse).with_context(|| format!("the log {log_name} has no statistics"))
 }
 
 /// Reads the VMM's line: `… booted at T after the kernel's entry: N exits, A of B ticks outside the guest: Kind N Kind N …`.
@@ -65,11 +59,7 @@ fn parse(line: &str) -> Option<Boot> {
     while let (Some(kind), Some(count)) = (words.next(), words.next()) {
         exits.insert(format!("exit {kind}"), count.parse().ok()?);
     }
-    Some(Boot {
-        outside: outside.parse().ok()?,
-        since_entry: since_entry.parse().ok()?,
-        exits,
-    })
+    Some(Boot { outside: outside.parse().ok()?, since_entry: since_entry.parse().ok()?, exits })
 }
 
 #[cfg(test)]

@@ -84,10 +84,7 @@ pub fn run(plan: &Plan, purpose: Purpose) -> Result<Measurements> {
     let (command, listener) = if plan.machine.is_bochs() {
         let listener = Listener::tcp()?;
         iso::make(&image, iso::Firmware::Bios, folder, &folder.join(iso::FILE))?;
-        (
-            bochs_command(&options, folder, listener.port(), purpose)?,
-            listener,
-        )
+        (bochs_command(&options, folder, listener.port(), purpose)?, listener)
     } else {
         let listener = Listener::unix(&folder.join(qemu::LINK_SOCKET))?;
         image.lay_out(folder)?;
@@ -102,10 +99,7 @@ pub fn run(plan: &Plan, purpose: Purpose) -> Result<Measurements> {
 
 fn image(plan: &Plan) -> Result<BootImage> {
     let program = |name: &str| elf::loadable(&workspace::bare_binary(name));
-    let module = |name: &str, bytes| Module {
-        name: name.to_owned(),
-        bytes,
-    };
+    let module = |name: &str, bytes| Module { name: name.to_owned(), bytes };
     Ok(BootImage {
         kernel: program("kernel")?,
         cmdline: format!("loglevel=error mitigations={} {}", plan.mitigations, plan.cmdline),
@@ -180,11 +174,7 @@ impl Session {
 
     fn collect(mut self, folder: &Path, purpose: Purpose) -> Result<Measurements> {
         let is_qemu_trace = purpose == Purpose::Trace && !self.emulator.machine().is_bochs();
-        let windows = if is_qemu_trace {
-            qemu_trace::trace(folder, &Code::read()?)?
-        } else {
-            Vec::new()
-        };
+        let windows = if is_qemu_trace { qemu_trace::trace(folder, &Code::read()?)? } else { Vec::new() };
         self.wait()?;
         if !self.is_complete {
             let said = self.emulator.last_words().unwrap_or_default();
@@ -195,11 +185,7 @@ impl Session {
                 last[last.len().saturating_sub(8)..].join("\n"),
             );
         }
-        let windows = if is_qemu_trace {
-            windows
-        } else {
-            self.trace.into_windows()
-        };
+        let windows = if is_qemu_trace { windows } else { self.trace.into_windows() };
         self.measurements.heavy = self.windows.into_iter().zip(windows).collect();
         Ok(self.measurements)
     }

@@ -133,10 +133,7 @@ fn build() -> Result<()> {
     for (package, binary) in PROGRAMS {
         command.args(["-p", package, "--bin", binary]);
     }
-    let status = command
-        .stdin(Stdio::null())
-        .status()
-        .context("cannot start cargo")?;
+    let status = command.stdin(Stdio::null()).status().context("cannot start cargo")?;
     if !status.success() {
         bail!("the build failed; cargo's messages above say where");
     }
@@ -158,34 +155,16 @@ fn measure(machine: Machine, only: &[String]) -> Result<Vec<Row>> {
         .filter(|op| only.is_empty() || only.iter().any(|name| op.name.starts_with(name.as_str())))
         .collect();
     let wants = |name: &str| wanted.iter().any(|op| op.name == name);
-    let plan = Plan {
-        machine,
-        only: request(only),
-        mitigations: "off",
-        cpus: 1,
-        cmdline: "",
-    };
+    let plan = Plan { machine, only: request(only), mitigations: "off", cpus: 1, cmdline: "" };
     let run = |what: &str, plan: &Plan, purpose| {
-        progress::timed(&format!("{what} on {}", machine.name()), || {
-            machine::run(plan, purpose)
-        })
+        progress::timed(&format!("{what} on {}", machine.name()), || machine::run(plan, purpose))
     };
     let both = |mitigations| -> Result<Measurements> {
-        let plan = Plan {
-            mitigations,
-            ..plan.clone()
-        };
-        let mut measurements = run(
-            &format!("measuring, mitigations={mitigations},"),
-            &plan,
-            Purpose::Measure,
-        )?;
+        let plan = Plan { mitigations, ..plan.clone() };
+        let mut measurements =
+            run(&format!("measuring, mitigations={mitigations},"), &plan, Purpose::Measure)?;
         if wants(TWO_CPUS) {
-            let plan = Plan {
-                cpus: 2,
-                only: vec![TWO_CPUS.to_owned()],
-                ..plan.clone()
-            };
+            let plan = Plan { cpus: 2, only: vec![TWO_CPUS.to_owned()], ..plan.clone() };
             measurements.merge(run("measuring with two CPUs", &plan, Purpose::Measure)?);
         }
         if linux::OPERATIONS.iter().any(|op| wants(op)) {
@@ -209,14 +188,8 @@ fn measure(machine: Machine, only: &[String]) -> Result<Vec<Row>> {
     }
     let auto = both("auto")?;
     // What grows is long, and says nothing new.
-    let named = wanted
-        .iter()
-        .map(|op| op.name)
-        .filter(|op| !growth::is_growth(op));
-    let plan = Plan {
-        only: named.map(str::to_owned).collect(),
-        ..plan
-    };
+    let named = wanted.iter().map(|op| op.name).filter(|op| !growth::is_growth(op));
+    let plan = Plan { only: named.map(str::to_owned).collect(), ..plan };
     let traced = run("tracing", &plan, Purpose::Trace)?;
     off.heavy.extend(traced.heavy);
     wanted.into_iter().map(|op| row(op, &off, &auto)).collect()
@@ -228,10 +201,7 @@ fn boot_linux(machine: Machine, mitigations: &str) -> Measurements {
     let mut measurements = Measurements::default();
     match boot {
         Ok(boot) => {
-            for (op, ticks) in linux::OPERATIONS
-                .into_iter()
-                .zip([boot.outside, boot.since_entry])
-            {
+            for (op, ticks) in linux::OPERATIONS.into_iter().zip([boot.outside, boot.since_entry]) {
                 let result = Ok(Summary::single(ticks));
                 measurements.results.insert(op.to_owned(), result);
             }
@@ -264,9 +234,9 @@ fn row(op: &'static Op, off: &Measurements, auto: &Measurements) -> Result<Row> 
 /// What is not measured, but follows from the files or from what was measured.
 fn computed(op: &Op, measurements: &Measurements) -> Result<Option<u64>> {
     Ok(match op.name {
-        KERNEL_BYTES => measurements
-            .median(USER_BYTES)
-            .map(|user| (u64::from(MEMORY_MIB) << 20).saturating_sub(user)),
+        KERNEL_BYTES => {
+            measurements.median(USER_BYTES).map(|user| (u64::from(MEMORY_MIB) << 20).saturating_sub(user))
+        }
         "size.kernel_lines" => Some(size::kernel_lines()?),
         "size.text_rodata" => Some(size::text_and_rodata()?),
         _ => None,
@@ -313,10 +283,7 @@ mod tests {
             why_not: None,
             heavy: Counts::from([("swapgs".to_owned(), 2)]),
         };
-        let missing = Row {
-            summary: None,
-            ..there.clone()
-        };
+        let missing = Row { summary: None, ..there.clone() };
         assert_eq!(
             report(Machine::Svm, &[there, missing]),
             json!({ "machine": "svm", "results": [{

@@ -22,11 +22,7 @@ const MAX_STEPS: usize = 100_000;
 
 /// Options that QEMU needs for a trace.
 pub fn options() -> [String; 3] {
-    [
-        "-S".into(),
-        "-gdb".into(),
-        format!("unix:{SOCKET},server=on,wait=off"),
-    ]
+    ["-S".into(), "-gdb".into(), format!("unix:{SOCKET},server=on,wait=off")]
 }
 
 /// Where things are in the executables.
@@ -100,9 +96,7 @@ pub fn trace(folder: &Path, code: &Code) -> Result<Vec<Counts>> {
         return Ok(Vec::new());
     }
     gdb.clear_breakpoint(code.main)?;
-    code.markers
-        .iter()
-        .try_for_each(|&marker| gdb.set_breakpoint(marker))?;
+    code.markers.iter().try_for_each(|&marker| gdb.set_breakpoint(marker))?;
     let mut windows = Vec::new();
     while let Some(at) = gdb.run()? {
         if !code.is_marker(&mut gdb, at)? {
@@ -138,11 +132,8 @@ fn window(gdb: &mut Gdb, code: &Code) -> Result<Option<Counts>> {
 fn executable_segments(file: &[u8]) -> Result<Vec<(u64, Vec<u8>)>> {
     let elf = ElfBytes::<LittleEndian>::minimal_parse(file)?;
     let segments = elf.segments().context("an executable has no segments")?;
-    let code = segments
-        .iter()
-        .filter(|segment| segment.p_type == PT_LOAD && segment.p_flags & PF_X != 0);
-    code.map(|segment| Ok((segment.p_vaddr, elf.segment_data(&segment)?.to_vec())))
-        .collect()
+    let code = segments.iter().filter(|segment| segment.p_type == PT_LOAD && segment.p_flags & PF_X != 0);
+    code.map(|segment| Ok((segment.p_vaddr, elf.segment_data(&segment)?.to_vec()))).collect()
 }
 
 /// Offsets of the markers in code. A marker in 64-bit code contains one of 16-bit code.
@@ -163,10 +154,7 @@ fn find_markers(code: &[u8]) -> impl Iterator<Item = u64> {
 
 /// The guest's code in the benchmark's executable.
 fn guest_code(file: &[u8]) -> Result<Vec<u8>> {
-    let (start, end) = (
-        symbol(file, "bench_guest_start")?,
-        symbol(file, "bench_guest_end")?,
-    );
+    let (start, end) = (symbol(file, "bench_guest_start")?, symbol(file, "bench_guest_end")?);
     let elf = ElfBytes::<LittleEndian>::minimal_parse(file)?;
     let segments = elf.segments().context("an executable has no segments")?;
     let segment = segments
@@ -183,11 +171,7 @@ fn symbol(file: &[u8], name: &str) -> Result<u64> {
     let (symbols, names) = elf.symbol_table()?.context("an executable has no symbols")?;
     symbols
         .iter()
-        .find(|symbol| {
-            names
-                .get(symbol.st_name as usize)
-                .is_ok_and(|known| known == name)
-        })
+        .find(|symbol| names.get(symbol.st_name as usize).is_ok_and(|known| known == name))
         .map(|symbol| symbol.st_value)
         .with_context(|| format!("the benchmark has no symbol {name}"))
 }

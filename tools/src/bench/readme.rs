@@ -47,10 +47,7 @@ fn section(machine: Machine, rows: &[Row]) -> String {
 
 /// The text with another section between the machine's markers; `None` without these.
 fn with_section(text: &str, machine: &str, section: &str) -> Option<String> {
-    let (begin, end) = (
-        format!("<!-- bench {machine}: begin -->"),
-        format!("<!-- bench {machine}: end -->"),
-    );
+    let (begin, end) = (format!("<!-- bench {machine}: begin -->"), format!("<!-- bench {machine}: end -->"));
     let (before, rest) = text.split_once(&begin)?;
     let (_, after) = rest.split_once(&end)?;
     Some(format!("{before}{begin}{section}{end}{after}"))

@@ -12,20 +12,15 @@ use toml::{Table, Value};
 /// # Errors
 /// Names what changes it.
 pub fn refuse_other_builds() -> Result<()> {
-    if let Some(name) = env::vars_os()
-        .filter_map(|(name, _)| name.into_string().ok())
-        .find(|name| changes_build(name))
+    if let Some(name) =
+        env::vars_os().filter_map(|(name, _)| name.into_string().ok()).find(|name| changes_build(name))
     {
         return Err(refusal(&format!("the variable {name}")));
     }
     let root = workspace::root();
     let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(default_home);
     let own = table_in(&root.join(".cargo").join("config.toml"))?.unwrap_or_default();
-    let above = root
-        .ancestors()
-        .skip(1)
-        .map(|folder| folder.join(".cargo"))
-        .chain(home);
+    let above = root.ancestors().skip(1).map(|folder| folder.join(".cargo")).chain(home);
     for folder in above {
         for file in ["config.toml", "config"].map(|name| folder.join(name)) {
             let foreign = table_in(&file)?.unwrap_or_default();
@@ -62,9 +57,7 @@ fn table_in(file: &Path) -> Result<Option<Table>> {
     let Ok(text) = fs::read_to_string(file) else {
         return Ok(None);
     };
-    let table = text
-        .parse()
-        .with_context(|| format!("cannot read {}", file.display()))?;
+    let table = text.parse().with_context(|| format!("cannot read {}", file.display()))?;
     Ok(Some(table))
 }
 
@@ -89,11 +82,7 @@ fn key_that_changes_build(table: &Table, own: &Table) -> Option<String> {
 fn lookup<'a>(table: &'a Table, path: &[String]) -> Option<&'a Value> {
     let (first, rest) = path.split_first()?;
     let value = table.get(first)?;
-    if rest.is_empty() {
-        Some(value)
-    } else {
-        lookup(value.as_table()?, rest)
-    }
+    if rest.is_empty() { Some(value) } else { lookup(value.as_table()?, rest) }
 }
 
 #[cfg(test)]
@@ -116,16 +105,11 @@ mod tests {
 
     #[test]
     fn a_configuration_is_refused_for_what_it_changes() {
-        let own = "[target.x86_64-unknown-none]\nrustflags = ['-g']"
-            .parse()
-            .unwrap();
+        let own = "[target.x86_64-unknown-none]\nrustflags = ['-g']".parse().unwrap();
         let key = |text: &str| key_that_changes_build(&text.parse().unwrap(), &own);
         assert_eq!(key("[net]\noffline = true\n[build]\njobs = 2"), None);
         assert_eq!(key("[target.x86_64-unknown-none]\nrustflags = ['-g']"), None);
-        assert_eq!(
-            key("[profile.release]\ndebug-assertions = false").as_deref(),
-            Some("profile.release")
-        );
+        assert_eq!(key("[profile.release]\ndebug-assertions = false").as_deref(), Some("profile.release"));
         assert_eq!(
             key("[target.x86_64-unknown-none]\nrustflags = []").as_deref(),
             Some("target.x86_64-unknown-none.rustflags")

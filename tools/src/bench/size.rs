@@ -14,9 +14,7 @@ const PACKAGES: [&str; 4] = ["kernel", "khw", "kcore", "hypercall-abi"];
 /// Lines of code in all that is ours and in the kernel: neither blank nor comment, without tests.
 pub fn kernel_lines() -> Result<u64> {
     let metadata = compile::metadata()?;
-    let packages = metadata["packages"]
-        .as_array()
-        .context("cargo metadata lists no packages")?;
+    let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
     let mut lines = 0;
     for name in PACKAGES {
         let package = packages
@@ -39,20 +37,13 @@ fn source_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
     for entry in entries {
         let path = entry?.path();
-        let stem = path
-            .file_stem()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         if stem.ends_with("tests") || stem.ends_with("_checker") || stem == "fake" {
             continue;
         }
         if path.is_dir() {
             files.extend(source_files(&path)?);
-        } else if path
-            .extension()
-            .is_some_and(|extension| extension == "rs" || extension == "S")
-        {
+        } else if path.extension().is_some_and(|extension| extension == "rs" || extension == "S") {
             files.push(path);
         }
     }
@@ -81,9 +72,7 @@ pub fn text_and_rodata() -> Result<u64> {
     let file = workspace::read(&workspace::bare_binary("kernel"))?;
     let elf = ElfBytes::<LittleEndian>::minimal_parse(&file)?;
     let segments = elf.segments().context("the kernel has no segments")?;
-    let constant = segments
-        .iter()
-        .filter(|segment| segment.p_type == PT_LOAD && segment.p_flags & PF_W == 0);
+    let constant = segments.iter().filter(|segment| segment.p_type == PT_LOAD && segment.p_flags & PF_W == 0);
     Ok(constant.map(|segment| segment.p_filesz).sum())
 }
 

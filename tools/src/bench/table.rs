@@ -46,9 +46,9 @@ pub fn summary(machine: Machine, rows: &[Row]) -> String {
             continue;
         }
         let op = row.op;
-        let peer = op.best_peer().map_or_else(String::new, |peer| {
-            format!("{} {}", peer.name, figure(peer, machine))
-        });
+        let peer = op
+            .best_peer()
+            .map_or_else(String::new, |peer| format!("{} {}", peer.name, figure(peer, machine)));
         let _ = writeln!(
             text,
             "| {} | {} | {peer} | {} | {} | {} |",
@@ -131,28 +131,18 @@ fn figure(peer: &Peer, machine: Machine) -> String {
 fn growth_table(rows: &[Row]) -> String {
     let mut text = String::new();
     for (name, points) in growth::curves(rows) {
-        let points: Vec<String> = points
-            .iter()
-            .map(|&(number, ticks)| format!("{number}: {}", grouped(ticks)))
-            .collect();
+        let points: Vec<String> =
+            points.iter().map(|&(number, ticks)| format!("{number}: {}", grouped(ticks))).collect();
         let _ = writeln!(text, "| {name} | {} |", points.join(", "));
     }
-    if text.is_empty() {
-        text
-    } else {
-        format!("| growth | number: median |\n|---|---|\n{text}")
-    }
+    if text.is_empty() { text } else { format!("| growth | number: median |\n|---|---|\n{text}") }
 }
 
 /// What each operation executed of the instructions that are dear, and the bytes that REP zeroed or copied.
 fn heavy(rows: &[Row]) -> String {
     let mut text = String::new();
     for row in rows.iter().filter(|row| !row.heavy.is_empty()) {
-        let counts: Vec<String> = row
-            .heavy
-            .iter()
-            .map(|(class, count)| format!("{class} {count}"))
-            .collect();
+        let counts: Vec<String> = row.heavy.iter().map(|(class, count)| format!("{class} {count}")).collect();
         let _ = writeln!(text, "| `{}` | {} |", row.op.name, counts.join(", "));
     }
     if text.is_empty() {
@@ -193,10 +183,7 @@ mod tests {
 
     #[test]
     fn thousands_are_told_apart() {
-        assert_eq!(
-            [0, 999, 1000, 1_234_567].map(grouped),
-            ["0", "999", "1 000", "1 234 567"]
-        );
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1 000", "1 234 567"]);
     }
 
     #[test]
@@ -214,11 +201,8 @@ mod tests {
 
     #[test]
     fn growth_has_a_table_of_its_own() {
-        let rows = [
-            row("sm.signal", Some(120)),
-            row("sm.signal.64vms", Some(121)),
-            row("revoke.4", Some(3000)),
-        ];
+        let rows =
+            [row("sm.signal", Some(120)), row("sm.signal.64vms", Some(121)), row("revoke.4", Some(3000))];
         let text = markdown(Machine::Vtx, &rows);
         assert!(
             text.contains("| sm.signal, by VMs | 1: 120, 64: 121 |") && text.contains("4: 3 000"),
@@ -230,15 +214,8 @@ mod tests {
 
     #[test]
     fn every_row_has_as_many_cells_as_the_header() {
-        let text = markdown(
-            Machine::Vtx,
-            &[row("exit.cpuid", Some(1)), row("irqoff.max", None)],
-        );
-        let cells: Vec<usize> = text
-            .lines()
-            .take(4)
-            .map(|line| line.matches('|').count())
-            .collect();
+        let text = markdown(Machine::Vtx, &[row("exit.cpuid", Some(1)), row("irqoff.max", None)]);
+        let cells: Vec<usize> = text.lines().take(4).map(|line| line.matches('|').count()).collect();
         assert!(cells.iter().all(|&count| count == cells[0]), "{text}");
     }
 }

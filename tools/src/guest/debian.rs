@@ -75,10 +75,7 @@ fn fetch_into(cache: &Path) -> Result<()> {
         .find(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz"))
         .with_context(|| format!("{} holds no kernel", kernel_package.package))?;
     let busybox = ["bin/busybox", "usr/bin/busybox"].map(|path| busybox_tree.join(path));
-    let busybox = busybox
-        .iter()
-        .find(|path| path.is_file())
-        .context("busybox-static holds no busybox")?;
+    let busybox = busybox.iter().find(|path| path.is_file()).context("busybox-static holds no busybox")?;
     fs::rename(vmlinuz.path(), cache.join("vmlinuz"))?;
     fs::rename(busybox, cache.join("busybox"))?;
     // Written last: its presence says that the cache is complete.
@@ -110,12 +107,8 @@ fn resolve_kernel() -> Option<String> {
 }
 
 fn first_image_dependency(depends: &str) -> Option<String> {
-    let dependencies = depends
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("Depends: "));
-    dependencies
-        .map(str::to_owned)
-        .find(|name| name.starts_with("linux-image-"))
+    let dependencies = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+    dependencies.map(str::to_owned).find(|name| name.starts_with("linux-image-"))
 }
 
 /// Downloads a package and unpacks it; returns what it was and where its files are.
@@ -133,10 +126,7 @@ fn download(package: &str, scratch: &Path) -> Result<(Fetched, PathBuf)> {
         let errors = String::from_utf8_lossy(&output.stderr);
         bail!(
             "apt-get download {package}: {}",
-            errors
-                .lines()
-                .find(|line| line.starts_with("E:"))
-                .unwrap_or("failed")
+            errors.lines().find(|line| line.starts_with("E:")).unwrap_or("failed")
         );
     }
     let archive = fs::read_dir(&folder)?
@@ -144,22 +134,10 @@ fn download(package: &str, scratch: &Path) -> Result<(Fetched, PathBuf)> {
         .map(|entry| entry.path())
         .find(|path| path.extension().is_some_and(|e| e == "deb"));
     let archive = archive.with_context(|| format!("apt-get download left no file for {package}"))?;
-    let version = run(
-        "dpkg-deb",
-        &["--field".as_ref(), archive.as_os_str(), "Version".as_ref()],
-    )?;
+    let version = run("dpkg-deb", &["--field".as_ref(), archive.as_os_str(), "Version".as_ref()])?;
     let tree = folder.join("tree");
-    run(
-        "dpkg-deb",
-        &["--extract".as_ref(), archive.as_os_str(), tree.as_os_str()],
-    )?;
-    Ok((
-        Fetched {
-            package: package.to_owned(),
-            version: version.trim().to_owned(),
-        },
-        tree,
-    ))
+    run("dpkg-deb", &["--extract".as_ref(), archive.as_os_str(), tree.as_os_str()])?;
+    Ok((Fetched { package: package.to_owned(), version: version.trim().to_owned() }, tree))
 }
 
 fn run(program: &str, arguments: &[&std::ffi::OsStr]) -> Result<String> {
@@ -181,10 +159,7 @@ mod tests {
     #[test]
     fn the_meta_package_leads_to_the_kernel() {
         let depends = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-41-cloud-amd64\n";
-        assert_eq!(
-            first_image_dependency(depends).as_deref(),
-            Some("linux-image-6.1.0-41-cloud-amd64")
-        );
+        assert_eq!(first_image_dependency(depends).as_deref(), Some("linux-image-6.1.0-41-cloud-amd64"));
         assert_eq!(first_image_dependency(""), None);
     }
 }

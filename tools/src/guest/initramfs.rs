@@ -59,10 +59,7 @@ fn applets(busybox: &Path) -> Result<Vec<String>> {
         .output()
         .with_context(|| format!("cannot start {}", busybox.display()))?;
     ensure!(output.status.success(), "{} --list failed", busybox.display());
-    Ok(String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .map(str::to_owned)
-        .collect())
+    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
 }
 
 /// Writer of cpio archives in the `newc` format (Linux, Documentation/driver-api/early-userspace/buffer-format.rst).
@@ -94,21 +91,8 @@ impl Archive {
         self.entries += 1;
         // Inode, mode, uid, gid, links, mtime, file size, device (major, minor), special device (major, minor), name size
         // with its zero, checksum.
-        let fields = [
-            self.entries,
-            mode,
-            0,
-            0,
-            1,
-            0,
-            content.len() as u32,
-            0,
-            0,
-            0,
-            0,
-            name.len() as u32 + 1,
-            0,
-        ];
+        let fields =
+            [self.entries, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
         self.bytes.extend(b"070701");
         for field in fields {
             self.bytes.extend(format!("{field:08x}").as_bytes());
@@ -143,21 +127,15 @@ mod tests {
         archive.symlink("l", "d/f");
         let bytes = archive.finish();
         let folder = tempfile::tempdir().unwrap();
-        let Ok(mut cpio) = Command::new("cpio")
-            .args(["-i", "--quiet"])
-            .current_dir(&folder)
-            .stdin(Stdio::piped())
-            .spawn()
+        let Ok(mut cpio) =
+            Command::new("cpio").args(["-i", "--quiet"]).current_dir(&folder).stdin(Stdio::piped()).spawn()
         else {
             return; // no cpio on this machine
         };
         cpio.stdin.take().unwrap().write_all(&bytes).unwrap();
         assert!(cpio.wait().unwrap().success());
         assert_eq!(std::fs::read(folder.path().join("d/f")).unwrap(), b"hello");
-        assert_eq!(
-            std::fs::read_link(folder.path().join("l")).unwrap(),
-            Path::new("d/f")
-        );
+        assert_eq!(std::fs::read_link(folder.path().join("l")).unwrap(), Path::new("d/f"));
     }
 
     #[test]

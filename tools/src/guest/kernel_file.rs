@@ -56,19 +56,15 @@ fn check_bzimage(bytes: &[u8]) -> Result<(), String> {
     let version = u16_at(0x206).unwrap_or(0);
     if version < XLOADFLAGS_VERSION || u16_at(0x236).is_none_or(|flags| flags & 1 == 0) {
         return Err(
-            "this bzImage has no 64-bit entry; build the kernel for x86-64, version 3.8 or later".into(),
+            "this bzImage has no 64-bit entry; build the kernel for x86-64, version 3.8 or later".into()
         );
     }
     let setup_bytes = (usize::from(bytes[0x1f1]) + 1) * 512;
-    let syssize = bytes
-        .get(0x1f4..0x1f8)
-        .map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize);
+    let syssize =
+        bytes.get(0x1f4..0x1f8).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize);
     let needed = setup_bytes + syssize * 16;
     if needed > bytes.len() {
-        return Err(format!(
-            "the bzImage is damaged: it should have {needed} bytes but has {}",
-            bytes.len()
-        ));
+        return Err(format!("the bzImage is damaged: it should have {needed} bytes but has {}", bytes.len()));
     }
     Ok(())
 }
@@ -81,18 +77,11 @@ fn recognise_elf(bytes: &[u8]) -> Result<Kind, String> {
         (header.class, header.e_machine),
         (Class::ELF64, EM_X86_64) | (Class::ELF32, EM_386 | EM_X86_64)
     ) {
-        return Err(format!(
-            "the ELF file is for another machine (e_machine {}), not x86",
-            header.e_machine
-        ));
+        return Err(format!("the ELF file is for another machine (e_machine {}), not x86", header.e_machine));
     }
     let segments = file.segments().ok_or("the ELF file has nothing to load")?;
     for segment in segments.iter() {
-        if segment
-            .p_offset
-            .checked_add(segment.p_filesz)
-            .is_none_or(|end| end > bytes.len() as u64)
-        {
+        if segment.p_offset.checked_add(segment.p_filesz).is_none_or(|end| end > bytes.len() as u64) {
             return Err(damaged(&"a segment lies beyond its end"));
         }
     }
@@ -114,17 +103,16 @@ fn recognise_elf(bytes: &[u8]) -> Result<Kind, String> {
 fn xen_note<'data>(file: &ElfBytes<'data, LittleEndian>, wanted: u64) -> Option<&'data [u8]> {
     let segments = file.segments()?;
     let notes = segments.iter().filter(|segment| segment.p_type == PT_NOTE);
-    notes
-        .filter_map(|segment| file.segment_data_as_notes(&segment).ok())
-        .flatten()
-        .find_map(|note| match note {
+    notes.filter_map(|segment| file.segment_data_as_notes(&segment).ok()).flatten().find_map(
+        |note| match note {
             Note::Unknown(note)
                 if note.n_type == wanted && note.name_str().is_ok_and(|name| name == "Xen") =>
             {
                 Some(note.desc)
             }
             _ => None,
-        })
+        },
+    )
 }
 
 fn has_multiboot_header(bytes: &[u8]) -> bool {
@@ -132,9 +120,7 @@ fn has_multiboot_header(bytes: &[u8]) -> bool {
         .chunks_exact(4)
         .map(|chunk| u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]))
         .collect();
-    words
-        .windows(3)
-        .any(|w| w[0] == MULTIBOOT_MAGIC && w[0].wrapping_add(w[1]).wrapping_add(w[2]) == 0)
+    words.windows(3).any(|w| w[0] == MULTIBOOT_MAGIC && w[0].wrapping_add(w[1]).wrapping_add(w[2]) == 0)
 }
 
 #[cfg(test)]
@@ -189,11 +175,7 @@ mod tests {
         let header = [0x1bad_b002u32, 3, 0u32.wrapping_sub(0x1bad_b002 + 3)];
         let content: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
         assert_eq!(recognise(&elf32(&content)), Ok(Kind::Multiboot));
-        assert!(
-            recognise(&elf32(b"nothing of note."))
-                .unwrap_err()
-                .contains("neither")
-        );
+        assert!(recognise(&elf32(b"nothing of note.")).unwrap_err().contains("neither"));
     }
 
     #[test]

@@ -58,25 +58,13 @@ mod tests {
     fn what_follows_the_last_segment_is_cut() {
         let stripped = without_sections(executable(200, 5000)).unwrap();
         assert_eq!(stripped.len(), 200);
-        assert_eq!(
-            ElfBytes::<LittleEndian>::minimal_parse(&stripped)
-                .unwrap()
-                .segments()
-                .unwrap()
-                .len(),
-            1
-        );
+        assert_eq!(ElfBytes::<LittleEndian>::minimal_parse(&stripped).unwrap().segments().unwrap().len(), 1);
     }
 
     #[test]
     fn an_executable_that_is_cut_short_is_refused() {
         let mut bytes = executable(200, 0);
         bytes.truncate(150);
-        assert!(
-            without_sections(bytes)
-                .unwrap_err()
-                .to_string()
-                .contains("cut short")
-        );
+        assert!(without_sections(bytes).unwrap_err().to_string().contains("cut short"));
     }
 }

@@ -39,31 +39,16 @@ pub fn make(image: &BootImage, firmware: Firmware, scratch: &Path, output: &Path
         // Which disk and video modules there are differs between the two, so that GRUB's own choice is taken.
         Firmware::BiosAndUefi => {}
     }
-    command
-        .args(["--fonts=", "--locales=", "--themes=", "-o"])
-        .arg(output)
-        .arg(&tree);
-    let result = command
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot start grub-mkrescue")?;
+    command.args(["--fonts=", "--locales=", "--themes=", "-o"]).arg(output).arg(&tree);
+    let result = command.stdin(Stdio::null()).output().context("cannot start grub-mkrescue")?;
     if !result.status.success() {
-        bail!(
-            "grub-mkrescue failed: {}",
-            String::from_utf8_lossy(&result.stderr).trim()
-        );
+        bail!("grub-mkrescue failed: {}", String::from_utf8_lossy(&result.stderr).trim());
     }
-    fs::remove_dir_all(&tree)
-        .or_else(ignore_missing)
-        .context("cannot remove intermediate files")
+    fs::remove_dir_all(&tree).or_else(ignore_missing).context("cannot remove intermediate files")
 }
 
 fn ignore_missing(error: io::Error) -> io::Result<()> {
-    if error.kind() == io::ErrorKind::NotFound {
-        Ok(())
-    } else {
-        Err(error)
-    }
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 /// GRUB's configuration: boot at once, without a menu.
@@ -82,10 +67,8 @@ fn menu(image: &BootImage, firmware: Firmware) -> String {
 
 /// Words for GRUB's shell-like language: each in single quotes, which nothing but a single quote ends.
 fn quoted(cmdline: &str) -> String {
-    let words: Vec<String> = cmdline
-        .split_whitespace()
-        .map(|word| format!("'{}'", word.replace('\'', "'\\''")))
-        .collect();
+    let words: Vec<String> =
+        cmdline.split_whitespace().map(|word| format!("'{}'", word.replace('\'', "'\\''"))).collect();
     words.join(" ")
 }
 
@@ -96,10 +79,7 @@ mod tests {
 
     #[test]
     fn the_menu_loads_the_modules_in_order_by_name() {
-        let module = |name: &str| Module {
-            name: name.into(),
-            bytes: vec![],
-        };
+        let module = |name: &str| Module { name: name.into(), bytes: vec![] };
         let image = BootImage {
             kernel: vec![],
             cmdline: "log=info a'b".into(),

@@ -90,10 +90,7 @@ pub fn check_all(manifest: &Manifest, collector: Collector, host: Host) -> Resul
     check(manifest, host).map_err(failure::usage)?;
     let modules = collector.into_modules();
     check_fit(manifest, &modules, host).map_err(failure::usage)?;
-    Ok(Plan {
-        manifest: manifest.clone(),
-        modules,
-    })
+    Ok(Plan { manifest: manifest.clone(), modules })
 }
 
 fn pack(vm: &mut VmConfig, folder: &Path, collector: &mut Collector) -> Result<()> {
@@ -146,10 +143,7 @@ pub fn check(manifest: &Manifest, host: Host) -> Result<(), String> {
         return Err("the manifest has no VM; add a [[vm]] table".into());
     }
     if manifest.vms.len() > MAX_VMS {
-        return Err(format!(
-            "the manifest has {} VMs; at most {MAX_VMS} are possible",
-            manifest.vms.len()
-        ));
+        return Err(format!("the manifest has {} VMs; at most {MAX_VMS} are possible", manifest.vms.len()));
     }
     let mut names = HashSet::new();
     for vm in &manifest.vms {
@@ -182,10 +176,7 @@ fn check_vm(vm: &VmConfig, host: Host) -> Result<(), String> {
         ));
     }
     if !(1..=MAX_PRIORITY).contains(&vm.priority) {
-        return Err(format!(
-            "priority = {} is out of range; 1 to {MAX_PRIORITY} are possible",
-            vm.priority
-        ));
+        return Err(format!("priority = {} is out of range; 1 to {MAX_PRIORITY} are possible", vm.priority));
     }
     if vm.cmdline.contains('\0') {
         return Err("`cmdline` contains a zero byte".into());
@@ -195,20 +186,12 @@ fn check_vm(vm: &VmConfig, host: Host) -> Result<(), String> {
 
 /// Whether everything fits into the machine's memory.
 fn check_fit(manifest: &Manifest, modules: &[Module], host: Host) -> Result<(), String> {
-    check_memory(
-        manifest.vms.iter().map(|vm| u64::from(vm.memory_mib)).sum(),
-        modules,
-        host,
-    )
+    check_memory(manifest.vms.iter().map(|vm| u64::from(vm.memory_mib)).sum(), modules, host)
 }
 
 /// Whether `guests` MiB of guest memory and the modules fit into the machine's memory.
 pub fn check_memory(guests: u64, modules: &[Module], host: Host) -> Result<(), String> {
-    let packed: u64 = modules
-        .iter()
-        .map(|module| module.bytes.len() as u64)
-        .sum::<u64>()
-        .div_ceil(1 << 20);
+    let packed: u64 = modules.iter().map(|module| module.bytes.len() as u64).sum::<u64>().div_ceil(1 << 20);
     let needed = guests + packed + SYSTEM_MIB;
     if needed > u64::from(host.memory_mib) {
         return Err(format!(
@@ -224,10 +207,7 @@ pub fn check_memory(guests: u64, modules: &[Module], host: Host) -> Result<(), S
 mod tests {
     use super::*;
 
-    const HOST: Host = Host {
-        memory_mib: 1024,
-        cpus: 2,
-    };
+    const HOST: Host = Host { memory_mib: 1024, cpus: 2 };
 
     fn problem(text: &str) -> String {
         match parse(text) {
@@ -241,19 +221,13 @@ mod tests {
 
     #[test]
     fn a_plain_manifest_is_fine() {
-        assert_eq!(
-            problem("[[vm]]\nname = 'a'\nkernel = 'vmlinuz'\nmemory_mib = 256"),
-            "none"
-        );
+        assert_eq!(problem("[[vm]]\nname = 'a'\nkernel = 'vmlinuz'\nmemory_mib = 256"), "none");
     }
 
     #[test]
     fn an_unknown_key_is_named_with_its_line() {
         let problem = problem("[[vm]]\nname = 'a'\nkernel = 'k'\nmemory_mib = 1\ncolour = 'blue'");
-        assert!(
-            problem.contains("line 5") && problem.contains("colour"),
-            "{problem}"
-        );
+        assert!(problem.contains("line 5") && problem.contains("colour"), "{problem}");
     }
 
     #[test]
@@ -266,14 +240,8 @@ mod tests {
             (vm("memory_mib = 1\ncpu = 2"), "cpu = 2"),
             (vm("memory_mib = 1\npriority = 31"), "priority = 31"),
             (vm("memory_mib = 1") + &vm("memory_mib = 1"), "two VMs"),
-            (
-                "[[vm]]\nname = 'a b'\nkernel = 'k'\nmemory_mib = 1".into(),
-                "a name is",
-            ),
-            (
-                "[[vm]]\nname = 'a'\nmemory_mib = 1".into(),
-                "missing field `kernel`",
-            ),
+            ("[[vm]]\nname = 'a b'\nkernel = 'k'\nmemory_mib = 1".into(), "a name is"),
+            ("[[vm]]\nname = 'a'\nmemory_mib = 1".into(), "missing field `kernel`"),
             ("not toml".into(), "line 1"),
         ];
         for (text, expected) in cases {

@@ -39,10 +39,7 @@ impl BootImage {
     pub fn collect(plan: &manifest::Plan, cmdline: &str) -> Result<Self> {
         compile::check_built()?;
         let program = |binary: &str| elf::loadable(&workspace::bare_binary(binary));
-        let module = |name: &str, bytes| Module {
-            name: name.to_owned(),
-            bytes,
-        };
+        let module = |name: &str, bytes| Module { name: name.to_owned(), bytes };
         let encoded = postcard::to_allocvec(&plan.manifest).context("cannot encode the manifest")?;
         let mut modules = vec![
             module(ROOT_MODULE, program("root")?),
@@ -69,15 +66,10 @@ impl BootImage {
 
     /// A table of what the image holds, largest last: name and KiB.
     pub fn size_table(&self) -> String {
-        let mut rows: Vec<(&str, usize)> = self
-            .modules
-            .iter()
-            .map(|module| (&*module.name, module.bytes.len()))
-            .collect();
+        let mut rows: Vec<(&str, usize)> =
+            self.modules.iter().map(|module| (&*module.name, module.bytes.len())).collect();
         rows.push(("kernel", self.kernel.len()));
         rows.sort_by_key(|&(_, size)| size);
-        rows.iter()
-            .map(|(name, size)| format!("{:>9.1} KiB  {name}\n", *size as f64 / 1024.0))
-            .collect()
+        rows.iter().map(|(name, size)| format!("{:>9.1} KiB  {name}\n", *size as f64 / 1024.0)).collect()
     }
 }

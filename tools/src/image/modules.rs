@@ -28,10 +28,7 @@ impl Collector {
         }
         let bytes = std::fs::read(path)
             .map_err(|error| failure::usage(format!("cannot read {}: {error}", path.display())))?;
-        let stem = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
+        let stem = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let name = self.add_bytes(&stem, bytes)?;
         self.by_path.insert(key, name.clone());
         Ok(name)
@@ -45,19 +42,13 @@ impl Collector {
             )));
         }
         let name = self.free_name(wish);
-        self.modules.push(Module {
-            name: name.clone(),
-            bytes,
-        });
+        self.modules.push(Module { name: name.clone(), bytes });
         Ok(name)
     }
 
     /// The bytes of a module taken in.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
-        self.modules
-            .iter()
-            .find(|module| module.name == name)
-            .map(|module| &*module.bytes)
+        self.modules.iter().find(|module| module.name == name).map(|module| &*module.bytes)
     }
 
     /// The modules, in the order they came.
@@ -68,31 +59,15 @@ impl Collector {
     /// A name of letters, digits, `-`, `_` and `.` that nothing else has.
     fn free_name(&self, wish: &str) -> String {
         let plain = |c: char| {
-            if c.is_ascii_alphanumeric() || "-_.".contains(c) {
-                c
-            } else {
-                '_'
-            }
+            if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' }
         };
         let base: String = wish.chars().map(plain).take(MAX_NAME - 3).collect();
         let is_taken = |name: &str| {
-            [
-                ROOT_MODULE,
-                CONSOLE_MODULE,
-                MONITOR_MODULE,
-                MODULE,
-                KERNEL_FILE,
-                "grub",
-                "",
-            ]
-            .contains(&name)
+            [ROOT_MODULE, CONSOLE_MODULE, MONITOR_MODULE, MODULE, KERNEL_FILE, "grub", ""].contains(&name)
                 || self.modules.iter().any(|module| module.name == name)
         };
         let numbered = (2..=MAX_GUEST_MODULES + 8).map(|number| format!("{base}-{number}"));
-        std::iter::once(base.clone())
-            .chain(numbered)
-            .find(|name| !is_taken(name))
-            .unwrap_or(base)
+        std::iter::once(base.clone()).chain(numbered).find(|name| !is_taken(name)).unwrap_or(base)
     }
 }
 
@@ -115,18 +90,13 @@ mod tests {
         let path = directory.path().join("vmlinuz");
         std::fs::write(&path, b"kernel").unwrap();
         let mut collector = Collector::default();
-        assert_eq!(
-            collector.add_file(&path).unwrap(),
-            collector.add_file(&path).unwrap()
-        );
+        assert_eq!(collector.add_file(&path).unwrap(), collector.add_file(&path).unwrap());
         assert_eq!(collector.into_modules().len(), 1);
     }
 
     #[test]
     fn a_missing_file_is_named() {
-        let error = Collector::default()
-            .add_file(Path::new("/nonexistent/kernel"))
-            .unwrap_err();
+        let error = Collector::default().add_file(Path::new("/nonexistent/kernel")).unwrap_err();
         assert!(error.to_string().contains("/nonexistent/kernel"));
     }
 }

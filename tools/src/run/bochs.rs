@@ -37,18 +37,10 @@ const LOG: &str = "bochs.log";
 pub fn command(options: &Options, folder: &Path, port: u16) -> Result<Command> {
     workspace::write(
         &folder.join(CONFIGURATION),
-        configuration(
-            options,
-            options.cpu_model.as_deref().unwrap_or(model(options.machine)),
-            port,
-        ),
+        configuration(options, options.cpu_model.as_deref().unwrap_or(model(options.machine)), port),
     )?;
     // Debian's Bochs stops in its debugger before the first instruction, and at every triple fault.
-    let stops = 1 + if survives_triple_faults(options.machine) {
-        MOST_TRIPLE_FAULTS
-    } else {
-        0
-    };
+    let stops = 1 + if survives_triple_faults(options.machine) { MOST_TRIPLE_FAULTS } else { 0 };
     workspace::write(&folder.join(DEBUGGER_COMMANDS), "c\n".repeat(stops))?;
     let mut command = Command::new("bochs");
     command.args(["-f", CONFIGURATION, "-rc", DEBUGGER_COMMANDS]);
@@ -84,11 +76,7 @@ fn configuration(options: &Options, model: &str, port: u16) -> String {
          vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest\n",
     );
     let memory = options.host_memory_mib;
-    let _ = writeln!(
-        text,
-        "memory: guest={memory}, host={}",
-        memory.min(MOST_HOST_MEMORY_MIB)
-    );
+    let _ = writeln!(text, "memory: guest={memory}, host={}", memory.min(MOST_HOST_MEMORY_MIB));
     let _ = writeln!(
         text,
         "cpu: model={model}, count={}, ips={INSTRUCTIONS_PER_SECOND}, reset_on_triple_fault=0, ignore_bad_msrs=0",
@@ -100,16 +88,10 @@ fn configuration(options: &Options, model: &str, port: u16) -> String {
          ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
          boot: cdrom\n",
     );
-    let _ = writeln!(
-        text,
-        "ata0-master: type=cdrom, path={}, status=inserted",
-        iso::FILE
-    );
+    let _ = writeln!(text, "ata0-master: type=cdrom, path={}, status=inserted", iso::FILE);
     let _ = writeln!(text, "com1: enabled=1, mode=socket-client, dev=localhost:{port}");
     let cpu_panics = if survives_triple_faults(options.machine) {
-        (0..options.host_cpus)
-            .map(|cpu| format!(", cpu{cpu}=report"))
-            .collect()
+        (0..options.host_cpus).map(|cpu| format!(", cpu{cpu}=report")).collect()
     } else {
         String::new()
     };
@@ -135,10 +117,8 @@ pub fn kernel_line(line: &str) -> Option<&str> {
         || ["Bochs x86 Emulator", "Built from", "Timestamp:"]
             .iter()
             .any(|start| line.trim_start().starts_with(start));
-    let is_disassembly = line
-        .strip_prefix('(')
-        .and_then(|rest| rest.split_once(')'))
-        .is_some_and(|(cpu, rest)| {
+    let is_disassembly =
+        line.strip_prefix('(').and_then(|rest| rest.split_once(')')).is_some_and(|(cpu, rest)| {
             cpu.parse::<u8>().is_ok() && (rest.starts_with(" [0x") || rest.starts_with(".["))
         });
     (!is_banner && !is_disassembly).then_some(line)
@@ -163,10 +143,7 @@ mod tests {
 
     #[test]
     fn the_debuggers_lines_are_not_the_kernels() {
-        assert_eq!(
-            kernel_line("(0) [0x0000fffffff0] f000:fff0 (unk. ctxt): jmpf 0xf000:e05b"),
-            None
-        );
+        assert_eq!(kernel_line("(0) [0x0000fffffff0] f000:fff0 (unk. ctxt): jmpf 0xf000:e05b"), None);
         assert_eq!(
             kernel_line(
                 "bx_dbg_read_linear: physical memory read error (phy=0x002e09001000, lin=0x0000000000001000)"
@@ -177,10 +154,7 @@ mod tests {
             kernel_line("(0).[50525531] [0x00000020001c] 0010:000000000020001c (unk. ctxt): out dx, al"),
             None
         );
-        assert_eq!(
-            kernel_line("                        Bochs x86 Emulator 2.7"),
-            None
-        );
+        assert_eq!(kernel_line("                        Bochs x86 Emulator 2.7"), None);
         assert_eq!(kernel_line("nacre: hello"), Some("nacre: hello"));
         assert_eq!(kernel_line("(x) is a line"), Some("(x) is a line"));
     }

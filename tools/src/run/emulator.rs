@@ -27,10 +27,7 @@ impl Emulator {
         let program = command.get_program().to_string_lossy().into_owned();
         // The emulator dies with us even if we are killed; setpriv belongs to every Debian system.
         let mut guarded = Command::new("setpriv");
-        guarded
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(command.get_program())
-            .args(command.get_args());
+        guarded.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
             if let Some(value) = value {
                 guarded.env(name, value);
@@ -50,12 +47,7 @@ impl Emulator {
             thread::spawn(forward(stdout, events.sender(), Event::Stdout)),
             thread::spawn(forward(stderr, events.sender(), Event::Stderr)),
         ];
-        Ok(Emulator {
-            child,
-            machine,
-            folder: folder.to_path_buf(),
-            readers,
-        })
+        Ok(Emulator { child, machine, folder: folder.to_path_buf(), readers })
     }
 
     /// Its exit status, once it has ended and all that it printed is in the queue.
@@ -75,11 +67,7 @@ impl Emulator {
 
     /// What it says about why it stopped, where it leaves a log.
     pub fn last_words(&self) -> Option<String> {
-        if self.machine.is_bochs() {
-            super::bochs::last_words(&self.folder)
-        } else {
-            None
-        }
+        if self.machine.is_bochs() { super::bochs::last_words(&self.folder) } else { None }
     }
 
     /// Ends it: politely, then not.
@@ -116,12 +104,7 @@ fn forward(source: impl Read + Send, to: Sender<Event>, event: fn(String) -> Eve
     move || {
         for line in BufReader::new(source).split(b'\n') {
             let Ok(line) = line else { break };
-            if to
-                .send(event(
-                    String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned(),
-                ))
-                .is_err()
-            {
+            if to.send(event(String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned())).is_err() {
                 break;
             }
         }

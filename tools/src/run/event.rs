@@ -51,11 +51,7 @@ impl Events {
                 }
             }
         });
-        Ok(Events {
-            sender,
-            receiver,
-            signals: handle,
-        })
+        Ok(Events { sender, receiver, signals: handle })
     }
 
     /// A new way into the queue.

@@ -42,13 +42,7 @@ pub struct Gdb {
 impl Gdb {
     /// Will serve on `port`; what a debugger does becomes events.
     pub fn new(port: u16, events: Sender<event::Event>) -> Self {
-        Gdb {
-            port,
-            events,
-            is_open: false,
-            client: None,
-            unheard: None,
-        }
+        Gdb { port, events, is_open: false, client: None, unheard: None }
     }
 
     /// Takes what the stub says. The first time that means that it listens, and a debugger may connect from then on:
@@ -81,9 +75,7 @@ impl Gdb {
             }
         });
         let port = self.port;
-        Ok(format!(
-            "the guest waits for gdb: `target remote localhost:{port}`"
-        ))
+        Ok(format!("the guest waits for gdb: `target remote localhost:{port}`"))
     }
 
     /// Takes what a debugger did. Returns what to say to the stub.
@@ -142,9 +134,7 @@ fn serve(client: TcpStream, events: &Sender<event::Event>) -> Option<()> {
 /// Whether a debugger says its last packet: `D` or `D;PROCESS`, or `k` or `vKill;PROCESS`.
 fn ends_session(said: &[u8]) -> bool {
     let packet = said.strip_prefix(b"+").unwrap_or(said);
-    [b"$D#".as_slice(), b"$D;", b"$k", b"$vKill;"]
-        .iter()
-        .any(|last| packet.starts_with(last))
+    [b"$D#".as_slice(), b"$D;", b"$k", b"$vKill;"].iter().any(|last| packet.starts_with(last))
 }
 
 #[cfg(test)]

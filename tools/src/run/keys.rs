@@ -70,18 +70,12 @@ mod tests {
     fn what_is_typed_goes_to_the_guest_but_commands_do_not() {
         let mut keys = Keys::default();
         assert_eq!(keys.push(b"ls\r\x01"), [Action::Send(b"ls\r".to_vec())]);
-        assert_eq!(
-            keys.push(b"?a\x01x"),
-            [Action::Help, Action::Send(b"a".to_vec()), Action::Leave]
-        );
+        assert_eq!(keys.push(b"?a\x01x"), [Action::Help, Action::Send(b"a".to_vec()), Action::Leave]);
     }
 
     #[test]
     fn ctrl_a_twice_sends_it() {
-        assert_eq!(
-            Keys::default().push(b"\x01\x01b\x01a"),
-            [Action::Send(b"\x01b\x01".to_vec())]
-        );
+        assert_eq!(Keys::default().push(b"\x01\x01b\x01a"), [Action::Send(b"\x01b\x01".to_vec())]);
     }
 
     #[test]

@@ -139,17 +139,7 @@ mod tests {
         let mut decoder = Decoder::default();
         let frames: Vec<_> = line.into_iter().filter_map(|byte| decoder.push(byte)).collect();
         assert_eq!(frames.len(), 3);
-        assert!(
-            frames
-                .iter()
-                .all(|frame| frame.vm == 1 && frame.stream == Stream::Console)
-        );
-        assert_eq!(
-            frames
-                .into_iter()
-                .flat_map(|frame| frame.payload)
-                .collect::<Vec<_>>(),
-            typed
-        );
+        assert!(frames.iter().all(|frame| frame.vm == 1 && frame.stream == Stream::Console));
+        assert_eq!(frames.into_iter().flat_map(|frame| frame.payload).collect::<Vec<_>>(), typed);
     }
 }

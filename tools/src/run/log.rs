@@ -20,11 +20,7 @@ impl Log {
     /// Creates the file.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).with_context(|| format!("cannot create the log {}", path.display()))?;
-        Ok(Log {
-            file,
-            path: path.to_path_buf(),
-            last: VecDeque::new(),
-        })
+        Ok(Log { file, path: path.to_path_buf(), last: VecDeque::new() })
     }
 
     /// Adds a line that `who` said.

@@ -81,11 +81,7 @@ impl Machine {
 
     /// The packages it needs.
     pub const fn needs(self) -> &'static [&'static [Need]] {
-        if self.is_bochs() {
-            &[setup::BOCHS, setup::IMAGE]
-        } else {
-            &[setup::QEMU]
-        }
+        if self.is_bochs() { &[setup::BOCHS, setup::IMAGE] } else { &[setup::QEMU] }
     }
 }
 

@@ -86,10 +86,8 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report> {
 
 /// Runs `image`, which holds the VMs of `plan`.
 pub fn boot(image: &BootImage, plan: &Plan, options: &Options) -> Result<Report> {
-    let scratch = tempfile::Builder::new()
-        .prefix("nacre-")
-        .tempdir()
-        .context("cannot make a temporary folder")?;
+    let scratch =
+        tempfile::Builder::new().prefix("nacre-").tempdir().context("cannot make a temporary folder")?;
     let listener;
     let command = if options.machine.is_bochs() {
         listener = Listener::tcp()?;

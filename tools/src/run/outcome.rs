@@ -165,11 +165,8 @@ pub fn verdict(vms: &[VmReport], command: Option<Option<u8>>) -> (Verdict, Strin
     if let Some(Some(status)) = command {
         return (Verdict::Command(status), String::new());
     }
-    let mut judged = vms.iter().filter_map(|vm| {
-        vm.outcome
-            .as_ref()
-            .map(|outcome| (vm, outcome, Verdict::of(outcome)))
-    });
+    let mut judged =
+        vms.iter().filter_map(|vm| vm.outcome.as_ref().map(|outcome| (vm, outcome, Verdict::of(outcome))));
     let first_bad = judged.clone().find(|(_, _, verdict)| verdict.code() != 0);
     let Some((vm, outcome, verdict)) = first_bad.or_else(|| judged.next()) else {
         return (Verdict::NacreFailed, "no VM reported how it ended".into());
@@ -189,11 +186,7 @@ mod tests {
     use super::*;
 
     fn vm(name: &str, outcome: Outcome) -> VmReport {
-        VmReport {
-            name: name.into(),
-            outcome: Some(outcome),
-            console: vec![],
-        }
+        VmReport { name: name.into(), outcome: Some(outcome), console: vec![] }
     }
 
     #[test]
@@ -213,10 +206,7 @@ mod tests {
 
     #[test]
     fn a_vm_that_died_outweighs_one_that_did_not() {
-        let vms = [
-            vm("good", Outcome::PoweredOff),
-            vm("bad", Outcome::TripleFault { rip: 0x10 }),
-        ];
+        let vms = [vm("good", Outcome::PoweredOff), vm("bad", Outcome::TripleFault { rip: 0x10 })];
         let (verdict, detail) = verdict(&vms, None);
         assert_eq!(verdict, Verdict::GuestDied);
         assert!(detail.contains("`bad`") && detail.contains("triple fault at 0x10"));

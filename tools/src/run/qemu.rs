@@ -16,19 +16,8 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// commas in paths away from QEMU's own syntax.
 pub fn command(options: &Options, image: &BootImage) -> Command {
     let mut command = machine(options);
-    let modules: Vec<String> = image
-        .modules
-        .iter()
-        .map(|module| format!("{0} {0}", module.name))
-        .collect();
-    command.args([
-        "-kernel",
-        KERNEL_FILE,
-        "-append",
-        &image.cmdline,
-        "-initrd",
-        &modules.join(","),
-    ]);
+    let modules: Vec<String> = image.modules.iter().map(|module| format!("{0} {0}", module.name)).collect();
+    command.args(["-kernel", KERNEL_FILE, "-append", &image.cmdline, "-initrd", &modules.join(",")]);
     command
 }
 
@@ -36,10 +25,7 @@ pub fn command(options: &Options, image: &BootImage) -> Command {
 pub fn iso_command(options: &Options, uefi: Option<&str>) -> Command {
     let mut command = machine(options);
     if let Some(firmware) = uefi {
-        command.args([
-            "-drive",
-            &format!("if=pflash,format=raw,unit=0,readonly=on,file={firmware}"),
-        ]);
+        command.args(["-drive", &format!("if=pflash,format=raw,unit=0,readonly=on,file={firmware}")]);
     }
     command.args(["-cdrom", iso::FILE]);
     command
@@ -49,23 +35,10 @@ pub fn iso_command(options: &Options, uefi: Option<&str>) -> Command {
 fn machine(options: &Options) -> Command {
     let mut command = Command::new(PROGRAM);
     command.args(["-machine", "q35", "-nodefaults", "-display", "none", "-no-reboot"]);
-    let (accelerator, model) = if options.machine == Machine::Kvm {
-        ("kvm", "host")
-    } else {
-        ("tcg", "EPYC,+svm,+npt")
-    };
-    command.args([
-        "-accel",
-        accelerator,
-        "-cpu",
-        options.cpu_model.as_deref().unwrap_or(model),
-    ]);
-    command.args([
-        "-m",
-        &options.host_memory_mib.to_string(),
-        "-smp",
-        &options.host_cpus.to_string(),
-    ]);
+    let (accelerator, model) =
+        if options.machine == Machine::Kvm { ("kvm", "host") } else { ("tcg", "EPYC,+svm,+npt") };
+    command.args(["-accel", accelerator, "-cpu", options.cpu_model.as_deref().unwrap_or(model)]);
+    command.args(["-m", &options.host_memory_mib.to_string(), "-smp", &options.host_cpus.to_string()]);
     if options.deterministic {
         command.args(["-icount", "shift=0,sleep=off", "-rtc", "base=2000-01-01,clock=vm"]);
     } else {
@@ -74,12 +47,7 @@ fn machine(options: &Options) -> Command {
     command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
     // Timers that can interrupt by message: a device for the tests of message-signalled interrupts.
     command.args(["-global", "hpet.msi=on"]);
-    command.args([
-        "-chardev",
-        &format!("socket,id=link,path={LINK_SOCKET}"),
-        "-serial",
-        "chardev:link",
-    ]);
+    command.args(["-chardev", &format!("socket,id=link,path={LINK_SOCKET}"), "-serial", "chardev:link"]);
     if let Some(port) = options.gdb_nacre {
         command.args(["-gdb", &format!("tcp:127.0.0.1:{port}"), "-S"]);
     }

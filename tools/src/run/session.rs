@@ -73,14 +73,8 @@ impl<'a> Session<'a> {
     /// A session with VMs of these names.
     pub fn new(names: Vec<String>, options: &'a Options, emulator: Emulator, log: Log) -> Result<Self> {
         let console_lines = names.iter().map(|_| Lines::default()).collect();
-        let vms = names
-            .into_iter()
-            .map(|name| VmReport {
-                name,
-                outcome: None,
-                console: Vec::new(),
-            })
-            .collect();
+        let vms =
+            names.into_iter().map(|name| VmReport { name, outcome: None, console: Vec::new() }).collect();
         Ok(Session {
             options,
             emulator,
@@ -111,9 +105,7 @@ impl<'a> Session<'a> {
     /// Runs until the end.
     pub fn run(mut self, events: &Events) -> Report {
         self.gdb = self.options.gdb.map(|port| Gdb::new(port, events.sender()));
-        let raw = (self.options.output == Output::Interactive)
-            .then(Raw::enter)
-            .flatten();
+        let raw = (self.options.output == Output::Interactive).then(Raw::enter).flatten();
         if self.options.output == Output::Interactive {
             terminal::read_input(events);
         }
@@ -145,11 +137,7 @@ impl<'a> Session<'a> {
             }
         }
         let now = Instant::now();
-        if self
-            .options
-            .timeout
-            .is_some_and(|limit| now >= self.start + limit)
-        {
+        if self.options.timeout.is_some_and(|limit| now >= self.start + limit) {
             let limit = self.options.timeout.unwrap_or_default();
             return Some(Stop::Verdict(
                 Verdict::TimedOut,
@@ -224,11 +212,7 @@ impl<'a> Session<'a> {
             }
             Action::NextVm => {
                 self.typing_to = ((usize::from(self.typing_to) + 1) % self.vms.len().max(1)) as u8;
-                write!(
-                    out,
-                    "\r\nnacre: typing to VM `{}`\r\n",
-                    self.vms[usize::from(self.typing_to)].name
-                )?;
+                write!(out, "\r\nnacre: typing to VM `{}`\r\n", self.vms[usize::from(self.typing_to)].name)?;
             }
             Action::Help => write!(out, "\r\n{}", keys::HELP)?,
             Action::Leave => {}
@@ -237,11 +221,7 @@ impl<'a> Session<'a> {
     }
 
     fn kernel_line(&mut self, line: &str) {
-        let line = if self.emulator.machine().is_bochs() {
-            bochs::kernel_line(line)
-        } else {
-            Some(line)
-        };
+        let line = if self.emulator.machine().is_bochs() { bochs::kernel_line(line) } else { Some(line) };
         let Some(line) = line else { return };
         self.log.raw(line);
         if line.starts_with(EPITAPH) {
@@ -261,13 +241,8 @@ impl<'a> Session<'a> {
                 self.close_within(CLOSING_TIME);
             }
             Stream::Log => {
-                let who = self
-                    .vms
-                    .get(usize::from(frame.vm))
-                    .map_or("system", |vm| &vm.name)
-                    .to_owned();
-                self.log
-                    .line(&who, String::from_utf8_lossy(&frame.payload).trim_end());
+                let who = self.vms.get(usize::from(frame.vm)).map_or("system", |vm| &vm.name).to_owned();
+                self.log.line(&who, String::from_utf8_lossy(&frame.payload).trim_end());
             }
             Stream::Outcome => self.outcome(&frame),
             Stream::Console => self.console(&frame)?,
@@ -296,15 +271,11 @@ impl<'a> Session<'a> {
 
     fn outcome(&mut self, frame: &Frame) {
         let Some(outcome) = Outcome::decode(&frame.payload) else {
-            self.log
-                .line("nacre", "an outcome came that this tool does not know");
+            self.log.line("nacre", "an outcome came that this tool does not know");
             return;
         };
         let Some(vm) = self.vms.get_mut(usize::from(frame.vm)) else {
-            self.log.line(
-                "nacre",
-                &format!("an outcome came of VM {}, which does not exist", frame.vm),
-            );
+            self.log.line("nacre", &format!("an outcome came of VM {}, which does not exist", frame.vm));
             return;
         };
         self.log.line(&vm.name, &outcome.to_string());
@@ -374,8 +345,7 @@ impl<'a> Session<'a> {
 
     fn agent(&mut self, payload: &[u8]) {
         let mut status = None;
-        self.agent_lines
-            .push(payload, |line| status = exit_status(line).or(status));
+        self.agent_lines.push(payload, |line| status = exit_status(line).or(status));
         self.command_status = status.or(self.command_status);
     }
 
@@ -396,15 +366,11 @@ impl<'a> Session<'a> {
             Stop::Verdict(verdict, detail) => (verdict, detail),
             _ if self.refusal.is_some() => {
                 let why = self.refusal.take().unwrap_or_default();
-                (
-                    Verdict::Refused,
-                    format!("Nacre cannot run on this machine: {why}"),
-                )
+                (Verdict::Refused, format!("Nacre cannot run on this machine: {why}"))
             }
-            _ if !self.epitaph.is_empty() => (
-                Verdict::NacreFailed,
-                "the kernel panicked; its epitaph is below".into(),
-            ),
+            _ if !self.epitaph.is_empty() => {
+                (Verdict::NacreFailed, "the kernel panicked; its epitaph is below".into())
+            }
             _ if self.is_done || self.vms.iter().any(|vm| vm.outcome.is_some()) => {
                 outcome::verdict(&self.vms, command)
             }
@@ -412,10 +378,7 @@ impl<'a> Session<'a> {
             Stop::Closed => (Verdict::NacreFailed, "the machine restarted by itself".into()),
         };
         let epitaph = explained(&self.epitaph);
-        epitaph
-            .iter()
-            .filter(|line| line.starts_with(' '))
-            .for_each(|line| self.log.raw(line));
+        epitaph.iter().filter(|line| line.starts_with(' ')).for_each(|line| self.log.raw(line));
         Report {
             verdict,
             detail,
@@ -437,11 +400,7 @@ impl<'a> Session<'a> {
                 .find(|line| !line.is_empty() && !line.contains("warning: "))
                 .cloned()
         });
-        let last = self
-            .log
-            .tail()
-            .last()
-            .map(|line| format!("; the last line of the log: {line}"));
+        let last = self.log.tail().last().map(|line| format!("; the last line of the log: {line}"));
         format!(
             "machine {machine} ended ({status}) before Nacre did{}{}",
             said.map(|said| format!(", saying: {said}")).unwrap_or_default(),
@@ -473,12 +432,7 @@ fn explained(epitaph: &[String]) -> Vec<String> {
     let mut lines = Vec::new();
     for line in epitaph {
         lines.push(line.clone());
-        lines.extend(
-            symbols
-                .explain(line)
-                .into_iter()
-                .map(|name| format!("    {name}")),
-        );
+        lines.extend(symbols.explain(line).into_iter().map(|name| format!("    {name}")));
     }
     lines
 }

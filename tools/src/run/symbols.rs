@@ -15,16 +15,12 @@ pub struct Symbols {
 impl Symbols {
     /// Reads an executable's symbols and line numbers; without them, nothing has a name.
     pub fn read(executable: &Path) -> Self {
-        Symbols {
-            loader: Loader::new(executable).ok(),
-        }
+        Symbols { loader: Loader::new(executable).ok() }
     }
 
     /// The lines that explain the kernel addresses in `line`: function, file and line, the innermost inlined call first.
     pub fn explain(&self, line: &str) -> Vec<String> {
-        kernel_addresses(line)
-            .flat_map(|address| self.describe(address))
-            .collect()
+        kernel_addresses(line).flat_map(|address| self.describe(address)).collect()
     }
 
     fn describe(&self, address: u64) -> Vec<String> {
@@ -38,9 +34,8 @@ impl Symbols {
                     .function
                     .as_ref()
                     .and_then(|name| name.demangle().ok().map(|name| name.into_owned()));
-                let place = frame
-                    .location
-                    .and_then(|at| Some(format!("{}:{}", in_workspace(at.file?), at.line?)));
+                let place =
+                    frame.location.and_then(|at| Some(format!("{}:{}", in_workspace(at.file?), at.line?)));
                 if let Some(function) = function {
                     calls.push(format!("{address:#x} {function} {}", place.unwrap_or_default()));
                 }
@@ -49,10 +44,7 @@ impl Symbols {
         if calls.is_empty()
             && let Some(symbol) = loader.find_symbol(address)
         {
-            calls.push(format!(
-                "{address:#x} {}",
-                addr2line::demangle_auto(symbol.into(), None)
-            ));
+            calls.push(format!("{address:#x} {}", addr2line::demangle_auto(symbol.into(), None)));
         }
         calls
     }
@@ -61,10 +53,7 @@ impl Symbols {
 /// A source file as seen from the workspace, if it is in there.
 fn in_workspace(file: &str) -> String {
     let path = Path::new(file);
-    path.strip_prefix(workspace::root())
-        .unwrap_or(path)
-        .display()
-        .to_string()
+    path.strip_prefix(workspace::root()).unwrap_or(path).display().to_string()
 }
 
 /// The numbers in a line that are addresses in the kernel's image: sixteen hexadecimal digits, with or without `0x`.

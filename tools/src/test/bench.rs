@@ -11,16 +11,7 @@ use std::process::{Command, Stdio};
 /// A hypercall and an exit.
 const OPS: [&str; 2] = ["hypercall.null", "exit.pio_in"];
 /// The fields of a result.
-const FIELDS: [&str; 8] = [
-    "best_peer",
-    "heavy",
-    "max",
-    "median",
-    "min",
-    "n",
-    "op",
-    "peer_name",
-];
+const FIELDS: [&str; 8] = ["best_peer", "heavy", "max", "median", "min", "n", "op", "peer_name"];
 /// No median is of fewer samples.
 const LEAST_SAMPLES: u64 = 200;
 
@@ -30,12 +21,7 @@ pub fn tests(machine: Machine) -> Vec<Test> {
         return Vec::new();
     }
     let shows = "the benchmark measures, and says so in JSON and nothing else";
-    vec![Test::on(
-        machine,
-        format!("{}/bench", machine.name()),
-        shows,
-        move |_| run(machine),
-    )]
+    vec![Test::on(machine, format!("{}/bench", machine.name()), shows, move |_| run(machine))]
 }
 
 fn run(machine: Machine) -> Result<Outcome> {
@@ -63,14 +49,10 @@ fn check(machine: Machine, stdout: &[u8]) -> Result<(), String> {
     }
     let results = report["results"].as_array().ok_or("there are no results")?;
     for op in OPS {
-        let result = results
-            .iter()
-            .find(|result| result["op"] == op)
-            .ok_or_else(|| format!("{op} is missing"))?;
-        let mut fields: Vec<&str> = result
-            .as_object()
-            .map(|object| object.keys().map(String::as_str).collect())
-            .unwrap_or_default();
+        let result =
+            results.iter().find(|result| result["op"] == op).ok_or_else(|| format!("{op} is missing"))?;
+        let mut fields: Vec<&str> =
+            result.as_object().map(|object| object.keys().map(String::as_str).collect()).unwrap_or_default();
         fields.sort_unstable();
         let number = |name: &str| result[name].as_u64().unwrap_or_default();
         let is_ordered =
@@ -95,11 +77,7 @@ mod tests {
                 r#"{{"op":"{op}","median":50,"min":49,"max":60,"n":256,"best_peer":85,"peer_name":"NOVA","heavy":{{"syscall_sysret":2}}}}"#
             )
         };
-        let both = format!(
-            r#"{{"machine":"svm","results":[{},{}]}}"#,
-            result(OPS[0]),
-            result(OPS[1])
-        );
+        let both = format!(r#"{{"machine":"svm","results":[{},{}]}}"#, result(OPS[0]), result(OPS[1]));
         assert_eq!(check(Machine::Svm, both.as_bytes()), Ok(()));
         assert!(check(Machine::Vtx, both.as_bytes()).is_err());
         assert!(check(Machine::Svm, format!("{both}\nmore").as_bytes()).is_err());

@@ -19,35 +19,25 @@ pub fn tests() -> Vec<Test> {
         run: Box::new(run),
     };
     vec![
-        check("format", "the sources are formatted", || {
-            cargo(&["fmt", "--all", "--check", "--", "-l"])
-        }),
+        check("format", "the sources are formatted", || cargo(&["fmt", "--all", "--check", "--", "-l"])),
         check("dependencies", "dependencies point one way", graph::check),
-        check(
-            "lints-host",
-            "clippy finds nothing in what runs on the host",
-            || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]),
-        ),
-        check(
-            "lints-bare",
-            "clippy finds nothing in what runs on the bare machine",
-            || {
-                cargo(&[
-                    "clippy",
-                    "--workspace",
-                    "--exclude",
-                    "nacre",
-                    "--target",
-                    BARE_TARGET,
-                    "--",
-                    "-D",
-                    "warnings",
-                ])
-            },
-        ),
-        check("docs-host", "the documentation builds without warnings", || {
-            docs(&["--workspace"])
+        check("lints-host", "clippy finds nothing in what runs on the host", || {
+            cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
         }),
+        check("lints-bare", "clippy finds nothing in what runs on the bare machine", || {
+            cargo(&[
+                "clippy",
+                "--workspace",
+                "--exclude",
+                "nacre",
+                "--target",
+                BARE_TARGET,
+                "--",
+                "-D",
+                "warnings",
+            ])
+        }),
+        check("docs-host", "the documentation builds without warnings", || docs(&["--workspace"])),
         check(
             "docs-bare",
             "the documentation of what runs on the bare machine builds without warnings",
@@ -55,11 +45,7 @@ pub fn tests() -> Vec<Test> {
         ),
         check("host-tests", "the host tests of all pure logic pass", host_tests),
         check("miri", "Miri finds nothing in the kernel's pure logic", miri),
-        check(
-            "licences",
-            "licences, bans and sources of dependencies are as tools/deny.toml allows",
-            deny,
-        ),
+        check("licences", "licences, bans and sources of dependencies are as tools/deny.toml allows", deny),
     ]
 }
 
@@ -68,20 +54,12 @@ fn cargo(arguments: &[&str]) -> Result<Outcome> {
 }
 
 fn docs(arguments: &[&str]) -> Result<Outcome> {
-    outcome(
-        compile::cargo()
-            .args(["doc", "--no-deps"])
-            .args(arguments)
-            .env("RUSTDOCFLAGS", "-D warnings"),
-    )
+    outcome(compile::cargo().args(["doc", "--no-deps"]).args(arguments).env("RUSTDOCFLAGS", "-D warnings"))
 }
 
 /// Runs a command that says what is wrong.
 fn outcome(command: &mut Command) -> Result<Outcome> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot start cargo")?;
+    let output = command.stdin(Stdio::null()).output().context("cannot start cargo")?;
     if output.status.success() {
         return Ok(Outcome::Passed);
     }
@@ -91,19 +69,13 @@ fn outcome(command: &mut Command) -> Result<Outcome> {
 /// The part of cargo's output that a person needs.
 fn complaint(stdout: &[u8], stderr: &[u8]) -> String {
     const LINES: usize = 60;
-    let all = [stdout, stderr]
-        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
-        .concat();
+    let all = [stdout, stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
     let is_progress = |line: &&str| {
         ["Compiling ", "Checking ", "Documenting ", "Finished "]
             .iter()
             .any(|word| line.trim_start().starts_with(word))
     };
-    all.lines()
-        .filter(|line| !is_progress(line))
-        .take(LINES)
-        .collect::<Vec<_>>()
-        .join("\n")
+    all.lines().filter(|line| !is_progress(line)).take(LINES).collect::<Vec<_>>().join("\n")
 }
 
 fn host_tests() -> Result<Outcome> {
@@ -142,17 +114,13 @@ fn miri() -> Result<Outcome> {
             .stdin(Stdio::null());
         command
     };
-    let is_there = cargo(&["--version"])
-        .output()
-        .is_ok_and(|output| output.status.success());
+    let is_there = cargo(&["--version"]).output().is_ok_and(|output| output.status.success());
     if !is_there {
         return Ok(Outcome::Skipped(
             "there is no Miri: rustup toolchain install nightly --component miri rust-src".into(),
         ));
     }
-    let output = cargo(&["test", "-p", "kcore"])
-        .output()
-        .context("cannot start Miri")?;
+    let output = cargo(&["test", "-p", "kcore"]).output().context("cannot start Miri")?;
     let passed = count_passed(&String::from_utf8_lossy(&output.stdout));
     if output.status.success() && passed > 0 {
         return Ok(Outcome::PassedMany(passed));
@@ -169,25 +137,12 @@ fn count_passed(text: &str) -> u32 {
 }
 
 fn deny() -> Result<Outcome> {
-    let is_there = compile::cargo()
-        .args(["deny", "--version"])
-        .output()
-        .is_ok_and(|output| output.status.success());
+    let is_there =
+        compile::cargo().args(["deny", "--version"]).output().is_ok_and(|output| output.status.success());
     if !is_there {
-        return Ok(Outcome::Skipped(
-            "cargo-deny is not installed: cargo install cargo-deny".into(),
-        ));
+        return Ok(Outcome::Skipped("cargo-deny is not installed: cargo install cargo-deny".into()));
     }
-    cargo(&[
-        "deny",
-        "--all-features",
-        "--config",
-        "tools/deny.toml",
-        "check",
-        "licenses",
-        "bans",
-        "sources",
-    ])
+    cargo(&["deny", "--all-features", "--config", "tools/deny.toml", "check", "licenses", "bans", "sources"])
 }
 
 #[cfg(test)]

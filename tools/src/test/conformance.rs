@@ -43,11 +43,7 @@ pub fn tests(machine: Machine) -> Vec<Test> {
 
 fn run(machine: Machine, cpus: u16, name: &str) -> Result<Outcome> {
     // Instructions can be counted on several CPUs in Bochs alone.
-    let clock: &[&str] = if machine.is_bochs() {
-        &["--deterministic"]
-    } else {
-        &[]
-    };
+    let clock: &[&str] = if machine.is_bochs() { &["--deterministic"] } else { &[] };
     let cpus = cpus.to_string();
     let words = [&["--machine", machine.name(), "--host-cpus", &cpus], clock].concat();
     let options = Options {
@@ -59,25 +55,11 @@ fn run(machine: Machine, cpus: u16, name: &str) -> Result<Outcome> {
     let image = BootImage {
         kernel: elf::loadable(&workspace::kernel_binary())?,
         cmdline: options.kernel_cmdline.clone(),
-        modules: vec![Module {
-            name: ROOT_MODULE.into(),
-            bytes: program(compile::CONFORMANCE)?,
-        }],
+        modules: vec![Module { name: ROOT_MODULE.into(), bytes: program(compile::CONFORMANCE)? }],
     };
     // Without a console server nobody speaks frames: what there is to know is in the kernel's log.
-    let nothing = Manifest {
-        console: ConsoleMode::Plain,
-        when_done: WhenDone::Poweroff,
-        vms: Vec::new(),
-    };
-    let report = run::boot(
-        &image,
-        &Plan {
-            manifest: nothing,
-            modules: Vec::new(),
-        },
-        &options,
-    )?;
+    let nothing = Manifest { console: ConsoleMode::Plain, when_done: WhenDone::Poweroff, vms: Vec::new() };
+    let report = run::boot(&image, &Plan { manifest: nothing, modules: Vec::new() }, &options)?;
     let log = String::from_utf8_lossy(&workspace::read(&options.log)?).into_owned();
     match (tally(&log), &report.verdict) {
         (Some((passed, 0)), Verdict::NacreFailed) if report.epitaph.is_empty() && passed > 0 => {
@@ -96,11 +78,7 @@ fn tally(log: &str) -> Option<(u32, u32)> {
 
 fn failures(log: &str) -> String {
     let failures: Vec<&str> = log.lines().filter(|line| line.starts_with(FAIL)).collect();
-    if failures.is_empty() {
-        "it did not come to its end".into()
-    } else {
-        failures.join("\n")
-    }
+    if failures.is_empty() { "it did not come to its end".into() } else { failures.join("\n") }
 }
 
 #[cfg(test)]

@@ -98,12 +98,9 @@ pub fn tests(machine: Machine) -> Vec<Test> {
     let cases = EVERYWHERE.iter().chain(of_machine);
     cases
         .map(|case| {
-            Test::on(
-                machine,
-                format!("{}/{}", machine.name(), case.name),
-                case.shows,
-                move |name| run(machine, case, name),
-            )
+            Test::on(machine, format!("{}/{}", machine.name(), case.name), case.shows, move |name| {
+                run(machine, case, name)
+            })
         })
         .collect()
 }
@@ -120,18 +117,13 @@ fn run(machine: Machine, case: &'static Case, name: &str) -> Result<Outcome> {
     };
     let debugger = thread::spawn(move || debug(case, &port));
     let report = run::run(&plan, &options)?;
-    let said = debugger
-        .join()
-        .map_err(|_| anyhow::anyhow!("the debugger's thread panicked"))??;
+    let said = debugger.join().map_err(|_| anyhow::anyhow!("the debugger's thread panicked"))??;
     Ok(verdict(&report, &options.log, || {
         if let Some(missing) = case.expects.iter().find(|text| !said.contains(**text)) {
             return Err(format!("gdb did not say {missing:?} but\n{said}"));
         }
         if report.verdict != case.ends {
-            return Err(format!(
-                "the run ended with {:?}; gdb said\n{said}",
-                report.verdict
-            ));
+            return Err(format!("the run ended with {:?}; gdb said\n{said}", report.verdict));
         }
         Ok(())
     }))
@@ -144,19 +136,11 @@ fn debug(case: &Case, port: &str) -> Result<String> {
     command.arg(TIME_LIMIT.as_secs().to_string());
     command.args(["gdb", "-nx", "-batch"]);
     command.arg(workspace::bare_binary(case.guest));
-    let first = [
-        "set tcp connect-timeout unlimited",
-        "set remotetimeout 60",
-        "set language c",
-        &connect,
-    ];
+    let first = ["set tcp connect-timeout unlimited", "set remotetimeout 60", "set language c", &connect];
     for line in first.iter().chain(case.script) {
         command.args(["-ex", line]);
     }
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot start gdb")?;
+    let output = command.stdin(Stdio::null()).output().context("cannot start gdb")?;
     let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
     said += &String::from_utf8_lossy(&output.stderr);
     Ok(said)

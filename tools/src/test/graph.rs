@@ -16,10 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("usys", &["hypercall-abi"]),
     ("vdev", &["hypercall-abi"]),
     ("vmm-core", &["vdev", "hypercall-abi", "vmm-protocol"]),
-    (
-        "monitor",
-        &["vmm-core", "vdev", "usys", "hypercall-abi", "vmm-protocol"],
-    ),
+    ("monitor", &["vmm-core", "vdev", "usys", "hypercall-abi", "vmm-protocol"]),
     ("console", &["usys", "hypercall-abi", "vmm-protocol"]),
     ("root-task", &["usys", "hypercall-abi", "vmm-protocol"]),
     ("guest-pv-driver", &["hypercall-abi"]),
@@ -30,37 +27,19 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("test-monitor", &["monitor", "usys", "tproto", "vmm-protocol"]),
     ("bench-protocol", &[]),
     ("bench-guest", &["bench-protocol", "trt"]),
-    (
-        "bench",
-        &[
-            "bench-protocol",
-            "root-task",
-            "usys",
-            "hypercall-abi",
-            "vmm-protocol",
-        ],
-    ),
-    (
-        "nacre",
-        &["hypercall-abi", "vmm-protocol", "tproto", "bench-protocol"],
-    ),
+    ("bench", &["bench-protocol", "root-task", "usys", "hypercall-abi", "vmm-protocol"]),
+    ("nacre", &["hypercall-abi", "vmm-protocol", "tproto", "bench-protocol"]),
 ];
 
 /// The check.
 pub fn check() -> Result<Outcome> {
     let violations = violations(&edges(&compile::metadata()?)?);
-    Ok(if violations.is_empty() {
-        Outcome::Passed
-    } else {
-        Outcome::Failed(violations.join("\n"))
-    })
+    Ok(if violations.is_empty() { Outcome::Passed } else { Outcome::Failed(violations.join("\n")) })
 }
 
 /// The workspace's packages and which of them each depends on.
 fn edges(metadata: &Value) -> Result<BTreeMap<String, Vec<String>>> {
-    let packages = metadata["packages"]
-        .as_array()
-        .context("cargo metadata lists no packages")?;
+    let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
     let name = |value: &Value| value["name"].as_str().map(str::to_owned);
     let names: Vec<String> = packages.iter().filter_map(name).collect();
     let dependencies = |package: &Value| {
@@ -70,10 +49,7 @@ fn edges(metadata: &Value) -> Result<BTreeMap<String, Vec<String>>> {
             .filter(|name| names.contains(name))
             .collect()
     };
-    Ok(packages
-        .iter()
-        .filter_map(|package| Some((name(package)?, dependencies(package))))
-        .collect())
+    Ok(packages.iter().filter_map(|package| Some((name(package)?, dependencies(package)))).collect())
 }
 
 fn violations(edges: &BTreeMap<String, Vec<String>>) -> Vec<String> {
@@ -85,10 +61,7 @@ fn violations(edges: &BTreeMap<String, Vec<String>>) -> Vec<String> {
             ));
             continue;
         };
-        for dependency in dependencies
-            .iter()
-            .filter(|name| !allowed.contains(&name.as_str()))
-        {
+        for dependency in dependencies.iter().filter(|name| !allowed.contains(&name.as_str())) {
             violations.push(format!("{package} must not depend on {dependency}"));
         }
     }

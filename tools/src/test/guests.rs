@@ -38,19 +38,13 @@ pub fn tests(machine: Machine) -> Vec<Test> {
         if tests.iter().any(|test| test.name == name) {
             name += &format!("-{}MiB", case.memory_mib);
         }
-        tests.push(Test::on(machine, name, case.shows, move |name| {
-            run(machine, case, name)
-        }));
+        tests.push(Test::on(machine, name, case.shows, move |name| run(machine, case, name)));
     }
     tests
 }
 
 fn name(machine: Machine, case: &Case) -> String {
-    let words = case
-        .cmdline
-        .split_whitespace()
-        .map(|word| format!("-{word}"))
-        .collect::<String>();
+    let words = case.cmdline.split_whitespace().map(|word| format!("-{word}")).collect::<String>();
     let beside = case.beside.map(|other| format!("+{other}")).unwrap_or_default();
     format!("{}/{}{words}{beside}", machine.name(), case.guest)
 }
@@ -61,19 +55,11 @@ fn run(machine: Machine, case: &Case, name: &str) -> Result<Verdict> {
     vms.extend(case.beside.map(|guest| vm("beside", guest, "", case.memory_mib)));
     let guest_memory: u32 = vms.iter().map(|vm| vm.memory_mib).sum();
     args.host_memory = args.host_memory.max(guest_memory + HOST_SPARE_MIB);
-    let manifest = Manifest {
-        console: ConsoleMode::Framed,
-        when_done: WhenDone::Poweroff,
-        vms,
-    };
+    let manifest = Manifest { console: ConsoleMode::Framed, when_done: WhenDone::Poweroff, vms };
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
     let is_endless = case.expect == Expect::Endless;
     let options = Options {
-        timeout: Some(if is_endless && case.beside.is_none() {
-            ENDLESS_TIME
-        } else {
-            TIME_LIMIT
-        }),
+        timeout: Some(if is_endless && case.beside.is_none() { ENDLESS_TIME } else { TIME_LIMIT }),
         log: log_path(name)?,
         script: Script {
             answer: (!case.input.is_empty()).then(|| (line::READY.to_owned(), case.input.to_owned())),
@@ -124,9 +110,7 @@ pub fn verdict(report: &Report, log: &Path, judge: impl FnOnce() -> Result<(), S
             for vm in &report.vms {
                 let console = String::from_utf8_lossy(&vm.console);
                 let tail: Vec<&str> = console.lines().rev().take(8).collect();
-                tail.iter()
-                    .rev()
-                    .for_each(|line| why += &format!("\n[{}] {line}", vm.name));
+                tail.iter().rev().for_each(|line| why += &format!("\n[{}] {line}", vm.name));
             }
             Verdict::Failed(format!("{why}\nlog: {}", log.display()))
         }
@@ -171,14 +155,8 @@ fn judge_vm(vm: &VmReport, expect: Expect) -> Result<(), String> {
     if as_expected {
         return Ok(());
     }
-    let was = vm
-        .outcome
-        .as_ref()
-        .map_or_else(|| "it did not end".into(), ToString::to_string);
-    Err(format!(
-        "expected {expect:?}, but: {was}{}",
-        first_failure(&vm.console)
-    ))
+    let was = vm.outcome.as_ref().map_or_else(|| "it did not end".into(), ToString::to_string);
+    Err(format!("expected {expect:?}, but: {was}{}", first_failure(&vm.console)))
 }
 
 /// A guest that says it passed must not have printed otherwise.
@@ -202,28 +180,19 @@ mod tests {
     use super::*;
 
     fn vm(outcome: Option<Outcome>, console: &str) -> VmReport {
-        VmReport {
-            name: "a".into(),
-            outcome,
-            console: console.into(),
-        }
+        VmReport { name: "a".into(), outcome, console: console.into() }
     }
 
     #[test]
     fn a_pass_needs_the_value_and_a_clean_tally() {
         let pass = Some(Outcome::ExitCode(exit::PASS));
         assert_eq!(
-            judge_vm(
-                &vm(pass.clone(), "ok: a\r\ndone: 1 passed, 0 failed\r\n"),
-                Expect::Pass
-            ),
+            judge_vm(&vm(pass.clone(), "ok: a\r\ndone: 1 passed, 0 failed\r\n"), Expect::Pass),
             Ok(())
         );
         assert!(judge_vm(&vm(pass, "done: 1 passed, 1 failed\r\n"), Expect::Pass).is_err());
-        let failed = judge_vm(
-            &vm(Some(Outcome::ExitCode(exit::FAIL)), "FAIL: two and two\r\n"),
-            Expect::Pass,
-        );
+        let failed =
+            judge_vm(&vm(Some(Outcome::ExitCode(exit::FAIL)), "FAIL: two and two\r\n"), Expect::Pass);
         assert!(failed.unwrap_err().contains("two and two"));
     }
 

@@ -61,32 +61,22 @@ pub fn tests(machine: Machine) -> Vec<Test> {
         .iter()
         .chain(of_machine)
         .map(|case| {
-            Test::on(
-                machine,
-                format!("{}/{}", machine.name(), case.name),
-                case.shows,
-                move |_| run(machine, case),
-            )
+            Test::on(machine, format!("{}/{}", machine.name(), case.name), case.shows, move |_| {
+                run(machine, case)
+            })
         })
         .collect()
 }
 
 fn run(machine: Machine, case: &Case) -> Result<Outcome> {
     let args = request::parse(&[&["--machine", machine.name()], case.options].concat())?;
-    let vms = case
-        .vms
-        .iter()
-        .enumerate()
-        .map(|(number, &(guest, memory, cpu))| {
-            let mut vm = vm(&format!("vm{number}"), guest, "", memory);
-            vm.cpu = cpu;
-            vm
-        });
-    let manifest = Manifest {
-        console: ConsoleMode::Framed,
-        when_done: WhenDone::Poweroff,
-        vms: vms.collect(),
-    };
+    let vms = case.vms.iter().enumerate().map(|(number, &(guest, memory, cpu))| {
+        let mut vm = vm(&format!("vm{number}"), guest, "", memory);
+        vm.cpu = cpu;
+        vm
+    });
+    let manifest =
+        Manifest { console: ConsoleMode::Framed, when_done: WhenDone::Poweroff, vms: vms.collect() };
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
     let options = Options {
         timeout: Some(TIME_LIMIT),
@@ -94,7 +84,5 @@ fn run(machine: Machine, case: &Case) -> Result<Outcome> {
         ..request::options(&args, Output::Collect)?
     };
     let report = run::run(&plan, &options)?;
-    Ok(verdict(&report, &options.log, || {
-        report.vms.iter().try_for_each(passed)
-    }))
+    Ok(verdict(&report, &options.log, || report.vms.iter().try_for_each(passed)))
 }

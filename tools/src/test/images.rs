@@ -28,11 +28,7 @@ pub fn tests(machine: Machine) -> Vec<Test> {
         Test::on(machine, name, shows, move |name| run(machine, is_uefi, name))
     };
     let bios = test("bios", "an image boots by BIOS", false);
-    if machine.is_bochs() {
-        vec![bios]
-    } else {
-        vec![bios, test("uefi", "an image boots by UEFI", true)]
-    }
+    if machine.is_bochs() { vec![bios] } else { vec![bios, test("uefi", "an image boots by UEFI", true)] }
 }
 
 fn run(machine: Machine, is_uefi: bool, name: &str) -> Result<Outcome> {
@@ -41,12 +37,7 @@ fn run(machine: Machine, is_uefi: bool, name: &str) -> Result<Outcome> {
     let plan = request::plan(&args, request::ForWhom::Tool)?;
     let image = BootImage::collect(&plan, &args.kernel_cmdline)?;
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-    iso::make(
-        &image,
-        Firmware::BiosAndUefi,
-        folder.path(),
-        &folder.path().join(iso::FILE),
-    )?;
+    iso::make(&image, Firmware::BiosAndUefi, folder.path(), &folder.path().join(iso::FILE))?;
     let options = Options {
         timeout: Some(TIME_LIMIT),
         log: log_path(name)?,
@@ -54,16 +45,10 @@ fn run(machine: Machine, is_uefi: bool, name: &str) -> Result<Outcome> {
     };
     let (command, listener) = if machine.is_bochs() {
         let listener = Listener::tcp()?;
-        (
-            bochs::command(&options, folder.path(), listener.port())?,
-            listener,
-        )
+        (bochs::command(&options, folder.path(), listener.port())?, listener)
     } else {
         let firmware = is_uefi.then_some(setup::OVMF[0].file);
-        (
-            qemu::iso_command(&options, firmware),
-            Listener::unix(&folder.path().join(qemu::LINK_SOCKET))?,
-        )
+        (qemu::iso_command(&options, firmware), Listener::unix(&folder.path().join(qemu::LINK_SOCKET))?)
     };
     let report = run::run_machine(command, listener, folder.path(), &plan, &options)?;
     Ok(verdict(&report, &options.log, || {

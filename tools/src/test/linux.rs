@@ -92,9 +92,7 @@ pub fn tests(machine: Machine) -> Vec<Test> {
 
 fn run(machine: Machine, case: &Case, name: &str) -> Result<Outcome> {
     let words = [&["--machine", machine.name(), "--deterministic"], case.options].concat();
-    let answer = case
-        .answer
-        .map(|(prompt, text)| (prompt.to_owned(), text.to_owned()));
+    let answer = case.answer.map(|(prompt, text)| (prompt.to_owned(), text.to_owned()));
     let (report, options) = boot(&words, answer, name)?;
     Ok(verdict(&report, &options.log, || (case.judge)(&report)))
 }
@@ -129,23 +127,14 @@ fn own_initrd() -> Result<Outcome> {
     ];
     let (report, options) = boot(&words, None, NAME)?;
     Ok(verdict(&report, &options.log, || {
-        check(
-            report.stdout == b"mine\n",
-            "the command did not see the user's file",
-        )?;
+        check(report.stdout == b"mine\n", "the command did not see the user's file")?;
         ended_with(&report, &Verdict::Command(0))
     }))
 }
 
 fn judge_command(report: &Report) -> Result<(), String> {
-    check(
-        report.stdout.starts_with(b"a\0b\xff\r\n"),
-        "stdout is not what the command wrote",
-    )?;
-    check(
-        report.stderr == b"e\x80\n",
-        "stderr is not what the command wrote",
-    )?;
+    check(report.stdout.starts_with(b"a\0b\xff\r\n"), "stdout is not what the command wrote")?;
+    check(report.stderr == b"e\x80\n", "stderr is not what the command wrote")?;
     let text = String::from_utf8_lossy(&report.stdout);
     check(text.contains("cloud-amd64"), "uname did not answer")?;
     check(text.contains("kvm-clock"), "Linux did not find kvm-clock")?;

@@ -24,26 +24,14 @@ const FILES: &[(&str, &str)] = &[
     ("text", "this is no kernel\n"),
     ("empty", ""),
     ("cut.elf", "\x7fELF\x02\x01\x01"),
-    (
-        "key.toml",
-        "[[vm]]\nname = 'a'\nkernel = 'text'\nmemory_mib = 16\ncolour = 'blue'\n",
-    ),
-    (
-        "kernel.toml",
-        "[[vm]]\nname = 'a'\nkernel = 'text'\nmemory_mib = 16\n",
-    ),
-    (
-        "missing.toml",
-        "[[vm]]\nname = 'a'\nkernel = 'nonexistent'\nmemory_mib = 16\n",
-    ),
+    ("key.toml", "[[vm]]\nname = 'a'\nkernel = 'text'\nmemory_mib = 16\ncolour = 'blue'\n"),
+    ("kernel.toml", "[[vm]]\nname = 'a'\nkernel = 'text'\nmemory_mib = 16\n"),
+    ("missing.toml", "[[vm]]\nname = 'a'\nkernel = 'nonexistent'\nmemory_mib = 16\n"),
     (
         "twice.toml",
         "[[vm]]\nname = 'a'\nkernel = 'text'\nmemory_mib = 16\n[[vm]]\nname = 'a'\nkernel = 'text'\nmemory_mib = 16\n",
     ),
-    (
-        "big.toml",
-        "[[vm]]\nname = 'a'\nkernel = 'text'\nmemory_mib = 99999999\n",
-    ),
+    ("big.toml", "[[vm]]\nname = 'a'\nkernel = 'text'\nmemory_mib = 99999999\n"),
 ];
 
 const USAGE: u8 = Kind::Usage.code();
@@ -54,58 +42,27 @@ const fn case(
     options: &'static [&'static str],
     says: &'static str,
 ) -> Case {
-    Case {
-        name,
-        shows,
-        options,
-        code: USAGE,
-        says,
-    }
+    Case { name, shows, options, code: USAGE, says }
 }
 
 const CASES: &[Case] = &[
-    case(
-        "option",
-        "an unknown option is named",
-        &["run", "--colour"],
-        "--colour",
-    ),
-    case(
-        "machine",
-        "an unknown machine is named",
-        &["run", "--machine", "pdp11"],
-        "pdp11",
-    ),
+    case("option", "an unknown option is named", &["run", "--colour"], "--colour"),
+    case("machine", "an unknown machine is named", &["run", "--machine", "pdp11"], "pdp11"),
     case(
         "guest",
         "an unknown guest is named, and the known ones",
         &["run", "--guest", "nonexistent"],
         "hello",
     ),
-    case(
-        "no-kernel",
-        "a missing kernel is named",
-        &["run", "--kernel", "DIR/nonexistent"],
-        "nonexistent",
-    ),
+    case("no-kernel", "a missing kernel is named", &["run", "--kernel", "DIR/nonexistent"], "nonexistent"),
     case(
         "foreign-kernel",
         "a file that is no kernel is refused",
         &["run", "--kernel", "DIR/text"],
         "not a kernel",
     ),
-    case(
-        "empty-kernel",
-        "an empty kernel is refused",
-        &["run", "--kernel", "DIR/empty"],
-        "empty",
-    ),
-    case(
-        "damaged-kernel",
-        "a damaged kernel is refused",
-        &["run", "--kernel", "DIR/cut.elf"],
-        "damaged",
-    ),
+    case("empty-kernel", "an empty kernel is refused", &["run", "--kernel", "DIR/empty"], "empty"),
+    case("damaged-kernel", "a damaged kernel is refused", &["run", "--kernel", "DIR/cut.elf"], "damaged"),
     case(
         "no-initrd",
         "a missing initrd is named",
@@ -187,16 +144,10 @@ fn run(case: &Case) -> Result<Outcome> {
         .context("cannot start this program")?;
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     if output.status.code() != Some(i32::from(case.code)) {
-        return Ok(Outcome::Failed(format!(
-            "{}, not {}: {message}",
-            output.status, case.code
-        )));
+        return Ok(Outcome::Failed(format!("{}, not {}: {message}", output.status, case.code)));
     }
     if !message.contains(case.says) {
-        return Ok(Outcome::Failed(format!(
-            "the message lacks {:?}: {message}",
-            case.says
-        )));
+        return Ok(Outcome::Failed(format!("the message lacks {:?}: {message}", case.says)));
     }
     Ok(Outcome::Passed)
 }

@@ -84,9 +84,7 @@ pub fn test(args: &TestArgs) -> Result<u8> {
     };
     let tests = select(tests, &args.only)?;
     if args.list {
-        tests
-            .iter()
-            .for_each(|test| println!("{:<36} {}", test.name, test.shows));
+        tests.iter().for_each(|test| println!("{:<36} {}", test.name, test.shows));
         return Ok(0);
     }
     prepare(&tests)?;
@@ -148,10 +146,7 @@ fn on(machine: Machine) -> Vec<Test> {
 /// A pattern that no name contains: a run that tests nothing must not look like one that passed.
 fn select(mut tests: Vec<Test>, patterns: &[String]) -> Result<Vec<Test>> {
     let matches = |test: &Test, pattern: &String| test.name.contains(pattern.as_str());
-    if let Some(pattern) = patterns
-        .iter()
-        .find(|pattern| !tests.iter().any(|test| matches(test, pattern)))
-    {
+    if let Some(pattern) = patterns.iter().find(|pattern| !tests.iter().any(|test| matches(test, pattern))) {
         return Err(failure::usage(format!(
             "no test's name contains \"{pattern}\"; `cargo nacre test --list` lists them"
         )));
@@ -190,9 +185,8 @@ fn prepare(tests: &[Test]) -> Result<()> {
 /// The host's tests first, as they use every core; then the emulators, which use one each, side by side.
 fn run_all(tests: &[Test]) -> Vec<Record> {
     let (host, system): (Vec<&Test>, Vec<&Test>) = tests.iter().partition(|test| test.machine.is_none());
-    let (bochs, qemu): (Vec<&Test>, Vec<&Test>) = system
-        .into_iter()
-        .partition(|test| test.machine.is_some_and(Machine::is_bochs));
+    let (bochs, qemu): (Vec<&Test>, Vec<&Test>) =
+        system.into_iter().partition(|test| test.machine.is_some_and(Machine::is_bochs));
     let mut records = run_in_turn(&host);
     thread::scope(|scope| {
         let beside = scope.spawn(|| run_in_turn(&bochs));
@@ -237,10 +231,7 @@ mod tests {
             run: Box::new(|| Ok(Outcome::Passed)),
         });
         let patterns: Vec<String> = patterns.iter().map(ToString::to_string).collect();
-        Ok(select(tests.into(), &patterns)?
-            .into_iter()
-            .map(|test| test.name)
-            .collect())
+        Ok(select(tests.into(), &patterns)?.into_iter().map(|test| test.name).collect())
     }
 
     #[test]

@@ -113,10 +113,7 @@ fn failed(records: &[Record]) -> u32 {
 }
 
 fn skipped(records: &[Record]) -> usize {
-    records
-        .iter()
-        .filter(|record| matches!(record.outcome, Outcome::Skipped(_)))
-        .count()
+    records.iter().filter(|record| matches!(record.outcome, Outcome::Skipped(_))).count()
 }
 
 /// Where a test counts in the summary: its machine, or the host.
@@ -128,11 +125,7 @@ fn place(record: &Record) -> &'static str {
 pub fn summary(records: &[Record], took: Duration) -> String {
     let mut text = format!("\n{:<12} {:>7} {:>7} {:>8}\n", "", "passed", "failed", "skipped");
     for group in records.iter().map(place).collect::<BTreeSet<_>>() {
-        let of_group: Vec<Record> = records
-            .iter()
-            .filter(|record| place(record) == group)
-            .cloned()
-            .collect();
+        let of_group: Vec<Record> = records.iter().filter(|record| place(record) == group).cloned().collect();
         let _ = writeln!(
             text,
             "{group:<12} {:>7} {:>7} {:>8}",
@@ -173,9 +166,8 @@ pub fn status_table(records: &[Record]) -> String {
         }
         let _ = write!(table, "| {} |", record.shows);
         for machine in COLUMNS {
-            let of_machine = records
-                .iter()
-                .find(|other| other.shows == record.shows && other.machine == Some(machine));
+            let of_machine =
+                records.iter().find(|other| other.shows == record.shows && other.machine == Some(machine));
             let mark = match of_machine.map(|record| &record.outcome) {
                 Some(Outcome::Passed | Outcome::PassedMany(_)) => "yes",
                 Some(Outcome::Failed(_)) => "**no**",
@@ -237,24 +229,14 @@ mod tests {
             record("vtx/hello", Some(Machine::Vtx), Outcome::Passed),
             record("svm/hello", Some(Machine::Svm), Outcome::Failed("x".into())),
         ];
-        let rows: Vec<String> = status_table(&records)
-            .lines()
-            .skip(2)
-            .map(str::to_owned)
-            .collect();
-        assert_eq!(
-            rows,
-            ["| a guest says hello | yes | **no** | not tested | not tested |"]
-        );
+        let rows: Vec<String> = status_table(&records).lines().skip(2).map(str::to_owned).collect();
+        assert_eq!(rows, ["| a guest says hello | yes | **no** | not tested | not tested |"]);
     }
 
     #[test]
     fn the_readmes_table_is_replaced_between_its_markers() {
         let text = format!("a\n{BEGIN}old\n{END}\nb");
-        assert_eq!(
-            with_table(&text, "new\n").unwrap(),
-            format!("a\n{BEGIN}new\n{END}\nb")
-        );
+        assert_eq!(with_table(&text, "new\n").unwrap(), format!("a\n{BEGIN}new\n{END}\nb"));
         assert_eq!(with_table("no markers", "new"), None);
     }
 }

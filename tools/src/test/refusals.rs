@@ -55,34 +55,20 @@ pub fn tests(machine: Machine) -> Vec<Test> {
         .iter()
         .filter(|case| case.machine == machine)
         .map(|case| {
-            Test::on(
-                machine,
-                format!("{}/{}", machine.name(), case.name),
-                case.shows,
-                move |_| run(case),
-            )
+            Test::on(machine, format!("{}/{}", machine.name(), case.name), case.shows, move |_| run(case))
         })
         .collect()
 }
 
 fn run(case: &Case) -> Result<Outcome> {
-    let machine = [
-        "--machine",
-        case.machine.name(),
-        "--deterministic",
-        "--guest",
-        "hello",
-    ];
+    let machine = ["--machine", case.machine.name(), "--deterministic", "--guest", "hello"];
     let has_guest = case.options.contains(&"--guest");
     let mut args =
         request::parse(&[if has_guest { &machine[..3] } else { &machine[..] }, case.options].concat())?;
     args.is_built = true;
     let plan = request::plan(&args, request::ForWhom::Tool)?;
     let log = log_path(&format!("{}/{}", case.machine.name(), case.name))?;
-    let options = Options {
-        log,
-        ..request::options(&args, Output::Collect)?
-    };
+    let options = Options { log, ..request::options(&args, Output::Collect)? };
     let report = run::run(&plan, &options)?;
     Ok(verdict(&report, &options.log, || {
         if report.verdict == case.ends {

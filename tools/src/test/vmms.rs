@@ -95,19 +95,13 @@ pub fn tests(machine: Machine) -> Vec<Test> {
 fn run(machine: Machine, case: &Case, name: &str) -> Result<Verdict> {
     let args = request::parse(&["--machine", machine.name(), "--deterministic"])?;
     let watched = VmConfig {
-        vmm: workspace::bare_binary(compile::TEST_MONITOR)
-            .display()
-            .to_string(),
+        vmm: workspace::bare_binary(compile::TEST_MONITOR).display().to_string(),
         on_crash: case.on_crash,
         ..vm(case.guest, case.guest, case.cmdline, MEMORY_MIB)
     };
     let mut vms = vec![watched];
     vms.extend(case.beside.map(|guest| vm("beside", guest, "", MEMORY_MIB)));
-    let manifest = Manifest {
-        console: ConsoleMode::Framed,
-        when_done: WhenDone::Poweroff,
-        vms,
-    };
+    let manifest = Manifest { console: ConsoleMode::Framed, when_done: WhenDone::Poweroff, vms };
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
     let options = Options {
         timeout: Some(TIME_LIMIT),
@@ -139,9 +133,7 @@ fn ends_by_crash(report: &Report, log: &str, expected: usize) -> Result<(), Stri
     }
     match restarts(log) {
         count if count == expected => Ok(()),
-        count => Err(format!(
-            "the VM was started again {count} times instead of {expected}"
-        )),
+        count => Err(format!("the VM was started again {count} times instead of {expected}")),
     }
 }
 

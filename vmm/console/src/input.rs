@@ -34,16 +34,8 @@ struct Destination {
 impl Input {
     /// Input for the VMs with these rings.
     pub fn new(mode: ConsoleMode, rings: Vec<Producer>) -> Self {
-        let vms = rings.into_iter().map(|ring| Destination {
-            ring,
-            waiting: VecDeque::new(),
-            bytes: 0,
-        });
-        Input {
-            mode,
-            decoder: Decoder::default(),
-            vms: vms.collect(),
-        }
+        let vms = rings.into_iter().map(|ring| Destination { ring, waiting: VecDeque::new(), bytes: 0 });
+        Input { mode, decoder: Decoder::default(), vms: vms.collect() }
     }
 
     /// Takes a byte from the line.
@@ -59,10 +51,8 @@ impl Input {
     }
 
     fn add(&mut self, vm: u8, stream: Stream, bytes: &[u8]) {
-        let is_input = matches!(
-            stream,
-            Stream::Console | Stream::Stdout | Stream::Stderr | Stream::Agent | Stream::Gdb
-        );
+        let is_input =
+            matches!(stream, Stream::Console | Stream::Stdout | Stream::Stderr | Stream::Agent | Stream::Gdb);
         let in_all: usize = self.vms.iter().map(|vm| vm.bytes).sum();
         let Some(destination) = self.vms.get_mut(usize::from(vm)).filter(|_| is_input) else {
             return;
@@ -113,14 +103,8 @@ mod tests {
 
     fn fixture(mode: ConsoleMode, vms: usize) -> (Input, Vec<Consumer>) {
         let windows: Vec<_> = (0..vms).map(|_| Window::leak(4096 + 1024)).collect();
-        let rings = windows
-            .iter()
-            .map(|window| Producer::attach(*window).unwrap())
-            .collect();
-        let consumers: Vec<_> = windows
-            .iter()
-            .map(|window| Consumer::attach(*window).unwrap())
-            .collect();
+        let rings = windows.iter().map(|window| Producer::attach(*window).unwrap()).collect();
+        let consumers: Vec<_> = windows.iter().map(|window| Consumer::attach(*window).unwrap()).collect();
         (Input::new(mode, rings), consumers)
     }
 
@@ -145,10 +129,7 @@ mod tests {
         bytes.into_iter().for_each(|byte| input.push(byte));
         assert_eq!(input.deliver(), 0b10);
         let record = rings[1].pop().unwrap();
-        assert_eq!(
-            (record.stream, record.bytes()),
-            (Stream::Agent as u8, b"hi".as_slice())
-        );
+        assert_eq!((record.stream, record.bytes()), (Stream::Agent as u8, b"hi".as_slice()));
         assert!(rings[0].is_empty());
     }
 
@@ -180,11 +161,7 @@ mod tests {
         let (mut input, _rings) = fixture(ConsoleMode::Framed, 4);
         for round in 0..KEEP {
             for vm in 0..4 {
-                let stream = if round % 2 == 0 {
-                    Stream::Console
-                } else {
-                    Stream::Agent
-                };
+                let stream = if round % 2 == 0 { Stream::Console } else { Stream::Agent };
                 input.add(vm, stream, if vm == 0 { b"x" } else { &[b'x'; MAX_RECORD] });
             }
         }

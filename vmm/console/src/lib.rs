@@ -96,16 +96,9 @@ impl Server {
         if !self.uart.is_present() {
             log::error!("no COM1: consoles go nowhere");
         }
-        match self
-            .irq
-            .bind(0, Cap::new(Selector(protocol::IRQ_NTFN)), Trigger::Edge)
-        {
+        match self.irq.bind(0, Cap::new(Selector(protocol::IRQ_NTFN)), Trigger::Edge) {
             // A predecessor bound it to the same notification.
-            Ok(())
-            | Err(usys::Error {
-                status: Status::Occupied,
-                ..
-            }) => {}
+            Ok(()) | Err(usys::Error { status: Status::Occupied, .. }) => {}
             // The watchdog still moves bytes, slowly.
             Err(error) => log::error!("no interrupt for COM1: {error}"),
         }

@@ -30,11 +30,7 @@ enum Author {
 impl Line {
     /// A line in this mode, for VMs with these names.
     pub fn new(mode: ConsoleMode, names: Vec<String>) -> Self {
-        Line {
-            mode,
-            names,
-            open: None,
-        }
+        Line { mode, names, open: None }
     }
 
     /// What the line begins with.
@@ -140,10 +136,7 @@ mod tests {
     use alloc::vec;
 
     fn plain(names: &[&str], records: &[(Stream, u8, &[u8])]) -> String {
-        let mut line = Line::new(
-            ConsoleMode::Plain,
-            names.iter().map(|&name| name.into()).collect(),
-        );
+        let mut line = Line::new(ConsoleMode::Plain, names.iter().map(|&name| name.into()).collect());
         let mut out = Queue::new();
         line.hello(&mut out);
         for &(stream, vm, bytes) in records {
@@ -154,23 +147,15 @@ mod tests {
 
     #[test]
     fn one_vm_has_the_line_to_itself() {
-        let text = plain(
-            &["linux"],
-            &[
-                (Stream::Console, 0, b"one\r\nlogin: "),
-                (Stream::Agent, 0, b"exit 0\n"),
-            ],
-        );
+        let text =
+            plain(&["linux"], &[(Stream::Console, 0, b"one\r\nlogin: "), (Stream::Agent, 0, b"exit 0\n")]);
         assert_eq!(text, "one\r\nlogin: ");
     }
 
     #[test]
     fn a_line_of_the_system_begins_on_a_new_line() {
         let outcome = Outcome::PoweredOff.encode();
-        let text = plain(
-            &["linux"],
-            &[(Stream::Console, 0, b"login: "), (Stream::Outcome, 0, &outcome)],
-        );
+        let text = plain(&["linux"], &[(Stream::Console, 0, b"login: "), (Stream::Outcome, 0, &outcome)]);
         assert_eq!(text, "login: \r\nVM linux: powered off\r\n");
     }
 
@@ -185,10 +170,7 @@ mod tests {
                 (Stream::Log, NO_VM, b"root: hello"),
             ],
         );
-        assert_eq!(
-            text,
-            "a: first\r\na: half \r\nb: other\r\na: rest\r\nroot: hello\r\n"
-        );
+        assert_eq!(text, "a: first\r\na: half \r\nb: other\r\na: rest\r\nroot: hello\r\n");
     }
 
     #[test]
@@ -201,10 +183,7 @@ mod tests {
                 (Stream::Log, 1, b"b: warning: so I say"),
             ],
         );
-        assert_eq!(
-            text,
-            "a: x[2Kb: I am b\r\na: root: VM b: powered off\r\nb: warning: so I say\r\n"
-        );
+        assert_eq!(text, "a: x[2Kb: I am b\r\na: root: VM b: powered off\r\nb: warning: so I say\r\n");
     }
 
     #[test]

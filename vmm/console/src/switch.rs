@@ -26,13 +26,7 @@ pub struct Switch {
 impl Switch {
     /// A switch for the root task's ring and those of the VMs.
     pub fn new(root: Consumer, vms: Vec<Consumer>) -> Self {
-        Switch {
-            root,
-            vms,
-            next: 0,
-            said_bye: false,
-            is_behind: false,
-        }
+        Switch { root, vms, next: 0, said_bye: false, is_behind: false }
     }
 
     /// Moves records to the queue while it has room, up to a limit. Returns the VMs, as bits, that waited for room and have
@@ -74,10 +68,7 @@ impl Switch {
             return self.root.pop().is_some();
         };
         let must_wait = match stream {
-            Stream::Outcome => self
-                .vms
-                .get(usize::from(record.source))
-                .is_some_and(|ring| !ring.is_empty()),
+            Stream::Outcome => self.vms.get(usize::from(record.source)).is_some_and(|ring| !ring.is_empty()),
             Stream::Bye => self.vms.iter().any(|ring| !ring.is_empty()),
             _ => false,
         };
@@ -148,10 +139,7 @@ mod tests {
             switch: Switch::new(consumer(&windows[0]), windows[1..].iter().map(consumer).collect()),
             root: producer(&windows[0]),
             vms: windows[1..].iter().map(producer).collect(),
-            line: Line::new(
-                ConsoleMode::Framed,
-                (0..vms).map(|index| index.to_string()).collect(),
-            ),
+            line: Line::new(ConsoleMode::Framed, (0..vms).map(|index| index.to_string()).collect()),
         }
     }
 
@@ -182,15 +170,8 @@ mod tests {
         let frames = fixture.frames();
         assert!(fixture.switch.said_bye());
         assert_eq!(frames.len(), 42);
-        let outcome = frames
-            .iter()
-            .position(|frame| frame.stream == Stream::Outcome)
-            .unwrap();
-        assert!(
-            frames[outcome..]
-                .iter()
-                .all(|frame| frame.vm != 1 || frame.stream == Stream::Outcome)
-        );
+        let outcome = frames.iter().position(|frame| frame.stream == Stream::Outcome).unwrap();
+        assert!(frames[outcome..].iter().all(|frame| frame.vm != 1 || frame.stream == Stream::Outcome));
         assert_eq!(frames.last().map(|frame| frame.stream), Some(Stream::Bye));
     }
 
@@ -203,10 +184,7 @@ mod tests {
         fixture.vms[1].push(99, 0, b"?");
         let frames = fixture.frames();
         assert_eq!(
-            frames
-                .iter()
-                .map(|frame| (frame.stream, frame.vm))
-                .collect::<Vec<_>>(),
+            frames.iter().map(|frame| (frame.stream, frame.vm)).collect::<Vec<_>>(),
             [(Stream::Console, 1)]
         );
         assert!(!fixture.switch.said_bye());

@@ -62,11 +62,7 @@ pub struct Uart<R> {
 impl<R: Registers> Uart<R> {
     /// A UART with these registers, which are not touched yet.
     pub const fn new(registers: R) -> Self {
-        Uart {
-            registers,
-            is_present: false,
-            interrupts: 0,
-        }
+        Uart { registers, is_present: false, interrupts: 0 }
     }
 
     /// Looks whether it is there, and sets it to 115200 baud, 8 bits, no parity, with interrupts for received bytes. What it is
@@ -82,8 +78,7 @@ impl<R: Registers> Uart<R> {
         self.registers.write(DIVISOR_LOW, 1);
         self.registers.write(DIVISOR_HIGH, 0);
         self.registers.write(LINE_CONTROL, EIGHT_BITS);
-        self.registers
-            .write(FIFO_CONTROL, FIFO_ENABLE | FIFO_CLEAR_RECEIVED);
+        self.registers.write(FIFO_CONTROL, FIFO_ENABLE | FIFO_CLEAR_RECEIVED);
         self.registers.write(MODEM_CONTROL, MODEM_ON);
         self.interrupts = ENABLE_RECEIVED;
         self.registers.write(INTERRUPT_ENABLE, self.interrupts);
@@ -132,11 +127,7 @@ impl<R: Registers> Uart<R> {
                 self.registers.write(DATA, byte);
             }
         }
-        let interrupts = if queue.is_empty() {
-            ENABLE_RECEIVED
-        } else {
-            ENABLE_RECEIVED | ENABLE_SENT
-        };
+        let interrupts = if queue.is_empty() { ENABLE_RECEIVED } else { ENABLE_RECEIVED | ENABLE_SENT };
         if interrupts != self.interrupts {
             self.interrupts = interrupts;
             self.registers.write(INTERRUPT_ENABLE, interrupts);
@@ -171,11 +162,8 @@ mod tests {
                 DATA => self.received.borrow_mut().pop_front().unwrap_or(0),
                 INTERRUPT_IDENTIFICATION => NO_REASON,
                 LINE_STATUS => {
-                    let ready = if *self.is_busy.borrow() {
-                        0
-                    } else {
-                        TRANSMITTER_READY | TRANSMITTER_EMPTY
-                    };
+                    let ready =
+                        if *self.is_busy.borrow() { 0 } else { TRANSMITTER_READY | TRANSMITTER_EMPTY };
                     ready | u8::from(!self.received.borrow().is_empty())
                 }
                 SCRATCH => *self.scratch.borrow(),
@@ -228,10 +216,7 @@ mod tests {
 
     #[test]
     fn a_machine_without_the_port_is_noticed_and_left_alone() {
-        let fake = Fake {
-            is_absent: true,
-            ..Fake::default()
-        };
+        let fake = Fake { is_absent: true, ..Fake::default() };
         let mut uart = Uart::new(&fake);
         uart.init();
         assert!(!uart.is_present());

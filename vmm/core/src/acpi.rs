@@ -39,33 +39,15 @@ pub struct SerialPort {
 
 /// The serial ports, in the order of ttyS0 to ttyS3. Each has an interrupt of its own: none is shared as on a PC.
 pub const SERIAL_PORTS: [SerialPort; 4] = [
-    SerialPort {
-        path: "\\_SB_.COM1",
-        port: 0x3f8,
-        gsi: 4,
-    },
-    SerialPort {
-        path: "\\_SB_.COM2",
-        port: 0x2f8,
-        gsi: 3,
-    },
-    SerialPort {
-        path: "\\_SB_.COM3",
-        port: 0x3e8,
-        gsi: 5,
-    },
-    SerialPort {
-        path: "\\_SB_.COM4",
-        port: 0x2e8,
-        gsi: 6,
-    },
+    SerialPort { path: "\\_SB_.COM1", port: 0x3f8, gsi: 4 },
+    SerialPort { path: "\\_SB_.COM2", port: 0x2f8, gsi: 3 },
+    SerialPort { path: "\\_SB_.COM3", port: 0x3e8, gsi: 5 },
+    SerialPort { path: "\\_SB_.COM4", port: 0x2e8, gsi: 6 },
 ];
 
 /// The tables as one block to be put at [`layout::ACPI_TABLES`], the RSDP first, for CPUs with these APIC ids.
 pub fn tables(apic_ids: &[u8]) -> Vec<u8> {
-    let mut block = Block {
-        bytes: vec![0; RSDP_SIZE as usize],
-    };
+    let mut block = Block { bytes: vec![0; RSDP_SIZE as usize] };
     let dsdt = block.append(&dsdt());
     let fadt = block.append(&fadt(dsdt));
     let madt = block.append(&madt(apic_ids));
@@ -102,13 +84,7 @@ fn bytes_of(table: &dyn Aml) -> Vec<u8> {
 }
 
 fn fadt(dsdt: u64) -> Vec<u8> {
-    let sleep_register = GAS::new(
-        AddressSpace::SystemIo,
-        8,
-        0,
-        AccessSize::ByteAccess,
-        SLEEP_PORT.into(),
-    );
+    let sleep_register = GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, SLEEP_PORT.into());
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -122,13 +98,8 @@ fn fadt(dsdt: u64) -> Vec<u8> {
     fadt.sleep_status_reg = sleep_register;
     fadt.pm_tmr_blk = u32::from(PM_TIMER_PORT).into();
     fadt.pm_tmr_len = 4;
-    fadt.x_pm_tmr_blk = GAS::new(
-        AddressSpace::SystemIo,
-        32,
-        0,
-        AccessSize::DwordAccess,
-        PM_TIMER_PORT.into(),
-    );
+    fadt.x_pm_tmr_blk =
+        GAS::new(AddressSpace::SystemIo, 32, 0, AccessSize::DwordAccess, PM_TIMER_PORT.into());
     fadt.hypervisor_vendor_identity = u64::from_le_bytes(*b"NACRE\0\0\0").into();
     bytes_of(&fadt.finalize())
 }
@@ -138,11 +109,7 @@ fn madt(apic_ids: &[u8]) -> Vec<u8> {
     let local_apic = LocalInterruptController::Address(layout::LOCAL_APIC as u32);
     let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, local_apic);
     for (uid, &apic_id) in apic_ids.iter().enumerate() {
-        madt.add_structure(ProcessorLocalApic::new(
-            uid as u8,
-            apic_id,
-            EnabledStatus::Enabled,
-        ));
+        madt.add_structure(ProcessorLocalApic::new(uid as u8, apic_id, EnabledStatus::Enabled));
     }
     madt.add_structure(IoApic::new(IO_APIC_ID, layout::IO_APIC as u32, 0));
     bytes_of(&madt)
@@ -168,10 +135,7 @@ fn append_serial_port(body: &mut Vec<u8>, serial: &SerialPort, uid: u8) {
         vec![
             &aml::Name::new(Path::new("_HID"), &aml::EISAName::new("PNP0501")),
             &aml::Name::new(Path::new("_UID"), &uid),
-            &aml::Name::new(
-                Path::new("_CRS"),
-                &aml::ResourceTemplate::new(vec![&ports, &interrupt]),
-            ),
+            &aml::Name::new(Path::new("_CRS"), &aml::ResourceTemplate::new(vec![&ports, &interrupt])),
         ],
     )
     .to_aml_bytes(body);
@@ -205,14 +169,8 @@ mod tests {
     fn every_table_is_reachable_from_the_rsdp_and_sums_to_zero() {
         let block = tables(&[0]);
         assert_eq!(&block[..8], b"RSD PTR ");
-        assert_eq!(
-            block[..36].iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)),
-            0
-        );
-        for (table, signature) in found(&block)
-            .into_iter()
-            .zip([b"XSDT", b"FACP", b"APIC", b"DSDT"])
-        {
+        assert_eq!(block[..36].iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+        for (table, signature) in found(&block).into_iter().zip([b"XSDT", b"FACP", b"APIC", b"DSDT"]) {
             assert_eq!(&table[..4], signature);
             assert_eq!(table.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
         }
@@ -241,19 +199,12 @@ mod tests {
             assert!(!source.contains("Incorrect checksum"), "{source}");
         }
         let compiled = Command::new("iasl").arg(dir.join("DSDT.dsl")).output().unwrap();
-        assert!(
-            compiled.status.success(),
-            "{}",
-            String::from_utf8_lossy(&compiled.stdout)
-        );
+        assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stdout));
         std::fs::remove_dir_all(&dir).unwrap();
         let [_, fadt, madt, dsdt] = sources;
         assert!(fadt.contains("Hardware Reduced (V5) : 1"), "{fadt}");
         assert!(fadt.contains("Reset Register Supported (V2) : 1"), "{fadt}");
         assert!(madt.contains("PC-AT Compatibility : 0"), "{madt}");
-        assert!(
-            dsdt.contains("Device (\\_SB.COM4)") && dsdt.contains("Name (_S5"),
-            "{dsdt}"
-        );
+        assert!(dsdt.contains("Device (\\_SB.COM4)") && dsdt.contains("Name (_S5"), "{dsdt}");
     }
 }

@@ -88,13 +88,7 @@ pub(crate) struct Board {
 
 impl Board {
     pub(crate) fn new(setup: &BoardSetup) -> Board {
-        let BoardSetup {
-            layout,
-            crystal_hz,
-            tsc_hz,
-            unix_ns,
-            now,
-        } = *setup;
+        let BoardSetup { layout, crystal_hz, tsc_hz, unix_ns, now } = *setup;
         let mut rtc = Rtc::new(unix_ns / 1_000_000_000, now.host, tsc_hz);
         rtc.set_memory_size(layout.low_end(), layout.memory_bytes() - layout.low_end());
         Board {
@@ -153,9 +147,7 @@ impl Board {
         };
         if device == PortDevice::Debug {
             // The exit device takes the whole value.
-            let event = self
-                .debug
-                .write(port, value & u32::MAX >> (32 - 8 * u32::from(size.clamp(1, 4))));
+            let event = self.debug.write(port, value & u32::MAX >> (32 - 8 * u32::from(size.clamp(1, 4))));
             return self.take_debug_event(event);
         }
         for (port, byte) in owned(&self.ports, device, port, size).zip(value.to_le_bytes()) {
@@ -185,11 +177,7 @@ impl Board {
             return u64::MAX;
         };
         let mut read = |at: u64| {
-            if is_lapic {
-                self.lapic.mmio_read(at, now.guest)
-            } else {
-                self.ioapic.mmio_read(at)
-            }
+            if is_lapic { self.lapic.mmio_read(at, now.guest) } else { self.ioapic.mmio_read(at) }
         };
         if size == 4 && offset % 4 == 0 {
             return read(offset).into();
@@ -222,11 +210,7 @@ impl Board {
 
     /// Writes the low `size` bytes of a register; the others become zero.
     fn write_register(&mut self, is_lapic: bool, offset: u64, value: u32, size: u8, now: Time) {
-        let value = if size < 4 {
-            value & ((1 << (8 * size)) - 1)
-        } else {
-            value
-        };
+        let value = if size < 4 { value & ((1 << (8 * size)) - 1) } else { value };
         if is_lapic {
             let effect = self.lapic.mmio_write(offset, value, now.guest);
             self.apply(effect);
@@ -239,11 +223,7 @@ impl Board {
     /// Which device has this address: the local APIC if true, else the I/O APIC; and the offset in it.
     fn find_memory(&self, address: u64) -> Option<(bool, u64)> {
         let within = |base: u64, size: u64| Some(address.wrapping_sub(base)).filter(|offset| *offset < size);
-        if let Some(offset) = self
-            .lapic
-            .mmio_base()
-            .and_then(|base| within(base, lapic::MMIO_BYTES))
-        {
+        if let Some(offset) = self.lapic.mmio_base().and_then(|base| within(base, lapic::MMIO_BYTES)) {
             return Some((true, offset));
         }
         within(layout::IO_APIC, ioapic::MMIO_BYTES).map(|offset| (false, offset))
@@ -400,11 +380,7 @@ fn port_map() -> Bus<PortDevice> {
     let mut ranges = alloc::vec![
         (rtc::INDEX_PORT, 2, PortDevice::Rtc),
         (debug::EXIT_PORT, debug::EXIT_PORTS, PortDevice::Debug),
-        (
-            acpi_pm::PM_TIMER_PORT,
-            acpi_pm::PM_TIMER_PORTS,
-            PortDevice::AcpiPm
-        ),
+        (acpi_pm::PM_TIMER_PORT, acpi_pm::PM_TIMER_PORTS, PortDevice::AcpiPm),
     ];
     let singles = [
         (i8042::DATA_PORT, PortDevice::I8042),

@@ -79,12 +79,7 @@ const fn features(
     register: Register,
     features: &'static [(u8, &'static str)],
 ) -> Word {
-    Word {
-        leaf,
-        subleaf,
-        register,
-        features,
-    }
+    Word { leaf, subleaf, register, features }
 }
 
 /// The model. Bits on both vendors' CPUs mean the same (SDM 2A CPUID; APM 3 appendix E).
@@ -257,11 +252,8 @@ mod tests {
 
     #[test]
     fn every_name_is_there_once_and_every_dependency_is_a_name() {
-        let mut names: alloc::vec::Vec<_> = WORDS
-            .iter()
-            .flat_map(|word| word.features)
-            .map(|(_, name)| name)
-            .collect();
+        let mut names: alloc::vec::Vec<_> =
+            WORDS.iter().flat_map(|word| word.features).map(|(_, name)| name).collect();
         let all = names.len();
         names.sort();
         names.dedup();

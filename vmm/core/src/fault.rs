@@ -29,50 +29,26 @@ pub struct Fault {
 
 impl Fault {
     /// #UD.
-    pub const UNDEFINED: Fault = Fault {
-        vector: INVALID_OPCODE,
-        error_code: None,
-        address: None,
-    };
+    pub const UNDEFINED: Fault = Fault { vector: INVALID_OPCODE, error_code: None, address: None };
     /// #GP(0).
-    pub const PROTECTION: Fault = Fault {
-        vector: GENERAL_PROTECTION,
-        error_code: Some(0),
-        address: None,
-    };
+    pub const PROTECTION: Fault = Fault { vector: GENERAL_PROTECTION, error_code: Some(0), address: None };
     /// #SS(0).
-    pub const STACK: Fault = Fault {
-        vector: STACK_SEGMENT,
-        error_code: Some(0),
-        address: None,
-    };
+    pub const STACK: Fault = Fault { vector: STACK_SEGMENT, error_code: Some(0), address: None };
 
     /// #PF.
     pub const fn page(error_code: u32, address: u64) -> Fault {
-        Fault {
-            vector: PAGE_FAULT,
-            error_code: Some(error_code),
-            address: Some(address),
-        }
+        Fault { vector: PAGE_FAULT, error_code: Some(error_code), address: Some(address) }
     }
 
     /// Lets the guest take the exception at the next entry, at the instruction that it is on.
     pub fn raise(self, vcpu: &mut impl Vcpu) {
-        let page = vcpu.state(if self.address.is_some() {
-            Groups::DEBUG | MODE
-        } else {
-            MODE
-        });
+        let page = vcpu.state(if self.address.is_some() { Groups::DEBUG | MODE } else { MODE });
         if let Some(address) = self.address {
             page.cr2 = address;
             page.dirty |= Groups::DEBUG.bits();
         }
         // In real mode exceptions push no error code (SDM 3A 21.1.3), and VM entry refuses one (SDM 3C 27.2.1.3).
-        let error_code = if page.cr0 & CR0_PE == 0 {
-            None
-        } else {
-            self.error_code
-        };
+        let error_code = if page.cr0 & CR0_PE == 0 { None } else { self.error_code };
         page.inject = Event::exception(self.vector, error_code);
         page.dirty |= Groups::INJECT.bits();
     }
@@ -105,9 +81,6 @@ mod tests {
         assert_eq!(vcpu.page.inject, Event::exception(13, None));
         let mut vcpu = FakeVcpu::long_mode(0, 0);
         Fault::page(2, 0xdead_b000).raise(&mut vcpu);
-        assert_eq!(
-            (vcpu.page.inject, vcpu.page.cr2),
-            (Event::exception(14, Some(2)), 0xdead_b000)
-        );
+        assert_eq!((vcpu.page.inject, vcpu.page.cr2), (Event::exception(14, Some(2)), 0xdead_b000));
     }
 }

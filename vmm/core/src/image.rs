@@ -20,9 +20,8 @@ impl Image for [u8] {
     }
 
     fn read(&self, offset: u64, into: &mut [u8]) -> bool {
-        let bytes = usize::try_from(offset)
-            .ok()
-            .and_then(|start| self.get(start..start.checked_add(into.len())?));
+        let bytes =
+            usize::try_from(offset).ok().and_then(|start| self.get(start..start.checked_add(into.len())?));
         bytes.map(|bytes| into.copy_from_slice(bytes)).is_some()
     }
 }

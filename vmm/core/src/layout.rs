@@ -86,11 +86,7 @@ impl Layout {
 
     /// One past the last byte of RAM below 4 GiB.
     pub const fn low_end(&self) -> u64 {
-        if self.memory_bytes < DEVICE_HOLE {
-            self.memory_bytes
-        } else {
-            DEVICE_HOLE
-        }
+        if self.memory_bytes < DEVICE_HOLE { self.memory_bytes } else { DEVICE_HOLE }
     }
 
     /// One past the last byte of RAM above 4 GiB; [`HIGH_RAM`] if there is none there.
@@ -100,9 +96,7 @@ impl Layout {
 
     /// The ranges of RAM: what the monitor maps, in the order in which it takes them out of the VM's memory.
     pub fn ram(&self) -> impl Iterator<Item = Range<u64>> + use<> {
-        [0..self.low_end(), HIGH_RAM..self.high_end()]
-            .into_iter()
-            .filter(|range| !range.is_empty())
+        [0..self.low_end(), HIGH_RAM..self.high_end()].into_iter().filter(|range| !range.is_empty())
     }
 
     /// Whether this is the address of a byte of RAM.
@@ -123,11 +117,7 @@ impl Layout {
         ]
         .into_iter()
         .filter(|(range, _)| !range.is_empty())
-        .map(|(range, usable)| MapEntry {
-            base: range.start,
-            size: range.end - range.start,
-            usable,
-        })
+        .map(|(range, usable)| MapEntry { base: range.start, size: range.end - range.start, usable })
         .collect()
     }
 }
@@ -143,21 +133,9 @@ mod tests {
         assert_eq!(
             layout.memory_map(),
             [
-                MapEntry {
-                    base: 0,
-                    size: 0x9_fc00,
-                    usable: true
-                },
-                MapEntry {
-                    base: 0x9_fc00,
-                    size: 0x6_0400,
-                    usable: false
-                },
-                MapEntry {
-                    base: 0x10_0000,
-                    size: 63 << 20,
-                    usable: true
-                },
+                MapEntry { base: 0, size: 0x9_fc00, usable: true },
+                MapEntry { base: 0x9_fc00, size: 0x6_0400, usable: false },
+                MapEntry { base: 0x10_0000, size: 63 << 20, usable: true },
             ]
         );
     }
@@ -165,10 +143,7 @@ mod tests {
     #[test]
     fn memory_beyond_three_gib_appears_above_four() {
         let layout = Layout::new(5 << 30);
-        assert_eq!(
-            layout.ram().collect::<Vec<_>>(),
-            [0..DEVICE_HOLE, HIGH_RAM..HIGH_RAM + (2 << 30)]
-        );
+        assert_eq!(layout.ram().collect::<Vec<_>>(), [0..DEVICE_HOLE, HIGH_RAM..HIGH_RAM + (2 << 30)]);
         assert!(layout.is_ram(HIGH_RAM + (2 << 30) - 1));
         assert!(!layout.is_ram(LOCAL_APIC));
         assert_eq!(layout.memory_map().last().map(|entry| entry.size), Some(2 << 30));
@@ -178,10 +153,7 @@ mod tests {
     fn ranges_of_the_memory_map_add_up_to_the_memory() {
         for mib in [1, 2, 640, 3071, 3072, 3073, 1 << 20] {
             let layout = Layout::new(mib << 20);
-            assert_eq!(
-                layout.memory_map().iter().map(|entry| entry.size).sum::<u64>(),
-                mib << 20
-            );
+            assert_eq!(layout.memory_map().iter().map(|entry| entry.size).sum::<u64>(), mib << 20);
         }
     }
 }

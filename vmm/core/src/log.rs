@@ -19,13 +19,7 @@ pub struct Log {
 impl Log {
     /// An empty log; times are ticks of `tsc_hz`.
     pub fn new(tsc_hz: u64) -> Self {
-        Log {
-            tsc_hz,
-            second_start: 0,
-            left: LINES_PER_SECOND,
-            dropped: 0,
-            lines: Vec::new(),
-        }
+        Log { tsc_hz, second_start: 0, left: LINES_PER_SECOND, dropped: 0, lines: Vec::new() }
     }
 
     /// Adds a line, unless this second had its share.

@@ -74,9 +74,7 @@ const AMD_ZERO: &[u32] = &[
 ];
 
 /// Fixed-range MTRRs, in the order of [`Msrs::mtrr_fixed`].
-const MTRR_FIXED: [u32; 11] = [
-    0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f,
-];
+const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
 
 /// Eight variable ranges, fixed ranges, write combining.
 const MTRR_CAP_VALUE: u64 = 0x508;
@@ -141,10 +139,9 @@ impl Msrs {
             MCG_CAP | MCG_STATUS => Some(0),
             MTRR_CAP => Some(MTRR_CAP_VALUE),
             MTRR_DEF_TYPE => Some(self.mtrr_def_type),
-            MTRR_PHYS_FIRST..=MTRR_PHYS_LAST => self
-                .mtrr_variable
-                .get((index - MTRR_PHYS_FIRST) as usize)
-                .copied(),
+            MTRR_PHYS_FIRST..=MTRR_PHYS_LAST => {
+                self.mtrr_variable.get((index - MTRR_PHYS_FIRST) as usize).copied()
+            }
             PAT => Some(vcpu.state(Groups::PAT).pat),
             DEBUGCTL => Some(vcpu.state(Groups::PAT).debugctl),
             EFER => Some(vcpu.state(Groups::CONTROL).efer),
@@ -323,11 +320,7 @@ mod tests {
             0x8000_0000 => CpuidRegs::new(0x8000_0008, 0, 0, 0),
             _ => CpuidRegs::new(u32::MAX, u32::MAX, u32::MAX, u32::MAX),
         };
-        let facts = HostFacts {
-            machine: Machine::all(),
-            guest_xcr0: 7,
-            tsc_hz: 1_000_000_000,
-        };
+        let facts = HostFacts { machine: Machine::all(), guest_xcr0: 7, tsc_hz: 1_000_000_000 };
         GuestCpu::new(&host, &facts, &[]).unwrap()
     }
 
@@ -393,10 +386,7 @@ mod tests {
         let (mut msrs, mut vcpu, cpu) = (Msrs::default(), FakeVcpu::new(), cpu(b"Auth"));
         for index in [LSTAR, FS_BASE, KERNEL_GS_BASE, SYSENTER_EIP] {
             assert_eq!(msrs.write(index, 1 << 47, &mut vcpu, &cpu), None);
-            assert_eq!(
-                msrs.write(index, 0xffff_8000_0000_0000, &mut vcpu, &cpu),
-                Some(())
-            );
+            assert_eq!(msrs.write(index, 0xffff_8000_0000_0000, &mut vcpu, &cpu), Some(()));
             assert_eq!(msrs.read(index, &mut vcpu, &cpu), Some(0xffff_8000_0000_0000));
         }
     }

@@ -144,11 +144,7 @@ fn trap_single_step(vcpu: &mut impl Vcpu) {
 /// Reads a general-purpose register; RSP needs `CS_SS`.
 pub fn read_gpr(vcpu: &mut impl Vcpu, index: u8) -> u64 {
     let index = usize::from(index & 15);
-    if index == gpr::RSP {
-        vcpu.state(Groups::CS_SS).gpr[index]
-    } else {
-        vcpu.page().gpr[index]
-    }
+    if index == gpr::RSP { vcpu.state(Groups::CS_SS).gpr[index] } else { vcpu.page().gpr[index] }
 }
 
 /// Writes a general-purpose register.
@@ -252,10 +248,7 @@ impl FakeVcpu {
             eoi_exits: [0; 4],
         });
         reset(&mut page);
-        FakeVcpu {
-            page,
-            required: Groups::empty(),
-        }
+        FakeVcpu { page, required: Groups::empty() }
     }
 
     /// A CPU in flat 64-bit mode, CPL 0, at `rip`, with the page tables at `cr3`.
@@ -302,10 +295,7 @@ mod tests {
         vcpu.page.interruptibility = Interruptibility::STI.bits();
         vcpu.page.rflags |= RFLAGS_RF;
         complete_instruction(&mut vcpu, 3);
-        assert_eq!(
-            (vcpu.page.rip, vcpu.page.interruptibility, vcpu.page.rflags),
-            (0x1003, 0, 2)
-        );
+        assert_eq!((vcpu.page.rip, vcpu.page.interruptibility, vcpu.page.rflags), (0x1003, 0, 2));
     }
 
     #[test]

@@ -42,10 +42,7 @@ pub struct AcpiPm {
 impl AcpiPm {
     /// Registers whose timer is 0 at TSC 0.
     pub fn new(tsc_hz: u64) -> Self {
-        Self {
-            tsc_hz,
-            reset_control: 0,
-        }
+        Self { tsc_hz, reset_control: 0 }
     }
 
     /// Reads a byte; ports that are none of these float. Bytes read at one time belong to one timer value.
@@ -96,11 +93,7 @@ mod tests {
         assert_eq!(pm.write(SLEEP_PORT, 0x34), Some(Request::PowerOff));
         assert_eq!(pm.write(SLEEP_PORT, 1), Some(Request::Reset));
         assert_eq!(pm.write(SLEEP_PORT, 5 << 2), None, "not enabled");
-        assert_eq!(
-            pm.write(SLEEP_PORT, 3 << 2 | SLEEP_ENABLE),
-            None,
-            "S3 does not exist"
-        );
+        assert_eq!(pm.write(SLEEP_PORT, 3 << 2 | SLEEP_ENABLE), None, "S3 does not exist");
         assert_eq!(pm.write(SLEEP_PORT, 0x80), None, "clears the wake status");
         assert_eq!(pm.read(SLEEP_PORT, 0), 0);
     }

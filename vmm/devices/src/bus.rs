@@ -50,9 +50,7 @@ impl<T: Copy> Bus<T> {
             return Err(BusError::EmptyRange);
         }
         // The first entry that ends after our start is the only one that can be the first to overlap.
-        let position = self
-            .entries
-            .partition_point(|(other, _)| other.end <= range.start);
+        let position = self.entries.partition_point(|(other, _)| other.end <= range.start);
         if let Some((other, _)) = self.entries.get(position)
             && other.start < range.end
         {
@@ -71,9 +69,7 @@ impl<T: Copy> Bus<T> {
 
     /// Every range and its device, by ascending address.
     pub fn iter(&self) -> impl Iterator<Item = (Range<u64>, T)> + '_ {
-        self.entries
-            .iter()
-            .map(|(range, device)| (range.clone(), *device))
+        self.entries.iter().map(|(range, device)| (range.clone(), *device))
     }
 }
 

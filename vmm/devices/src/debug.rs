@@ -93,18 +93,9 @@ mod tests {
     #[test]
     fn consoles_announce_themselves_and_take_bytes() {
         let mut ports = DebugPorts::new();
-        assert_eq!(
-            (ports.read(CONSOLE_PORT), ports.read(FIRMWARE_PORT)),
-            (0xe9, 0xe9)
-        );
-        assert_eq!(
-            ports.write(CONSOLE_PORT, b'a'.into()),
-            Some(DebugEvent::Console(b'a'))
-        );
-        assert_eq!(
-            ports.write(FIRMWARE_PORT, b'b'.into()),
-            Some(DebugEvent::Firmware(b'b'))
-        );
+        assert_eq!((ports.read(CONSOLE_PORT), ports.read(FIRMWARE_PORT)), (0xe9, 0xe9));
+        assert_eq!(ports.write(CONSOLE_PORT, b'a'.into()), Some(DebugEvent::Console(b'a')));
+        assert_eq!(ports.write(FIRMWARE_PORT, b'b'.into()), Some(DebugEvent::Firmware(b'b')));
     }
 
     #[test]

@@ -110,16 +110,11 @@ mod fake {
 
         /// `size_bytes` of memory from `base`.
         pub fn at(base: u64, size_bytes: usize) -> Self {
-            Self {
-                base,
-                bytes: vec![0; size_bytes],
-            }
+            Self { base, bytes: vec![0; size_bytes] }
         }
 
         fn range(&self, gpa: u64, len: usize) -> Result<Range<usize>, OutOfRange> {
-            let start = gpa
-                .checked_sub(self.base)
-                .and_then(|offset| usize::try_from(offset).ok());
+            let start = gpa.checked_sub(self.base).and_then(|offset| usize::try_from(offset).ok());
             start
                 .and_then(|start| Some(start..start.checked_add(len)?))
                 .filter(|range| range.end <= self.bytes.len())
@@ -162,10 +157,7 @@ mod tests {
     #[test]
     fn an_access_that_leaves_memory_fails_and_changes_nothing() {
         let mut memory = VecMemory::at(0x1000, 16);
-        assert_eq!(
-            memory.write_u64(0x100c, u64::MAX),
-            Err(OutOfRange { gpa: 0x100c, len: 8 })
-        );
+        assert_eq!(memory.write_u64(0x100c, u64::MAX), Err(OutOfRange { gpa: 0x100c, len: 8 }));
         assert_eq!(memory.read_u32(0x100c), Ok(0));
         assert!(memory.read_u8(0xfff).is_err());
         assert!(memory.read_u32(u64::MAX - 1).is_err());

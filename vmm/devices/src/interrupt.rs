@@ -65,9 +65,5 @@ pub struct Message {
 
 /// Widens an 8-bit destination field.
 pub(crate) fn destination_from_8_bits(field: u8) -> u32 {
-    if field == 0xff {
-        BROADCAST
-    } else {
-        u32::from(field)
-    }
+    if field == 0xff { BROADCAST } else { u32::from(field) }
 }

@@ -80,11 +80,7 @@ impl Pin {
             return self.send_level();
         }
         // An edge on a masked pin is lost (82093AA, interrupt mask).
-        if is_asserted && !was_asserted && self.entry & MASKED == 0 {
-            self.message()
-        } else {
-            None
-        }
+        if is_asserted && !was_asserted && self.entry & MASKED == 0 { self.message() } else { None }
     }
 
     fn write(&mut self, value: u64) -> Option<Message> {
@@ -116,14 +112,7 @@ pub struct IoApic {
 impl IoApic {
     /// An I/O APIC after reset: every pin masked, no line asserted. The guest can change its `id` (4 bits).
     pub fn new(id: u8) -> Self {
-        Self {
-            id: id & 0xf,
-            selected: 0,
-            pins: [Pin {
-                entry: MASKED,
-                is_asserted: false,
-            }; PINS],
-        }
+        Self { id: id & 0xf, selected: 0, pins: [Pin { entry: MASKED, is_asserted: false }; PINS] }
     }
 
     /// A device drives the line at `pin`. A pin that does not exist sends nothing.
@@ -208,13 +197,8 @@ mod tests {
         ioapic.mmio_read(IOWIN)
     }
 
-    const EDGE: Message = Message {
-        vector: 0x31,
-        destination: 2,
-        logical: false,
-        mode: DeliveryMode::Fixed,
-        level: false,
-    };
+    const EDGE: Message =
+        Message { vector: 0x31, destination: 2, logical: false, mode: DeliveryMode::Fixed, level: false };
     const LEVEL: Message = Message { level: true, ..EDGE };
 
     #[test]
@@ -267,10 +251,7 @@ mod tests {
         let mut ioapic = IoApic::new(0);
         program(&mut ioapic, 9, 2 << 56 | MASKED | LEVEL_TRIGGERED | 0x31);
         assert_eq!(ioapic.set_line(9, true), None);
-        assert_eq!(
-            program(&mut ioapic, 9, 2 << 56 | LEVEL_TRIGGERED | 0x31),
-            vec![LEVEL]
-        );
+        assert_eq!(program(&mut ioapic, 9, 2 << 56 | LEVEL_TRIGGERED | 0x31), vec![LEVEL]);
     }
 
     #[test]
@@ -280,10 +261,7 @@ mod tests {
         assert_eq!(ioapic.set_line(9, true), Some(LEVEL));
         program(&mut ioapic, 9, 2 << 56 | MASKED | 0x31);
         assert_eq!(entry_low(&mut ioapic, 9), 0x1_0031);
-        assert_eq!(
-            program(&mut ioapic, 9, 2 << 56 | LEVEL_TRIGGERED | 0x31),
-            vec![LEVEL]
-        );
+        assert_eq!(program(&mut ioapic, 9, 2 << 56 | LEVEL_TRIGGERED | 0x31), vec![LEVEL]);
     }
 
     #[test]
@@ -311,10 +289,7 @@ mod tests {
     fn an_nmi_pin_is_edge_triggered_whatever_its_trigger_bit() {
         let mut ioapic = IoApic::new(0);
         program(&mut ioapic, 2, LEVEL_TRIGGERED | 0x400);
-        assert_eq!(
-            ioapic.set_line(2, true).map(|m| (m.mode, m.level)),
-            Some((DeliveryMode::Nmi, false))
-        );
+        assert_eq!(ioapic.set_line(2, true).map(|m| (m.mode, m.level)), Some((DeliveryMode::Nmi, false)));
         assert_eq!(ioapic.set_line(2, true), None);
     }
 

@@ -58,10 +58,7 @@ impl Scale {
         // `factor` has 64 fraction bits; it is never 0, not even for 2^64 Hz.
         let zeros = factor.leading_zeros();
         // The shift leaves 32 bits, and 64 minus at most 128 fits.
-        Self {
-            mul: (factor << zeros >> 96) as u32,
-            shift: (64 - zeros as i32) as i8,
-        }
+        Self { mul: (factor << zeros >> 96) as u32, shift: (64 - zeros as i32) as i8 }
     }
 
     /// Nanoseconds in `ticks`, as the guest computes them; wraps after 2^64 ticks or nanoseconds.
@@ -94,13 +91,7 @@ impl PvClock {
     /// `is_stable` promises that the vCPUs' TSCs agree; the guest heeds it if CPUID 40000001H:EAX bit 24 says
     /// so too.
     pub fn new(tsc_hz: u64, zero_tsc: u64, zero_unix_ns: u64, is_stable: bool) -> Self {
-        Self {
-            tsc_hz,
-            scale: Scale::from_hz(tsc_hz),
-            zero_tsc,
-            zero_unix_ns,
-            is_stable,
-        }
+        Self { tsc_hz, scale: Scale::from_hz(tsc_hz), zero_tsc, zero_unix_ns, is_stable }
     }
 
     /// Nanoseconds on the clock at guest TSC `now`, exactly; the guest's own result may differ by the scale's
@@ -307,21 +298,11 @@ mod tests {
 
     #[test]
     fn the_guest_reads_the_time_that_passed() {
-        for tsc_hz in [
-            1_000_000,
-            25_000_000,
-            999_999_999,
-            1_000_000_000,
-            2_394_453_000,
-            5_000_000_000,
-        ] {
+        for tsc_hz in [1_000_000, 25_000_000, 999_999_999, 1_000_000_000, 2_394_453_000, 5_000_000_000] {
             let clock = PvClock::new(tsc_hz, 1000, 0, true);
             let mut memory = VecMemory::new(4096);
             let mut vcpu = VcpuClock::new();
-            assert_eq!(
-                vcpu.msr_write(MSR_SYSTEM_TIME, 0x100 | 1, &clock, &mut memory),
-                Some(())
-            );
+            assert_eq!(vcpu.msr_write(MSR_SYSTEM_TIME, 0x100 | 1, &clock, &mut memory), Some(()));
             let (hour, flags) = guest_reads_clock(&memory, 0x100, 1000 + 3600 * tsc_hz).unwrap();
             let exact = 3600 * NANOSECONDS;
             // The multiplier has 32 bits: at most 2^-31 off, 2 us in an hour.
@@ -357,11 +338,7 @@ mod tests {
         memory.write_u8(29, 0).unwrap();
         vcpu.refresh(&clock, &mut memory);
         assert_eq!(guest_reads_clock(&memory, 0, 5), Some((5, 0)));
-        assert_eq!(
-            memory.read_u32(0),
-            Ok(8),
-            "each of four writes moves the version by two"
-        );
+        assert_eq!(memory.read_u32(0), Ok(8), "each of four writes moves the version by two");
     }
 
     #[test]
@@ -387,8 +364,7 @@ mod tests {
         let clock = PvClock::new(1_000_000_000, 0, 0, true);
         let mut memory = VecMemory::new(4096);
         let mut vcpu = VcpuClock::new();
-        vcpu.msr_write(MSR_STEAL_TIME, 0x80 | 1, &clock, &mut memory)
-            .unwrap();
+        vcpu.msr_write(MSR_STEAL_TIME, 0x80 | 1, &clock, &mut memory).unwrap();
         vcpu.set_preempted(true, &mut memory);
         assert_eq!(memory.read_u8(0x90), Ok(1));
         vcpu.add_steal_time(700, &mut memory);
@@ -405,15 +381,9 @@ mod tests {
         let mut vcpu = VcpuClock::new();
         assert_eq!(vcpu.msr_write(MSR_SYSTEM_TIME, 0b11, &clock, &mut memory), None);
         assert_eq!(vcpu.msr_write(MSR_WALL_CLOCK, 1, &clock, &mut memory), None);
-        assert_eq!(
-            vcpu.msr_write(MSR_STEAL_TIME, 0x20 | 1, &clock, &mut memory),
-            None
-        );
+        assert_eq!(vcpu.msr_write(MSR_STEAL_TIME, 0x20 | 1, &clock, &mut memory), None);
         assert_eq!(vcpu.msr_write(0x4b56_4d02, 0, &clock, &mut memory), None);
-        assert_eq!(
-            vcpu.msr_write(MSR_SYSTEM_TIME, 0x10_0001, &clock, &mut memory),
-            Some(())
-        );
+        assert_eq!(vcpu.msr_write(MSR_SYSTEM_TIME, 0x10_0001, &clock, &mut memory), Some(()));
     }
 
     proptest! {

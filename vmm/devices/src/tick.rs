@@ -8,9 +8,7 @@ pub(crate) fn convert(ticks: u64, from_hz: u64, to_hz: u64) -> u64 {
 
 /// How many ticks of a clock of `to_hz` must pass until one of `from_hz` has counted `ticks`; saturating.
 pub(crate) fn convert_up(ticks: u128, from_hz: u64, to_hz: u64) -> u64 {
-    let scaled = ticks
-        .saturating_mul(u128::from(to_hz))
-        .div_ceil(u128::from(from_hz.max(1)));
+    let scaled = ticks.saturating_mul(u128::from(to_hz)).div_ceil(u128::from(from_hz.max(1)));
     u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 

@@ -28,23 +28,11 @@ impl GuestRam {
             // Each range needs a capability: below and above 4 GiB, address and offset differ by different amounts.
             let rights = Rights::READ | Rights::WRITE | Rights::EXECUTE;
             let part = source.derive(selector::allocate()?, Narrow::rights(rights).range(offset, pages))?;
-            part.map(
-                space,
-                range.start,
-                0,
-                pages,
-                MapFlags::READ | MapFlags::WRITE | MapFlags::EXECUTE,
-            )?;
+            part.map(space, range.start, 0, pages, MapFlags::READ | MapFlags::WRITE | MapFlags::EXECUTE)?;
             offset += pages;
         }
-        let own = source.derive(
-            selector::allocate()?,
-            Narrow::rights(Rights::READ | Rights::WRITE),
-        )?;
-        Ok(GuestRam {
-            window: memory::map_guest_memory(own, offset)?,
-            layout,
-        })
+        let own = source.derive(selector::allocate()?, Narrow::rights(Rights::READ | Rights::WRITE))?;
+        Ok(GuestRam { window: memory::map_guest_memory(own, offset)?, layout })
     }
 
     /// Zeroes all of it.
@@ -78,25 +66,19 @@ impl GuestMemory for GuestRam {
     #[inline]
     fn read(&self, gpa: u64, into: &mut [u8]) -> Result<(), OutOfRange> {
         let len = into.len();
-        self.window
-            .read(self.offset(gpa, len)?, into)
-            .map_err(|_| OutOfRange { gpa, len })
+        self.window.read(self.offset(gpa, len)?, into).map_err(|_| OutOfRange { gpa, len })
     }
 
     #[inline]
     fn write(&mut self, gpa: u64, from: &[u8]) -> Result<(), OutOfRange> {
         let len = from.len();
-        self.window
-            .write(self.offset(gpa, len)?, from)
-            .map_err(|_| OutOfRange { gpa, len })
+        self.window.write(self.offset(gpa, len)?, from).map_err(|_| OutOfRange { gpa, len })
     }
 
     /// As the default, without memory between: page walks read with this.
     #[inline]
     fn read_u64(&self, gpa: u64) -> Result<u64, OutOfRange> {
-        self.window
-            .read_u64(self.offset(gpa, 8)?)
-            .map_err(|_| OutOfRange { gpa, len: 8 })
+        self.window.read_u64(self.offset(gpa, 8)?).map_err(|_| OutOfRange { gpa, len: 8 })
     }
 
     fn size_bytes(&self) -> u64 {
@@ -117,13 +99,7 @@ mod tests {
         let mut ram = ram(1 << 20);
         assert_eq!(ram.write_u64((1 << 20) - 8, 7), Ok(()));
         assert_eq!(ram.read_u64((1 << 20) - 8), Ok(7));
-        assert_eq!(
-            ram.write_u64((1 << 20) - 4, 9),
-            Err(OutOfRange {
-                gpa: (1 << 20) - 4,
-                len: 8
-            })
-        );
+        assert_eq!(ram.write_u64((1 << 20) - 4, 9), Err(OutOfRange { gpa: (1 << 20) - 4, len: 8 }));
         assert_eq!(ram.read_u64((1 << 20) - 8), Ok(7));
         assert!(ram.read_u8(0xfee0_0000).is_err());
         assert!(ram.read(u64::MAX, &mut [0; 2]).is_err());

@@ -34,26 +34,14 @@ pub struct Images {
 impl Images {
     /// What the root task mapped.
     pub fn new(info: &'static ProcessInfo, config: &VmConfig) -> Result<Self, &'static str> {
-        let image = |name: &str| {
-            info.window(name)
-                .map(MappedImage)
-                .ok_or("a boot module is not mapped")
-        };
+        let image = |name: &str| info.window(name).map(MappedImage).ok_or("a boot module is not mapped");
         let pieces = (0..config.initrd.len()).map(|piece| image(&format!("{INITRD}{piece}")));
-        Ok(Images {
-            kernel: image(KERNEL)?,
-            initrd: pieces.collect::<Result<_, _>>()?,
-        })
+        Ok(Images { kernel: image(KERNEL)?, initrd: pieces.collect::<Result<_, _>>()? })
     }
 
     /// The modules, with their names in the boot image as command lines.
     pub fn modules<'a>(&'a self, config: &'a VmConfig) -> Vec<BootModule<'a>> {
         let pieces = self.initrd.iter().zip(&config.initrd);
-        pieces
-            .map(|(image, name)| BootModule {
-                command_line: name,
-                image,
-            })
-            .collect()
+        pieces.map(|(image, name)| BootModule { command_line: name, image }).collect()
     }
 }

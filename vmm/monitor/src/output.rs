@@ -13,13 +13,8 @@ pub const SERIAL_PORTS: usize = 4;
 /// The port that stands for the debug consoles (0xe9 and 0x402).
 pub const DEBUG_PORT: usize = SERIAL_PORTS;
 /// The streams of the serial ports and the debug consoles, by port.
-pub const STREAMS: [Stream; SERIAL_PORTS + 1] = [
-    Stream::Console,
-    Stream::Stdout,
-    Stream::Stderr,
-    Stream::Agent,
-    Stream::Log,
-];
+pub const STREAMS: [Stream; SERIAL_PORTS + 1] =
+    [Stream::Console, Stream::Stdout, Stream::Stderr, Stream::Agent, Stream::Log];
 
 /// How long a byte may wait for company, in µs.
 const GATHER_US: u64 = 2000;
@@ -144,10 +139,7 @@ mod tests {
             let records = sink.0.iter().filter(move |record| record.0 == stream);
             records.flat_map(|record| record.1.clone()).collect::<Vec<_>>()
         };
-        assert_eq!(
-            (of(Stream::Stdout), of(Stream::Stderr)),
-            (b"o".repeat(300), b"e".repeat(300))
-        );
+        assert_eq!((of(Stream::Stdout), of(Stream::Stderr)), (b"o".repeat(300), b"e".repeat(300)));
         assert_eq!(of(Stream::Log), b"debug");
         assert!(sink.0.iter().all(|record| record.1.len() <= MAX_RECORD));
     }

@@ -8,14 +8,9 @@ use vmm_protocol::process::{REPORT, Report};
 
 /// Reports the outcome, and waits for the root task to end this process.
 pub fn end(info: &'static ProcessInfo, outcome: &Outcome) -> ! {
-    let Some(page) = info.window(REPORT) else {
-        usys::start::fault()
-    };
+    let Some(page) = info.window(REPORT) else { usys::start::fault() };
     let bytes = outcome.encode();
-    let Ok(len) = page
-        .write(Report::OUTCOME, &bytes)
-        .and_then(|()| page.atomic_u32(Report::LEN))
-    else {
+    let Ok(len) = page.write(Report::OUTCOME, &bytes).and_then(|()| page.atomic_u32(Report::LEN)) else {
         usys::start::fault()
     };
     len.store(bytes.len() as u32, Ordering::Release);

@@ -30,17 +30,8 @@ pub struct Statistics {
 impl Statistics {
     /// Nothing happened yet at TSC `now`.
     pub const fn new(now: u64, is_timed: bool) -> Self {
-        let nothing = Kind {
-            count: 0,
-            ticks: 0,
-            least: u64::MAX,
-        };
-        Statistics {
-            start: now,
-            entered: now,
-            is_timed,
-            kinds: [nothing; KINDS],
-        }
+        let nothing = Kind { count: 0, ticks: 0, least: u64::MAX };
+        Statistics { start: now, entered: now, is_timed, kinds: [nothing; KINDS] }
     }
 
     /// The guest is about to be entered.
@@ -118,20 +109,15 @@ mod tests {
     #[test]
     fn the_kernels_share_of_a_run_is_that_of_the_shortest_of_its_kind() {
         let mut statistics = Statistics::new(1000, true);
-        for (entered, exited, kind) in [
-            (1100, 1600, ExitKind::Cpuid),
-            (1700, 2700, ExitKind::Cpuid),
-            (3000, 9000, ExitKind::Deadline),
-        ] {
+        for (entered, exited, kind) in
+            [(1100, 1600, ExitKind::Cpuid), (1700, 2700, ExitKind::Cpuid), (3000, 9000, ExitKind::Deadline)]
+        {
             statistics.enter_at(entered);
             statistics.exit(kind as u32, exited);
         }
         // In the guest: nothing, 500, and 6000 less three times 500.
         let line = format!("{}", statistics.at(10_000));
-        assert_eq!(
-            line,
-            "3 exits, 4000 of 9000 ticks outside the guest: Deadline 1 Cpuid 2"
-        );
+        assert_eq!(line, "3 exits, 4000 of 9000 ticks outside the guest: Deadline 1 Cpuid 2");
     }
 
     #[test]

@@ -131,16 +131,9 @@ impl<W: Watch> Vm<W> {
             guest_xcr0: self.info.guest_xcr0,
             tsc_hz: self.info.tsc_hz,
         };
-        let host = Host {
-            cpuid: &cpuid,
-            facts,
-            unix_ns: unix_ns(self.info, now),
-        };
+        let host = Host { cpuid: &cpuid, facts, unix_ns: unix_ns(self.info, now) };
         let modules = self.images.modules(&self.config);
-        let images = BootImages {
-            kernel: &self.images.kernel,
-            modules: &modules,
-        };
+        let images = BootImages { kernel: &self.images.kernel, modules: &modules };
         Machine::boot(&self.config, &images, &host, &mut self.ram, &mut self.vcpu, now)
             .map_err(Outcome::not_started)
     }
@@ -167,14 +160,9 @@ impl<W: Watch> Vm<W> {
         // As at the first start, so that every start is the same. A PC may keep what was in RAM, but promises nothing.
         self.ram.clear();
         let modules = self.images.modules(&self.config);
-        let images = BootImages {
-            kernel: &self.images.kernel,
-            modules: &modules,
-        };
+        let images = BootImages { kernel: &self.images.kernel, modules: &modules };
         self.now = cpu::now();
-        machine
-            .reset(&images, &mut self.ram, &mut self.vcpu, self.now)
-            .map_err(Outcome::not_started)
+        machine.reset(&images, &mut self.ram, &mut self.vcpu, self.now).map_err(Outcome::not_started)
     }
 
     /// Enters the guest and handles its exits until it ends or resets its machine: what happens here happens at every exit.
@@ -246,8 +234,7 @@ impl<W: Watch> Vm<W> {
                 log::info!("booted at {since_entry} after the kernel's entry: {statistics}");
             }
         }
-        self.output
-            .put(DEBUG_PORT, machine.take_debug_output(), now, &mut self.channel);
+        self.output.put(DEBUG_PORT, machine.take_debug_output(), now, &mut self.channel);
         for line in machine.take_log() {
             log::warn!("{line}");
         }

@@ -102,11 +102,7 @@ impl Decoder {
         }
         self.have = 0;
         let payload = core::mem::take(&mut self.payload);
-        Some(Frame {
-            stream: Stream::from_raw(self.header[1])?,
-            vm: self.header[2],
-            payload,
-        })
+        Some(Frame { stream: Stream::from_raw(self.header[1])?, vm: self.header[2], payload })
     }
 }
 
@@ -121,13 +117,6 @@ mod tests {
         bytes.extend(header(Stream::Stdout, 3, 2));
         bytes.extend(b"hi");
         let frames: alloc::vec::Vec<_> = bytes.into_iter().filter_map(|byte| decoder.push(byte)).collect();
-        assert_eq!(
-            frames,
-            [Frame {
-                stream: Stream::Stdout,
-                vm: 3,
-                payload: b"hi".to_vec()
-            }]
-        );
+        assert_eq!(frames, [Frame { stream: Stream::Stdout, vm: 3, payload: b"hi".to_vec() }]);
     }
 }

@@ -158,10 +158,7 @@ impl fmt::Display for ManifestError {
             ManifestError::NoVm => write!(f, "it lists no VM: add a [[vm]] section"),
             ManifestError::TooManyVms(count) => write!(f, "{count} VMs, at most {MAX_VMS} are possible"),
             ManifestError::Name(name) => {
-                write!(
-                    f,
-                    "VM name {name:?}: give 1 to {MAX_NAME} letters, digits, '-' or '_'"
-                )
+                write!(f, "VM name {name:?}: give 1 to {MAX_NAME} letters, digits, '-' or '_'")
             }
             ManifestError::Duplicate(name) => write!(f, "two VMs are named {name:?}: rename one"),
             ManifestError::Memory(name) => {
@@ -239,12 +236,7 @@ mod tests {
     }
 
     fn check(vms: Vec<VmConfig>) -> Result<(), ManifestError> {
-        Manifest {
-            console: ConsoleMode::Plain,
-            when_done: WhenDone::Poweroff,
-            vms,
-        }
-        .check()
+        Manifest { console: ConsoleMode::Plain, when_done: WhenDone::Poweroff, vms }.check()
     }
 
     #[test]
@@ -255,43 +247,19 @@ mod tests {
     #[test]
     fn every_impossible_value_is_named() {
         assert_eq!(check(Vec::new()), Err(ManifestError::NoVm));
-        assert_eq!(
-            check(alloc::vec![vm("a"); 31]),
-            Err(ManifestError::TooManyVms(31))
-        );
-        assert_eq!(
-            check(alloc::vec![vm("a"), vm("a")]),
-            Err(ManifestError::Duplicate("a".into()))
-        );
-        assert_eq!(
-            check(alloc::vec![vm("a b")]),
-            Err(ManifestError::Name("a b".into()))
-        );
+        assert_eq!(check(alloc::vec![vm("a"); 31]), Err(ManifestError::TooManyVms(31)));
+        assert_eq!(check(alloc::vec![vm("a"), vm("a")]), Err(ManifestError::Duplicate("a".into())));
+        assert_eq!(check(alloc::vec![vm("a b")]), Err(ManifestError::Name("a b".into())));
         assert_eq!(
             check(alloc::vec![vm("sixteen-letters-")]),
             Err(ManifestError::Name("sixteen-letters-".into()))
         );
         for broken in [
-            VmConfig {
-                memory_mib: 0,
-                ..vm("a")
-            },
-            VmConfig {
-                memory_mib: MAX_MEMORY_MIB + 1,
-                ..vm("a")
-            },
-            VmConfig {
-                priority: 31,
-                ..vm("a")
-            },
-            VmConfig {
-                priority: 0,
-                ..vm("a")
-            },
-            VmConfig {
-                kernel: String::new(),
-                ..vm("a")
-            },
+            VmConfig { memory_mib: 0, ..vm("a") },
+            VmConfig { memory_mib: MAX_MEMORY_MIB + 1, ..vm("a") },
+            VmConfig { priority: 31, ..vm("a") },
+            VmConfig { priority: 0, ..vm("a") },
+            VmConfig { kernel: String::new(), ..vm("a") },
         ] {
             assert!(check(alloc::vec![broken]).is_err());
         }

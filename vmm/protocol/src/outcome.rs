@@ -105,10 +105,7 @@ impl fmt::Display for Outcome {
             }
             Outcome::NotStarted { why } => write!(f, "not started: {}", Plain(why)),
             Outcome::VmmCrashed { vector, rip, address } => {
-                write!(
-                    f,
-                    "its VMM crashed: vector {vector} at {rip:#x}, address {address:#x}"
-                )
+                write!(f, "its VMM crashed: vector {vector} at {rip:#x}, address {address:#x}")
             }
         }
     }
@@ -132,9 +129,7 @@ mod tests {
 
     #[test]
     fn the_longest_outcome_fits_into_a_frame() {
-        let outcome = Outcome::NotStarted {
-            why: "ä".repeat(1000),
-        };
+        let outcome = Outcome::NotStarted { why: "ä".repeat(1000) };
         let bytes = outcome.encode();
         assert!(bytes.len() <= crate::link::MAX_PAYLOAD);
         assert!(
@@ -144,19 +139,13 @@ mod tests {
 
     #[test]
     fn a_report_cannot_steer_the_readers_terminal() {
-        let outcome = Outcome::NotStarted {
-            why: "a\x1b[2J\r\nb".into(),
-        };
+        let outcome = Outcome::NotStarted { why: "a\x1b[2J\r\nb".into() };
         assert_eq!(alloc::format!("{outcome}"), "not started: a[2Jb");
     }
 
     #[test]
     fn every_field_survives_encoding() {
-        let outcome = Outcome::VmmCrashed {
-            vector: 14,
-            rip: u64::MAX,
-            address: 1,
-        };
+        let outcome = Outcome::VmmCrashed { vector: 14, rip: u64::MAX, address: 1 };
         assert_eq!(Outcome::decode(&outcome.encode()), Some(outcome));
         assert_eq!(Outcome::decode(&[0xff; 3]), None);
     }

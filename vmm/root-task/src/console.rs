@@ -28,11 +28,7 @@ const ROOT_OUTPUT_PAGES: u64 = ring_pages(16);
 /// Global system interrupt of COM1.
 const COM1_IRQ: u64 = 4;
 /// More important than every VM, but never more than half of a CPU: a VMM that floods its ring cannot take it from VMs.
-const SCHEDULE: Schedule = Schedule {
-    priority: 31,
-    budget_us: 5_000,
-    period_us: 10_000,
-};
+const SCHEDULE: Schedule = Schedule { priority: 31, budget_us: 5_000, period_us: 10_000 };
 /// Frames of kernel memory for what it makes: a bitmap of its ports, and capability tables for the doorbells.
 const EXTRA_FRAMES: u64 = 16;
 /// Pages of heap.
@@ -61,21 +57,13 @@ impl Console {
         let doorbell = events.derive(selector::allocate()?, signal)?;
         let names = vms.iter().map(|vm| vm.config().name.clone()).collect();
         let config = ConsoleConfig { mode, vms: names };
-        Ok(Console {
-            process: None,
-            config,
-            events,
-            output,
-            producer,
-            doorbell,
-        })
+        Ok(Console { process: None, config, events, output, producer, doorbell })
     }
 
     /// Starts the process; it goes on where a predecessor stopped.
     pub fn start(&mut self, system: &mut System, vms: &[Vm]) -> Result<(), StartError> {
-        let names: Vec<_> = (0..vms.len())
-            .map(|index| (format!("{OUTPUT}{index}"), format!("{INPUT}{index}")))
-            .collect();
+        let names: Vec<_> =
+            (0..vms.len()).map(|index| (format!("{OUTPUT}{index}"), format!("{INPUT}{index}"))).collect();
         let mut windows = alloc::vec![Shared::writable(ROOT_OUTPUT, &self.output)];
         for (vm, (output, input)) in vms.iter().zip(&names) {
             windows.push(Shared::writable(output, vm.output()));
@@ -110,18 +98,11 @@ impl Console {
         let pd = process.pd();
         let ports: Cap<Ports> = Cap::new(root::PORTS);
         let com1 = Narrow::rights(Rights::USE).range(protocol::COM1.into(), protocol::COM1_PORTS.into());
-        process
-            .derive(ports, com1)?
-            .map(pd, 0, protocol::COM1_PORTS.into())?;
+        process.derive(ports, com1)?.map(pd, 0, protocol::COM1_PORTS.into())?;
         let irqs: Cap<Irqs> = Cap::new(root::IRQS);
-        irqs.delegate(
-            pd,
-            Selector(protocol::IRQ),
-            Narrow::rights(Rights::USE).range(COM1_IRQ, 1),
-        )?;
+        irqs.delegate(pd, Selector(protocol::IRQ), Narrow::rights(Rights::USE).range(COM1_IRQ, 1))?;
         let signal = Narrow::rights(Rights::SIGNAL);
-        self.events
-            .delegate(pd, Selector(protocol::IRQ_NTFN), signal.badge(protocol::IRQ_BIT))?;
+        self.events.delegate(pd, Selector(protocol::IRQ_NTFN), signal.badge(protocol::IRQ_BIT))?;
         let log: Cap<Log> = Cap::new(root::LOG);
         log.delegate(pd, well_known::LOG, Narrow::rights(Rights::USE))?;
         for (index, vm) in vms.iter().enumerate() {

@@ -65,19 +65,13 @@ impl fmt::Display for StartError {
             StartError::Kernel(error) => write!(f, "the kernel refused {error}"),
             StartError::Memory { pages } => {
                 let mib = pages.div_ceil(256);
-                write!(
-                    f,
-                    "no {mib} MiB of free memory in one piece: give the machine more, or the VMs less"
-                )
+                write!(f, "no {mib} MiB of free memory in one piece: give the machine more, or the VMs less")
             }
             StartError::Module { name } => {
                 write!(f, "the boot image has no module {name:?}: rebuild it")
             }
             StartError::Program { name, what } => {
-                write!(
-                    f,
-                    "module {name:?} is no program of this system ({what}): rebuild the boot image"
-                )
+                write!(f, "module {name:?} is no program of this system ({what}): rebuild the boot image")
             }
             StartError::ManifestDamaged => {
                 write!(f, "manifest: not one of this version: rebuild the boot image")
@@ -87,10 +81,7 @@ impl fmt::Display for StartError {
                 write!(f, "cpu {cpu} does not exist, the machine has {count}")
             }
             StartError::TooMuchConfiguration => {
-                write!(
-                    f,
-                    "the configuration is too long: shorten the command line or the list of modules"
-                )
+                write!(f, "the configuration is too long: shorten the command line or the list of modules")
             }
         }
     }

@@ -44,11 +44,7 @@ impl PageAllocator {
     pub fn take(&mut self, pages: u64, align: u64) -> Option<Extent> {
         self.regions.iter_mut().enumerate().find_map(|(region, entry)| {
             let page = entry.free.take(pages, align)?;
-            Some(Extent {
-                region,
-                offset: page - entry.first,
-                pages,
-            })
+            Some(Extent { region, offset: page - entry.first, pages })
         })
     }
 

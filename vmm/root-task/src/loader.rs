@@ -68,14 +68,9 @@ impl Program {
             ParsingTable::new(LittleEndian, Class::ELF64, table);
 
         let mut segments: Vec<Segment> = Vec::new();
-        for header in headers
-            .iter()
-            .filter(|header| header.p_type == PT_LOAD && header.p_memsz > 0)
-        {
+        for header in headers.iter().filter(|header| header.p_type == PT_LOAD && header.p_memsz > 0) {
             let segment = Segment::new(&header, file_bytes)?;
-            let end = segments
-                .last()
-                .map_or(IMAGE, |last| last.address + last.pages * PAGE_SIZE);
+            let end = segments.last().map_or(IMAGE, |last| last.address + last.pages * PAGE_SIZE);
             if segment.address < end {
                 return Err("segments overlap or are too low");
             }
@@ -85,30 +80,18 @@ impl Program {
             segment.flags.contains(MapFlags::EXECUTE)
                 && (segment.address..segment.address + segment.pages * PAGE_SIZE).contains(&header.e_entry)
         };
-        segments
-            .iter()
-            .find(is_code)
-            .ok_or("entry point outside the code")?;
-        Ok(Program {
-            entry: header.e_entry,
-            segments,
-        })
+        segments.iter().find(is_code).ok_or("entry point outside the code")?;
+        Ok(Program { entry: header.e_entry, segments })
     }
 }
 
 impl Segment {
     fn new(header: &ProgramHeader, file_bytes: u64) -> Result<Self, &'static str> {
-        let in_file = header
-            .p_offset
-            .checked_add(header.p_filesz)
-            .is_some_and(|end| end <= file_bytes);
+        let in_file = header.p_offset.checked_add(header.p_filesz).is_some_and(|end| end <= file_bytes);
         if !in_file || header.p_filesz > header.p_memsz {
             return Err("a segment is cut off");
         }
-        let end = header
-            .p_vaddr
-            .checked_add(header.p_memsz)
-            .filter(|&end| end <= layout::HEAP);
+        let end = header.p_vaddr.checked_add(header.p_memsz).filter(|&end| end <= layout::HEAP);
         let end = end.ok_or("a segment is too high")?;
         let mut flags = MapFlags::READ;
         flags.set(MapFlags::WRITE, header.p_flags & PF_W != 0);
@@ -185,11 +168,9 @@ mod tests {
 
     #[test]
     fn pages_that_are_not_those_of_the_file_are_not_shared() {
-        for segment in [
-            (6, 0x40_0000, 0x1000, 0x1000),
-            (4, 0x40_0000, 0x1000, 0x1001),
-            (4, 0x40_0010, 0x1000, 0x1000),
-        ] {
+        for segment in
+            [(6, 0x40_0000, 0x1000, 0x1000), (4, 0x40_0000, 0x1000, 0x1001), (4, 0x40_0010, 0x1000, 0x1000)]
+        {
             let file = executable(0x41_0000, &[segment, (5, 0x41_0000, 1, 1)]);
             let program = Program::parse(&file, FILE_BYTES).unwrap();
             assert!(!program.segments[0].is_shareable, "{segment:x?}");

@@ -43,22 +43,14 @@ pub struct FreeMemory {
 impl FreeMemory {
     /// The free regions of the machine, without this process's heap.
     pub fn new(info: &BootInfo) -> Self {
-        let mut memory = FreeMemory {
-            allocator: PageAllocator::new(),
-            regions: Vec::new(),
-        };
+        let mut memory = FreeMemory { allocator: PageAllocator::new(), regions: Vec::new() };
         let heap = RootHeap::choose(info);
         let regions = &info.regions[..(info.region_count as usize).min(MAX_REGIONS)];
-        let free = regions
-            .iter()
-            .enumerate()
-            .filter(|(_, region)| region.kind == RegionKind::Free as u32);
+        let free = regions.iter().enumerate().filter(|(_, region)| region.kind == RegionKind::Free as u32);
         for (index, region) in free {
             memory.allocator.add_region(region.base / PAGE_SIZE, region.pages);
             if let Some(heap) = heap.filter(|heap| heap.region == index) {
-                memory
-                    .allocator
-                    .exclude(memory.regions.len(), heap.offset, heap.pages);
+                memory.allocator.exclude(memory.regions.len(), heap.offset, heap.pages);
             }
             memory.regions.push(Cap::new(Selector(region.selector)));
         }
@@ -69,10 +61,7 @@ impl FreeMemory {
     ///
     /// Pages that no process had yet are zeroed too: what was there at boot may be left of any VM's modules.
     pub fn allocate(&mut self, pages: u64, align: u64) -> Result<Allocation, StartError> {
-        let extent = self
-            .allocator
-            .take(pages, align)
-            .ok_or(StartError::Memory { pages })?;
+        let extent = self.allocator.take(pages, align).ok_or(StartError::Memory { pages })?;
         let range = Narrow::rights(Rights::ALL).range(extent.offset, extent.pages);
         let region = self.regions[extent.region];
         let memory = selector::allocate()

@@ -57,11 +57,7 @@ impl Blueprint<'_> {
     /// Frames of kernel memory for all that the process is and makes.
     fn pool_frames(&self) -> u64 {
         // Between two regions a page stays free.
-        let shared = self
-            .windows
-            .iter()
-            .map(|shared| shared.bytes.div_ceil(PAGE_SIZE) + 1)
-            .sum();
+        let shared = self.windows.iter().map(|shared| shared.bytes.div_ceil(PAGE_SIZE) + 1).sum();
         BASE_FRAMES + page_tables(self.heap_pages) + page_tables(shared) + self.extra_frames
     }
 }
@@ -83,22 +79,12 @@ impl<'a> Shared<'a> {
     /// All of an allocation, writable.
     pub fn writable(name: &'a str, allocation: &Allocation) -> Self {
         let bytes = allocation.pages() * PAGE_SIZE;
-        Shared {
-            name,
-            memory: allocation.memory(),
-            bytes,
-            is_writable: true,
-        }
+        Shared { name, memory: allocation.memory(), bytes, is_writable: true }
     }
 
     /// A boot module, to be read.
     pub fn module(name: &'a str, module: BootModule) -> Self {
-        Shared {
-            name,
-            memory: module.memory,
-            bytes: module.bytes,
-            is_writable: false,
-        }
+        Shared { name, memory: module.memory, bytes: module.bytes, is_writable: false }
     }
 }
 
@@ -148,12 +134,7 @@ impl Process {
         let header = self.share(system, plan)?;
         self.write_info(&mut system.memory, header, plan.config)?;
 
-        let start = ThreadStart {
-            cpu: plan.cpu,
-            ip: entry,
-            sp: layout::STACK_TOP,
-            argument: layout::INFO,
-        };
+        let start = ThreadStart { cpu: plan.cpu, ip: entry, sp: layout::STACK_TOP, argument: layout::INFO };
         self.ec = self.pool.create_ec(selector::allocate()?, self.pd, start)?;
         self.add_utcb(&mut system.memory)?;
         self.add_first_capabilities(plan)
@@ -161,10 +142,7 @@ impl Process {
 
     /// Starts it.
     pub fn start(&mut self) -> Result<(), StartError> {
-        self.sc = self
-            .pool
-            .create_sc(selector::allocate()?, self.ec, self.schedule)?
-            .selector();
+        self.sc = self.pool.create_sc(selector::allocate()?, self.ec, self.schedule)?.selector();
         Ok(())
     }
 
@@ -189,12 +167,7 @@ impl Process {
             let _ = Cap::<Memory>::new(derived).delete();
             selector::release(derived);
         }
-        for own in [
-            self.pool.selector(),
-            self.pd.selector(),
-            self.ec.selector(),
-            self.sc,
-        ] {
+        for own in [self.pool.selector(), self.pd.selector(), self.ec.selector(), self.sc] {
             if own != Selector::NULL {
                 selector::release(own);
             }
@@ -216,20 +189,12 @@ impl Process {
         let image = Mapping::new(module.memory, 0, module.pages(), false)?;
         let mut start = vec![0; HEADER_BYTES.min(module.bytes as usize)];
         image.window().read(0, &mut start)?;
-        let program = Program::parse(&start, module.bytes).map_err(|what| StartError::Program {
-            name: name.to_string(),
-            what,
-        })?;
+        let program = Program::parse(&start, module.bytes)
+            .map_err(|what| StartError::Program { name: name.to_string(), what })?;
         for segment in &program.segments {
             if segment.is_shareable {
                 let first = segment.file_offset / PAGE_SIZE;
-                self.map(
-                    module.memory,
-                    first,
-                    segment.address,
-                    segment.pages,
-                    segment.flags,
-                )?;
+                self.map(module.memory, first, segment.address, segment.pages, segment.flags)?;
             } else {
                 self.load_segment(&mut system.memory, &image, segment)?;
             }
@@ -342,11 +307,9 @@ impl Process {
     fn add_first_capabilities(&mut self, plan: &Blueprint<'_>) -> Result<(), StartError> {
         let pd = self.pd;
         pd.delegate(pd, well_known::PD, Narrow::ALL)?;
-        self.pool
-            .delegate(pd, well_known::POOL, Narrow::rights(Rights::POOL_CREATE))?;
+        self.pool.delegate(pd, well_known::POOL, Narrow::rights(Rights::POOL_CREATE))?;
         let wait = Rights::WAIT | Rights::SIGNAL | Rights::DERIVE;
-        plan.events
-            .delegate(pd, well_known::EVENTS, Narrow::rights(wait))?;
+        plan.events.delegate(pd, well_known::EVENTS, Narrow::rights(wait))?;
         let signal = Narrow::rights(Rights::SIGNAL);
         process::events().delegate(pd, well_known::PARENT, signal.badge(plan.parent_badge))?;
         let fault = self.derive(process::events(), signal.badge(plan.fault_badge))?;

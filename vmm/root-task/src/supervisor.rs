@@ -61,27 +61,15 @@ impl Supervisor {
     /// Starts the console server and every VM. A VM that cannot start is reported, and no error.
     pub fn start(mut system: System, manifest: Manifest) -> Result<Self, StartError> {
         let new_vm = |(index, config): (usize, VmConfig)| Vm::new(&mut system, index, config);
-        let vms: Vec<Vm> = manifest
-            .vms
-            .into_iter()
-            .enumerate()
-            .map(new_vm)
-            .collect::<Result<_, _>>()?;
+        let vms: Vec<Vm> = manifest.vms.into_iter().enumerate().map(new_vm).collect::<Result<_, _>>()?;
         let mut console = Console::new(&mut system, manifest.console, &vms)?;
         console.start(&mut system, &vms)?;
         console.take_log();
         let crashes = alloc::vec![0; vms.len()];
         let when_done = manifest.when_done;
         let pause = process::pool().create_ntfn(selector::allocate()?)?;
-        let mut supervisor = Supervisor {
-            system,
-            when_done,
-            pause,
-            console,
-            console_crashes: 0,
-            vms,
-            crashes,
-        };
+        let mut supervisor =
+            Supervisor { system, when_done, pause, console, console_crashes: 0, vms, crashes };
         for index in 0..supervisor.vms.len() {
             supervisor.start_vm(index);
         }
@@ -138,11 +126,7 @@ impl Supervisor {
             return;
         }
         self.crashes[index] = restarts + 1;
-        log::warn!(
-            "VM {}: {outcome}; starting it again ({} of {MAX_RESTARTS})",
-            config.name,
-            restarts + 1
-        );
+        log::warn!("VM {}: {outcome}; starting it again ({} of {MAX_RESTARTS})", config.name, restarts + 1);
         self.start_vm(index);
     }
 

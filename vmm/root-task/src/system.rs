@@ -46,11 +46,7 @@ impl System {
     /// Takes over from the kernel.
     pub fn new(info: &'static BootInfo) -> Result<Self, StartError> {
         process::pool().create_ntfn(process::selector::EVENTS)?;
-        let system = System {
-            info,
-            memory: FreeMemory::new(info),
-            wall_clock: WallClock::read(),
-        };
+        let system = System { info, memory: FreeMemory::new(info), wall_clock: WallClock::read() };
         log::info!(
             "{} CPUs, {} MiB free, TSC at {} MHz",
             info.cpu_count,
@@ -70,15 +66,10 @@ impl System {
             .and_then(|module| {
                 let region = regions.get(module.region as usize)?;
                 let memory = Cap::new(Selector(region.selector));
-                Some(BootModule {
-                    memory,
-                    bytes: module.size.min(region.pages * PAGE_SIZE),
-                })
+                Some(BootModule { memory, bytes: module.size.min(region.pages * PAGE_SIZE) })
             })
             .filter(|module| module.bytes > 0)
-            .ok_or_else(|| StartError::Module {
-                name: name.to_string(),
-            })
+            .ok_or_else(|| StartError::Module { name: name.to_string() })
     }
 
     /// The manifest, checked.

@@ -66,16 +66,7 @@ impl Vm {
         let report = system.memory.allocate(1, 1)?;
         let report_view = Mapping::new(report.memory(), 0, 1, true)?;
         let events = process::pool().create_ntfn(selector::allocate()?)?;
-        Ok(Vm {
-            index,
-            config,
-            events,
-            output,
-            input,
-            report,
-            report_view,
-            instance: None,
-        })
+        Ok(Vm { index, config, events, output, input, report, report_view, instance: None })
     }
 
     /// What the manifest says.
@@ -107,20 +98,11 @@ impl Vm {
     pub fn start(&mut self, system: &mut System, console: &Console) -> Result<(), StartError> {
         let count = system.info.cpu_count;
         if self.config.cpu >= count {
-            return Err(StartError::Cpu {
-                cpu: self.config.cpu,
-                count,
-            });
+            return Err(StartError::Cpu { cpu: self.config.cpu, count });
         }
-        self.report_view
-            .window()
-            .atomic_u32(Report::LEN)?
-            .store(0, Ordering::Relaxed);
+        self.report_view.window().atomic_u32(Report::LEN)?.store(0, Ordering::Relaxed);
         let process = self.create_process(system)?;
-        let mut instance = Instance {
-            process,
-            memory: Vec::new(),
-        };
+        let mut instance = Instance { process, memory: Vec::new() };
         match self.equip(system, console, &mut instance) {
             Ok(()) => {
                 self.instance = Some(instance);
@@ -135,9 +117,7 @@ impl Vm {
 
     fn create_process(&self, system: &mut System) -> Result<Process, StartError> {
         let kernel = system.module(&self.config.kernel)?;
-        let names: Vec<_> = (0..self.config.initrd.len())
-            .map(|piece| format!("{INITRD}{piece}"))
-            .collect();
+        let names: Vec<_> = (0..self.config.initrd.len()).map(|piece| format!("{INITRD}{piece}")).collect();
         let mut windows = vec![
             Shared::writable(OUTPUT, &self.output),
             Shared::writable(INPUT, &self.input),
@@ -147,10 +127,7 @@ impl Vm {
         for (module, name) in self.config.initrd.iter().zip(&names) {
             windows.push(Shared::module(name, system.module(module)?));
         }
-        let config = MonitorConfig {
-            index: self.index as u8,
-            vm: self.config.clone(),
-        };
+        let config = MonitorConfig { index: self.index as u8, vm: self.config.clone() };
         let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;
         let plan = Blueprint {
             name: &self.config.name,
@@ -198,10 +175,7 @@ impl Vm {
             return None;
         }
         let mut bytes = vec![0; len.min(Report::MAX)];
-        let decoded = window
-            .read(Report::OUTCOME, &mut bytes)
-            .ok()
-            .and_then(|()| Outcome::decode(&bytes));
+        let decoded = window.read(Report::OUTCOME, &mut bytes).ok().and_then(|()| Outcome::decode(&bytes));
         Some(decoded.unwrap_or_else(|| Outcome::unsupported("the VMM's report is damaged")))
     }
 

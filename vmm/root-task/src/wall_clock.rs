@@ -46,10 +46,7 @@ impl WallClock {
     pub fn read() -> Self {
         let registers = open(INDEX, 2).and_then(|ports| read_stable(&ports));
         let seconds = registers.and_then(|registers| registers.seconds_since_1970());
-        WallClock {
-            seconds: seconds.unwrap_or(0),
-            tsc: cpu::now(),
-        }
+        WallClock { seconds: seconds.unwrap_or(0), tsc: cpu::now() }
     }
 }
 
@@ -85,11 +82,7 @@ fn read_stable(ports: &PortRange) -> Option<Registers> {
 impl Registers {
     fn seconds_since_1970(self) -> Option<u64> {
         let number = |raw: u8| {
-            let value = if self.format & BINARY != 0 {
-                raw
-            } else {
-                (raw >> 4) * 10 + (raw & 15)
-            };
+            let value = if self.format & BINARY != 0 { raw } else { (raw >> 4) * 10 + (raw & 15) };
             u64::from(value)
         };
         let is_24 = self.format & HOURS_24 != 0;
@@ -98,9 +91,7 @@ impl Registers {
             (false, is_afternoon) => number(self.hours & !AFTERNOON) % 12 + if is_afternoon { 12 } else { 0 },
         };
         // A clock without the century register is younger than 2000.
-        let century = Some(number(self.century))
-            .filter(|century| (19..=21).contains(century))
-            .unwrap_or(20);
+        let century = Some(number(self.century)).filter(|century| (19..=21).contains(century)).unwrap_or(20);
         let year = century * 100 + number(self.year);
         let (month, day) = (number(self.month), number(self.day));
         let (minutes, seconds) = (number(self.minutes), number(self.seconds));
@@ -116,11 +107,7 @@ impl Registers {
 fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
     /// Days from 0000-03-01 to 1970-01-01.
     const EPOCH: u64 = 719_468;
-    let (year, month) = if month > 2 {
-        (year, month - 3)
-    } else {
-        (year - 1, month + 9)
-    };
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let leap_days = year / 4 - year / 100 + year / 400;
     // Months from March have 31, 30, 31, 30, 31 days, again and again: 153 in five.
     let day_of_year = (153 * month + 2) / 5 + day - 1;
@@ -146,11 +133,7 @@ mod tests {
     fn every_format_says_the_same_time() {
         let expected = Some(1_709_210_096);
         assert_eq!(NOON.seconds_since_1970(), expected);
-        let twelve = Registers {
-            hours: 0x12 | AFTERNOON,
-            format: 0,
-            ..NOON
-        };
+        let twelve = Registers { hours: 0x12 | AFTERNOON, format: 0, ..NOON };
         assert_eq!(twelve.seconds_since_1970(), expected);
         let binary = Registers {
             seconds: 56,

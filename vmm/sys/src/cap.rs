@@ -75,12 +75,7 @@ pub struct Narrow {
 
 impl Narrow {
     /// Keeps everything.
-    pub const ALL: Narrow = Narrow {
-        rights: Rights::ALL,
-        offset: 0,
-        count: 0,
-        badge: 0,
-    };
+    pub const ALL: Narrow = Narrow { rights: Rights::ALL, offset: 0, count: 0, badge: 0 };
 
     /// Keeps only these rights (of those the source has).
     pub const fn rights(rights: Rights) -> Self {
@@ -89,11 +84,7 @@ impl Narrow {
 
     /// Keeps `count` units (pages, ports, interrupts) from `offset`; a `count` of 0 keeps all from there.
     pub const fn range(self, offset: u64, count: u64) -> Self {
-        Narrow {
-            offset,
-            count,
-            ..self
-        }
+        Narrow { offset, count, ..self }
     }
 
     /// The bits that a signal through the derived notification capability raises.
@@ -105,10 +96,7 @@ impl Narrow {
 impl<T> Cap<T> {
     /// Says that `selector` names a capability of type `T`.
     pub const fn new(selector: Selector) -> Self {
-        Cap {
-            selector,
-            _type: PhantomData,
-        }
+        Cap { selector, _type: PhantomData }
     }
 
     /// The selector.
@@ -128,14 +116,8 @@ impl<T> Cap<T> {
     }
 
     fn derive_into(self, pd: Selector, to: Selector, keep: Narrow) -> Result<()> {
-        let arguments = [
-            pd.0.into(),
-            to.0.into(),
-            keep.rights.bits().into(),
-            keep.offset,
-            keep.count,
-            keep.badge,
-        ];
+        let arguments =
+            [pd.0.into(), to.0.into(), keep.rights.bits().into(), keep.offset, keep.count, keep.badge];
         // SAFETY: a new capability changes no mapping.
         unsafe { invoke(Hypercall::Derive, self.selector, arguments) }.map(drop)
     }
@@ -153,10 +135,6 @@ impl<T> Cap<T> {
 
     fn revoke(self, with_self: bool) -> Result<()> {
         // SAFETY: mappings only go away: an access afterwards faults and ends this process.
-        unsafe {
-            invoke_range(Hypercall::Revoke, self.selector, |_| {
-                [with_self.into(), 0, 0, 0, 0, 0]
-            })
-        }
+        unsafe { invoke_range(Hypercall::Revoke, self.selector, |_| [with_self.into(), 0, 0, 0, 0, 0]) }
     }
 }

@@ -43,11 +43,7 @@ impl core::error::Error for Error {}
 /// Makes a `Result` of RAX. A status of a later kernel is one that this code cannot act on: `Unsupported`.
 #[inline]
 pub(crate) fn check(call: Hypercall, raw: u32) -> Result<()> {
-    if raw == Status::Success as u32 {
-        Ok(())
-    } else {
-        Err(refused(call, raw))
-    }
+    if raw == Status::Success as u32 { Ok(()) } else { Err(refused(call, raw)) }
 }
 
 #[cold]

@@ -97,10 +97,7 @@ pub(crate) unsafe fn invoke_range(
         }
         // No progress would make this loop endless.
         if results[0] == 0 {
-            return Err(Error {
-                call,
-                status: Status::Partial,
-            });
+            return Err(Error { call, status: Status::Partial });
         }
         done += results[0];
     }

@@ -13,12 +13,7 @@ use log::{Level, LevelFilter, Metadata, Record};
 enum Sink {
     Nothing,
     Kernel(Cap<Log>),
-    Ring {
-        producer: &'static Mutex<Producer>,
-        doorbell: Cap<Ntfn>,
-        stream: u8,
-        source: u8,
-    },
+    Ring { producer: &'static Mutex<Producer>, doorbell: Cap<Ntfn>, stream: u8, source: u8 },
 }
 
 struct Logger {
@@ -26,10 +21,7 @@ struct Logger {
     name: Mutex<&'static str>,
 }
 
-static LOGGER: Logger = Logger {
-    sink: Mutex::new(Sink::Nothing),
-    name: Mutex::new(""),
-};
+static LOGGER: Logger = Logger { sink: Mutex::new(Sink::Nothing), name: Mutex::new("") };
 
 /// One line, of limited length.
 struct Line {
@@ -39,10 +31,7 @@ struct Line {
 
 impl Line {
     const fn new() -> Self {
-        Line {
-            bytes: [0; ring::MAX_RECORD],
-            len: 0,
-        }
+        Line { bytes: [0; ring::MAX_RECORD], len: 0 }
     }
 
     fn as_bytes(&self) -> &[u8] {
@@ -99,12 +88,7 @@ impl Sink {
                 // A log that refuses has no place to say so.
                 let _ = log.write(line.as_bytes());
             }
-            Sink::Ring {
-                producer,
-                doorbell,
-                stream,
-                source,
-            } => {
+            Sink::Ring { producer, doorbell, stream, source } => {
                 // `try_lock`: a panic while the ring is held must not wait for itself.
                 if let Some(mut producer) = producer.try_lock() {
                     producer.push(*stream, *source, line.as_bytes());
@@ -131,12 +115,7 @@ pub fn to_kernel() {
 /// Sends lines through a ring, as records of this stream and source, and signals its reader. A line that finds the
 /// ring full is lost.
 pub fn to_ring(producer: &'static Mutex<Producer>, doorbell: Cap<Ntfn>, stream: u8, source: u8) {
-    *LOGGER.sink.lock() = Sink::Ring {
-        producer,
-        doorbell,
-        stream,
-        source,
-    };
+    *LOGGER.sink.lock() = Sink::Ring { producer, doorbell, stream, source };
 }
 
 /// Writes a panic's message, unless the panicking thread holds the sink.

@@ -52,14 +52,7 @@ impl Cap<Memory> {
         let space = space.selector().0.into();
         let step = |done: u64| {
             let rest = pages - done.min(pages);
-            [
-                space,
-                address + done * PAGE_SIZE,
-                offset + done,
-                rest,
-                flags.bits().into(),
-                0,
-            ]
+            [space, address + done * PAGE_SIZE, offset + done, rest, flags.bits().into(), 0]
         };
         // SAFETY: the kernel maps only where nothing is mapped, hence where no reference points.
         unsafe { invoke_range(Hypercall::Map, self.selector(), step) }
@@ -70,18 +63,9 @@ impl Cap<Memory> {
 pub fn map_guest_memory(memory: Cap<Memory>, pages: u64) -> Result<Window> {
     const MAX_PAGES: u64 = (layout::GUEST_MEMORY_END - layout::GUEST_MEMORY) / PAGE_SIZE;
     if pages > MAX_PAGES {
-        return Err(Error {
-            call: Hypercall::Map,
-            status: Status::BadArgument,
-        });
+        return Err(Error { call: Hypercall::Map, status: Status::BadArgument });
     }
-    memory.map(
-        process::pd(),
-        layout::GUEST_MEMORY,
-        0,
-        pages,
-        MapFlags::READ | MapFlags::WRITE,
-    )?;
+    memory.map(process::pd(), layout::GUEST_MEMORY, 0, pages, MapFlags::READ | MapFlags::WRITE)?;
     // SAFETY: these addresses are used for guest memory alone; no reference is made to them.
     Ok(unsafe { Window::from_raw(layout::GUEST_MEMORY as *mut u8, (pages * PAGE_SIZE) as usize) })
 }
@@ -98,10 +82,7 @@ pub(crate) fn init() {
 /// Takes addresses for `pages` pages, in a run whose first is a multiple of `align_pages` pages.
 pub(crate) fn take_addresses(pages: u64, align_pages: u64) -> Result<u64> {
     let first = ADDRESSES.lock().take(pages, align_pages);
-    first.map(|page| page * PAGE_SIZE).ok_or(Error {
-        call: Hypercall::Map,
-        status: Status::NoMemory,
-    })
+    first.map(|page| page * PAGE_SIZE).ok_or(Error { call: Hypercall::Map, status: Status::NoMemory })
 }
 
 /// Memory mapped into this process for as long as this value lives.
@@ -126,12 +107,7 @@ impl Mapping {
         let window = unsafe { Window::from_raw(address as *mut u8, (pages * PAGE_SIZE) as usize) };
         let to = selector::allocate()?;
         // From here on dropping the value takes back what was done.
-        let mapping = Mapping {
-            memory: Cap::new(to),
-            window,
-            address,
-            pages,
-        };
+        let mapping = Mapping { memory: Cap::new(to), window, address, pages };
         source.derive(to, Narrow::rights(rights).range(offset, pages))?;
         mapping.memory.map(process::pd(), address, 0, pages, flags)?;
         Ok(mapping)

@@ -26,11 +26,7 @@ pub struct Schedule {
 impl Schedule {
     /// All the time there is at this priority, in slices of 10 ms.
     pub const fn whole(priority: u8) -> Self {
-        Schedule {
-            priority,
-            budget_us: 10_000,
-            period_us: 10_000,
-        }
+        Schedule { priority, budget_us: 10_000, period_us: 10_000 }
     }
 }
 
@@ -69,11 +65,7 @@ impl Cap<Pool> {
     pub fn create_pool(self, to: Selector, frames: u64, max_priority: u8) -> Result<Cap<Pool>> {
         // The kernel takes 0 for "as in the parent".
         let ceiling = u64::from(max_priority) + 1;
-        create(
-            Hypercall::CreatePool,
-            to,
-            [self.selector().0.into(), frames, ceiling, 0, 0, 0],
-        )?;
+        create(Hypercall::CreatePool, to, [self.selector().0.into(), frames, ceiling, 0, 0, 0])?;
         Ok(Cap::new(to))
     }
 
@@ -86,24 +78,15 @@ impl Cap<Pool> {
     /// Makes a thread in another process. For one in this process see [`crate::thread::spawn`].
     pub fn create_ec(self, to: Selector, pd: Cap<Pd>, start: ThreadStart) -> Result<Cap<Ec>> {
         if pd.selector() == process::selector::PD {
-            return Err(Error {
-                call: Hypercall::CreateEc,
-                status: Status::BadArgument,
-            });
+            return Err(Error { call: Hypercall::CreateEc, status: Status::BadArgument });
         }
         self.create_any_ec(to, pd, start)
     }
 
     pub(crate) fn create_any_ec(self, to: Selector, pd: Cap<Pd>, start: ThreadStart) -> Result<Cap<Ec>> {
         let place = pack_ec_place(start.cpu, false);
-        let arguments = [
-            self.selector().0.into(),
-            pd.selector().0.into(),
-            place,
-            start.ip,
-            start.sp,
-            start.argument,
-        ];
+        let arguments =
+            [self.selector().0.into(), pd.selector().0.into(), place, start.ip, start.sp, start.argument];
         create(Hypercall::CreateEc, to, arguments)?;
         Ok(Cap::new(to))
     }
@@ -124,44 +107,25 @@ impl Cap<Pool> {
 
     /// Makes a semaphore.
     pub fn create_sm(self, to: Selector, count: u64) -> Result<Cap<Sm>> {
-        create(
-            Hypercall::CreateSm,
-            to,
-            [self.selector().0.into(), count, 0, 0, 0, 0],
-        )?;
+        create(Hypercall::CreateSm, to, [self.selector().0.into(), count, 0, 0, 0, 0])?;
         Ok(Cap::new(to))
     }
 
     /// Makes a notification.
     pub fn create_ntfn(self, to: Selector) -> Result<Cap<Ntfn>> {
-        create(
-            Hypercall::CreateNtfn,
-            to,
-            [self.selector().0.into(), 0, 0, 0, 0, 0],
-        )?;
+        create(Hypercall::CreateNtfn, to, [self.selector().0.into(), 0, 0, 0, 0, 0])?;
         Ok(Cap::new(to))
     }
 
     /// Makes a guest-physical address space; its page tables are paid from this pool.
     pub fn create_guest_space(self, to: Selector) -> Result<Cap<GuestSpace>> {
-        create(
-            Hypercall::CreateGuestSpace,
-            to,
-            [self.selector().0.into(), 0, 0, 0, 0, 0],
-        )?;
+        create(Hypercall::CreateGuestSpace, to, [self.selector().0.into(), 0, 0, 0, 0, 0])?;
         Ok(Cap::new(to))
     }
 
     /// Makes a vCPU that runs on one CPU.
     pub fn create_vcpu(self, to: Selector, space: Cap<GuestSpace>, cpu: u16) -> Result<Cap<Vcpu>> {
-        let arguments = [
-            self.selector().0.into(),
-            space.selector().0.into(),
-            cpu.into(),
-            0,
-            0,
-            0,
-        ];
+        let arguments = [self.selector().0.into(), space.selector().0.into(), cpu.into(), 0, 0, 0];
         create(Hypercall::CreateVcpu, to, arguments)?;
         Ok(Cap::new(to))
     }
@@ -175,14 +139,7 @@ impl Cap<Pool> {
 
 pub(crate) fn bind(object: Selector, what: Selector, role: BindRole, extra: u64) -> Result<()> {
     // SAFETY: a bound page is one that the binder gave away: the kernel writes it in calls that say so.
-    unsafe {
-        invoke(
-            Hypercall::Bind,
-            object,
-            [what.0.into(), role as u64, extra, 0, 0, 0],
-        )
-    }
-    .map(drop)
+    unsafe { invoke(Hypercall::Bind, object, [what.0.into(), role as u64, extra, 0, 0, 0]) }.map(drop)
 }
 
 impl Cap<Ec> {
@@ -201,11 +158,7 @@ impl Cap<Ec> {
         // SAFETY: reads only.
         let [state, rip, address] = unsafe { invoke(Hypercall::EcInfo, self.selector(), [0; 6]) }?;
         let is_stopped = state >> 63 != 0;
-        Ok(is_stopped.then_some(Fault {
-            vector: state as u8,
-            rip,
-            address,
-        }))
+        Ok(is_stopped.then_some(Fault { vector: state as u8, rip, address }))
     }
 }
 
@@ -240,10 +193,7 @@ fn wait(selector: Selector, deadline: u64) -> Result<Option<u64>> {
     // SAFETY: touches no memory.
     match unsafe { invoke(Hypercall::Wait, selector, [deadline, 0, 0, 0, 0, 0]) } {
         Ok(results) => Ok(Some(results[0])),
-        Err(Error {
-            status: Status::Timeout,
-            ..
-        }) => Ok(None),
+        Err(Error { status: Status::Timeout, .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -275,16 +225,7 @@ impl Cap<Ntfn> {
 impl Cap<Ports> {
     /// Lets a process use `count` ports from `offset` in this range.
     pub fn map(self, pd: Cap<Pd>, offset: u64, count: u64) -> Result<()> {
-        let step = |done: u64| {
-            [
-                pd.selector().0.into(),
-                0,
-                offset + done,
-                count - done.min(count),
-                0,
-                0,
-            ]
-        };
+        let step = |done: u64| [pd.selector().0.into(), 0, offset + done, count - done.min(count), 0, 0];
         // SAFETY: ports are no memory.
         unsafe { invoke_range(Hypercall::Map, self.selector(), step) }
     }

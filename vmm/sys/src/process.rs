@@ -115,11 +115,7 @@ pub struct ProcessInfo {
 impl InfoHeader {
     /// A header that names the process; everything else is zero.
     pub fn new(name: &str) -> Self {
-        let nothing = WindowInfo {
-            name: [0; WINDOW_NAME],
-            address: 0,
-            bytes: 0,
-        };
+        let nothing = WindowInfo { name: [0; WINDOW_NAME], address: 0, bytes: 0 };
         InfoHeader {
             magic: MAGIC,
             name: padded(name),
@@ -142,11 +138,7 @@ impl InfoHeader {
         let Some(entry) = self.windows.get_mut(self.window_count as usize) else {
             return false;
         };
-        *entry = WindowInfo {
-            name: padded(name),
-            address,
-            bytes,
-        };
+        *entry = WindowInfo { name: padded(name), address, bytes };
         self.window_count += 1;
         true
     }
@@ -200,9 +192,7 @@ impl ProcessInfo {
     /// The shared region of this name. The name `""` is nobody's.
     pub fn window(&'static self, name: &str) -> Option<Window> {
         let count = (self.header.window_count as usize).min(MAX_WINDOWS);
-        let info = self.header.windows[..count]
-            .iter()
-            .find(|info| unpadded(&info.name) == name)?;
+        let info = self.header.windows[..count].iter().find(|info| unpadded(&info.name) == name)?;
         let end = info.address.checked_add(info.bytes)?;
         if name.is_empty()
             || !info.address.is_multiple_of(PAGE_SIZE)

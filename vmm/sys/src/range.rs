@@ -12,9 +12,7 @@ pub struct RangeSet {
 impl RangeSet {
     /// No number.
     pub const fn new() -> Self {
-        RangeSet {
-            ranges: BTreeMap::new(),
-        }
+        RangeSet { ranges: BTreeMap::new() }
     }
 
     /// Takes the lowest run of `count` numbers (at least 1) that starts at a multiple of `align` (at least 1).

@@ -33,11 +33,7 @@ struct Ring {
 
 impl Ring {
     fn new(window: Window) -> Result<Self, OutOfWindow> {
-        let room = window
-            .len()
-            .checked_sub(DATA)
-            .filter(|&room| room > 0)
-            .ok_or(OutOfWindow)?;
+        let room = window.len().checked_sub(DATA).filter(|&room| room > 0).ok_or(OutOfWindow)?;
         let capacity = 1u32 << room.ilog2().min(30);
         if (capacity as usize) < MAX_RECORD + RECORD_HEADER as usize {
             return Err(OutOfWindow);
@@ -46,9 +42,7 @@ impl Ring {
     }
 
     fn load(&self, offset: usize) -> u32 {
-        self.window
-            .atomic_u32(offset)
-            .map_or(0, |word| word.load(Ordering::Acquire))
+        self.window.atomic_u32(offset).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
     fn store(&self, offset: usize, value: u32) {
@@ -89,10 +83,7 @@ impl Producer {
     /// Takes the producer's side, where its predecessor left it. Fresh memory is zero.
     pub fn attach(window: Window) -> Result<Self, OutOfWindow> {
         let ring = Ring::new(window)?;
-        Ok(Producer {
-            ring,
-            head: ring.load(HEAD),
-        })
+        Ok(Producer { ring, head: ring.load(HEAD) })
     }
 
     /// Appends a record of 1 to [`MAX_RECORD`] bytes. `false` if there is no room: then the consumer's next
@@ -157,10 +148,7 @@ impl Consumer {
     /// Takes the consumer's side, where its predecessor left it. Fresh memory is zero.
     pub fn attach(window: Window) -> Result<Self, OutOfWindow> {
         let ring = Ring::new(window)?;
-        Ok(Consumer {
-            ring,
-            tail: ring.load(TAIL),
-        })
+        Ok(Consumer { ring, tail: ring.load(TAIL) })
     }
 
     /// Whether there is nothing to take.
@@ -213,16 +201,8 @@ impl Consumer {
         if len == 0 || available < RECORD_HEADER + u32::from(len) {
             return None;
         }
-        let mut record = Record {
-            stream,
-            source,
-            bytes: [0; MAX_RECORD],
-            len,
-        };
-        self.ring.read(
-            self.tail.wrapping_add(RECORD_HEADER),
-            &mut record.bytes[..usize::from(len)],
-        );
+        let mut record = Record { stream, source, bytes: [0; MAX_RECORD], len };
+        self.ring.read(self.tail.wrapping_add(RECORD_HEADER), &mut record.bytes[..usize::from(len)]);
         Some(record)
     }
 
@@ -238,11 +218,7 @@ mod tests {
 
     fn pair() -> (Producer, Consumer, Window) {
         let window = Window::leak(DATA + 1024);
-        (
-            Producer::attach(window).unwrap(),
-            Consumer::attach(window).unwrap(),
-            window,
-        )
+        (Producer::attach(window).unwrap(), Consumer::attach(window).unwrap(), window)
     }
 
     #[test]
@@ -252,10 +228,7 @@ mod tests {
             let payload = alloc::vec![round as u8; 1 + round % 255];
             assert!(producer.push(1, 2, &payload));
             let record = consumer.pop().unwrap();
-            assert_eq!(
-                (record.stream, record.source, record.bytes()),
-                (1, 2, payload.as_slice())
-            );
+            assert_eq!((record.stream, record.source, record.bytes()), (1, 2, payload.as_slice()));
         }
         assert!(consumer.is_empty());
     }

@@ -9,18 +9,16 @@ static FREE: Mutex<RangeSet> = Mutex::new(RangeSet::new());
 
 /// Makes the selectors from `first` on available to [`allocate`]. Called once, before `main`.
 pub(crate) fn init(first: Selector) {
-    FREE.lock()
-        .put(first.0.into(), u64::from(Selector::END - first.0));
+    FREE.lock().put(first.0.into(), u64::from(Selector::END - first.0));
 }
 
 /// Takes a free selector.
 pub fn allocate() -> Result<Selector> {
     let selector = FREE.lock().take(1, 1);
     // Running out is an error of the call that the selector was for; `Derive` stands for all of them.
-    selector.map(|selector| Selector(selector as u32)).ok_or(Error {
-        call: Hypercall::Derive,
-        status: Status::NoMemory,
-    })
+    selector
+        .map(|selector| Selector(selector as u32))
+        .ok_or(Error { call: Hypercall::Derive, status: Status::NoMemory })
 }
 
 /// Returns a selector that names nothing any more.

@@ -122,24 +122,14 @@ impl RootHeap {
             region.kind == RegionKind::Free as u32 && region.pages >= Self::PAGES
         };
         let region = regions.iter().position(fits)?;
-        Some(RootHeap {
-            region,
-            offset: regions[region].pages - Self::PAGES,
-            pages: Self::PAGES,
-        })
+        Some(RootHeap { region, offset: regions[region].pages - Self::PAGES, pages: Self::PAGES })
     }
 
     fn map(&self, info: &BootInfo) -> error::Result<()> {
         let region: Cap<Memory> = Cap::new(Selector(info.regions[self.region].selector));
         let rights = Rights::READ | Rights::WRITE;
         let heap = region.derive(root::FREE, Narrow::rights(rights).range(self.offset, self.pages))?;
-        heap.map(
-            process::pd(),
-            layout::HEAP,
-            0,
-            self.pages,
-            MapFlags::READ | MapFlags::WRITE,
-        )
+        heap.map(process::pd(), layout::HEAP, 0, self.pages, MapFlags::READ | MapFlags::WRITE)
     }
 }
 
@@ -180,32 +170,16 @@ mod tests {
         let mut info = unsafe { alloc::boxed::Box::<BootInfo>::new_zeroed().assume_init() };
         info.region_count = regions.len() as u32;
         for (index, &(pages, kind)) in regions.iter().enumerate() {
-            info.regions[index] = MemoryRegion {
-                base: 0,
-                pages,
-                kind: kind as u32,
-                selector: 16,
-            };
+            info.regions[index] = MemoryRegion { base: 0, pages, kind: kind as u32, selector: 16 };
         }
         info
     }
 
     #[test]
     fn the_root_heap_is_the_end_of_the_first_free_region_that_holds_it() {
-        let info = machine(&[
-            (5000, RegionKind::Module),
-            (100, RegionKind::Free),
-            (5000, RegionKind::Free),
-        ]);
+        let info = machine(&[(5000, RegionKind::Module), (100, RegionKind::Free), (5000, RegionKind::Free)]);
         let heap = RootHeap::choose(&info).unwrap();
-        assert_eq!(
-            heap,
-            RootHeap {
-                region: 2,
-                offset: 3976,
-                pages: 1024
-            }
-        );
+        assert_eq!(heap, RootHeap { region: 2, offset: 3976, pages: 1024 });
     }
 
     #[test]

@@ -62,13 +62,7 @@ impl MappedVcpu {
     /// Fills groups of the page that the last exit left out.
     pub fn read(&mut self, groups: Groups) -> Result<()> {
         // SAFETY: as in `run`.
-        unsafe {
-            invoke(
-                Hypercall::VcpuRead,
-                self.cap.selector(),
-                [groups.bits().into(), 0, 0, 0, 0, 0],
-            )
-        }
-        .map(drop)
+        unsafe { invoke(Hypercall::VcpuRead, self.cap.selector(), [groups.bits().into(), 0, 0, 0, 0, 0]) }
+            .map(drop)
     }
 }

@@ -96,10 +96,8 @@ const SPACE_IO: u8 = 1;
 /// Searches for the RSDP where a BIOS puts it: the first KiB of the EBDA, and the BIOS area (ACPI 6.5 5.2.5.1).
 pub fn find_rsdp<M: PhysRead>(mem: &M) -> Option<PhysAddr> {
     const EBDA_SEGMENT: PhysAddr = PhysAddr(0x40e);
-    let ebda = mem
-        .bytes(EBDA_SEGMENT, 2)
-        .and_then(|bytes| le::u16(bytes, 0))
-        .map_or(0, |s| u64::from(s) << 4);
+    let ebda =
+        mem.bytes(EBDA_SEGMENT, 2).and_then(|bytes| le::u16(bytes, 0)).map_or(0, |s| u64::from(s) << 4);
     let ebda = if ebda >= 0x400 { ebda..ebda + 1024 } else { 0..0 };
     ebda.step_by(16)
         .chain((0xe_0000..0x10_0000).step_by(16))
@@ -113,15 +111,9 @@ pub fn parse<M: PhysRead>(mem: &M, at: PhysAddr) -> Result<AcpiInfo, AcpiError> 
     let mut info = AcpiInfo::default();
     let mut has_madt = false;
     for entry in root[HEADER..].chunks_exact(entry_size) {
-        let address = if entry_size == 8 {
-            le::u64(entry, 0)
-        } else {
-            le::u32(entry, 0).map(u64::from)
-        };
+        let address = if entry_size == 8 { le::u64(entry, 0) } else { le::u32(entry, 0).map(u64::from) };
         let address = PhysAddr(address.unwrap_or(0));
-        let Some(signature) = mem
-            .bytes(address, 4)
-            .filter(|s| [&b"APIC"[..], b"FACP", b"HPET"].contains(s))
+        let Some(signature) = mem.bytes(address, 4).filter(|s| [&b"APIC"[..], b"FACP", b"HPET"].contains(s))
         else {
             continue;
         };
@@ -136,11 +128,7 @@ pub fn parse<M: PhysRead>(mem: &M, at: PhysAddr) -> Result<AcpiInfo, AcpiError> 
             _ => {}
         }
     }
-    if has_madt {
-        Ok(info)
-    } else {
-        Err(AcpiError::NoMadt)
-    }
+    if has_madt { Ok(info) } else { Err(AcpiError::NoMadt) }
 }
 
 /// The RSDT and XSDT addresses of the RSDP at `at`, if it is one (ACPI 6.5 5.2.5.3).
@@ -154,11 +142,7 @@ fn rsdp<M: PhysRead>(mem: &M, at: PhysAddr) -> Option<(u32, Option<u64>)> {
         let new = mem.bytes(at, 36)?;
         (sum(new) == 0).then(|| le::u64(new, 24))?
     };
-    let xsdt = if old[15] >= 2 {
-        extended().filter(|&address| address != 0)
-    } else {
-        None
-    };
+    let xsdt = if old[15] >= 2 { extended().filter(|&address| address != 0) } else { None };
     Some((rsdt, xsdt))
 }
 
@@ -171,9 +155,7 @@ fn root_table<M: PhysRead>(mem: &M, at: PhysAddr) -> Result<(&[u8], usize), Acpi
     if let Some(xsdt) = xsdt.and_then(|address| valid(address, b"XSDT")) {
         return Ok((xsdt, 8));
     }
-    valid(rsdt.into(), b"RSDT")
-        .map(|table| (table, 4))
-        .ok_or(AcpiError::NoRootTable)
+    valid(rsdt.into(), b"RSDT").map(|table| (table, 4)).ok_or(AcpiError::NoRootTable)
 }
 
 /// The table at `address`, at least a header long, if its checksum is right.
@@ -218,12 +200,7 @@ impl AcpiInfo {
                 let (irq, gsi, flags) = (*entry.get(3)?, le::u32(entry, 4)?, le::u16(entry, 8)?);
                 // Polarity in bits 0 and 1, trigger in 2 and 3; 0 means as the ISA bus has it: high, edge.
                 let (active_low, level) = (flags & 3 == 3, flags >> 2 & 3 == 3);
-                self.overrides.push(IrqOverride {
-                    irq,
-                    gsi,
-                    active_low,
-                    level,
-                })
+                self.overrides.push(IrqOverride { irq, gsi, active_low, level })
             }
             5 => {
                 self.local_apic = PhysAddr(le::u64(entry, 4)?);
@@ -250,17 +227,10 @@ impl AcpiInfo {
     fn fadt(&mut self, table: &[u8]) {
         let flags = le::u32(table, 112).unwrap_or(0);
         self.fadt_flags = flags;
-        let old = le::u32(table, 76)
-            .filter(|_| table.get(91) == Some(&4))
-            .map(u64::from);
-        let port = io_port(table, 208)
-            .or(old)
-            .and_then(|port| u16::try_from(port).ok())
-            .filter(|&port| port != 0);
-        self.pm_timer = port.map(|port| PmTimer {
-            port,
-            wide: flags & FADT_32_BIT_TIMER != 0,
-        });
+        let old = le::u32(table, 76).filter(|_| table.get(91) == Some(&4)).map(u64::from);
+        let port =
+            io_port(table, 208).or(old).and_then(|port| u16::try_from(port).ok()).filter(|&port| port != 0);
+        self.pm_timer = port.map(|port| PmTimer { port, wide: flags & FADT_32_BIT_TIMER != 0 });
         if flags & FADT_RESET_REGISTER != 0
             && let Some(port) = io_port(table, 116).and_then(|port| u16::try_from(port).ok())
             && let Some(&value) = table.get(128)
@@ -338,11 +308,7 @@ mod tests {
     fn machine(new: bool) -> FakePhys {
         let mut mem = FakePhys::new(BASE, 0x2_0000);
         let hpet_body = [0, 0, 0, 0, 0, 64, 0, 0, 0, 0, 0xd0, 0xfe, 0, 0, 0, 0];
-        let tables = [
-            madt(),
-            fadt(if new { 276 } else { 129 }),
-            acpi_table(b"HPET", &hpet_body),
-        ];
+        let tables = [madt(), fadt(if new { 276 } else { 129 }), acpi_table(b"HPET", &hpet_body)];
         let mut root = Vec::new();
         for (i, table) in tables.iter().enumerate() {
             let address = 0xe_2000 + i as u64 * 0x400;
@@ -371,45 +337,16 @@ mod tests {
             assert_eq!(find_rsdp(&mem), Some(PhysAddr(RSDP)));
             let info = parse(&mem, PhysAddr(RSDP)).unwrap();
             assert_eq!(*info.cpus, [0, 2, 0x100]);
-            assert_eq!(
-                (info.offline_cpus, info.local_apic, info.has_pic),
-                (1, PhysAddr(0xfee0_0000), true)
-            );
-            assert_eq!(
-                *info.ioapics,
-                [IoApic {
-                    id: 8,
-                    address: 0xfec0_0000,
-                    gsi_base: 0
-                }]
-            );
-            let timer = IrqOverride {
-                irq: 0,
-                gsi: 2,
-                active_low: false,
-                level: false,
-            };
+            assert_eq!((info.offline_cpus, info.local_apic, info.has_pic), (1, PhysAddr(0xfee0_0000), true));
+            assert_eq!(*info.ioapics, [IoApic { id: 8, address: 0xfec0_0000, gsi_base: 0 }]);
+            let timer = IrqOverride { irq: 0, gsi: 2, active_low: false, level: false };
             assert_eq!(
                 *info.overrides,
-                [
-                    timer,
-                    IrqOverride {
-                        irq: 9,
-                        gsi: 9,
-                        active_low: true,
-                        level: true
-                    }
-                ]
+                [timer, IrqOverride { irq: 9, gsi: 9, active_low: true, level: true }]
             );
             let port = if new { 0x608 } else { 0xb008 };
             assert_eq!(info.pm_timer, Some(PmTimer { port, wide: true }));
-            assert_eq!(
-                info.reset,
-                Some(ResetPort {
-                    port: 0xcf9,
-                    value: 6
-                })
-            );
+            assert_eq!(info.reset, Some(ResetPort { port: 0xcf9, value: 6 }));
             assert_eq!((info.hpet, info.dropped), (Some(PhysAddr(0xfed0_0000)), 0));
         }
     }
@@ -422,18 +359,9 @@ mod tests {
             mem
         };
         assert_eq!(find_rsdp(&broken(RSDP + 10)), None);
-        assert_eq!(
-            parse(&broken(RSDP + 10), PhysAddr(RSDP)).unwrap_err(),
-            AcpiError::NoRsdp
-        );
-        assert_eq!(
-            parse(&broken(0xe_1010), PhysAddr(RSDP)).unwrap_err(),
-            AcpiError::NoRootTable
-        );
-        assert_eq!(
-            parse(&broken(0xe_2010), PhysAddr(RSDP)).unwrap_err(),
-            AcpiError::NoMadt
-        );
+        assert_eq!(parse(&broken(RSDP + 10), PhysAddr(RSDP)).unwrap_err(), AcpiError::NoRsdp);
+        assert_eq!(parse(&broken(0xe_1010), PhysAddr(RSDP)).unwrap_err(), AcpiError::NoRootTable);
+        assert_eq!(parse(&broken(0xe_2010), PhysAddr(RSDP)).unwrap_err(), AcpiError::NoMadt);
         let info = parse(&broken(0xe_2410), PhysAddr(RSDP)).unwrap();
         assert_eq!((info.pm_timer, info.dropped), (None, 1));
     }

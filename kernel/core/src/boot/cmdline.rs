@@ -78,10 +78,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             log_level: LogLevel::Info,
-            console: Console {
-                serial: false,
-                e9: true,
-            },
+            console: Console { serial: false, e9: true },
             panic: PanicAction::Halt,
             kmem_mib: None,
             x2apic: true,
@@ -111,9 +108,7 @@ pub fn unknown_words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 fn words(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let end = line.iter().position(|&byte| byte == 0).unwrap_or(line.len());
-    line[..end]
-        .split(u8::is_ascii_whitespace)
-        .filter(|word| !word.is_empty())
+    line[..end].split(u8::is_ascii_whitespace).filter(|word| !word.is_empty())
 }
 
 impl Options {
@@ -152,10 +147,7 @@ fn log_level(value: &str) -> Option<LogLevel> {
 }
 
 fn console(value: &str) -> Option<Console> {
-    let mut console = Console {
-        serial: false,
-        e9: false,
-    };
+    let mut console = Console { serial: false, e9: false };
     if value == "none" {
         return Some(console);
     }
@@ -189,10 +181,7 @@ mod tests {
             nox2apic notscdeadline noxsave selftest=fault\0";
         let expected = Options {
             log_level: LogLevel::Trace,
-            console: Console {
-                serial: true,
-                e9: true,
-            },
+            console: Console { serial: true, e9: true },
             panic: PanicAction::Reboot,
             kmem_mib: Some(64),
             x2apic: false,
@@ -202,37 +191,17 @@ mod tests {
             unknown: 0,
         };
         assert_eq!(parse(line), expected);
-        assert_eq!(
-            parse(b"console=e9 console=none").console,
-            Console {
-                serial: false,
-                e9: false
-            }
-        );
+        assert_eq!(parse(b"console=e9 console=none").console, Console { serial: false, e9: false });
     }
 
     #[test]
     fn unknown_words_are_counted_and_named() {
         let line = b"quiet loglevel=loud kmem=0 kmem=-1 console=serial,tty panic nox2apic \xff";
         let options = parse(line);
-        assert_eq!(
-            options,
-            Options {
-                x2apic: false,
-                unknown: 7,
-                ..Options::default()
-            }
-        );
+        assert_eq!(options, Options { x2apic: false, unknown: 7, ..Options::default() });
         let names: Vec<_> = unknown_words(line).collect();
-        let expected: [&[u8]; 7] = [
-            b"quiet",
-            b"loglevel=loud",
-            b"kmem=0",
-            b"kmem=-1",
-            b"console=serial,tty",
-            b"panic",
-            b"\xff",
-        ];
+        let expected: [&[u8]; 7] =
+            [b"quiet", b"loglevel=loud", b"kmem=0", b"kmem=-1", b"console=serial,tty", b"panic", b"\xff"];
         assert_eq!(names, expected);
     }
 

@@ -75,9 +75,7 @@ impl<'a> Executable<'a> {
             return Err(ElfError::Foreign);
         }
         let entry = le::u64(header, 24).ok_or(ElfError::Truncated)?;
-        let at = le::u64(header, 32)
-            .and_then(|at| usize::try_from(at).ok())
-            .ok_or(ElfError::Truncated)?;
+        let at = le::u64(header, 32).and_then(|at| usize::try_from(at).ok()).ok_or(ElfError::Truncated)?;
         let headers = file
             .get(at..)
             .and_then(|rest| rest.get(..usize::from(half(56)) * PROGRAM_HEADER_LEN))
@@ -95,9 +93,7 @@ impl<'a> Executable<'a> {
     /// The segments to load.
     pub fn segments(&self) -> impl Iterator<Item = Segment<'a>> + use<'a> {
         let file = self.file;
-        self.headers
-            .chunks_exact(PROGRAM_HEADER_LEN)
-            .filter_map(move |header| segment(file, header).ok()?)
+        self.headers.chunks_exact(PROGRAM_HEADER_LEN).filter_map(move |header| segment(file, header).ok()?)
     }
 
     fn check(&self) -> Result<(), ElfError> {
@@ -110,10 +106,7 @@ impl<'a> Executable<'a> {
             let Some(segment) = segment(self.file, header)? else {
                 continue;
             };
-            let segment_end = segment
-                .vaddr
-                .checked_add(segment.mem_size)
-                .ok_or(ElfError::BadAddress)?;
+            let segment_end = segment.vaddr.checked_add(segment.mem_size).ok_or(ElfError::BadAddress)?;
             if segment.vaddr < PAGE_SIZE || segment_end > USER_END {
                 return Err(ElfError::BadAddress);
             }
@@ -150,13 +143,7 @@ fn segment<'a>(file: &'a [u8], header: &[u8]) -> Result<Option<Segment<'a>>, Elf
         file.get(start..start.checked_add(usize::try_from(len).ok()?)?)
     };
     let data = range(offset, file_size).ok_or(ElfError::Truncated)?;
-    Ok(Some(Segment {
-        vaddr,
-        mem_size,
-        data,
-        write: flags & PF_W != 0,
-        execute: flags & PF_X != 0,
-    }))
+    Ok(Some(Segment { vaddr, mem_size, data, write: flags & PF_W != 0, execute: flags & PF_X != 0 }))
 }
 
 #[cfg(test)]
@@ -184,15 +171,8 @@ mod tests {
         file[54] = 56;
         file[56] = headers.len() as u8;
         for (i, &(kind, flags, offset, vaddr, in_file, in_memory)) in headers.iter().enumerate() {
-            let words = [
-                u64::from(kind) | u64::from(flags) << 32,
-                offset,
-                vaddr,
-                vaddr,
-                in_file,
-                in_memory,
-                1,
-            ];
+            let words =
+                [u64::from(kind) | u64::from(flags) << 32, offset, vaddr, vaddr, in_file, in_memory, 1];
             let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
             let at = 64 + i * 56;
             file.resize(file.len().max(at + 56), 0);
@@ -230,20 +210,13 @@ mod tests {
         for at in [0, 4, 5, 6, 18, 54] {
             let mut bad = good.clone();
             bad[at] ^= 3;
-            assert_eq!(
-                Executable::parse(&bad).unwrap_err(),
-                ElfError::Foreign,
-                "byte {at}"
-            );
+            assert_eq!(Executable::parse(&bad).unwrap_err(), ElfError::Foreign, "byte {at}");
         }
         let mut shared = good.clone();
         shared[16] = 3;
         assert_eq!(Executable::parse(&shared).unwrap_err(), ElfError::NotStatic);
         assert_eq!(Executable::parse(&good[..63]).unwrap_err(), ElfError::Truncated);
-        assert_eq!(
-            error(&[CODE, (PT_INTERP, 4, 0x100, 0, 1, 1)]),
-            ElfError::NotStatic
-        );
+        assert_eq!(error(&[CODE, (PT_INTERP, 4, 0x100, 0, 1, 1)]), ElfError::NotStatic);
     }
 
     #[test]
@@ -251,28 +224,12 @@ mod tests {
         assert_eq!(error(&[]), ElfError::Empty);
         assert_eq!(error(&[DATA]), ElfError::BadEntry);
         assert_eq!(error(&[DATA, CODE]), ElfError::Overlap);
-        assert_eq!(
-            error(&[CODE, (PT_LOAD, 4, 0x100, 0x40_002f, 1, 1)]),
-            ElfError::Overlap
-        );
-        assert_eq!(
-            error(&[(PT_LOAD, 5, 0x100, 0x40_0000, 0x20, 0x1f)]),
-            ElfError::BadSegment
-        );
-        assert_eq!(
-            error(&[(PT_LOAD, 5, 0x1f0, 0x40_0000, 0x20, 0x20)]),
-            ElfError::Truncated
-        );
-        assert_eq!(
-            error(&[(PT_LOAD, 5, u64::MAX, 0x40_0000, 2, 2)]),
-            ElfError::Truncated
-        );
+        assert_eq!(error(&[CODE, (PT_LOAD, 4, 0x100, 0x40_002f, 1, 1)]), ElfError::Overlap);
+        assert_eq!(error(&[(PT_LOAD, 5, 0x100, 0x40_0000, 0x20, 0x1f)]), ElfError::BadSegment);
+        assert_eq!(error(&[(PT_LOAD, 5, 0x1f0, 0x40_0000, 0x20, 0x20)]), ElfError::Truncated);
+        assert_eq!(error(&[(PT_LOAD, 5, u64::MAX, 0x40_0000, 2, 2)]), ElfError::Truncated);
         for vaddr in [0, 0xfff, USER_END, USER_END - 0x1f, u64::MAX - 1] {
-            assert_eq!(
-                error(&[(PT_LOAD, 5, 0x100, vaddr, 0x20, 0x20)]),
-                ElfError::BadAddress,
-                "{vaddr:x}"
-            );
+            assert_eq!(error(&[(PT_LOAD, 5, 0x100, vaddr, 0x20, 0x20)]), ElfError::BadAddress, "{vaddr:x}");
         }
     }
 

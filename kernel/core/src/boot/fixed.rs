@@ -12,10 +12,7 @@ pub struct FixedVec<T, const N: usize> {
 impl<T: Copy + Default, const N: usize> FixedVec<T, N> {
     /// An empty one.
     pub fn new() -> Self {
-        FixedVec {
-            items: [T::default(); N],
-            len: 0,
-        }
+        FixedVec { items: [T::default(); N], len: 0 }
     }
 
     /// Appends `item`; false if there is no room.

@@ -47,10 +47,7 @@ pub(crate) mod fake {
 
     impl FakePhys {
         pub(crate) fn new(base: u64, len: usize) -> Self {
-            FakePhys {
-                base,
-                memory: std::vec![0; len],
-            }
+            FakePhys { base, memory: std::vec![0; len] }
         }
 
         pub(crate) fn put(&mut self, addr: u64, bytes: &[u8]) {

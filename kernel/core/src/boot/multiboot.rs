@@ -81,11 +81,7 @@ pub fn parse<M: PhysRead>(magic: u32, info: PhysAddr, mem: &M) -> Result<BootDat
         _ => return Err(BootError::NotMultiboot),
     }
     .ok_or(BootError::Unreadable)?;
-    if data.memory.is_empty() {
-        Err(BootError::NoMemoryMap)
-    } else {
-        Ok(data)
-    }
+    if data.memory.is_empty() { Err(BootError::NoMemoryMap) } else { Ok(data) }
 }
 
 /// Flags of the Multiboot1 information: which of its fields are valid.
@@ -132,11 +128,7 @@ impl BootData {
             while at + 24 <= map.len() {
                 // The size field does not count itself.
                 let size = le::u32(map, at)? as usize;
-                self.add_memory(
-                    le::u64(map, at + 4)?,
-                    le::u64(map, at + 12)?,
-                    le::u32(map, at + 20)?,
-                );
+                self.add_memory(le::u64(map, at + 4)?, le::u64(map, at + 12)?, le::u32(map, at + 20)?);
                 at = at.checked_add(size)?.checked_add(4)?;
             }
         }
@@ -201,11 +193,7 @@ impl BootData {
     }
 
     fn add_module(&mut self, start: u32, end: u32, name: [u8; NAME_LEN]) {
-        let module = ModuleRange {
-            start: start.into(),
-            end: end.into(),
-            name,
-        };
+        let module = ModuleRange { start: start.into(), end: end.into(), name };
         let fits = start <= end && self.modules.push(module);
         self.dropped += u32::from(!fits);
     }
@@ -230,11 +218,7 @@ fn until_zero(bytes: &[u8]) -> impl Iterator<Item = u8> + '_ {
 /// The line without its first word if that has a slash: QEMU puts the path of the kernel there.
 fn without_path(line: impl Iterator<Item = u8> + Clone) -> impl Iterator<Item = u8> {
     let first = line.clone().take_while(|byte| !byte.is_ascii_whitespace());
-    let skip = if first.clone().any(|byte| byte == b'/') {
-        first.count()
-    } else {
-        0
-    };
+    let skip = if first.clone().any(|byte| byte == b'/') { first.count() } else { 0 };
     line.skip(skip).skip_while(u8::is_ascii_whitespace)
 }
 
@@ -291,16 +275,10 @@ mod tests {
         (info[11], info[12]) = (48, 0x9300);
         mem.put(INFO, &words(&info));
         mem.put(0x9100, b"/tmp/out/kernel.elf loglevel=debug  panic=halt\0");
-        mem.put(
-            0x9200,
-            &words(&[0x10_0000, 0x10_1234, 0x9280, 0, 0x20_0000, 0x20_0000, 0x92a0, 0]),
-        );
+        mem.put(0x9200, &words(&[0x10_0000, 0x10_1234, 0x9280, 0, 0x20_0000, 0x20_0000, 0x92a0, 0]));
         mem.put(0x9280, b"target/images/root.elf root\0");
         mem.put(0x92a0, b"a/very.long.name.that.does.not.fit.31.bytes\0");
-        mem.put(
-            0x9300,
-            &words(&[20, 0, 0, 0x9_fc00, 0, 1, 20, 0x10_0000, 0, 0x7f0_0000, 0, 1]),
-        );
+        mem.put(0x9300, &words(&[20, 0, 0, 0x9_fc00, 0, 1, 20, 0x10_0000, 0, 0x7f0_0000, 0, 1]));
         mem
     }
 
@@ -315,28 +293,8 @@ mod tests {
         add(3, &[&words(&[0x30_0000, 0x30_0010])[..], b"guest.img\0"].concat());
         add(15, b"RSD PTR new");
         add(14, b"RSD PTR old");
-        let map = [
-            24,
-            0,
-            0,
-            0,
-            0x8_0000,
-            0,
-            1,
-            0,
-            0x8_0000,
-            0,
-            0x1_0000,
-            0,
-            1,
-            0,
-            0xfec0_0000,
-            0,
-            0x1000,
-            0,
-            2,
-            0,
-        ];
+        let map =
+            [24, 0, 0, 0, 0x8_0000, 0, 1, 0, 0x8_0000, 0, 0x1_0000, 0, 1, 0, 0xfec0_0000, 0, 0x1000, 0, 2, 0];
         add(6, &words(&map));
         add(0, &[]);
         let mut mem = FakePhys::new(INFO, tags.len() + 8);
@@ -349,23 +307,9 @@ mod tests {
     fn multiboot1_from_qemu_is_understood() {
         let data = parse(MULTIBOOT1_MAGIC, PhysAddr(INFO), &multiboot1()).unwrap();
         assert_eq!(line(&data), "loglevel=debug  panic=halt");
-        assert_eq!(
-            data.modules[0],
-            ModuleRange {
-                start: 0x10_0000,
-                end: 0x10_1234,
-                name: named("root")
-            }
-        );
+        assert_eq!(data.modules[0], ModuleRange { start: 0x10_0000, end: 0x10_1234, name: named("root") });
         assert_eq!(&data.modules[1].name, b"very.long.name.that.does.not.fi\0");
-        assert_eq!(
-            data.memory[1],
-            MemoryEntry {
-                base: 0x10_0000,
-                len: 0x7f0_0000,
-                is_ram: true
-            }
-        );
+        assert_eq!(data.memory[1], MemoryEntry { base: 0x10_0000, len: 0x7f0_0000, is_ram: true });
         assert_eq!((data.memory.len(), data.rsdp, data.dropped), (2, None, 0));
     }
 
@@ -375,28 +319,10 @@ mod tests {
         assert_eq!(line(&data), "loglevel=trace");
         assert_eq!(
             data.modules[0],
-            ModuleRange {
-                start: 0x30_0000,
-                end: 0x30_0010,
-                name: named("guest.img")
-            }
+            ModuleRange { start: 0x30_0000, end: 0x30_0010, name: named("guest.img") }
         );
-        let ram = MemoryEntry {
-            base: 0,
-            len: 0x9_0000,
-            is_ram: true,
-        };
-        assert_eq!(
-            *data.memory,
-            [
-                ram,
-                MemoryEntry {
-                    base: 0xfec0_0000,
-                    len: 0x1000,
-                    is_ram: false
-                }
-            ]
-        );
+        let ram = MemoryEntry { base: 0, len: 0x9_0000, is_ram: true };
+        assert_eq!(*data.memory, [ram, MemoryEntry { base: 0xfec0_0000, len: 0x1000, is_ram: false }]);
         let mem = multiboot2();
         assert_eq!(mem.bytes(data.rsdp.unwrap(), 11).unwrap(), b"RSD PTR new");
     }
@@ -426,22 +352,10 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         let mem = FakePhys::new(INFO, 64);
-        assert_eq!(
-            parse(1, PhysAddr(INFO), &mem).unwrap_err(),
-            BootError::NotMultiboot
-        );
-        assert_eq!(
-            parse(MULTIBOOT1_MAGIC, PhysAddr(INFO), &mem).unwrap_err(),
-            BootError::NoMemoryMap
-        );
-        assert_eq!(
-            parse(MULTIBOOT1_MAGIC, PhysAddr(0), &mem).unwrap_err(),
-            BootError::Unreadable
-        );
-        assert_eq!(
-            parse(MULTIBOOT2_MAGIC, PhysAddr(INFO), &mem).unwrap_err(),
-            BootError::Unreadable
-        );
+        assert_eq!(parse(1, PhysAddr(INFO), &mem).unwrap_err(), BootError::NotMultiboot);
+        assert_eq!(parse(MULTIBOOT1_MAGIC, PhysAddr(INFO), &mem).unwrap_err(), BootError::NoMemoryMap);
+        assert_eq!(parse(MULTIBOOT1_MAGIC, PhysAddr(0), &mem).unwrap_err(), BootError::Unreadable);
+        assert_eq!(parse(MULTIBOOT2_MAGIC, PhysAddr(INFO), &mem).unwrap_err(), BootError::Unreadable);
     }
 
     proptest! {

@@ -6,10 +6,7 @@ use super::fixed::FixedVec;
 use super::multiboot::MemoryEntry;
 
 /// Real-mode memory: the trampoline of the other CPUs, the BIOS data areas, the legacy video memory.
-pub const LOW_MEMORY: Region = Region {
-    base: 0,
-    end: 1 << 20,
-};
+pub const LOW_MEMORY: Region = Region { base: 0, end: 1 << 20 };
 
 const LARGE_PAGE: u64 = 2 << 20;
 
@@ -50,20 +47,14 @@ impl Region {
     fn outward(self) -> Self {
         Region {
             base: floor(self.base),
-            end: self
-                .end
-                .checked_next_multiple_of(PAGE_SIZE)
-                .unwrap_or(floor(u64::MAX)),
+            end: self.end.checked_next_multiple_of(PAGE_SIZE).unwrap_or(floor(u64::MAX)),
         }
     }
 }
 
 impl From<MemoryEntry> for Region {
     fn from(entry: MemoryEntry) -> Self {
-        Region {
-            base: entry.base,
-            end: entry.base.saturating_add(entry.len),
-        }
+        Region { base: entry.base, end: entry.base.saturating_add(entry.len) }
     }
 }
 
@@ -83,10 +74,7 @@ pub struct RegionSet<const N: usize> {
 impl<const N: usize> RegionSet<N> {
     /// No region.
     pub fn new() -> Self {
-        RegionSet {
-            regions: FixedVec::new(),
-            lost: 0,
-        }
+        RegionSet { regions: FixedVec::new(), lost: 0 }
     }
 
     /// The regions, in ascending order.
@@ -105,16 +93,9 @@ impl<const N: usize> RegionSet<N> {
         if new.is_empty() {
             return;
         }
-        let first = self
-            .regions
-            .iter()
-            .position(|r| r.end >= new.base)
-            .unwrap_or(self.regions.len());
+        let first = self.regions.iter().position(|r| r.end >= new.base).unwrap_or(self.regions.len());
         while let Some(&old) = self.regions.get(first).filter(|old| old.base <= new.end) {
-            new = Region {
-                base: new.base.min(old.base),
-                end: new.end.max(old.end),
-            };
+            new = Region { base: new.base.min(old.base), end: new.end.max(old.end) };
             self.regions.remove(first);
         }
         self.put(first, new);
@@ -131,14 +112,8 @@ impl<const N: usize> RegionSet<N> {
             if old.base >= gone.end {
                 return;
             }
-            let below = Region {
-                end: old.end.min(gone.base),
-                ..old
-            };
-            let above = Region {
-                base: old.base.max(gone.end),
-                ..old
-            };
+            let below = Region { end: old.end.min(gone.base), ..old };
+            let above = Region { base: old.base.max(gone.end), ..old };
             match (below.is_empty(), above.is_empty()) {
                 (true, true) => {
                     self.regions.remove(i);
@@ -176,12 +151,8 @@ impl<const N: usize> RegionSet<N> {
         if self.regions.insert(at, region) {
             return;
         }
-        let smallest = self
-            .regions
-            .iter()
-            .enumerate()
-            .min_by_key(|(_, r)| r.len())
-            .map(|(i, r)| (i, r.len()));
+        let smallest =
+            self.regions.iter().enumerate().min_by_key(|(_, r)| r.len()).map(|(i, r)| (i, r.len()));
         match smallest {
             Some((i, len)) if len < region.len() => {
                 self.lost += len;
@@ -205,12 +176,8 @@ impl<const N: usize> Default for RegionSet<N> {
 /// without every page that one of `reserved` touches.
 pub fn free_ram<const N: usize>(map: &[MemoryEntry], reserved: &[Region]) -> RegionSet<N> {
     let mut set = RegionSet::new();
-    map.iter()
-        .filter(|entry| entry.is_ram)
-        .for_each(|&entry| set.insert(entry.into()));
-    map.iter()
-        .filter(|entry| !entry.is_ram)
-        .for_each(|&entry| set.remove(entry.into()));
+    map.iter().filter(|entry| entry.is_ram).for_each(|&entry| set.insert(entry.into()));
+    map.iter().filter(|entry| !entry.is_ram).for_each(|&entry| set.remove(entry.into()));
     set.remove(LOW_MEMORY);
     reserved.iter().for_each(|&region| set.remove(region));
     set
@@ -220,9 +187,7 @@ pub fn free_ram<const N: usize>(map: &[MemoryEntry], reserved: &[Region]) -> Reg
 pub fn devices<const N: usize>(map: &[MemoryEntry], limit: u64, excluded: &[Region]) -> RegionSet<N> {
     let mut set = RegionSet::new();
     set.insert(Region { base: 0, end: limit });
-    map.iter()
-        .filter(|entry| entry.is_ram)
-        .for_each(|&entry| set.remove(entry.into()));
+    map.iter().filter(|entry| entry.is_ram).for_each(|&entry| set.remove(entry.into()));
     excluded.iter().for_each(|&region| set.remove(region));
     set
 }
@@ -237,31 +202,11 @@ mod tests {
     use super::*;
 
     const PC: [MemoryEntry; 5] = [
-        MemoryEntry {
-            base: 0,
-            len: 0x9_fc00,
-            is_ram: true,
-        },
-        MemoryEntry {
-            base: 0x9_fc00,
-            len: 0x400,
-            is_ram: false,
-        },
-        MemoryEntry {
-            base: 0x10_0000,
-            len: 0x7ee_0000,
-            is_ram: true,
-        },
-        MemoryEntry {
-            base: 0x7fe_0000,
-            len: 0x2_0000,
-            is_ram: false,
-        },
-        MemoryEntry {
-            base: 0xfffc_0000,
-            len: 0x4_0000,
-            is_ram: false,
-        },
+        MemoryEntry { base: 0, len: 0x9_fc00, is_ram: true },
+        MemoryEntry { base: 0x9_fc00, len: 0x400, is_ram: false },
+        MemoryEntry { base: 0x10_0000, len: 0x7ee_0000, is_ram: true },
+        MemoryEntry { base: 0x7fe_0000, len: 0x2_0000, is_ram: false },
+        MemoryEntry { base: 0xfffc_0000, len: 0x4_0000, is_ram: false },
     ];
 
     const fn region(base: u64, end: u64) -> Region {
@@ -272,29 +217,20 @@ mod tests {
     fn free_ram_is_what_nobody_uses() {
         let reserved = [region(0x20_0000, 0x28_0123), region(0x28_0fff, 0x29_0001)];
         let free = free_ram::<8>(&PC, &reserved);
-        assert_eq!(
-            free.regions(),
-            [region(0x10_0000, 0x20_0000), region(0x29_1000, 0x7fe_0000)]
-        );
+        assert_eq!(free.regions(), [region(0x10_0000, 0x20_0000), region(0x29_1000, 0x7fe_0000)]);
     }
 
     #[test]
     fn devices_are_between_the_ram() {
         let apic = region(0xfee0_0000, 0xfee0_1000);
         let found = devices::<8>(&PC, 1 << 32, &[LOW_MEMORY, apic]);
-        assert_eq!(
-            found.regions(),
-            [region(0x7fe_0000, apic.base), region(apic.end, 1 << 32)]
-        );
+        assert_eq!(found.regions(), [region(0x7fe_0000, apic.base), region(apic.end, 1 << 32)]);
     }
 
     #[test]
     fn an_allotment_is_aligned_to_large_pages_where_it_fits() {
         let mut free = free_ram::<8>(&PC, &[]);
-        assert_eq!(
-            free.carve(0x30_0001, 0x30_0000),
-            Some(region(0x40_0000, 0x70_1000))
-        );
+        assert_eq!(free.carve(0x30_0001, 0x30_0000), Some(region(0x40_0000, 0x70_1000)));
         assert_eq!(free.carve(0x7a0_0000, 0), None);
         let mut narrow = RegionSet::<2>::new();
         narrow.insert(region(0x1000, 0x20_1000));
@@ -305,17 +241,10 @@ mod tests {
     #[test]
     fn a_full_set_gives_up_its_smallest_region() {
         let mut set = RegionSet::<2>::new();
-        for r in [
-            region(0x1000, 0x5000),
-            region(0x8000, 0x9000),
-            region(0x1_0000, 0x1_2000),
-        ] {
+        for r in [region(0x1000, 0x5000), region(0x8000, 0x9000), region(0x1_0000, 0x1_2000)] {
             set.insert(r);
         }
-        assert_eq!(
-            set.regions(),
-            [region(0x1000, 0x5000), region(0x1_0000, 0x1_2000)]
-        );
+        assert_eq!(set.regions(), [region(0x1000, 0x5000), region(0x1_0000, 0x1_2000)]);
         assert_eq!(set.lost_bytes(), 0x1000);
     }
 

@@ -30,11 +30,7 @@ mod tests {
     fn every_selector_but_null_has_a_slot_of_its_own() {
         let slots: BTreeSet<_> = (0..Selector::END).filter_map(|s| split(Selector(s))).collect();
         assert_eq!(slots.len(), Selector::END as usize - 1);
-        assert!(
-            slots
-                .iter()
-                .all(|&(table, slot)| table < DIRECTORY_ENTRIES && slot < TABLE_SLOTS)
-        );
+        assert!(slots.iter().all(|&(table, slot)| table < DIRECTORY_ENTRIES && slot < TABLE_SLOTS));
     }
 
     #[test]

@@ -30,11 +30,7 @@ impl Table {
     }
 
     fn fill(&mut self, id: u32, object: u64) {
-        *self.slot_mut(id) = Slot {
-            kind: 16,
-            object,
-            ..Slot::EMPTY
-        };
+        *self.slot_mut(id) = Slot { kind: 16, object, ..Slot::EMPTY };
     }
 
     fn children(&self, id: u32) -> Vec<u32> {
@@ -66,21 +62,16 @@ impl Table {
             }
             let mut children = self.children(id);
             children.sort_unstable();
-            let expected: Vec<u32> = model
-                .iter()
-                .filter(|(_, node)| node.0 == id)
-                .map(|(&id, _)| id)
-                .collect();
+            let expected: Vec<u32> =
+                model.iter().filter(|(_, node)| node.0 == id).map(|(&id, _)| id).collect();
             assert_eq!(children, expected, "children of {id}");
         }
     }
 }
 
 fn is_below(model: &Model, id: u32, root: u32) -> bool {
-    std::iter::successors(model.get(&id).map(|node| node.0), |p| {
-        model.get(p).map(|node| node.0)
-    })
-    .any(|p| p == root)
+    std::iter::successors(model.get(&id).map(|node| node.0), |p| model.get(p).map(|node| node.0))
+        .any(|p| p == root)
 }
 
 #[derive(Clone, Debug)]
@@ -151,10 +142,7 @@ fn apply(table: &mut Table, model: &mut Model, op: &Op, object: u64) {
             move_node(table, from, *to);
             let node = model.remove(&from).unwrap();
             model.insert(*to, node);
-            model
-                .values_mut()
-                .filter(|node| node.0 == from)
-                .for_each(|node| node.0 = *to);
+            model.values_mut().filter(|node| node.0 == from).for_each(|node| node.0 = *to);
         }
         _ => {}
     }
@@ -182,10 +170,7 @@ fn depth_is_bounded_and_a_refusal_changes_nothing() {
         insert_child(&mut table, id, id + 1).unwrap();
     }
     let before = table.0.clone();
-    assert_eq!(
-        insert_child(&mut table, MAX_DEPTH + 1, MAX_DEPTH + 2),
-        Err(TooDeep)
-    );
+    assert_eq!(insert_child(&mut table, MAX_DEPTH + 1, MAX_DEPTH + 2), Err(TooDeep));
     assert_eq!(table.0, before);
     assert_eq!(first_leaf_below(&table, 1), Some(MAX_DEPTH + 1));
 }

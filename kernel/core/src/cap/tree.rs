@@ -44,13 +44,7 @@ pub fn insert_child<S: Slots>(slots: &mut S, parent: u32, child: u32) -> Result<
 /// caller's to clear.
 #[must_use]
 pub fn remove_leaf<S: Slots>(slots: &mut S, id: u32) -> bool {
-    let Slot {
-        parent,
-        child,
-        next,
-        prev,
-        ..
-    } = *slots.slot(id);
+    let Slot { parent, child, next, prev, .. } = *slots.slot(id);
     if child != 0 {
         return false;
     }

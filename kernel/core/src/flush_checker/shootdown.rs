@@ -44,12 +44,7 @@ impl Shootdown {
             pending: AtomicU64::new(0),
             is_freeing: AtomicU64::new(0),
             flushed: [const { AtomicU64::new(1) }; MAX_CPUS],
-            changes: [const {
-                Change {
-                    root: AtomicU64::new(0),
-                    time: AtomicU64::new(0),
-                }
-            }; ROOTS],
+            changes: [const { Change { root: AtomicU64::new(0), time: AtomicU64::new(0) } }; ROOTS],
         }
     }
 
@@ -86,11 +81,7 @@ impl Shootdown {
     /// When the tables below `root` last lost something; 0 if that is not known.
     pub fn changed_at(&self, root: u64) -> u64 {
         let change = &self.changes[slot(root)];
-        if change.root.load(Ordering::SeqCst) == root {
-            change.time.load(Ordering::SeqCst)
-        } else {
-            0
-        }
+        if change.root.load(Ordering::SeqCst) == root { change.time.load(Ordering::SeqCst) } else { 0 }
     }
 
     /// A CPU loaded CR3, which drops all that user code can use.
@@ -105,9 +96,7 @@ impl Shootdown {
     pub fn complete(&self, cpus: usize) -> Result<(), Missing> {
         let pending = self.pending.swap(0, Ordering::SeqCst);
         let is_late = |cpu: &usize| self.flushed[*cpu].load(Ordering::SeqCst) < pending;
-        (0..cpus)
-            .find(is_late)
-            .map_or(Ok(()), |cpu| Err(Missing::OnCpu(cpu)))
+        (0..cpus).find(is_late).map_or(Ok(()), |cpu| Err(Missing::OnCpu(cpu)))
     }
 
     /// The next holder of the lock begins: whatever the last one took away was shot down.
@@ -115,11 +104,7 @@ impl Shootdown {
     /// # Errors
     /// [`Missing::Shootdown`].
     pub fn begin(&self) -> Result<(), Missing> {
-        if self.is_pending() {
-            Err(Missing::Shootdown)
-        } else {
-            Ok(())
-        }
+        if self.is_pending() { Err(Missing::Shootdown) } else { Ok(()) }
     }
 
     /// From here to the next call with `false` page tables that nobody can use any more are freed.

@@ -45,24 +45,14 @@ pub struct Tags {
 impl Tags {
     /// Nothing is cached.
     pub const fn new() -> Self {
-        Tags {
-            tags: [Tag {
-                tag: u64::MAX,
-                user: None,
-                since: 0,
-            }; SLOTS],
-        }
+        Tags { tags: [Tag { tag: u64::MAX, user: None, since: 0 }; SLOTS] }
     }
 
     fn tag(&mut self, tag: u64) -> &mut Tag {
         // EPT pointers differ above bit 12, ASIDs and VPIDs below.
         let slot = &mut self.tags[(tag ^ tag >> 12) as usize % SLOTS];
         if slot.tag != tag {
-            *slot = Tag {
-                tag,
-                user: None,
-                since: 0,
-            };
+            *slot = Tag { tag, user: None, since: 0 };
         }
         slot
     }

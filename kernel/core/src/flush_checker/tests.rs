@@ -6,11 +6,7 @@ use std::vec::Vec;
 const ROOT: u64 = 0x5000;
 
 fn user(vcpu: u64) -> User {
-    User {
-        vcpu,
-        root: ROOT,
-        registers: [1, 2, 3, 4, 5],
-    }
+    User { vcpu, root: ROOT, registers: [1, 2, 3, 4, 5] }
 }
 
 #[test]
@@ -77,8 +73,7 @@ struct Cpu(Shootdown, Tags);
 
 impl Cpu {
     fn enter(&mut self, tag: u64, user: User) -> Result<(), Stale> {
-        self.1
-            .enter(tag, user, self.0.changed_at(user.root), self.0.now())
+        self.1.enter(tag, user, self.0.changed_at(user.root), self.0.now())
     }
 
     fn take_away(&mut self, root: u64) {
@@ -117,10 +112,7 @@ fn a_tag_changes_hands_with_a_flush_only() {
     assert_eq!(cpu.enter(7, user(2)), Err(Stale::OtherVcpu));
     cpu.1.flush(7);
     assert_eq!(cpu.enter(7, user(2)), Ok(()));
-    let moved = User {
-        root: 0x9000,
-        ..user(2)
-    };
+    let moved = User { root: 0x9000, ..user(2) };
     assert_eq!(cpu.enter(7, moved), Err(Stale::OtherTables));
     cpu.1.flush_all();
     assert_eq!(cpu.enter(7, moved), Ok(()));
@@ -141,10 +133,7 @@ fn what_a_vcpu_leaves_behind_is_nobodys() {
 #[test]
 fn registers_that_the_vmm_changes_need_a_flush_and_the_guests_own_do_not() {
     let mut cpu = Cpu(Shootdown::new(), Tags::new());
-    let changed = User {
-        registers: [1, 2, 9, 4, 5],
-        ..user(1)
-    };
+    let changed = User { registers: [1, 2, 9, 4, 5], ..user(1) };
     cpu.enter(7, user(1)).unwrap();
     assert_eq!(cpu.enter(7, changed), Err(Stale::Registers));
     cpu.1.leave(7, changed);
@@ -207,10 +196,7 @@ fn run(mutant: Mutant, steps: &[(usize, u8)]) -> Option<Stale> {
         if control == TlbControl::All && mutant != Mutant::NoFlushAtWrap {
             cpu.1.flush_all();
         }
-        let user = User {
-            registers: [registers[index], 0, 0, 0, 0],
-            ..user(ids[index])
-        };
+        let user = User { registers: [registers[index], 0, 0, 0, 0], ..user(ids[index]) };
         if let Err(stale) = cpu.enter(asid as u64, user) {
             return Some(stale);
         }
@@ -233,12 +219,9 @@ proptest! {
 #[test]
 fn every_mutant_is_found() {
     let by_turns: Vec<(usize, u8)> = (0..64).map(|step| (step % 4, (step / 4 % 5) as u8)).collect();
-    for mutant in [
-        Mutant::IgnoresGeneration,
-        Mutant::NoFlushAtWrap,
-        Mutant::NoFlushForRegisters,
-        Mutant::ReusesAtOnce,
-    ] {
+    for mutant in
+        [Mutant::IgnoresGeneration, Mutant::NoFlushAtWrap, Mutant::NoFlushForRegisters, Mutant::ReusesAtOnce]
+    {
         assert_ne!(run(mutant, &by_turns), None, "{mutant:?}");
     }
     assert_eq!(run(Mutant::None, &by_turns), None);

@@ -104,13 +104,7 @@ mod tests {
     use super::super::{Attr, EptFormat, NptFormat, lookup, map, unmap};
     use super::*;
 
-    const ATTR: Attr = Attr {
-        read: true,
-        write: true,
-        execute: true,
-        uncached: false,
-        user: true,
-    };
+    const ATTR: Attr = Attr { read: true, write: true, execute: true, uncached: false, user: true };
     const VA: u64 = 1 << 30;
     const PA: PhysAddr = PhysAddr(3 << 30);
 

@@ -53,11 +53,7 @@ impl FakeMemory {
 
     /// Entries that are not zero.
     pub(super) fn used_entries(&self) -> usize {
-        self.tables
-            .values()
-            .flatten()
-            .filter(|&&entry| entry != 0)
-            .count()
+        self.tables.values().flatten().filter(|&&entry| entry != 0).count()
     }
 }
 
@@ -67,9 +63,7 @@ impl PtMemory for FakeMemory {
     }
 
     fn write(&mut self, table: PhysAddr, index: usize, entry: u64) {
-        self.tables
-            .get_mut(&table.0)
-            .expect("a write outside of the tables")[index] = entry;
+        self.tables.get_mut(&table.0).expect("a write outside of the tables")[index] = entry;
         self.history.push(Event::Write(table, index, entry));
     }
 
@@ -89,11 +83,7 @@ impl PtMemory for FakeMemory {
     }
 
     fn free_table(&mut self, table: PhysAddr) {
-        let is_linked = self
-            .tables
-            .values()
-            .flatten()
-            .any(|entry| entry & 0x000f_ffff_ffff_f000 == table.0);
+        let is_linked = self.tables.values().flatten().any(|entry| entry & 0x000f_ffff_ffff_f000 == table.0);
         assert!(!is_linked, "freed while hardware could still walk it");
         self.tables.remove(&table.0).expect("freed once");
         self.quota += 1;

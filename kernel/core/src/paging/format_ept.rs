@@ -55,11 +55,7 @@ impl PtFormat for EptFormat {
     }
 
     fn addr(entry: u64, level: usize) -> PhysAddr {
-        let low = if Self::is_leaf(entry, level) {
-            level_bytes(level) - 1
-        } else {
-            0
-        };
+        let low = if Self::is_leaf(entry, level) { level_bytes(level) - 1 } else { 0 };
         PhysAddr(entry & ADDRESS & !low)
     }
 

@@ -58,11 +58,7 @@ impl PtFormat for HostFormat {
 
     fn addr(entry: u64, level: usize) -> PhysAddr {
         // Bit 12 of a large page's entry is PAT.
-        let low = if Self::is_leaf(entry, level) {
-            level_bytes(level) - 1
-        } else {
-            0
-        };
+        let low = if Self::is_leaf(entry, level) { level_bytes(level) - 1 } else { 0 };
         PhysAddr(entry & ADDRESS & !low)
     }
 

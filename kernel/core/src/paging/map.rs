@@ -43,14 +43,7 @@ pub fn map_bounded<F: PtFormat, M: PtMemory>(
     debug_assert!(va.is_multiple_of(PAGE_SIZE) && pa.is_page_aligned());
     // Through an entry and back, so that comparing attributes compares only what the format can express.
     let attr = F::attr(F::leaf(PhysAddr(0), attr, 1));
-    let mut run = Run::<F, M> {
-        mem,
-        root,
-        attr,
-        reduced_rights: false,
-        budget: limit,
-        format: PhantomData,
-    };
+    let mut run = Run::<F, M> { mem, root, attr, reduced_rights: false, budget: limit, format: PhantomData };
     let mut done = 0;
     while done < pages && (run.budget > 0 || done == 0) {
         let next = Chunk {
@@ -61,18 +54,11 @@ pub fn map_bounded<F: PtFormat, M: PtMemory>(
         match run.step(next, largest) {
             Ok(pages) => done += pages,
             Err((pages, error)) => {
-                return Err(Partial {
-                    pages: done + pages,
-                    reduced_rights: run.reduced_rights,
-                    error,
-                });
+                return Err(Partial { pages: done + pages, reduced_rights: run.reduced_rights, error });
             }
         }
     }
-    Ok(MapDone {
-        pages: done,
-        reduced_rights: run.reduced_rights,
-    })
+    Ok(MapDone { pages: done, reduced_rights: run.reduced_rights })
 }
 
 /// What remains to be mapped.
@@ -89,10 +75,7 @@ impl Chunk {
         let fits = |level| {
             (self.va | self.pa.0).is_multiple_of(level_bytes(level)) && self.pages >= level_pages(level)
         };
-        (2..=largest.level())
-            .rev()
-            .find(|&level| fits(level))
-            .unwrap_or(1)
+        (2..=largest.level()).rev().find(|&level| fits(level)).unwrap_or(1)
     }
 }
 
@@ -179,8 +162,7 @@ impl<F: PtFormat, M: PtMemory> Run<'_, F, M> {
             if !F::is_present(old) || F::attr(old) != self.attr {
                 // Hardware may set the old leaf's dirty flag until it is replaced: the page counts as written.
                 let dirty = if F::is_present(old) { F::DIRTY } else { 0 };
-                self.mem
-                    .write(at.table, i, F::leaf(pa, self.attr, at.level) | dirty);
+                self.mem.write(at.table, i, F::leaf(pa, self.attr, at.level) | dirty);
             }
             done += size;
         }

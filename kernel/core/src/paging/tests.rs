@@ -6,13 +6,7 @@ use proptest::prelude::*;
 use super::fake::{Event, FakeMemory, hardware_walk};
 use super::*;
 
-const RW: Attr = Attr {
-    read: true,
-    write: true,
-    execute: false,
-    uncached: false,
-    user: true,
-};
+const RW: Attr = Attr { read: true, write: true, execute: false, uncached: false, user: true };
 const RO: Attr = Attr { write: false, ..RW };
 const G1: u64 = 1 << 30;
 const M2: u64 = 2 << 20;
@@ -20,9 +14,7 @@ const M2: u64 = 2 << 20;
 const MIDDLE: u64 = 0x80_4000_0000;
 
 fn sizes<F: PtFormat>(mem: &FakeMemory, root: PhysAddr, vas: &[u64]) -> Vec<PageSize> {
-    vas.iter()
-        .map(|&va| lookup::<F, _>(mem, root, va).unwrap().size)
-        .collect()
+    vas.iter().map(|&va| lookup::<F, _>(mem, root, va).unwrap().size).collect()
 }
 
 #[test]
@@ -31,13 +23,7 @@ fn the_largest_pages_that_fit_are_used() {
     let (va, pages) = (MIDDLE - M2 - 4096, (G1 + M2 + 4096) / 4096 + 1);
     let pa = PhysAddr(3 * G1 - M2 - 4096);
     let done = map::<EptFormat, _>(&mut mem, root, va, pa, pages, RW, PageSize::G1).unwrap();
-    assert_eq!(
-        done,
-        MapDone {
-            pages,
-            reduced_rights: false
-        }
-    );
+    assert_eq!(done, MapDone { pages, reduced_rights: false });
     let found = sizes::<EptFormat>(&mem, root, &[va, MIDDLE - M2, MIDDLE, MIDDLE + G1]);
     assert_eq!(found, [PageSize::K4, PageSize::M2, PageSize::G1, PageSize::K4]);
     let middle = lookup::<EptFormat, _>(&mem, root, MIDDLE + 0x1234_5678).unwrap();
@@ -62,13 +48,7 @@ fn mapping_the_same_again_changes_nothing() {
     }
     mem.history.clear();
     let done = map::<NptFormat, _>(&mut mem, root, M2, PhysAddr(M2), 1000, RW, PageSize::M2).unwrap();
-    assert_eq!(
-        done,
-        MapDone {
-            pages: 1000,
-            reduced_rights: false
-        }
-    );
+    assert_eq!(done, MapDone { pages: 1000, reduced_rights: false });
     assert!(mem.history.is_empty());
 }
 
@@ -84,11 +64,7 @@ fn only_a_loss_of_rights_asks_for_a_flush() {
     assert!(!remap(RW));
     assert!(remap(RO));
     assert!(remap(Attr { uncached: true, ..RW }));
-    assert!(remap(Attr {
-        user: false,
-        uncached: true,
-        ..RW
-    }));
+    assert!(remap(Attr { user: false, uncached: true, ..RW }));
 }
 
 #[test]
@@ -97,18 +73,8 @@ fn another_frame_is_occupied_and_what_came_before_is_counted() {
     map::<EptFormat, _>(&mut mem, root, 0x8000, PhysAddr(0x8000), 1, RW, PageSize::K4).unwrap();
     let error =
         map::<EptFormat, _>(&mut mem, root, 0x5000, PhysAddr(0x15000), 9, RW, PageSize::K4).unwrap_err();
-    assert_eq!(
-        error,
-        Partial {
-            pages: 3,
-            reduced_rights: false,
-            error: MapError::Occupied
-        }
-    );
-    assert_eq!(
-        lookup::<EptFormat, _>(&mem, root, 0x8000).unwrap().pa,
-        PhysAddr(0x8000)
-    );
+    assert_eq!(error, Partial { pages: 3, reduced_rights: false, error: MapError::Occupied });
+    assert_eq!(lookup::<EptFormat, _>(&mem, root, 0x8000).unwrap().pa, PhysAddr(0x8000));
 }
 
 #[test]
@@ -118,22 +84,8 @@ fn a_split_without_memory_changes_nothing() {
     mem.history.clear();
     let mapped = map::<HostFormat, _>(&mut mem, root, M2, PhysAddr(M2), 1, RO, PageSize::M2).unwrap_err();
     let unmapped = unmap::<HostFormat, _>(&mut mem, root, 0, 513, PhysAddr(0)).unwrap_err();
-    assert_eq!(
-        mapped,
-        Partial {
-            pages: 0,
-            reduced_rights: false,
-            error: MapError::NoMemory
-        }
-    );
-    assert_eq!(
-        unmapped,
-        Partial {
-            pages: 512,
-            reduced_rights: true,
-            error: MapError::NoMemory
-        }
-    );
+    assert_eq!(mapped, Partial { pages: 0, reduced_rights: false, error: MapError::NoMemory });
+    assert_eq!(unmapped, Partial { pages: 512, reduced_rights: true, error: MapError::NoMemory });
     assert_eq!(mem.history.len(), 1);
 }
 
@@ -157,17 +109,8 @@ fn unmap_leaves_other_frames_and_crosses_holes_quickly() {
     map::<HostFormat, _>(&mut mem, root, far, PhysAddr(far), 1, RW, PageSize::K4).unwrap();
     let pages = far / 4096 + 1;
     let done = unmap_bounded::<HostFormat, _>(&mut mem, root, 0, pages, PhysAddr(0), 3000).unwrap();
-    assert_eq!(
-        done,
-        Unmapped {
-            pages_removed: 2,
-            visited_pages: pages
-        }
-    );
-    assert_eq!(
-        lookup::<HostFormat, _>(&mem, root, 0x2000).unwrap().pa,
-        PhysAddr(0x7000)
-    );
+    assert_eq!(done, Unmapped { pages_removed: 2, visited_pages: pages });
+    assert_eq!(lookup::<HostFormat, _>(&mem, root, 0x2000).unwrap().pa, PhysAddr(0x7000));
 }
 
 #[test]
@@ -193,13 +136,7 @@ fn destroy_frees_every_table_once_in_bounded_steps() {
 
 #[test]
 fn entries_have_the_bits_of_the_manuals() {
-    let rx = Attr {
-        read: true,
-        write: false,
-        execute: true,
-        uncached: false,
-        user: false,
-    };
+    let rx = Attr { read: true, write: false, execute: true, uncached: false, user: false };
     let device = Attr { uncached: true, ..RW };
     assert_eq!(HostFormat::leaf(PhysAddr(0x1000), rx, 1), 0x1061);
     assert_eq!(HostFormat::leaf(PhysAddr(M2), device, 2), 0x8000_0000_0020_00ff);
@@ -212,18 +149,8 @@ fn entries_have_the_bits_of_the_manuals() {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Map {
-        page: u64,
-        pages: u64,
-        skew: u64,
-        attr: Attr,
-        largest: PageSize,
-    },
-    Unmap {
-        page: u64,
-        pages: u64,
-        skew: u64,
-    },
+    Map { page: u64, pages: u64, skew: u64, attr: Attr, largest: PageSize },
+    Unmap { page: u64, pages: u64, skew: u64 },
 }
 
 /// Pages of the tested range: 4 MiB around [`MIDDLE`].
@@ -293,9 +220,7 @@ fn check_history<F: PtFormat>(
     old: &Model,
     new: &Model,
 ) {
-    let samples = [
-        0, 1, 2, 510, 511, 512, 513, 1023, 1024, 1025, 1535, 1536, 1999, 2000, 2047,
-    ];
+    let samples = [0, 1, 2, 510, 511, 512, 513, 1023, 1024, 1025, 1535, 1536, 1999, 2000, 2047];
     // Filling a table that is not linked yet is uninteresting: look at the first and last writes of a series.
     for (n, &event) in history.iter().enumerate() {
         before.replay(event);
@@ -305,10 +230,7 @@ fn check_history<F: PtFormat>(
         for page in samples {
             let found = hardware_walk::<F>(&before, root, BASE + page * 4096);
             let allowed = [old.get(&page).copied(), new.get(&page).copied()];
-            assert!(
-                allowed.contains(&found),
-                "page {page}: {found:?} is none of {allowed:?}"
-            );
+            assert!(allowed.contains(&found), "page {page}: {found:?} is none of {allowed:?}");
         }
     }
 }
@@ -320,26 +242,15 @@ fn engine_agrees_with_model<F: PtFormat>(ops: &[Op], quota: usize, limit: usize)
         let (before, old) = (mem.clone(), model.clone());
         mem.history.clear();
         let result = match *op {
-            Op::Map {
-                page,
-                pages,
-                skew,
-                attr,
-                largest,
-            } => {
+            Op::Map { page, pages, skew, attr, largest } => {
                 let (va, pa) = (BASE + page * 4096, frame(page, skew));
                 map_bounded::<F, _>(&mut mem, root, va, pa, pages, attr, largest, limit)
                     .map(|done| (done.pages, done.pages))
             }
-            Op::Unmap { page, pages, skew } => unmap_bounded::<F, _>(
-                &mut mem,
-                root,
-                BASE + page * 4096,
-                pages,
-                frame(page, skew),
-                limit,
-            )
-            .map(|done| (done.visited_pages, done.pages_removed)),
+            Op::Unmap { page, pages, skew } => {
+                unmap_bounded::<F, _>(&mut mem, root, BASE + page * 4096, pages, frame(page, skew), limit)
+                    .map(|done| (done.visited_pages, done.pages_removed))
+            }
         };
         match result {
             Ok((visited, counted)) => {

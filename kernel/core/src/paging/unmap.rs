@@ -31,10 +31,7 @@ pub fn unmap_bounded<F: PtFormat, M: PtMemory>(
     limit: usize,
 ) -> Result<Unmapped, Partial> {
     debug_assert!(va.is_multiple_of(PAGE_SIZE) && frame.is_page_aligned());
-    let mut done = Unmapped {
-        pages_removed: 0,
-        visited_pages: 0,
-    };
+    let mut done = Unmapped { pages_removed: 0, visited_pages: 0 };
     let mut budget = limit;
     while done.visited_pages < pages && (budget > 0 || done.visited_pages == 0) {
         let next = Chunk {
@@ -52,11 +49,7 @@ pub fn unmap_bounded<F: PtFormat, M: PtMemory>(
                 None => {
                     if let Err(error) = split::<F, M>(mem, at, next.va) {
                         let pages = done.visited_pages;
-                        return Err(Partial {
-                            pages,
-                            reduced_rights: done.pages_removed > 0,
-                            error,
-                        });
+                        return Err(Partial { pages, reduced_rights: done.pages_removed > 0, error });
                     }
                     budget = budget.saturating_sub(ENTRIES);
                     continue;
@@ -84,10 +77,7 @@ fn small_pages<F: PtFormat, M: PtMemory>(
     chunk: Chunk,
     budget: &mut usize,
 ) -> Unmapped {
-    let mut done = Unmapped {
-        pages_removed: 0,
-        visited_pages: 0,
-    };
+    let mut done = Unmapped { pages_removed: 0, visited_pages: 0 };
     for i in index(chunk.va, 1)..ENTRIES {
         if done.visited_pages == chunk.pages || (*budget == 0 && done.visited_pages > 0) {
             break;
@@ -109,18 +99,12 @@ fn large_entry<F: PtFormat, M: PtMemory>(mem: &mut M, at: Position, chunk: Chunk
     let rest = (level_bytes(at.level) - offset) / PAGE_SIZE;
     let matches = F::is_present(at.entry) && F::addr(at.entry, at.level).offset(offset) == chunk.frame;
     if !matches {
-        return Some(Unmapped {
-            pages_removed: 0,
-            visited_pages: rest.min(chunk.pages),
-        });
+        return Some(Unmapped { pages_removed: 0, visited_pages: rest.min(chunk.pages) });
     }
     let size = level_pages(at.level);
     if rest == size && chunk.pages >= size {
         mem.write(at.table, index(chunk.va, at.level), 0);
-        return Some(Unmapped {
-            pages_removed: size,
-            visited_pages: size,
-        });
+        return Some(Unmapped { pages_removed: size, visited_pages: size });
     }
     None
 }

@@ -69,9 +69,5 @@ pub fn lookup<F: PtFormat, M: PtMemory>(mem: &M, root: PhysAddr, va: u64) -> Opt
         _ => PageSize::G1,
     };
     let pa = F::addr(at.entry, at.level).offset(va & (size.bytes() - 1));
-    Some(Translation {
-        pa,
-        attr: F::attr(at.entry),
-        size,
-    })
+    Some(Translation { pa, attr: F::attr(at.entry), size })
 }

@@ -47,13 +47,7 @@ impl Budget {
         let period = if period == 0 { 1 } else { period };
         let budget = if budget == 0 { 1 } else { budget };
         let budget = if budget > period { period } else { budget };
-        Budget {
-            budget,
-            period,
-            ready: budget,
-            pending: [Refill { time: 0, amount: 0 }; REFILLS],
-            len: 0,
-        }
+        Budget { budget, period, ready: budget, pending: [Refill { time: 0, amount: 0 }; REFILLS], len: 0 }
     }
 
     /// Ticks in every period.
@@ -73,12 +67,8 @@ impl Budget {
 
     /// Ticks that may be used from `now` on without a break.
     pub fn available(&self, now: u64) -> u64 {
-        let back: u64 = self
-            .refills()
-            .iter()
-            .take_while(|refill| refill.time <= now)
-            .map(|refill| refill.amount)
-            .sum();
+        let back: u64 =
+            self.refills().iter().take_while(|refill| refill.time <= now).map(|refill| refill.amount).sum();
         self.ready + back
     }
 
@@ -96,9 +86,7 @@ impl Budget {
         if used > 0 {
             // Each whole budget that was overrun costs a further period.
             let periods = used.div_ceil(self.budget);
-            let time = now
-                .saturating_sub(used)
-                .saturating_add(self.period.saturating_mul(periods));
+            let time = now.saturating_sub(used).saturating_add(self.period.saturating_mul(periods));
             self.spend(used.min(self.budget), time);
             self.collect(now);
         }
@@ -125,11 +113,7 @@ impl Budget {
     }
 
     fn verdict(&self) -> Verdict {
-        if self.ready > 0 {
-            Verdict::Continue
-        } else {
-            Verdict::WaitUntil(self.next_refill())
-        }
+        if self.ready > 0 { Verdict::Continue } else { Verdict::WaitUntil(self.next_refill()) }
     }
 
     fn refills(&self) -> &[Refill] {
@@ -138,15 +122,8 @@ impl Budget {
 
     /// Makes ready what has come back by `now`.
     fn collect(&mut self, now: u64) {
-        let due = self
-            .refills()
-            .iter()
-            .take_while(|refill| refill.time <= now)
-            .count();
-        self.ready += self.pending[..due]
-            .iter()
-            .map(|refill| refill.amount)
-            .sum::<u64>();
+        let due = self.refills().iter().take_while(|refill| refill.time <= now).count();
+        self.ready += self.pending[..due].iter().map(|refill| refill.amount).sum::<u64>();
         self.drop_first(due);
     }
 
@@ -206,14 +183,7 @@ mod tests {
         assert_eq!((budget.available(50), budget.next_refill()), (10, u64::MAX));
         assert_eq!(budget.charge(54, 4), Verdict::Continue);
         assert_eq!(budget.charge(86, 6), Verdict::WaitUntil(150));
-        assert_eq!(
-            (
-                budget.available(149),
-                budget.available(150),
-                budget.available(180)
-            ),
-            (0, 4, 10)
-        );
+        assert_eq!((budget.available(149), budget.available(150), budget.available(180)), (0, 4, 10));
     }
 
     #[test]
@@ -231,10 +201,7 @@ mod tests {
         for part in 0..=REFILLS as u64 {
             budget.charge(part * 10 + 1, 1);
         }
-        assert_eq!(
-            [1060, 1070, 1079, 1080].map(|now| budget.available(now)),
-            [18, 18, 18, 20]
-        );
+        assert_eq!([1060, 1070, 1079, 1080].map(|now| budget.available(now)), [18, 18, 18, 20]);
     }
 
     #[test]

@@ -157,14 +157,7 @@ mod tests {
         fn depth(&self, id: u64) -> u32 {
             match id {
                 0 => 0,
-                _ => {
-                    1 + self.0[&id]
-                        .children
-                        .map(|child| self.depth(child))
-                        .into_iter()
-                        .max()
-                        .unwrap()
-                }
+                _ => 1 + self.0[&id].children.map(|child| self.depth(child)).into_iter().max().unwrap(),
             }
         }
     }
@@ -207,13 +200,7 @@ mod tests {
     fn a_thousand_equal_keys_make_no_path_longer_than_the_bits() {
         let (mut queue, mut nodes) = (Deadlines::new(), Map::default());
         for id in 1..=1000 {
-            nodes.0.insert(
-                id,
-                Node {
-                    key: 7,
-                    ..Node::default()
-                },
-            );
+            nodes.0.insert(id, Node { key: 7, ..Node::default() });
             queue.insert(&mut nodes, id);
         }
         assert!(nodes.depth(queue.first()) <= MAX_STEPS);

@@ -27,10 +27,7 @@ pub struct RunQueue {
 impl RunQueue {
     /// An empty queue.
     pub const fn new() -> Self {
-        RunQueue {
-            occupied: 0,
-            heads: [0; PRIORITIES],
-        }
+        RunQueue { occupied: 0, heads: [0; PRIORITIES] }
     }
 
     /// Whether nothing is queued.
@@ -53,8 +50,7 @@ impl RunQueue {
 
     /// What [`Self::pop_highest`] would take.
     pub fn peek_highest(&self) -> Option<u64> {
-        self.highest_priority()
-            .map(|priority| self.heads[usize::from(priority)])
+        self.highest_priority().map(|priority| self.heads[usize::from(priority)])
     }
 
     /// Queues `id`, which is in no queue, behind everything of its priority (below [`PRIORITIES`]).
@@ -155,10 +151,7 @@ mod tests {
             queue.enqueue_back(&mut links, id, priority);
         }
         queue.enqueue_front(&mut links, 22, 5);
-        assert_eq!(
-            (queue.highest_priority(), queue.peek_highest()),
-            (Some(31), Some(30))
-        );
+        assert_eq!((queue.highest_priority(), queue.peek_highest()), (Some(31), Some(30)));
         let order: Vec<_> = std::iter::from_fn(|| queue.pop_highest(&mut links)).collect();
         assert_eq!(order, [30, 22, 20, 21, 10]);
         assert!(queue.is_empty() && queue.highest_priority().is_none());

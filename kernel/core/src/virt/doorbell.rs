@@ -193,10 +193,7 @@ mod tests {
     }
 
     fn bell(badge: u64) -> Bell {
-        Bell {
-            signal: 0x1000,
-            badge,
-        }
+        Bell { signal: 0x1000, badge }
     }
 
     fn out(port: u16, size: u8, rax: u64) -> Event {
@@ -248,9 +245,8 @@ mod tests {
     fn a_removed_doorbell_is_silent_and_hides_no_other() {
         let table = table();
         // All of one port begin at one place, so that they are behind each other.
-        let places: Vec<usize> = (0..20)
-            .map(|data| table.insert(port(3, 4, Some(data)), bell(data.into())).unwrap())
-            .collect();
+        let places: Vec<usize> =
+            (0..20).map(|data| table.insert(port(3, 4, Some(data)), bell(data.into())).unwrap()).collect();
         for (data, &place) in places.iter().enumerate().step_by(2) {
             table.remove(place);
             assert_eq!(table.find(out(3, 4, data as u64)), None);
@@ -265,11 +261,7 @@ mod tests {
     fn a_full_table_refuses_and_an_emptied_one_is_as_new() {
         let table = table();
         let places: Vec<usize> = (0..MAX_DOORBELLS as u64)
-            .map(|number| {
-                table
-                    .insert(Doorbell::Page(number * 0x1001), bell(number))
-                    .unwrap()
-            })
+            .map(|number| table.insert(Doorbell::Page(number * 0x1001), bell(number)).unwrap())
             .collect();
         assert_eq!(table.insert(Doorbell::Call(1), bell(0)), Err(Refusal::Full));
         assert_eq!(table.find(Event::call(1)), None);

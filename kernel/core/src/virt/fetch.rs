@@ -62,11 +62,7 @@ fn bytes(ram: &impl GuestRam, frame: PhysAddr, offset: u64) -> u128 {
     };
     let shift = offset as u32 % 8 * 8;
     let low = word(first) | word(first + 1) << 64;
-    let high = if shift == 0 {
-        0
-    } else {
-        word(first + 2) << (128 - shift)
-    };
+    let high = if shift == 0 { 0 } else { word(first + 2) << (128 - shift) };
     low >> shift | high
 }
 
@@ -129,10 +125,7 @@ mod tests {
         for (shift, base) in [(12, 0x7000), (21, 0x60_0000), (30, 0)] {
             let mut ram = Ram::mapping(RIP, base, shift);
             ram.put(base | RIP & ((1 << shift) - 1), &CODE);
-            assert!(
-                is_at(&ram, 0x1000 | 0x18, RIP, &Store::new(RIP, &CODE)),
-                "{shift}"
-            );
+            assert!(is_at(&ram, 0x1000 | 0x18, RIP, &Store::new(RIP, &CODE)), "{shift}");
         }
     }
 
@@ -161,19 +154,11 @@ mod tests {
         assert!(!is_at(&ram, 0x1000, rip + 1, &Store::new(rip + 1, &CODE)));
         assert!(!is_at(&ram, 0x1000, rip, &Store::new(rip + 1, &CODE)));
         assert!(!is_at(&ram, 0x1000, rip, &Store::new(rip, &[])));
-        let endless = Store {
-            length: 16,
-            ..Store::new(rip, &CODE)
-        };
+        let endless = Store { length: 16, ..Store::new(rip, &CODE) };
         assert!(!is_at(&ram, 0x1000, rip, &endless));
         // Tables that are not there, or not in RAM.
         assert!(!is_at(&ram, 0x9000, rip, &Store::new(rip, &CODE)));
         assert!(!is_at(&ram, END, rip, &Store::new(rip, &CODE)));
-        assert!(!is_at(
-            &ram,
-            0x1000,
-            rip ^ 1 << 45,
-            &Store::new(rip ^ 1 << 45, &CODE)
-        ));
+        assert!(!is_at(&ram, 0x1000, rip ^ 1 << 45, &Store::new(rip ^ 1 << 45, &CODE)));
     }
 }

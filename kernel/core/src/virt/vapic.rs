@@ -82,10 +82,7 @@ impl ApicPage {
 
     /// The status that the page amounts to.
     pub fn status(&self) -> Status {
-        Status {
-            requested: self.highest(IRR),
-            in_service: self.highest(ISR),
-        }
+        Status { requested: self.highest(IRR), in_service: self.highest(ISR) }
     }
 
     /// Requests interrupts: 64 vectors from `64 * index` on.
@@ -109,11 +106,7 @@ impl ApicPage {
 
     fn priority(&self, status: Status) -> u8 {
         let task = self.word(TPR).load(Ordering::Relaxed) as u8;
-        if task >> 4 >= status.in_service >> 4 {
-            task
-        } else {
-            status.in_service & 0xf0
-        }
+        if task >> 4 >= status.in_service >> 4 { task } else { status.in_service & 0xf0 }
     }
 
     /// Delivers the requested interrupt: its vector.
@@ -121,10 +114,7 @@ impl ApicPage {
         let vector = status.requested;
         self.set(ISR, vector);
         self.clear(IRR, vector);
-        *status = Status {
-            requested: self.highest(IRR),
-            in_service: vector,
-        };
+        *status = Status { requested: self.highest(IRR), in_service: vector };
         self.word(PPR).store(u32::from(vector & 0xf0), Ordering::Relaxed);
         vector
     }
@@ -165,9 +155,7 @@ mod tests {
     use std::boxed::Box;
 
     fn page() -> Box<ApicPage> {
-        Box::new(ApicPage {
-            words: [const { AtomicU32::new(0) }; 1024],
-        })
+        Box::new(ApicPage { words: [const { AtomicU32::new(0) }; 1024] })
     }
 
     fn request(page: &ApicPage, status: &mut Status, vector: u8) {
@@ -239,17 +227,8 @@ mod tests {
             assert_eq!(page.words[offset / 4].load(Ordering::Relaxed), 1 << (vector % 32));
             assert_eq!(status.requested, vector);
             page.deliver(&mut status);
-            assert_eq!(
-                page.words[offset / 4 - 64].load(Ordering::Relaxed),
-                1 << (vector % 32)
-            );
-            assert_eq!(
-                page.status(),
-                Status {
-                    requested: 0,
-                    in_service: vector
-                }
-            );
+            assert_eq!(page.words[offset / 4 - 64].load(Ordering::Relaxed), 1 << (vector % 32));
+            assert_eq!(page.status(), Status { requested: 0, in_service: vector });
         }
     }
 }

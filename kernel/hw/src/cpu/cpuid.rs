@@ -6,12 +6,7 @@ use core::arch::x86_64::{__cpuid_count, CpuidResult};
 pub fn leaf(leaf: u32, subleaf: u32) -> CpuidResult {
     let max = __cpuid_count(leaf & 0xffff_0000, 0).eax;
     if leaf > max {
-        return CpuidResult {
-            eax: 0,
-            ebx: 0,
-            ecx: 0,
-            edx: 0,
-        };
+        return CpuidResult { eax: 0, ebx: 0, ecx: 0, edx: 0 };
     }
     __cpuid_count(leaf, subleaf)
 }

@@ -91,13 +91,7 @@ pub unsafe fn xcr0_of(area: PhysAddr) -> u64 {
         return 0;
     }
     // SAFETY: the area is initialized; there is XSAVE.
-    unsafe {
-        if percpu::fpu_owner() == area.0 {
-            read_xcr0()
-        } else {
-            saved_xcr0(area.0).read()
-        }
-    }
+    unsafe { if percpu::fpu_owner() == area.0 { read_xcr0() } else { saved_xcr0(area.0).read() } }
 }
 
 /// Changes it.

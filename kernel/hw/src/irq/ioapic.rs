@@ -57,11 +57,7 @@ impl Ioapic {
 /// # Safety
 /// The page at `base` is an I/O APIC, mapped uncached in the direct map.
 pub unsafe fn add(base: PhysAddr, gsi_base: u32) {
-    let mut ioapic = Ioapic {
-        base,
-        gsi_base,
-        pins: 0,
-    };
+    let mut ioapic = Ioapic { base, gsi_base, pins: 0 };
     ioapic.pins = (ioapic.read(VERSION) >> 16 & 0xff) + 1;
     for pin in 0..ioapic.pins {
         ioapic.write(REDIRECTION + 2 * pin, MASKED);
@@ -74,14 +70,8 @@ pub unsafe fn add(base: PhysAddr, gsi_base: u32) {
 
 fn with_pin(gsi: u32, action: impl FnOnce(&Ioapic, u32)) -> bool {
     let ioapics = IOAPICS.lock();
-    let found = ioapics
-        .list
-        .iter()
-        .flatten()
-        .find(|io| gsi >= io.gsi_base && gsi - io.gsi_base < io.pins);
-    found
-        .map(|ioapic| action(ioapic, REDIRECTION + 2 * (gsi - ioapic.gsi_base)))
-        .is_some()
+    let found = ioapics.list.iter().flatten().find(|io| gsi >= io.gsi_base && gsi - io.gsi_base < io.pins);
+    found.map(|ioapic| action(ioapic, REDIRECTION + 2 * (gsi - ioapic.gsi_base))).is_some()
 }
 
 /// Whether an I/O APIC has this GSI.
@@ -94,10 +84,8 @@ pub fn route(gsi: u32, vector: u8, apic_id: u32, trigger: Trigger) -> bool {
     with_pin(gsi, |ioapic, register| {
         ioapic.write(register, MASKED);
         ioapic.write(register + 1, apic_id << 24);
-        ioapic.write(
-            register,
-            vector as u32 | (trigger.is_low as u32) << 13 | (trigger.is_level as u32) << 15,
-        );
+        ioapic
+            .write(register, vector as u32 | (trigger.is_low as u32) << 13 | (trigger.is_level as u32) << 15);
     })
 }
 

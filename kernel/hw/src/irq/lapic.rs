@@ -37,12 +37,7 @@ fn read(register: u32) -> u32 {
         unsafe { msr::read(0x800 + (register >> 4)) as u32 }
     } else {
         // SAFETY: the kernel maps the page uncached in the direct map before `init_cpu`.
-        unsafe {
-            crate::mem::phys_to_virt(MMIO_BASE)
-                .add(register as usize)
-                .cast::<u32>()
-                .read_volatile()
-        }
+        unsafe { crate::mem::phys_to_virt(MMIO_BASE).add(register as usize).cast::<u32>().read_volatile() }
     }
 }
 
@@ -53,10 +48,7 @@ fn write(register: u32, value: u32) {
     } else {
         // SAFETY: as in `read`.
         unsafe {
-            crate::mem::phys_to_virt(MMIO_BASE)
-                .add(register as usize)
-                .cast::<u32>()
-                .write_volatile(value)
+            crate::mem::phys_to_virt(MMIO_BASE).add(register as usize).cast::<u32>().write_volatile(value)
         }
     }
 }
@@ -92,11 +84,7 @@ pub unsafe fn init_cpu() {
     write(LVT_ERROR, MASKED);
     write(SVR, 1 << 8 | vector::SPURIOUS as u32);
     write(TIMER_DIVIDE, DIVIDE_BY_1);
-    let mode = if HAS_DEADLINE.load(Ordering::Relaxed) {
-        DEADLINE_MODE
-    } else {
-        0
-    };
+    let mode = if HAS_DEADLINE.load(Ordering::Relaxed) { DEADLINE_MODE } else { 0 };
     write(LVT_TIMER, mode | vector::TIMER as u32);
     if mode == 0 {
         write(TIMER_INITIAL, 0);
@@ -169,22 +157,14 @@ pub fn calibrate(ticks: u64) {
     let passed = tsc::read() - start;
     write(TIMER_INITIAL, 0);
     write(LVT_TIMER, vector::TIMER as u32);
-    RATIO.store(
-        (((elapsed as u128) << 32) / passed as u128) as u64,
-        Ordering::Relaxed,
-    );
+    RATIO.store((((elapsed as u128) << 32) / passed as u128) as u64, Ordering::Relaxed);
 }
 
 /// Arms the timer for TSC `deadline`; it may fire early, never much late. `u64::MAX` stops it.
 pub fn arm(deadline: u64) {
     if HAS_DEADLINE.load(Ordering::Relaxed) {
         // SAFETY: the MSR exists where `configure` was told so. 0 disarms.
-        unsafe {
-            msr::write(
-                msr::TSC_DEADLINE,
-                if deadline == u64::MAX { 0 } else { deadline.max(1) },
-            )
-        }
+        unsafe { msr::write(msr::TSC_DEADLINE, if deadline == u64::MAX { 0 } else { deadline.max(1) }) }
         return;
     }
     if deadline == u64::MAX {

@@ -44,11 +44,7 @@ pub fn exits_shorten_tr() -> bool {
 pub unsafe fn enable_cpu(frame: PhysAddr) -> Result<(), Unsupported> {
     // SAFETY: by the contract of this function.
     unsafe {
-        if features()?.is_vmx {
-            vmx::region::enable_cpu(frame)
-        } else {
-            svm::region::enable_cpu(frame)
-        }
+        if features()?.is_vmx { vmx::region::enable_cpu(frame) } else { svm::region::enable_cpu(frame) }
     }
 }
 

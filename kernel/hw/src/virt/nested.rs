@@ -12,11 +12,7 @@ fn uses_ept() -> bool {
 }
 
 fn largest() -> PageSize {
-    if features().is_ok_and(|features| features.has_nested_1g) {
-        PageSize::G1
-    } else {
-        PageSize::M2
-    }
+    if features().is_ok_and(|features| features.has_nested_1g) { PageSize::G1 } else { PageSize::M2 }
 }
 
 /// Maps `pages` pages at guest-physical `address` to frames from `pa` on.

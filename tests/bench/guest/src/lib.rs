@@ -54,9 +54,7 @@ pub fn run() {
 }
 
 fn measure_overhead() -> u64 {
-    sample(bench_empty, 0)
-        .summary(0)
-        .map_or(0, |summary| summary.median)
+    sample(bench_empty, 0).summary(0).map_or(0, |summary| summary.median)
 }
 
 fn sample(body: Loop, argument: u64) -> Samples {

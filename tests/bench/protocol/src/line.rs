@@ -56,18 +56,10 @@ impl<'a> Line<'a> {
                 let op = words.next()?;
                 let mut numbers = words.next()?.split(' ').map(|word| word.parse().ok());
                 let mut next = || numbers.next().flatten();
-                let summary = Summary {
-                    min: next()?,
-                    median: next()?,
-                    max: next()?,
-                    n: next()?,
-                };
+                let summary = Summary { min: next()?, median: next()?, max: next()?, n: next()? };
                 Some(Line::Result { op, summary })
             }
-            "failed" => Some(Line::Failed {
-                op: words.next()?,
-                why: words.next().unwrap_or_default(),
-            }),
+            "failed" => Some(Line::Failed { op: words.next()?, why: words.next().unwrap_or_default() }),
             "window" => Some(Line::Window { op: words.next()? }),
             "end" => Some(Line::End),
             _ => None,
@@ -83,21 +75,10 @@ mod tests {
 
     #[test]
     fn every_line_survives_the_way_and_what_others_put_before_it() {
-        let summary = Summary {
-            min: 1,
-            median: 20,
-            max: 300,
-            n: 256,
-        };
+        let summary = Summary { min: 1, median: 20, max: 300, n: 256 };
         for line in [
-            Line::Result {
-                op: "ipc.call_same",
-                summary,
-            },
-            Line::Failed {
-                op: "sm.create",
-                why: "the pool is empty",
-            },
+            Line::Result { op: "ipc.call_same", summary },
+            Line::Failed { op: "sm.create", why: "the pool is empty" },
             Line::Window { op: "ipc.call_same" },
             Line::End,
         ] {
@@ -107,13 +88,7 @@ mod tests {
 
     #[test]
     fn foreign_and_damaged_lines_are_told_apart() {
-        for text in [
-            "",
-            "kernel: hello",
-            "bench",
-            "bench result op 1 2 3",
-            "bench result op 1 2 x 4",
-        ] {
+        for text in ["", "kernel: hello", "bench", "bench result op 1 2 3", "bench result op 1 2 x 4"] {
             assert_eq!(Line::parse(text), None, "{text}");
         }
     }

@@ -25,12 +25,7 @@ pub struct Summary {
 impl Summary {
     /// A figure that there is only one of.
     pub const fn single(value: u64) -> Self {
-        Summary {
-            min: value,
-            median: value,
-            max: value,
-            n: 1,
-        }
+        Summary { min: value, median: value, max: value, n: 1 }
     }
 }
 
@@ -43,10 +38,7 @@ impl Default for Samples {
 impl Samples {
     /// No samples.
     pub const fn new() -> Self {
-        Samples {
-            ticks: [0; SAMPLES],
-            seen: 0,
-        }
+        Samples { ticks: [0; SAMPLES], seen: 0 }
     }
 
     /// How many samples have to be taken until [`Self::is_full`].
@@ -54,11 +46,7 @@ impl Samples {
 
     /// Takes a sample; the first [`WARM_UP`] and those beyond [`SAMPLES`] are dropped.
     pub fn push(&mut self, ticks: u32) {
-        if let Some(slot) = self
-            .seen
-            .checked_sub(WARM_UP)
-            .and_then(|index| self.ticks.get_mut(index))
-        {
+        if let Some(slot) = self.seen.checked_sub(WARM_UP).and_then(|index| self.ticks.get_mut(index)) {
             *slot = ticks;
         }
         self.seen += 1;

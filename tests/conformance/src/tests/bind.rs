@@ -56,10 +56,7 @@ pub(super) fn a_page_is_checked(w: &mut World, object: Sel, right: Rights, role:
         call(Bind, object, [memory, role, page]).fails(BadArgument)?;
     }
     let regions = &w.info.regions[..w.info.region_count as usize];
-    if let Some(device) = regions
-        .iter()
-        .find(|region| region.kind == RegionKind::Device as u32)
-    {
+    if let Some(device) = regions.iter().find(|region| region.kind == RegionKind::Device as u32) {
         let page = w.part(device.selector.into(), 0, 1)?;
         call(Bind, object, [page, role]).fails(BadArgument)?;
     }
@@ -113,11 +110,7 @@ fn a_fault_is_signalled_to_whom_was_bound(w: &mut World) -> Check {
     call(Bind, ec, [badged, FAULT]).done()?;
     w.sc(ec, threads::HIGH)?;
     call(Wait, ntfn, [w.deadline(1_000_000)]).gives([0x40, 0, 0])?;
-    equal(
-        "vector",
-        threads::fault_of(ec)?.map(|fault| fault.vector),
-        Some(14),
-    )
+    equal("vector", threads::fault_of(ec)?.map(|fault| fault.vector), Some(14))
 }
 
 fn a_thread_has_one_fault_notification(w: &mut World) -> Check {

@@ -31,11 +31,7 @@ fn a_derived_capability_never_has_more_rights(w: &mut World) -> Check {
     let sm = w.sm(0)?;
     let weak = w.derive(sm, Rights::SIGNAL | Rights::DERIVE)?;
     let all_of_weak = w.derive(weak, Rights::ALL)?;
-    equal(
-        "rights",
-        rights_of(all_of_weak)?,
-        (Rights::SIGNAL | Rights::DERIVE).bits(),
-    )?;
+    equal("rights", rights_of(all_of_weak)?, (Rights::SIGNAL | Rights::DERIVE).bits())?;
     call(Wait, all_of_weak, [NOW]).fails(BadRights)?;
     call(Signal, all_of_weak, []).done()?;
     call(Wait, sm, [NOW]).gives([1, 0, 0])?;
@@ -168,25 +164,12 @@ fn a_child_uses_what_it_was_given_and_nothing_else(w: &mut World) -> Check {
     let sm = w.sm(0)?;
     let child = w.child(64, 1)?;
     child.grant(sm, own::FREE, Rights::SIGNAL)?;
-    w.child_thread(
-        &child,
-        (0, crate::threads::HIGH, 0),
-        explore as *const () as u64,
-        0,
-    )?;
+    w.child_thread(&child, (0, crate::threads::HIGH, 0), explore as *const () as u64, 0)?;
     w.until("the child explores", || board(0).load(Ordering::Acquire) == 1)?;
     // The semaphore, and the one that children sleep on.
     equal("capabilities in the child", board(1).load(Ordering::Relaxed), 2)?;
-    equal(
-        "status of Signal",
-        board(2).load(Ordering::Relaxed),
-        Success as u64,
-    )?;
-    equal(
-        "status of Wait",
-        board(3).load(Ordering::Relaxed),
-        BadRights as u64,
-    )?;
+    equal("status of Signal", board(2).load(Ordering::Relaxed), Success as u64)?;
+    equal("status of Wait", board(3).load(Ordering::Relaxed), BadRights as u64)?;
     call(Wait, sm, [NOW]).gives([1, 0, 0])
 }
 

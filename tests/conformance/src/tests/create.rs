@@ -137,24 +137,10 @@ fn a_pool_may_lower_the_highest_priority_and_never_raise_it(w: &mut World) -> Ch
 fn a_thread_needs_a_cpu_and_addresses_of_user_space(w: &mut World) -> Check {
     let to = w.sel();
     let ip = threads::park as *const () as u64;
-    for place in [
-        u64::from(w.info.cpu_count),
-        0xffff,
-        1 << 17,
-        1 << 32,
-        1 << 63,
-        u64::MAX,
-    ] {
+    for place in [u64::from(w.info.cpu_count), 0xffff, 1 << 17, 1 << 32, 1 << 63, u64::MAX] {
         call(CreateEc, to, [w.pool, PD, place, ip, 0x1000]).fails(BadArgument)?;
     }
-    for address in [
-        USER_END,
-        USER_END + 1,
-        1 << 47,
-        1 << 63,
-        0xffff_8000_0000_0000,
-        u64::MAX,
-    ] {
+    for address in [USER_END, USER_END + 1, 1 << 47, 1 << 63, 0xffff_8000_0000_0000, u64::MAX] {
         call(CreateEc, to, [w.pool, PD, 0, address, 0x1000]).fails(BadArgument)?;
         call(CreateEc, to, [w.pool, PD, 0, ip, address]).fails(BadArgument)?;
     }

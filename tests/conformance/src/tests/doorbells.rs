@@ -69,13 +69,7 @@ fn a_doorbell_call_signals_and_the_guest_goes_on(w: &mut World) -> Check {
     equal("RAX", guest.page().gpr[gpr::RAX], DOORBELL_CALL + 0xffff)?;
     equal("rings", (rings(sm)?, rings(other)?), (2, 0))?;
     // Other numbers are the VMM's.
-    for number in [
-        0,
-        DOORBELL_CALL + 1,
-        DOORBELL_CALL - 1,
-        DOORBELL_CALL + 0x1_0000,
-        u64::MAX,
-    ] {
+    for number in [0, DOORBELL_CALL + 1, DOORBELL_CALL - 1, DOORBELL_CALL + 0x1_0000, u64::MAX] {
         guest.restart();
         guest.page().gpr[gpr::RAX] = number;
         guest.run_to(ExitKind::Hypercall)?;
@@ -315,11 +309,7 @@ fn a_store_is_for_the_vmm_when_it_is_not_what_was_decoded(w: &mut World) -> Chec
     guest.page().gpr[gpr::RBX] = BELL;
     teach(&mut guest, &STORE);
     // Other code at the same place, a load, and what was told of another place.
-    for code in [
-        &[0x89, 0x4b, 0x50][..],
-        &[0x66, 0x89, 0x43, 0x50],
-        &[0x8b, 0x43, 0x50],
-    ] {
+    for code in [&[0x89, 0x4b, 0x50][..], &[0x66, 0x89, 0x43, 0x50], &[0x8b, 0x43, 0x50]] {
         guest.restart();
         guest.code(code);
         guest.run_to(ExitKind::NestedFault)?;

@@ -219,11 +219,7 @@ fn every_selector_in_a_data_segment_register_does_no_harm(w: &mut World) -> Chec
                 w.fault_with(0, ip, stack, index << 3 | low)
             })?;
             if !matches!(fault.vector, 6 | 11 | 13) {
-                return Err(Failure::new(
-                    "fault",
-                    (index << 3 | low, fault),
-                    "#UD at the end, or a refusal",
-                ));
+                return Err(Failure::new("fault", (index << 3 | low, fault), "#UD at the end, or a refusal"));
             }
             loaded += u64::from(fault.vector == 6);
             segment_bases_are_zero(w)?;
@@ -247,14 +243,8 @@ fn descriptors_in_user_memory_are_not_used(w: &mut World) -> Check {
     call(Map, memory, [child.pd, PAGE, 0, 15, 3]).gives([15, 0, 0])?;
     for selector in [PAGE | 7, 0x8007, 0xfff7] {
         let (ec, _) = w.child_thread(&child, (0, HIGH, 0), load_segments as *const () as u64, selector)?;
-        w.until("the fault", || {
-            threads::fault_of(ec).is_ok_and(|fault| fault.is_some())
-        })?;
-        equal(
-            "vector",
-            threads::fault_of(ec)?.map(|fault| fault.vector),
-            Some(13),
-        )?;
+        w.until("the fault", || threads::fault_of(ec).is_ok_and(|fault| fault.is_some()))?;
+        equal("vector", threads::fault_of(ec)?.map(|fault| fault.vector), Some(13))?;
         call(Revoke, ec, [1]).done()?;
     }
     Ok(())
@@ -281,21 +271,14 @@ global_asm!(
 );
 
 fn no_selector_leads_into_another_mode(w: &mut World) -> Check {
-    let (begin, end) = (
-        conformance_modes as *const () as u64,
-        conformance_end as *const () as u64,
-    );
+    let (begin, end) = (conformance_modes as *const () as u64, conformance_end as *const () as u64);
     for index in (0..40).chain([100, 4000, 8191]) {
         for low in [0, 3, 4, 7] {
             let fault = w.scoped(8, |w| w.fault_at(0, begin, index << 3 | low))?;
             // At the RETF, or in the code behind it: at INT 80H.
             // QEMU 7.2 reads the stack of a far RET as the kernel would, which SMAP forbids.
             if !matches!(fault.vector, 6 | 11 | 13 | 14) {
-                return Err(Failure::new(
-                    "fault",
-                    (index << 3 | low, fault),
-                    "#GP, #NP or #UD",
-                ));
+                return Err(Failure::new("fault", (index << 3 | low, fault), "#GP, #NP or #UD"));
             }
             holds("RIP in the code", fault.rip >= begin && fault.rip < end)?;
         }
@@ -323,9 +306,7 @@ fn a_hypercall_at_the_end_of_user_space_returns_there(w: &mut World) -> Check {
     // SAFETY: the page is mapped there for this. SYSCALL as the last two bytes.
     unsafe { ((view + PAGE - 2) as *mut u16).write_unaligned(0x050f) };
     let (ec, _) = w.child_thread(&child, (0, HIGH, 0), USER_END - 2, 0)?;
-    w.until("the fault", || {
-        threads::fault_of(ec).is_ok_and(|fault| fault.is_some())
-    })?;
+    w.until("the fault", || threads::fault_of(ec).is_ok_and(|fault| fault.is_some()))?;
     let fault = threads::fault_of(ec)?.map(|fault| (fault.vector, fault.rip, fault.address));
     equal("fault", fault, Some((14, USER_END, USER_END)))
 }

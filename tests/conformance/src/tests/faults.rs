@@ -131,11 +131,7 @@ snippets! {
 #[track_caller]
 fn faults_with(w: &mut World, ip: u64, argument: u64, vectors: &[u64]) -> Seen<Fault> {
     let fault = w.scoped(8, |w| w.fault_at(0, ip, argument))?;
-    if vectors.contains(&fault.vector) {
-        Ok(fault)
-    } else {
-        Err(Failure::new("fault", fault, vectors))
-    }
+    if vectors.contains(&fault.vector) { Ok(fault) } else { Err(Failure::new("fault", fault, vectors)) }
 }
 
 /// Runs code whose first instruction faults: exactly there.
@@ -278,16 +274,7 @@ fn no_interrupt_vector_of_the_kernel_is_open(w: &mut World) -> Check {
 }
 
 fn an_unmapped_address_is_reported(w: &mut World) -> Check {
-    for address in [
-        0,
-        8,
-        4095,
-        4096,
-        0x7f_0000_0000,
-        USER_END - 8,
-        USER_END,
-        USER_END + 8,
-    ] {
+    for address in [0, 8, 4095, 4096, 0x7f_0000_0000, USER_END - 8, USER_END, USER_END + 8] {
         for ip in [snippet::load(), snippet::store()] {
             let fault = faults_with(w, ip, address, &[PF])?;
             equal("RIP and address", (fault.rip, fault.address), (ip, address))?;
@@ -317,11 +304,7 @@ fn the_kernels_half_is_closed(w: &mut World) -> Check {
     for entry in 256..512_u64 {
         let address = 0xffff_0000_0000_0000 | entry << 39 | 0x20_0000;
         let fault = faults_with(w, snippet::load(), address, &[PF])?;
-        equal(
-            "RIP and address",
-            (fault.rip, fault.address),
-            (snippet::load(), address),
-        )?;
+        equal("RIP and address", (fault.rip, fault.address), (snippet::load(), address))?;
     }
     for address in [
         0xffff_8000_0000_0000,
@@ -331,12 +314,7 @@ fn the_kernels_half_is_closed(w: &mut World) -> Check {
         0xffff_ffff_ffff_f000,
         0xffff_ffff_ffff_fff8,
     ] {
-        for ip in [
-            snippet::load(),
-            snippet::store(),
-            snippet::jump(),
-            snippet::call(),
-        ] {
+        for ip in [snippet::load(), snippet::store(), snippet::jump(), snippet::call()] {
             let fault = faults_with(w, ip, address, &[PF])?;
             equal("address", fault.address, address)?;
         }
@@ -345,18 +323,8 @@ fn the_kernels_half_is_closed(w: &mut World) -> Check {
 }
 
 fn addresses_that_are_not_canonical_fault(w: &mut World) -> Check {
-    for address in [
-        1 << 47,
-        0x8000_0000_0000_0000,
-        0xffff_7fff_ffff_fff8,
-        0x1234_5678_9abc_def0,
-    ] {
-        for ip in [
-            snippet::load(),
-            snippet::store(),
-            snippet::jump(),
-            snippet::call(),
-        ] {
+    for address in [1 << 47, 0x8000_0000_0000_0000, 0xffff_7fff_ffff_fff8, 0x1234_5678_9abc_def0] {
+        for ip in [snippet::load(), snippet::store(), snippet::jump(), snippet::call()] {
             faults_with(w, ip, address, &[GP, SS])?;
         }
     }
@@ -387,15 +355,9 @@ fn an_unaligned_access_with_alignment_checks_faults(w: &mut World) -> Check {
 fn a_faulted_thread_never_runs_again(w: &mut World) -> Check {
     let ec = w.ec(0, snippet::ud2(), 0)?;
     let sc = w.sc(ec, threads::HIGH)?;
-    w.until("the fault", || {
-        threads::fault_of(ec).is_ok_and(|fault| fault.is_some())
-    })?;
+    w.until("the fault", || threads::fault_of(ec).is_ok_and(|fault| fault.is_some()))?;
     call(Revoke, sc, [1]).done()?;
     let again = w.sel();
     call(CreateSc, again, [w.pool, ec, 1, 1000, 1000]).fails(Occupied)?;
-    equal(
-        "vector",
-        threads::fault_of(ec)?.map(|fault| fault.vector),
-        Some(UD),
-    )
+    equal("vector", threads::fault_of(ec)?.map(|fault| fault.vector), Some(UD))
 }

@@ -83,11 +83,7 @@ fn selector(random: &mut Random) -> u64 {
 /// The type of what a selector names, 0 for nothing.
 fn kind_of(selector: u64) -> u8 {
     let answer = call(CapInfo, selector, []);
-    if answer.status == Success as u64 {
-        answer.values[0] as u8
-    } else {
-        0
-    }
+    if answer.status == Success as u64 { answer.values[0] as u8 } else { 0 }
 }
 
 /// Mostly a selector that names something of one of these types.
@@ -138,24 +134,9 @@ fn arguments(random: &mut Random, number: Hypercall) -> [u64; 8] {
         }
         Unmap => [words[0], words[1]] = [random.below(4), random.below(10)],
         VcpuRead => words[0] &= 0x1fff,
-        CollectDirty => {
-            words = [
-                random.below(4) * PAGE,
-                random.below(9),
-                9 * random.below(2),
-                0,
-                0,
-                0,
-                0,
-                0,
-            ]
-        }
+        CollectDirty => words = [random.below(4) * PAGE, random.below(9), 9 * random.below(2), 0, 0, 0, 0, 0],
         Derive => {
-            words[0] = if random.below(4) == 0 {
-                find(random, &[ObjectType::Pd])
-            } else {
-                0
-            };
+            words[0] = if random.below(4) == 0 { find(random, &[ObjectType::Pd]) } else { 0 };
             words[1] = find(random, &[ObjectType::Null]);
             words[2] = 0xffff & (random.draw() | 0x8000);
             [words[3], words[4]] = [random.below(3), random.below(4)];
@@ -198,11 +179,7 @@ fn arguments(random: &mut Random, number: Hypercall) -> [u64; 8] {
         _ => {}
     }
     if (16..=24).contains(&(number as u8)) && random.below(8) > 0 {
-        words[0] = if random.below(3) > 0 {
-            own::POOL
-        } else {
-            find(random, &[ObjectType::Pool])
-        };
+        words[0] = if random.below(3) > 0 { own::POOL } else { find(random, &[ObjectType::Pool]) };
     }
     // Now and then what the rules above rule out.
     if random.below(24) == 0 && number != Wait {
@@ -282,15 +259,10 @@ fn let_loose(w: &mut World, cpus: &[u16]) -> Check {
                 let argument = seed | ((COUNTS + index) as u64) << 32;
                 seed += 1;
                 let place = (cpu, threads::LOW, index as u64);
-                ecs.push(
-                    w.child_thread(&child, place, make_calls as *const () as u64, argument)?
-                        .0,
-                );
+                ecs.push(w.child_thread(&child, place, make_calls as *const () as u64, argument)?.0);
             }
             let total = || -> u64 {
-                (0..cpus.len())
-                    .map(|index| board(COUNTS + index).load(Ordering::Relaxed))
-                    .sum()
+                (0..cpus.len()).map(|index| board(COUNTS + index).load(Ordering::Relaxed)).sum()
             };
             let mut last = 0;
             // No progress in 10 ms: it waits for somebody who never comes, or is dead.

@@ -60,16 +60,8 @@ fn the_boot_information_describes_the_machine(w: &mut World) -> Check {
         if region.kind != RegionKind::Device as u32 {
             rights |= Rights::EXECUTE;
         }
-        equal(
-            "capability of a region",
-            head,
-            ObjectType::Memory as u64 | u64::from(rights.bits()) << 16,
-        )?;
-        equal(
-            "range of a region",
-            (first * PAGE, pages),
-            (region.base, region.pages),
-        )?;
+        equal("capability of a region", head, ObjectType::Memory as u64 | u64::from(rights.bits()) << 16)?;
+        equal("range of a region", (first * PAGE, pages), (region.base, region.pages))?;
         for other in &regions[index + 1..] {
             let apart = region.base + region.pages * PAGE <= other.base
                 || other.base + other.pages * PAGE <= region.base;
@@ -80,12 +72,9 @@ fn the_boot_information_describes_the_machine(w: &mut World) -> Check {
 }
 
 fn the_first_capabilities_are_as_promised(_: &mut World) -> Check {
-    for (selector, kind) in [
-        (1, ObjectType::Pd),
-        (2, ObjectType::Pool),
-        (3, ObjectType::Ec),
-        (4, ObjectType::Sc),
-    ] {
+    for (selector, kind) in
+        [(1, ObjectType::Pd), (2, ObjectType::Pool), (3, ObjectType::Ec), (4, ObjectType::Sc)]
+    {
         call(CapInfo, selector, []).gives([kind as u64 | 0xffff << 16, 0, 0])?;
     }
     let usable = u64::from((Rights::USE | Rights::DERIVE).bits()) << 16;
@@ -136,16 +125,8 @@ fn every_call_refuses_a_selector_that_names_nothing(w: &mut World) -> Check {
 fn every_argument_that_is_a_selector_must_fit_into_32_bits(w: &mut World) -> Check {
     const HIGH: u64 = 1 << 32;
     let (to, sm, memory) = (w.sel(), w.sm(0)?, w.ram(1)?);
-    for number in [
-        CreatePool,
-        CreatePd,
-        CreateEc,
-        CreateSc,
-        CreatePt,
-        CreateSm,
-        CreateNtfn,
-        CreateGuestSpace,
-    ] {
+    for number in [CreatePool, CreatePd, CreateEc, CreateSc, CreatePt, CreateSm, CreateNtfn, CreateGuestSpace]
+    {
         let arguments = match number {
             CreatePool => [HIGH | w.pool, 1, 0, 0, 0, 0],
             CreateEc => [HIGH | w.pool, 1, 0, 0x1000, 0x1000, 0],
@@ -190,10 +171,7 @@ fn pool_info_counts_frames(w: &mut World) -> Check {
     call(PoolInfo, pool, []).gives([10, 10, 0])?;
     let [free_now, all_now, _] = call(PoolInfo, w.pool, []).ok()?;
     equal("frames of the parent", all_now, all - 10)?;
-    holds(
-        "free frames of the parent",
-        free - free_now >= 10 && free - free_now <= 11,
-    )?;
+    holds("free frames of the parent", free - free_now >= 10 && free - free_now <= 11)?;
     // No right is needed.
     let weak = w.derive(pool, Rights::empty())?;
     call(PoolInfo, weak, []).gives([10, 10, 0])?;

@@ -188,11 +188,7 @@ fn an_address_with_another_frame_is_occupied(w: &mut World) -> Check {
     call(Unmap, second, [0, 4]).gives([4, 0, 0])?;
     // A later page: the pages before it are mapped.
     let answer = call(Map, second, [PD, at, 0, 4, R]);
-    equal(
-        "status and pages",
-        (answer.status(), answer.values[0]),
-        (Some(Partial), 2),
-    )?;
+    equal("status and pages", (answer.status(), answer.values[0]), (Some(Partial), 2))?;
     call(Map, second, [PD, at + 2 * PAGE, 2, 2, R]).fails(Occupied)?;
     // The same frame is no other one.
     let again = w.derive(first, Rights::ALL)?;
@@ -241,15 +237,7 @@ fn unmap_checks_its_arguments(w: &mut World) -> Check {
     let at = w.addresses(4);
     call(Unmap, memory, [0, 4]).fails(Unbound)?;
     call(Map, memory, [PD, at, 0, 4, R]).gives([4, 0, 0])?;
-    for (offset, count) in [
-        (0, 0),
-        (0, 5),
-        (4, 1),
-        (3, 2),
-        (u64::MAX, 1),
-        (1, u64::MAX),
-        (0, 1 << 52),
-    ] {
+    for (offset, count) in [(0, 0), (0, 5), (4, 1), (3, 2), (u64::MAX, 1), (1, u64::MAX), (0, 1 << 52)] {
         call(Unmap, memory, [offset, count]).fails(BadArgument)?;
     }
     let pool = w.pool;
@@ -282,9 +270,7 @@ fn device_memory_is_uncached_and_ram_is_not(w: &mut World) -> Check {
     let at = w.addresses(1);
     call(Map, memory, [PD, at, 0, 1, R | UNCACHED]).fails(BadArgument)?;
     let regions = &w.info.regions[..w.info.region_count as usize];
-    let device = regions
-        .iter()
-        .find(|region| region.kind == RegionKind::Device as u32);
+    let device = regions.iter().find(|region| region.kind == RegionKind::Device as u32);
     let Some(device) = device else { return Ok(()) };
     let page = w.part(device.selector.into(), 0, 1)?;
     call(Map, page, [PD, at, 0, 1, R]).fails(BadArgument)?;
@@ -303,11 +289,7 @@ fn large_mappings_are_made_in_steps_or_by_large_pages(w: &mut World) -> Check {
     let mut done = 0;
     for _ in 0..2 {
         let answer = call(Map, memory, [pd, odd + done * PAGE, done, 3000 - done, R]);
-        equal(
-            "status and pages",
-            (answer.status(), answer.values[0]),
-            (Some(Partial), 1024),
-        )?;
+        equal("status and pages", (answer.status(), answer.values[0]), (Some(Partial), 1024))?;
         done += 1024;
     }
     call(Map, memory, [pd, odd + done * PAGE, done, 3000 - done, R]).gives([952, 0, 0])?;
@@ -372,9 +354,7 @@ fn deleting_part_of_a_large_page_without_memory_never_fails(w: &mut World) -> Ch
     let other = w.ram(1)?;
     call(Map, other, [pd, base + 600 * PAGE, 0, 1, R])
         .status()
-        .map_or(Ok(()), |status| {
-            holds("the translation is gone", status != Occupied)
-        })?;
+        .map_or(Ok(()), |status| holds("the translation is gone", status != Occupied))?;
     call(Revoke, drain, [1]).done()?;
     call(Unmap, other, [0, 1]);
     map_all(memory, pd, base, 0, 1536, MapFlags::READ)
@@ -396,15 +376,9 @@ fn a_child_does_not_see_the_parents_memory(w: &mut World) -> Check {
     let told = w.sm(0)?;
     for (stack, address) in [(0, at), (1, hypercall_abi::boot_info::BOOT_INFO_ADDR)] {
         let (ec, _) = w.child_thread(&child, (0, HIGH, stack), load as *const () as u64, address)?;
-        w.until("the child faults", || {
-            threads::fault_of(ec).is_ok_and(|fault| fault.is_some())
-        })?;
+        w.until("the child faults", || threads::fault_of(ec).is_ok_and(|fault| fault.is_some()))?;
         let fault = threads::fault_of(ec)?;
-        equal(
-            "fault",
-            fault.map(|fault| (fault.vector, fault.address)),
-            Some((14, address)),
-        )?;
+        equal("fault", fault.map(|fault| (fault.vector, fault.address)), Some((14, address)))?;
     }
     call(Wait, told, [NOW]).fails(Timeout)
 }

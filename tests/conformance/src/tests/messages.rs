@@ -65,11 +65,7 @@ impl Area {
         self.change(|utcb| {
             utcb.item_count = selectors.len() as u32;
             for (item, &selector) in utcb.items.iter_mut().zip(selectors) {
-                *item = UtcbItem {
-                    selector: selector as u32,
-                    rights: rights.bits(),
-                    reserved: 0,
-                };
+                *item = UtcbItem { selector: selector as u32, rights: rights.bits(), reserved: 0 };
             }
         });
     }
@@ -79,10 +75,7 @@ fn call_message(portal: Sel, words: [u64; 8]) -> (Answer, [u64; 8]) {
     let head = Head::new(CallMessage, Selector(portal as u32)).0;
     let (status, reply) = syscall(head, words);
     let before = [words[0], words[1], words[2]];
-    (
-        Answer::of(head, before, status, [reply[0], reply[1], reply[2]]),
-        reply,
-    )
+    (Answer::of(head, before, status, [reply[0], reply[1], reply[2]]), reply)
 }
 
 /// Adds 1 to each word of the area at word 0, and replies with the area.
@@ -137,10 +130,7 @@ fn words_of_the_area_travel_both_ways(w: &mut World) -> Check {
 fn a_plain_call_leaves_the_areas_alone(w: &mut World) -> Check {
     let (portal, _, theirs, ours) = pair(w, plain)?;
     ours.change(|utcb| (utcb.word_count, utcb.item_count) = (481, 9));
-    let (status, _) = syscall(
-        Head::new(Hypercall::Call, Selector(portal as u32)).0,
-        [theirs.0 as u64; 8],
-    );
+    let (status, _) = syscall(Head::new(Hypercall::Call, Selector(portal as u32)).0, [theirs.0 as u64; 8]);
     equal("status", status, Success as u64)?;
     let utcb = ours.get();
     equal("counts", (utcb.word_count, utcb.item_count), (481, 9))
@@ -178,11 +168,7 @@ fn capabilities_arrive_in_the_window_with_fewer_rights(w: &mut World) -> Check {
     let utcb = ours.get();
     equal("items sent", (utcb.items_sent, utcb.item_status), (2, 0))?;
     let [head, _, _] = call(CapInfo, window, []).ok()?;
-    equal(
-        "semaphore",
-        head,
-        ObjectType::Sm as u64 | u64::from(Rights::SIGNAL.bits()) << 16,
-    )?;
+    equal("semaphore", head, ObjectType::Sm as u64 | u64::from(Rights::SIGNAL.bits()) << 16)?;
     let [head, _, pages] = call(CapInfo, window + 1, []).ok()?;
     equal("memory", (head as u8, pages), (ObjectType::Memory as u8, 4))?;
     call(Signal, window, []).done()?;
@@ -210,16 +196,8 @@ fn the_first_item_that_fails_ends_the_transfer(w: &mut World) -> Check {
         ours.send(items, Rights::ALL);
         call_message(portal, [theirs.0 as u64; 8]).0.ok()?;
         let utcb = ours.get();
-        equal(
-            "items sent",
-            (utcb.items_sent, utcb.item_status),
-            (sent, status as u32),
-        )?;
-        equal(
-            "items that arrived",
-            board(0).load(Ordering::Relaxed),
-            sent.into(),
-        )?;
+        equal("items sent", (utcb.items_sent, utcb.item_status), (sent, status as u32))?;
+        equal("items that arrived", board(0).load(Ordering::Relaxed), sent.into())?;
         call(Revoke, sm, [0]).done()?;
         if status == BadSelector {
             call(Derive, sm, [0, fixed, Rights::SIGNAL.bits().into()]).done()?;
@@ -237,15 +215,9 @@ fn a_reply_carries_a_capability(w: &mut World) -> Check {
     let (portal, _, theirs, ours) = pair(w, grant)?;
     let (sm, at) = (w.sm(3)?, w.sel());
     ours.change(|utcb| (utcb.window_base, utcb.window_count) = (at as u32, 1));
-    call_message(portal, [theirs.0 as u64, sm, 0, 0, 0, 0, 0, 0])
-        .0
-        .ok()?;
+    call_message(portal, [theirs.0 as u64, sm, 0, 0, 0, 0, 0, 0]).0.ok()?;
     let utcb = ours.get();
-    let arrived = UtcbItem {
-        selector: at as u32,
-        rights: Rights::WAIT.bits(),
-        reserved: 0,
-    };
+    let arrived = UtcbItem { selector: at as u32, rights: Rights::WAIT.bits(), reserved: 0 };
     equal("items", (utcb.item_count, utcb.items[0]), (1, arrived))?;
     equal("items sent", theirs.get().items_sent, 1)?;
     call(Wait, at, [NOW]).gives([1, 0, 0])
@@ -259,11 +231,7 @@ fn a_reply_to_a_caller_without_an_area_drops_the_rest(w: &mut World) -> Check {
     let (status, reply) = syscall(head, [theirs.0 as u64, portal, 9, 0, 0, 0, 0, 0]);
     equal("status and word", (status, reply[2]), (Success as u64, 9))?;
     let utcb = theirs.get();
-    equal(
-        "items sent",
-        (utcb.items_sent, utcb.item_status),
-        (0, Unbound as u32),
-    )
+    equal("items sent", (utcb.items_sent, utcb.item_status), (0, Unbound as u32))
 }
 
 /// Counts its call, then waits on the semaphore in word 0.
@@ -326,20 +294,12 @@ fn an_urgent_caller_helps_a_busy_handler_past_others(w: &mut World) -> Check {
     w.until("the handler runs", || board(0).load(Ordering::Relaxed) == 1)?;
     w.thread(0, MIDDLE, count_for_ever, 8)?;
     w.sleep(2000);
-    equal(
-        "the one in the middle keeps the low one out",
-        low.is_done(),
-        false,
-    )?;
+    equal("the one in the middle keeps the low one out", low.is_done(), false)?;
     let before = call(ScInfo, low.sc, []).value()?;
     let high = w.begin((0, HIGH), Hypercall::Call, portal, [0])?;
     w.answer(&high)?.ok()?;
     equal("calls", board(0).load(Ordering::Relaxed), 2)?;
-    equal(
-        "the low one paid nothing more",
-        call(ScInfo, low.sc, []).value()?,
-        before,
-    )?;
+    equal("the low one paid nothing more", call(ScInfo, low.sc, []).value()?, before)?;
     equal("the low one does not run", low.is_done(), false)
 }
 

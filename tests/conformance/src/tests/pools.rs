@@ -191,11 +191,7 @@ fn a_thousand_lives_of_everything_leave_no_trace(w: &mut World) -> Check {
         }
         for index in 0..recipes.len() as u64 {
             // In one order and the other.
-            let index = if round % 2 == 0 {
-                index
-            } else {
-                recipes.len() as u64 - 1 - index
-            };
+            let index = if round % 2 == 0 { index } else { recipes.len() as u64 - 1 - index };
             call(Revoke, first + index, [1]).done()?;
         }
         // The first round makes the slabs.

@@ -36,12 +36,7 @@ pub(super) const GROUP: Group = group!(
 fn call_portal(portal: Sel, words: [u64; 8]) -> (Answer, [u64; 8]) {
     let head = Head::new(Hypercall::Call, Selector(portal as u32)).0;
     let (status, reply) = syscall(head, words);
-    let answer = Answer::of(
-        head,
-        [words[0], words[1], words[2]],
-        status,
-        [reply[0], reply[1], reply[2]],
-    );
+    let answer = Answer::of(head, [words[0], words[1], words[2]], status, [reply[0], reply[1], reply[2]]);
     (answer, reply)
 }
 
@@ -101,12 +96,7 @@ fn a_call_checks_type_and_right(w: &mut World) -> Check {
     let just = w.derive(portal, Rights::PT_CALL)?;
     let pool = w.pool;
     let empty = w.sel();
-    for (selector, status) in [
-        (weak, BadRights),
-        (handler, BadType),
-        (pool, BadType),
-        (empty, BadSelector),
-    ] {
+    for (selector, status) in [(weak, BadRights), (handler, BadType), (pool, BadType), (empty, BadSelector)] {
         let words = [1, 2, 3, 4, 5, 6, 7, 8];
         let (answer, after) = call_portal(selector, words);
         answer.fails(status)?;
@@ -146,11 +136,7 @@ fn a_handler_starts_from_clean_registers_and_its_portals_id(w: &mut World) -> Ch
     let ip = conformance_registers as *const () as u64;
     call(CreatePt, portal, [w.pool, handler, ip, 0xdead_beef_0000_0001]).done()?;
     call(CreatePt, other, [w.pool, handler, ip, 0]).done()?;
-    for (portal, id) in [
-        (portal, 0xdead_beef_0000_0001),
-        (other, 0),
-        (portal, 0xdead_beef_0000_0001),
-    ] {
+    for (portal, id) in [(portal, 0xdead_beef_0000_0001), (other, 0), (portal, 0xdead_beef_0000_0001)] {
         let (answer, reply) = call_portal(portal, [0; 8]);
         answer.ok()?;
         equal("RBX, RBP, R14, R15", reply[0], 0)?;
@@ -231,11 +217,7 @@ fn a_handler_that_faults_aborts_its_caller_and_takes_no_more_calls(w: &mut World
     let (bad, good) = (w.portal(handler, fault)?, w.portal(handler, add_index)?);
     call_portal(good, [0; 8]).0.ok()?;
     call_portal(bad, [5; 8]).0.fails(Aborted)?;
-    equal(
-        "vector",
-        threads::fault_of(handler)?.map(|fault| fault.vector),
-        Some(6),
-    )?;
+    equal("vector", threads::fault_of(handler)?.map(|fault| fault.vector), Some(6))?;
     call_portal(good, [5; 8]).0.fails(Aborted)
 }
 
@@ -254,9 +236,7 @@ fn busy(w: &mut World, body: usys::portal::Body) -> Seen<(Sel, Sel, [Pending; 3]
 fn a_handler_that_ends_aborts_its_callers(w: &mut World) -> Check {
     let (handler, _, callers) = busy(w, wait_for)?;
     call(Revoke, handler, [1]).done()?;
-    callers
-        .iter()
-        .try_for_each(|caller| w.answer(caller)?.fails(Aborted))
+    callers.iter().try_for_each(|caller| w.answer(caller)?.fails(Aborted))
 }
 
 fn a_handler_that_ends_while_preempted_aborts_its_caller(w: &mut World) -> Check {

@@ -130,29 +130,15 @@ fn use_and_revoke(w: &mut World, cpu: u16) -> Check {
     let child = w.child(64, 1)?;
     let ports = w.part(PORTS, SCRATCH_PORT, 1)?;
     call(Map, ports, [child.pd, 0, 0, 1, 0]).gives([1, 0, 0])?;
-    let (ec, _) = w.child_thread(
-        &child,
-        (cpu, LOW, 0),
-        read_always as *const () as u64,
-        SCRATCH_PORT,
-    )?;
+    let (ec, _) = w.child_thread(&child, (cpu, LOW, 0), read_always as *const () as u64, SCRATCH_PORT)?;
     w.until("the child reads", || board(0).load(Ordering::Acquire) > 20)?;
     equal("no fault", threads::fault_of(ec)?, None)?;
     call(Revoke, ports, [1]).done()?;
     let reads = board(0).load(Ordering::Acquire);
-    w.until("the child faults", || {
-        threads::fault_of(ec).is_ok_and(|fault| fault.is_some())
-    })?;
+    w.until("the child faults", || threads::fault_of(ec).is_ok_and(|fault| fault.is_some()))?;
     // The read that was on its way may still have been counted.
-    holds(
-        "no read afterwards",
-        board(0).load(Ordering::Acquire) <= reads + 1,
-    )?;
-    equal(
-        "vector",
-        threads::fault_of(ec)?.map(|fault| fault.vector),
-        Some(13),
-    )
+    holds("no read afterwards", board(0).load(Ordering::Acquire) <= reads + 1)?;
+    equal("vector", threads::fault_of(ec)?.map(|fault| fault.vector), Some(13))
 }
 
 fn revoked_ports_fault_in_a_thread_that_is_using_them(w: &mut World) -> Check {
@@ -171,26 +157,15 @@ fn revoked_ports_fault_on_another_cpu(w: &mut World) -> Check {
 
 fn ports_of_one_domain_are_closed_to_another(w: &mut World) -> Check {
     let (with, without, other) = (w.child(64, 1)?, w.child(64, 1)?, w.child(64, 1)?);
-    let (first, second) = (
-        w.part(PORTS, SCRATCH_PORT, 1)?,
-        w.part(PORTS, SCRATCH_PORT + 1, 1)?,
-    );
+    let (first, second) = (w.part(PORTS, SCRATCH_PORT, 1)?, w.part(PORTS, SCRATCH_PORT + 1, 1)?);
     call(Map, first, [with.pd, 0, 0, 1, 0]).gives([1, 0, 0])?;
     call(Map, second, [other.pd, 0, 0, 1, 0]).gives([1, 0, 0])?;
     for _ in 0..3 {
         equal("with", succeeds(w, &with, read_once, SCRATCH_PORT)?, true)?;
         equal("without", succeeds(w, &without, read_once, SCRATCH_PORT)?, false)?;
         equal("other", succeeds(w, &other, read_once, SCRATCH_PORT)?, false)?;
-        equal(
-            "other's own",
-            succeeds(w, &other, read_once, SCRATCH_PORT + 1)?,
-            true,
-        )?;
-        equal(
-            "not with",
-            succeeds(w, &with, read_once, SCRATCH_PORT + 1)?,
-            false,
-        )?;
+        equal("other's own", succeeds(w, &other, read_once, SCRATCH_PORT + 1)?, true)?;
+        equal("not with", succeeds(w, &with, read_once, SCRATCH_PORT + 1)?, false)?;
     }
     Ok(())
 }

@@ -131,9 +131,7 @@ fn a_domain_takes_the_objects_along_whose_roots_it_holds(w: &mut World) -> Check
     child.grant(child.pd, own::PD, Rights::ALL)?;
     child.grant(sm, own::FREE, Rights::ALL)?;
     w.child_thread(&child, (0, HIGH, 0), make_in_child as *const () as u64, 0)?;
-    w.until("the child makes objects", || {
-        board(0).load(Ordering::Acquire) == 1
-    })?;
+    w.until("the child makes objects", || board(0).load(Ordering::Acquire) == 1)?;
     equal("last status", board(1).load(Ordering::Relaxed), 0)?;
     call(Revoke, child.pd, [1]).done()?;
     call(Revoke, child.pool, [1]).done()?;
@@ -144,16 +142,10 @@ fn a_domain_takes_the_objects_along_whose_roots_it_holds(w: &mut World) -> Check
 extern "C" fn make_in_child(_: u64) -> ! {
     let mut status = 0;
     for (index, number) in [CreateSm, CreateNtfn, CreatePd, CreateSm].into_iter().enumerate() {
-        status = call(number, own::FREE + 1 + index as u64, [own::POOL, 0])
-            .status
-            .max(status);
+        status = call(number, own::FREE + 1 + index as u64, [own::POOL, 0]).status.max(status);
     }
-    status = call(CreatePool, own::FREE + 9, [own::POOL, 4, 0])
-        .status
-        .max(status);
-    status = call(CreateSm, own::FREE + 10, [own::FREE + 9, 0])
-        .status
-        .max(status);
+    status = call(CreatePool, own::FREE + 9, [own::POOL, 4, 0]).status.max(status);
+    status = call(CreateSm, own::FREE + 10, [own::FREE + 9, 0]).status.max(status);
     board(1).store(status, Ordering::Relaxed);
     board(0).store(1, Ordering::Release);
     threads::park()
@@ -262,10 +254,7 @@ fn a_chain_of_domains_that_made_each_other_ends_with_its_first(w: &mut World) ->
     }
     holds("a chain of 30 domains at least", free < 450)?;
     call(Revoke, pd, [1]).done()?;
-    holds(
-        "what the chain used is back",
-        crate::world::free_frames(pool)? > 600,
-    )
+    holds("what the chain used is back", crate::world::free_frames(pool)? > 600)
 }
 
 extern "C" fn end_self(selector: u64) -> ! {
@@ -293,9 +282,7 @@ fn a_thread_that_ends_the_pool_it_is_paid_from_does_not_come_back(w: &mut World)
     let ip = end_self as *const () as u64;
     call(CreateEc, ec, [pool, crate::layout::PD, 0, ip, stack - 8, pool]).done()?;
     call(CreateSc, sc, [pool, ec, HIGH, 10_000, 10_000]).done()?;
-    w.until("the thread ends its pool", || {
-        board(0).load(Ordering::Acquire) == 1
-    })?;
+    w.until("the thread ends its pool", || board(0).load(Ordering::Acquire) == 1)?;
     w.sleep(2000);
     for selector in [pool, ec, sc] {
         is_gone(selector)?;
@@ -309,11 +296,7 @@ fn a_domain_may_lose_its_capabilities_for_itself(w: &mut World) -> Check {
     child.grant(child.pool, own::POOL, Rights::ALL)?;
     w.child_thread(&child, (0, HIGH, 0), forgo as *const () as u64, 0)?;
     w.until("the child is at it", || board(0).load(Ordering::Acquire) == 1)?;
-    equal(
-        "status of the last call",
-        board(1).load(Ordering::Relaxed),
-        BadSelector as u64,
-    )?;
+    equal("status of the last call", board(1).load(Ordering::Relaxed), BadSelector as u64)?;
     is_there(child.pd)?;
     is_there(child.pool)
 }
@@ -321,10 +304,7 @@ fn a_domain_may_lose_its_capabilities_for_itself(w: &mut World) -> Check {
 extern "C" fn forgo(_: u64) -> ! {
     call(Revoke, own::PD, [1]);
     call(Revoke, own::POOL, [1]);
-    board(1).store(
-        call(CreateSm, own::FREE, [own::POOL, 0]).status,
-        Ordering::Relaxed,
-    );
+    board(1).store(call(CreateSm, own::FREE, [own::POOL, 0]).status, Ordering::Relaxed);
     board(0).store(1, Ordering::Release);
     threads::park()
 }
@@ -360,10 +340,7 @@ fn objects_that_depend_on_each_other_end_in_any_order(w: &mut World) -> Check {
         }
         for index in order {
             let answer = call(Revoke, first + index, [1]);
-            holds(
-                "it ends, or is gone",
-                matches!(answer.status(), Some(Success | BadSelector)),
-            )?;
+            holds("it ends, or is gone", matches!(answer.status(), Some(Success | BadSelector)))?;
         }
         for index in 0..6 {
             is_gone(first + index)?;
@@ -377,10 +354,7 @@ fn next_permutation(order: &mut [u64; 5]) {
         order.reverse();
         return;
     };
-    let other = (pivot + 1..5)
-        .rev()
-        .find(|&index| order[index] > order[pivot])
-        .unwrap_or(pivot + 1);
+    let other = (pivot + 1..5).rev().find(|&index| order[index] > order[pivot]).unwrap_or(pivot + 1);
     order.swap(pivot, other);
     order[pivot + 1..].reverse();
 }

@@ -182,22 +182,13 @@ fn a_thread_without_an_sc_stands_still_and_goes_on_with_another(w: &mut World) -
     let (ec, sc) = w.thread(0, LOW, count, 0)?;
     for _ in 0..5 {
         w.sleep(3000);
-        let sc = if call(CapInfo, sc, []).status() == Some(Success) {
-            sc
-        } else {
-            crate::layout::SCRATCH
-        };
+        let sc = if call(CapInfo, sc, []).status() == Some(Success) { sc } else { crate::layout::SCRATCH };
         call(Revoke, sc, [1]).done()?;
         let stopped = value(0);
         holds("it ran", stopped > 0)?;
         w.sleep(3000);
         equal("it stands still", value(0), stopped)?;
-        call(
-            CreateSc,
-            crate::layout::SCRATCH,
-            [w.pool, ec, LOW, 10_000, 10_000],
-        )
-        .done()?;
+        call(CreateSc, crate::layout::SCRATCH, [w.pool, ec, LOW, 10_000, 10_000]).done()?;
         w.sleep(3000);
         holds("it goes on", value(0) > stopped)?;
     }
@@ -227,12 +218,7 @@ fn many_threads_with_tiny_budgets_do_not_stop_the_machine(w: &mut World) -> Chec
     let stack = w.stacks.take();
     for index in 0..30 {
         let (ec, sc) = (first + index, first + 30 + index);
-        call(
-            CreateEc,
-            ec,
-            [pool, pd, 0, spin_forever as *const () as u64, stack - 8],
-        )
-        .done()?;
+        call(CreateEc, ec, [pool, pd, 0, spin_forever as *const () as u64, stack - 8]).done()?;
         call(CreateSc, sc, [pool, ec, HIGH, 1, 1000 + index]).done()?;
     }
     for _ in 0..20 {

@@ -47,12 +47,7 @@ fn a_notification_collects_bits(w: &mut World) -> Check {
     let ntfn = w.ntfn()?;
     let first = w.sels(64);
     for bit in 0..64 {
-        call(
-            Derive,
-            ntfn,
-            [0, first + bit, Rights::SIGNAL.bits().into(), 0, 0, 1 << bit],
-        )
-        .done()?;
+        call(Derive, ntfn, [0, first + bit, Rights::SIGNAL.bits().into(), 0, 0, 1 << bit]).done()?;
     }
     for bit in [0, 5, 5, 63] {
         call(Signal, first + bit, []).done()?;
@@ -63,10 +58,7 @@ fn a_notification_collects_bits(w: &mut World) -> Check {
 
 fn signal_and_wait_need_their_rights(w: &mut World) -> Check {
     for object in [w.sm(1)?, w.ntfn()?] {
-        let (no_signal, no_wait) = (
-            w.without(object, Rights::SIGNAL)?,
-            w.without(object, Rights::WAIT)?,
-        );
+        let (no_signal, no_wait) = (w.without(object, Rights::SIGNAL)?, w.without(object, Rights::WAIT)?);
         call(Signal, no_signal, []).fails(BadRights)?;
         call(Wait, no_wait, [NOW]).fails(BadRights)?;
         call(Signal, no_wait, []).done()?;
@@ -135,10 +127,8 @@ fn a_notification_gives_all_bits_to_the_first_waiter(w: &mut World) -> Check {
 fn the_end_of_the_object_aborts_its_waiters(w: &mut World) -> Check {
     for object in [w.sm(0)?, w.ntfn()?] {
         let deadline = w.deadline(100_000_000);
-        let waiters = [
-            w.begin((0, HIGH), Wait, object, [FOREVER])?,
-            w.begin((0, HIGH), Wait, object, [deadline])?,
-        ];
+        let waiters =
+            [w.begin((0, HIGH), Wait, object, [FOREVER])?, w.begin((0, HIGH), Wait, object, [deadline])?];
         call(Revoke, object, [1]).done()?;
         for waiter in waiters {
             w.answer(&waiter)?.fails(Aborted)?;
@@ -160,10 +150,7 @@ fn the_end_of_a_derived_capability_aborts_nobody(w: &mut World) -> Check {
 fn a_waiter_that_ends_is_forgotten(w: &mut World) -> Check {
     let sm = w.sm(0)?;
     let deadline = w.deadline(5_000);
-    let gone = [
-        w.begin((0, HIGH), Wait, sm, [FOREVER])?,
-        w.begin((0, HIGH), Wait, sm, [deadline])?,
-    ];
+    let gone = [w.begin((0, HIGH), Wait, sm, [FOREVER])?, w.begin((0, HIGH), Wait, sm, [deadline])?];
     let stays = w.begin((0, HIGH), Wait, sm, [FOREVER])?;
     gone.iter().try_for_each(|waiter| waiter.end())?;
     call(Signal, sm, []).done()?;
@@ -213,7 +200,5 @@ fn many_waiters_with_deadlines_are_woken_by_time(w: &mut World) -> Check {
         }
         w.sleep(500);
     }
-    waiters
-        .into_iter()
-        .try_for_each(|(_, waiter)| w.answer(&waiter)?.fails(Timeout))
+    waiters.into_iter().try_for_each(|(_, waiter)| w.answer(&waiter)?.fails(Timeout))
 }

@@ -118,10 +118,7 @@ fn a_running_thread_of_another_cpu_stands_still_without_its_sc(w: &mut World) ->
 extern "C" fn read_always(address: u64) -> ! {
     loop {
         // SAFETY: a page of the test; that it vanishes is the point, and ends the thread.
-        board(1).store(
-            unsafe { (address as *const u64).read_volatile() },
-            Ordering::Relaxed,
-        );
+        board(1).store(unsafe { (address as *const u64).read_volatile() }, Ordering::Relaxed);
         board(0).fetch_add(1, Ordering::Release);
     }
 }
@@ -148,9 +145,7 @@ fn stops(
     equal("no fault", threads::fault_of(ec)?, None)?;
     take_away()?;
     let uses = value(0);
-    w.until("the thread faults", || {
-        threads::fault_of(ec).is_ok_and(|fault| fault.is_some())
-    })?;
+    w.until("the thread faults", || threads::fault_of(ec).is_ok_and(|fault| fault.is_some()))?;
     let fault = threads::fault_of(ec)?.map(|fault| (fault.vector, fault.address));
     equal("fault", fault, Some((14, address)))?;
     // The access that was over may still have been counted.
@@ -172,9 +167,7 @@ fn a_page_that_another_cpu_writes_becomes_read_only(w: &mut World) -> Check {
     let memory = w.ram(1)?;
     let address = w.addresses(1);
     call(Map, memory, [PD, address, 0, 1, 3]).gives([1, 0, 0])?;
-    stops(w, write_always, address, || {
-        call(Map, memory, [PD, address, 0, 1, 1]).gives([1, 0, 0])
-    })
+    stops(w, write_always, address, || call(Map, memory, [PD, address, 0, 1, 1]).gives([1, 0, 0]))
 }
 
 fn part_of_a_large_page_that_another_cpu_reads_goes(w: &mut World) -> Check {
@@ -188,9 +181,7 @@ fn part_of_a_large_page_that_another_cpu_reads_goes(w: &mut World) -> Check {
     w.until("the child reads", || value(0) > 100)?;
     call(Unmap, memory, [700, 1]).gives([1, 0, 0])?;
     let uses = value(0);
-    w.until("the child faults", || {
-        threads::fault_of(ec).is_ok_and(|fault| fault.is_some())
-    })?;
+    w.until("the child faults", || threads::fault_of(ec).is_ok_and(|fault| fault.is_some()))?;
     holds("no use afterwards", value(0) <= uses + 1)
 }
 
@@ -203,10 +194,7 @@ fn a_waiter_on_another_cpu_is_aborted(w: &mut World) -> Check {
             call(Revoke, sm, [1]).done()?;
             let answer = w.answer(&waiter)?;
             // It may not have begun to wait, or even to look.
-            holds(
-                "aborted, or nothing there",
-                matches!(answer.status(), Some(Aborted | BadSelector)),
-            )
+            holds("aborted, or nothing there", matches!(answer.status(), Some(Aborted | BadSelector)))
         })?;
     }
     Ok(())
@@ -214,11 +202,7 @@ fn a_waiter_on_another_cpu_is_aborted(w: &mut World) -> Check {
 
 /// Creates and revokes in a loop: RDI has the pool and the first of eight selectors.
 extern "C" fn churn(argument: u64) -> ! {
-    let (pool, first, counter) = (
-        argument & 0xffff,
-        argument >> 16 & 0xffff,
-        (argument >> 32) as usize,
-    );
+    let (pool, first, counter) = (argument & 0xffff, argument >> 16 & 0xffff, (argument >> 32) as usize);
     loop {
         let mut status = call(CreateSm, first, [pool, 0]).status;
         status |= call(Derive, first, [0, first + 1, 0xffff]).status;
@@ -315,10 +299,7 @@ fn a_call_in_progress_on_another_cpu_is_aborted(w: &mut World) -> Check {
     call(Revoke, handler, [1]).done()?;
     for caller in [served, queued] {
         let status = w.answer(&caller)?.status();
-        holds(
-            "aborted, or the portal is gone",
-            matches!(status, Some(Aborted | BadSelector)),
-        )?;
+        holds("aborted, or the portal is gone", matches!(status, Some(Aborted | BadSelector)))?;
     }
     Ok(())
 }
@@ -326,9 +307,5 @@ fn a_call_in_progress_on_another_cpu_is_aborted(w: &mut World) -> Check {
 fn a_fault_on_another_cpu_is_signalled(w: &mut World) -> Check {
     let cpu = w.other_cpu();
     let fault = w.fault_at(cpu, 0x1000, 0)?;
-    equal(
-        "fault",
-        (fault.vector, fault.rip, fault.address),
-        (14, 0x1000, 0x1000),
-    )
+    equal("fault", (fault.vector, fault.rip, fault.address), (14, 0x1000, 0x1000))
 }

@@ -156,11 +156,7 @@ fn a_blocking_halt_waits_for_a_poke_a_signal_or_the_deadline(w: &mut World) -> C
         wake(&guest, badged);
         equal("kind", w.answer(&run)?.value()?, kind)?;
         let page = guest.page();
-        equal(
-            "activity and RIP",
-            (page.activity, page.rip),
-            (ACTIVITY_HALTED, CODE + 1),
-        )?;
+        equal("activity and RIP", (page.activity, page.rip), (ACTIVITY_HALTED, CODE + 1))?;
     }
     guest.page().deadline = w.deadline(2000);
     guest.run_to(ExitKind::Deadline)?;
@@ -197,10 +193,7 @@ fn a_running_guest_makes_way_for_the_more_urgent(w: &mut World) -> Check {
     // And for its equals.
     let (_, sc) = w.thread(0, LOW, spin, 0)?;
     w.sleep(50_000);
-    holds(
-        "an equal runs",
-        call(ScInfo, sc, []).value()? > w.info.tsc_hz / 200,
-    )
+    holds("an equal runs", call(ScInfo, sc, []).value()? > w.info.tsc_hz / 200)
 }
 
 extern "C" fn spin(_: u64) -> ! {
@@ -280,11 +273,8 @@ fn instructions_exit_with_kind_and_length(w: &mut World) -> Check {
         }
     }
     // Either vendor's hypercall.
-    let hypercall: &[u8] = if w.info.machine & Machine::SVM.bits() != 0 {
-        &[0x0f, 0x01, 0xd9]
-    } else {
-        &[0x0f, 0x01, 0xc1]
-    };
+    let hypercall: &[u8] =
+        if w.info.machine & Machine::SVM.bits() != 0 { &[0x0f, 0x01, 0xd9] } else { &[0x0f, 0x01, 0xc1] };
     guest.protected();
     guest.code(hypercall);
     guest.run_to(ExitKind::Hypercall)?;
@@ -317,13 +307,7 @@ fn port_accesses_are_described(w: &mut World) -> Check {
         page.gpr[gpr::RAX] = 0xdead_beef;
         guest.code(code);
         guest.run_to(ExitKind::PortIo)?;
-        let expected = PortIo {
-            port: 0x1234,
-            size,
-            is_in,
-            is_string,
-            is_rep: false,
-        };
+        let expected = PortIo { port: 0x1234, size, is_in, is_string, is_rep: false };
         equal("access", PortIo::decode(guest.page().exit_info[0]), expected)?;
         equal("RAX", guest.page().gpr[gpr::RAX], 0xdead_beef)?;
     }
@@ -396,10 +380,7 @@ fn wanted_groups_are_filled_at_every_exit(w: &mut World) -> Check {
     guest.code(&[0x90, 0xf4]);
     guest.page().want = want.bits();
     guest.run_to(ExitKind::Hlt)?;
-    holds(
-        "filled",
-        Groups::from_bits_retain(guest.page().filled).contains(want),
-    )?;
+    holds("filled", Groups::from_bits_retain(guest.page().filled).contains(want))?;
     // What the VMM changed and the kernel did not take stays when a poke comes first.
     let page = guest.page();
     page.lstar = 0x7777_0000;

@@ -131,11 +131,7 @@ fn a_page_that_changes_while_it_is_read_does_no_harm(w: &mut World) -> Check {
     let cpu = w.other_cpu();
     let page = guest.page_address();
     // On another CPU if there is one; else as an equal, which comes between two runs.
-    let priority = if cpu == 0 {
-        crate::run::PRIORITY
-    } else {
-        crate::threads::LOW
-    };
+    let priority = if cpu == 0 { crate::run::PRIORITY } else { crate::threads::LOW };
     let (ec, _) = w.thread(cpu, priority, disturb, page)?;
     for _ in 0..RUNS / 4 {
         guest.protected();

@@ -48,10 +48,7 @@ fn refused(w: &mut World, rule: EntryRule, changes: &[Change]) -> Check {
         let what = |Failure(why)| Failure(alloc::format!("{name}: {why}"));
         guest.run_to(ExitKind::EntryFailure).map_err(what)?;
         let page = guest.page();
-        let got = NAMES
-            .iter()
-            .find(|(_, value)| *value == page.exit_info[0])
-            .map(|(rule, _)| *rule);
+        let got = NAMES.iter().find(|(_, value)| *value == page.exit_info[0]).map(|(rule, _)| *rule);
         equal(name, got, Some(rule))?;
         equal("filled", page.filled, 0)?;
         guest.protected();
@@ -136,9 +133,7 @@ fn bad_flags_are_refused(w: &mut World) -> Check {
                 long_mode(page);
                 page.rflags |= 1 << 17;
             }),
-            ("interrupt with IF clear", |page| {
-                page.inject = Event::interrupt(0x40)
-            }),
+            ("interrupt with IF clear", |page| page.inject = Event::interrupt(0x40)),
         ],
     )
 }
@@ -170,9 +165,7 @@ fn bad_segments_are_refused(w: &mut World) -> Check {
             ("CS is data of ring 1", |page| page.segments[CS].access = 0xc0b3),
             ("TR unusable", |page| page.tr.access |= 1 << 16),
             ("TR not busy", |page| page.tr.access = 0x89),
-            ("limit without granularity", |page| {
-                page.segments[FS].access = 0x4093
-            }),
+            ("limit without granularity", |page| page.segments[FS].access = 0x4093),
             ("limit of LDTR", |page| {
                 page.ldtr.access = 0x82;
                 page.ldtr.limit = 0xffff_ffff;
@@ -238,18 +231,13 @@ fn bad_events_are_refused(w: &mut World) -> Check {
         return refused(
             w,
             EntryRule::Event,
-            &[("error code 8000H", |page| {
-                page.inject = event(3, 13, CODE | 0x8000 << 32)
-            })],
+            &[("error code 8000H", |page| page.inject = event(3, 13, CODE | 0x8000 << 32))],
         );
     }
     refused(
         w,
         EntryRule::Event,
-        &[
-            ("type 5", |page| page.inject = event(5, 1, 0)),
-            ("type 6", |page| page.inject = event(6, 3, 0)),
-        ],
+        &[("type 5", |page| page.inject = event(5, 1, 0)), ("type 6", |page| page.inject = event(6, 3, 0))],
     )
 }
 
@@ -284,10 +272,7 @@ fn bad_msr_values_are_refused(w: &mut World) -> Check {
         refused(
             w,
             EntryRule::Msr,
-            &[
-                ("SYSENTER_CS", |page| page.sysenter_cs = 1 << 32),
-                ("FMASK", |page| page.sfmask = 1 << 32),
-            ],
+            &[("SYSENTER_CS", |page| page.sysenter_cs = 1 << 32), ("FMASK", |page| page.sfmask = 1 << 32)],
         )?;
     }
     Ok(())

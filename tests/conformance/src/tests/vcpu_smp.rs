@@ -92,11 +92,7 @@ fn a_pool_is_revoked_under_a_run_on_another_cpu(w: &mut World) -> Check {
         // Its guest space may have ended first.
         let answer = w.answer(&run)?;
         let is_fault = answer.status() == Some(Success) && answer.values[0] == ExitKind::NestedFault as u64;
-        if is_fault {
-            Ok(())
-        } else {
-            answer.fails_with(Aborted)
-        }
+        if is_fault { Ok(()) } else { answer.fails_with(Aborted) }
     })
 }
 

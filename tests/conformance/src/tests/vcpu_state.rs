@@ -35,12 +35,8 @@ fn fill(page: &mut VcpuPage, seed: u64, machine: Machine) {
     page.rflags = 0x8d7;
     for (index, segment) in [ES, DS, FS, GS].into_iter().enumerate() {
         let index = index as u64;
-        page.segments[segment] = Segment::new(
-            (0x20 + 8 * index + 8 * seed) as u16,
-            value(20 + index),
-            0xffff_ffff,
-            0xc093,
-        );
+        page.segments[segment] =
+            Segment::new((0x20 + 8 * index + 8 * seed) as u16, value(20 + index), 0xffff_ffff, 0xc093);
     }
     page.ldtr = Segment::new(0x60, value(30), 0x7f, 0x82);
     page.tr = Segment::new(0x68, value(31), 0x67, 0x8b);
@@ -61,16 +57,8 @@ fn fill(page: &mut VcpuPage, seed: u64, machine: Machine) {
     page.cstar = value(56);
     page.sfmask = value(57) & 0x0007_ffff;
     page.kernel_gs_base = 0xffff_9000_0000_0000 | value(58);
-    page.tsc_aux = if machine.contains(Machine::RDTSCP) {
-        value(59)
-    } else {
-        0
-    };
-    page.pat = if seed.is_multiple_of(2) {
-        0x0007_0406_0007_0406
-    } else {
-        0x0106_0504_0001_0406
-    };
+    page.tsc_aux = if machine.contains(Machine::RDTSCP) { value(59) } else { 0 };
+    page.pat = if seed.is_multiple_of(2) { 0x0007_0406_0007_0406 } else { 0x0106_0504_0001_0406 };
     page.debugctl = 0;
     page.xcr0 = 1;
     page.dirty = Groups::all().bits();
@@ -85,11 +73,7 @@ fn compare(got: &VcpuPage, expected: &VcpuPage) -> Check {
     equal("TR", got.tr, expected.tr)?;
     equal("GDTR, IDTR", (got.gdtr, got.idtr), (expected.gdtr, expected.idtr))?;
     equal("CR0", got.cr0, expected.cr0)?;
-    equal(
-        "CR3, CR4, EFER",
-        (got.cr3, got.cr4, got.efer),
-        (expected.cr3, expected.cr4, expected.efer),
-    )?;
+    equal("CR3, CR4, EFER", (got.cr3, got.cr4, got.efer), (expected.cr3, expected.cr4, expected.efer))?;
     equal("CR2", got.cr2, expected.cr2)?;
     equal("DR0-3", got.dr, expected.dr)?;
     equal("DR6, DR7", (got.dr6, got.dr7), (expected.dr6, expected.dr7))?;
@@ -105,11 +89,7 @@ fn compare(got: &VcpuPage, expected: &VcpuPage) -> Check {
     )?;
     equal("KERNEL_GS_BASE", got.kernel_gs_base, expected.kernel_gs_base)?;
     equal("TSC_AUX", got.tsc_aux, expected.tsc_aux)?;
-    equal(
-        "PAT, DEBUGCTL",
-        (got.pat, got.debugctl),
-        (expected.pat, expected.debugctl),
-    )?;
+    equal("PAT, DEBUGCTL", (got.pat, got.debugctl), (expected.pat, expected.debugctl))?;
     equal("XCR0", got.xcr0, expected.xcr0)
 }
 
@@ -117,11 +97,7 @@ fn compare(got: &VcpuPage, expected: &VcpuPage) -> Check {
 fn scramble(page: &mut VcpuPage) {
     let keep = (page.gpr, page.cr2, page.deadline);
     // SAFETY: any bytes are a page.
-    unsafe {
-        (page as *mut VcpuPage)
-            .cast::<u8>()
-            .write_bytes(0x5a, size_of::<VcpuPage>())
-    };
+    unsafe { (page as *mut VcpuPage).cast::<u8>().write_bytes(0x5a, size_of::<VcpuPage>()) };
     (page.gpr, page.cr2, page.deadline) = keep;
     (page.dirty, page.filled, page.want, page.run_flags) = (0, 0, 0, 0);
     page.inject = hypercall_abi::vcpu::Event::NONE;
@@ -225,10 +201,7 @@ const MSRS: [(u32, u64); 8] = [
 /// Code that writes all of [`MSRS`], FS_BASE and GS_BASE, then halts.
 fn write_msrs(guest: &mut Guest) {
     let mut code = alloc::vec![];
-    for (index, value) in MSRS
-        .into_iter()
-        .chain([(0xc000_0100, 0x4444_5000), (0xc000_0101, 0x6666_7000)])
-    {
+    for (index, value) in MSRS.into_iter().chain([(0xc000_0100, 0x4444_5000), (0xc000_0101, 0x6666_7000)]) {
         code.push(0xb9);
         code.extend(index.to_le_bytes());
         code.push(0xb8);
@@ -298,12 +271,7 @@ fn the_guests_debug_registers_do_not_stop_the_host(w: &mut World) -> Check {
     // Breakpoints on the host's code and data, at both rings.
     let code = the_guests_debug_registers_do_not_stop_the_host as *const () as u64;
     let page = guest.page();
-    page.dr = [
-        code,
-        crate::layout::BOARD,
-        crate::threads::stack_top(0) - 8,
-        0xffff_8000_0000_0000,
-    ];
+    page.dr = [code, crate::layout::BOARD, crate::threads::stack_top(0) - 8, 0xffff_8000_0000_0000];
     page.dr7 = 0x400 | 0xff | 0xfff0_0000;
     page.dirty |= Groups::DEBUG.bits();
     guest.run_to(ExitKind::Hlt)?;
@@ -327,11 +295,8 @@ fn the_time_stamp_counter_has_its_offset(w: &mut World) -> Check {
         let after = usys::cpu::now();
         let seen = guest.page().gpr[gpr::RAX] & 0xffff_ffff | guest.page().gpr[gpr::RDX] << 32;
         let seen = seen.wrapping_sub(offset);
-        holds(
-            "the host's counter and the offset",
-            before <= seen && seen <= after,
-        )
-        .map_err(|_| Failure::new("TSC without the offset", seen, (before, after)))?;
+        holds("the host's counter and the offset", before <= seen && seen <= after)
+            .map_err(|_| Failure::new("TSC without the offset", seen, (before, after)))?;
     }
     Ok(())
 }

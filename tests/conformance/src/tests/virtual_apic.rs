@@ -71,16 +71,10 @@ impl Apic {
             guest.write(IDT + u64::from(vector) * 16, &gate.to_le_bytes());
             let counter = (COUNTS + index * 4) as u8;
             // INC [counter]; MOV [order], vector after moving the order up; PUSH; EOI; POP; IRETQ.
-            guest.write(
-                handler,
-                &[0xff, 0x04, 0x25, counter, 0x20, 0, 0, 0x50, 0x51, 0x52],
-            );
+            guest.write(handler, &[0xff, 0x04, 0x25, counter, 0x20, 0, 0, 0x50, 0x51, 0x52]);
             guest.write(handler + 10, &[0xc1, 0x24, 0x25, 0x10, 0x20, 0, 0, 8]);
             guest.write(handler + 18, &[0xc6, 0x04, 0x25, 0x10, 0x20, 0, 0, vector]);
-            guest.write(
-                handler + 26,
-                &[0xb9, 0x0b, 0x08, 0, 0, 0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x30],
-            );
+            guest.write(handler + 26, &[0xb9, 0x0b, 0x08, 0, 0, 0x31, 0xc0, 0x31, 0xd2, 0x0f, 0x30]);
             guest.write(handler + 37, &[0x5a, 0x59, 0x58, 0x48, 0xcf]);
         }
         let page_of_vcpu = guest.page();
@@ -139,9 +133,8 @@ impl Apic {
 }
 
 /// STI; self-IPI of 41H; NOP; HLT.
-const SELF_IPI: &[u8] = &[
-    0xfb, 0xb9, 0x3f, 0x08, 0, 0, 0xb8, 0x41, 0, 0, 0, 0x31, 0xd2, 0x0f, 0x30, 0x90, 0xf4,
-];
+const SELF_IPI: &[u8] =
+    &[0xfb, 0xb9, 0x3f, 0x08, 0, 0, 0xb8, 0x41, 0, 0, 0, 0x31, 0xd2, 0x0f, 0x30, 0x90, 0xf4];
 
 fn a_self_ipi_arrives_and_ends_without_an_exit(w: &mut World) -> Check {
     let mut apic = Apic::new(w)?;

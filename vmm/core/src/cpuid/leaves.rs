@@ -22,10 +22,7 @@ pub(super) struct Leaves {
 
 impl Leaves {
     pub(super) fn new() -> Self {
-        Leaves {
-            first: [None; SLOTS],
-            others: Vec::new(),
-        }
+        Leaves { first: [None; SLOTS], others: Vec::new() }
     }
 
     /// The answer; leaves that do not look at ECX answer any `subleaf`.
@@ -34,9 +31,7 @@ impl Leaves {
             return self.first[slot(leaf)?];
         }
         let mut others = self.others.iter();
-        others
-            .find(|other| (other.0, other.1) == (leaf, subleaf))
-            .map(|other| other.2)
+        others.find(|other| (other.0, other.1) == (leaf, subleaf)).map(|other| other.2)
     }
 
     /// Adds an answer; one outside the three ranges is not kept.

@@ -85,18 +85,8 @@ impl GuestCpu {
         let leaf0 = host.cpuid(0, 0);
         let is_intel = leaf0.ebx == u32::from_le_bytes(*b"Genu");
         let crystal_hz = crystal_hz(facts.tsc_hz);
-        let mut cpu = GuestCpu {
-            leaves: Leaves::new(),
-            features,
-            xcr0,
-            crystal_hz,
-            is_intel,
-        };
-        let max = if is_intel {
-            INTEL_MAX
-        } else {
-            leaf0.eax.min(OTHER_MAX)
-        };
+        let mut cpu = GuestCpu { leaves: Leaves::new(), features, xcr0, crystal_hz, is_intel };
+        let max = if is_intel { INTEL_MAX } else { leaf0.eax.min(OTHER_MAX) };
         cpu.set(0, 0, CpuidRegs { eax: max, ..leaf0 });
         cpu.add_basic(host);
         cpu.add_xsave(host);
@@ -145,9 +135,7 @@ impl GuestCpu {
 
     /// Bits in a physical address.
     pub fn physical_bits(&self) -> u32 {
-        self.leaves
-            .get(EXTENDED_MAX, 0)
-            .map_or(36, |regs| regs.eax & 0xff)
+        self.leaves.get(EXTENDED_MAX, 0).map_or(36, |regs| regs.eax & 0xff)
     }
 
     /// Executes CPUID.
@@ -187,11 +175,7 @@ impl GuestCpu {
         self.set(6, 0, CpuidRegs::new(1 << 2, 0, 0, 0));
         let subleaves = u32::from(self.word(word::LEAF7_1_EAX) != 0);
         let (ebx, ecx) = (self.word(word::LEAF7_EBX), self.word(word::LEAF7_ECX));
-        self.set(
-            7,
-            0,
-            CpuidRegs::new(subleaves, ebx, ecx, self.word(word::LEAF7_EDX)),
-        );
+        self.set(7, 0, CpuidRegs::new(subleaves, ebx, ecx, self.word(word::LEAF7_EDX)));
         self.set(7, 1, CpuidRegs::new(self.word(word::LEAF7_1_EAX), 0, 0, 0));
         if host.cpuid(0, 0).eax >= 0xb {
             self.set(0xb, 0, CpuidRegs::default());
@@ -209,11 +193,7 @@ impl GuestCpu {
             }
         }
         let size = self.xsave_bytes(self.xcr0);
-        self.set(
-            0xd,
-            0,
-            CpuidRegs::new(self.xcr0 as u32, 0, size, (self.xcr0 >> 32) as u32),
-        );
+        self.set(0xd, 0, CpuidRegs::new(self.xcr0 as u32, 0, size, (self.xcr0 >> 32) as u32));
         self.set(0xd, 1, CpuidRegs::new(self.word(word::LEAFD_1_EAX), 0, 0, 0));
     }
 
@@ -225,14 +205,7 @@ impl GuestCpu {
                 break;
             }
             // One core of one thread, which shares no cache.
-            self.set(
-                4,
-                subleaf,
-                CpuidRegs {
-                    eax: regs.eax & 0x3fff,
-                    ..regs
-                },
-            );
+            self.set(4, subleaf, CpuidRegs { eax: regs.eax & 0x3fff, ..regs });
         }
         let ratio = (tsc_hz / u64::from(self.crystal_hz.max(1))) as u32;
         self.set(0x15, 0, CpuidRegs::new(1, ratio, self.crystal_hz, 0));
@@ -242,24 +215,9 @@ impl GuestCpu {
 
     fn add_extended(&mut self, host: &dyn HostCpuid, facts: &HostFacts) {
         let max = host.cpuid(EXTENDED, 0);
-        self.set(
-            EXTENDED,
-            0,
-            CpuidRegs {
-                eax: max.eax.clamp(EXTENDED, EXTENDED_MAX),
-                ..max
-            },
-        );
-        let signature = if self.is_intel {
-            0
-        } else {
-            host.cpuid(0x8000_0001, 0).eax
-        };
-        let repeated = if self.is_intel {
-            0
-        } else {
-            self.word(word::LEAF1_EDX) & AMD_REPEATED
-        };
+        self.set(EXTENDED, 0, CpuidRegs { eax: max.eax.clamp(EXTENDED, EXTENDED_MAX), ..max });
+        let signature = if self.is_intel { 0 } else { host.cpuid(0x8000_0001, 0).eax };
+        let repeated = if self.is_intel { 0 } else { self.word(word::LEAF1_EDX) & AMD_REPEATED };
         let (ecx, edx) = (self.word(word::EXT1_ECX), self.word(word::EXT1_EDX) | repeated);
         self.set(0x8000_0001, 0, CpuidRegs::new(signature, 0, ecx, edx));
         // Brand string, caches and TLBs.
@@ -269,11 +227,7 @@ impl GuestCpu {
         let invariant = u32::from(facts.machine.contains(Machine::INVARIANT_TSC)) << 8;
         self.set(0x8000_0007, 0, CpuidRegs::new(0, 0, 0, invariant));
         let widths = host.cpuid(EXTENDED_MAX, 0).eax & 0xffff;
-        self.set(
-            EXTENDED_MAX,
-            0,
-            CpuidRegs::new(widths, self.word(word::EXT8_EBX), 0, 0),
-        );
+        self.set(EXTENDED_MAX, 0, CpuidRegs::new(widths, self.word(word::EXT8_EBX), 0, 0));
     }
 
     fn add_hypervisor(&mut self) {
@@ -284,20 +238,14 @@ impl GuestCpu {
 
     /// Bytes of an XSAVE area in standard format with these components.
     fn xsave_bytes(&self, xcr0: u64) -> u32 {
-        self.components(xcr0)
-            .map(|regs| regs.ebx.saturating_add(regs.eax))
-            .fold(XSAVE_LEGACY_BYTES, u32::max)
+        self.components(xcr0).map(|regs| regs.ebx.saturating_add(regs.eax)).fold(XSAVE_LEGACY_BYTES, u32::max)
     }
 
     /// Bytes of an XSAVE area in compacted format with these components (SDM 1 13.4.3).
     fn compacted_bytes(&self, xcr0: u64) -> u32 {
         self.components(xcr0).fold(XSAVE_LEGACY_BYTES, |end, regs| {
             let is_aligned = regs.ecx & 2 != 0;
-            let start = if is_aligned {
-                end.checked_next_multiple_of(64).unwrap_or(end)
-            } else {
-                end
-            };
+            let start = if is_aligned { end.checked_next_multiple_of(64).unwrap_or(end) } else { end };
             start.saturating_add(regs.eax)
         })
     }
@@ -322,10 +270,7 @@ fn choose_features(
     // What the VMM emulates, whatever the host has: x2APIC, the APIC's TSC-deadline mode, and its own presence.
     features.0[word::LEAF1_ECX] |= X2APIC | TSC_DEADLINE | HYPERVISOR_PRESENT;
     let offered = [
-        (
-            "xsave",
-            facts.machine.contains(Machine::XSAVE) && facts.guest_xcr0 & XCR0_LEGACY == XCR0_LEGACY,
-        ),
+        ("xsave", facts.machine.contains(Machine::XSAVE) && facts.guest_xcr0 & XCR0_LEGACY == XCR0_LEGACY),
         ("avx", facts.guest_xcr0 & XCR0_AVX != 0),
         ("avx512f", facts.guest_xcr0 & XCR0_AVX512 == XCR0_AVX512),
         ("pku", facts.guest_xcr0 & XCR0_PKRU != 0),
@@ -341,16 +286,10 @@ fn choose_features(
         features.hide(name)?;
     }
     features.drop_dependents();
-    let components = [
-        ("xsave", XCR0_LEGACY),
-        ("avx", XCR0_AVX),
-        ("avx512f", XCR0_AVX512),
-        ("pku", XCR0_PKRU),
-    ];
-    let xcr0 = components
-        .iter()
-        .filter(|(name, _)| features.has(name))
-        .fold(0, |xcr0, (_, bits)| xcr0 | bits);
+    let components =
+        [("xsave", XCR0_LEGACY), ("avx", XCR0_AVX), ("avx512f", XCR0_AVX512), ("pku", XCR0_PKRU)];
+    let xcr0 =
+        components.iter().filter(|(name, _)| features.has(name)).fold(0, |xcr0, (_, bits)| xcr0 | bits);
     Ok((features, xcr0 & facts.guest_xcr0))
 }
 

@@ -30,11 +30,7 @@ fn amd(leaf: u32, subleaf: u32) -> CpuidRegs {
     }
 }
 
-const FACTS: HostFacts = HostFacts {
-    machine: Machine::all(),
-    guest_xcr0: 0x2e7,
-    tsc_hz: 3_000_000_000,
-};
+const FACTS: HostFacts = HostFacts { machine: Machine::all(), guest_xcr0: 0x2e7, tsc_hz: 3_000_000_000 };
 
 fn cpu(host: &dyn HostCpuid, facts: &HostFacts) -> GuestCpu {
     GuestCpu::new(host, facts, &[]).unwrap()
@@ -55,15 +51,9 @@ fn the_guest_finds_the_hypervisor_its_clock_and_its_timers() {
     let state = CpuidState::default();
     let guest = cpu(&intel, &FACTS);
     let leaf1 = guest.cpuid(1, 0, &state);
-    assert_eq!(
-        leaf1.ecx & (1 << 21 | 1 << 24 | 1 << 31),
-        1 << 21 | 1 << 24 | 1 << 31
-    );
+    assert_eq!(leaf1.ecx & (1 << 21 | 1 << 24 | 1 << 31), 1 << 21 | 1 << 24 | 1 << 31);
     let signature = guest.cpuid(0x4000_0000, 0, &state);
-    assert_eq!(
-        signature,
-        CpuidRegs::new(0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d)
-    );
+    assert_eq!(signature, CpuidRegs::new(0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d));
     assert_eq!(guest.cpuid(0x4000_0001, 0, &state).eax, 0x0100_000a);
 }
 
@@ -75,20 +65,13 @@ fn the_frequency_leaf_is_about_the_real_tsc_on_intel_and_absent_on_amd() {
         let told = u64::from(leaf.ecx) * u64::from(leaf.ebx) / u64::from(leaf.eax);
         assert!(tsc_hz - told < 2);
     }
-    assert_eq!(
-        cpu(&amd, &FACTS).cpuid(0x15, 0, &CpuidState::default()),
-        CpuidRegs::default()
-    );
+    assert_eq!(cpu(&amd, &FACTS).cpuid(0x15, 0, &CpuidState::default()), CpuidRegs::default());
 }
 
 #[test]
 fn osxsave_and_the_apic_id_follow_the_cpu() {
     let guest = cpu(&intel, &FACTS);
-    let state = CpuidState {
-        cr4: CR4_OSXSAVE,
-        xcr0: 3,
-        apic_id: 7,
-    };
+    let state = CpuidState { cr4: CR4_OSXSAVE, xcr0: 3, apic_id: 7 };
     let leaf1 = guest.cpuid(1, 0, &state);
     assert_eq!((leaf1.ecx >> 27 & 1, leaf1.ebx >> 24), (1, 7));
     assert_eq!(guest.cpuid(1, 0, &CpuidState::default()).ecx >> 27 & 1, 0);
@@ -99,15 +82,8 @@ fn osxsave_and_the_apic_id_follow_the_cpu() {
 #[test]
 fn an_answer_depends_on_no_other_state_than_it_says() {
     let guest = cpu(&intel, &FACTS);
-    let with = |cr4, xcr0| CpuidState {
-        cr4,
-        xcr0,
-        apic_id: 0,
-    };
-    for leaf in (0..0x20)
-        .chain(0x4000_0000..0x4000_0003)
-        .chain(0x8000_0000..0x8000_000a)
-    {
+    let with = |cr4, xcr0| CpuidState { cr4, xcr0, apic_id: 0 };
+    for leaf in (0..0x20).chain(0x4000_0000..0x4000_0003).chain(0x8000_0000..0x8000_000a) {
         for subleaf in 0..10 {
             let answer = |cr4, xcr0| guest.cpuid(leaf, subleaf, &with(cr4, xcr0));
             if !depends_on(leaf).contains(Groups::CONTROL) {
@@ -123,16 +99,7 @@ fn an_answer_depends_on_no_other_state_than_it_says() {
 #[test]
 fn the_xsave_leaf_tells_the_size_for_what_is_enabled() {
     let guest = cpu(&intel, &FACTS);
-    let with = |xcr0| {
-        guest.cpuid(
-            0xd,
-            0,
-            &CpuidState {
-                xcr0,
-                ..CpuidState::default()
-            },
-        )
-    };
+    let with = |xcr0| guest.cpuid(0xd, 0, &CpuidState { xcr0, ..CpuidState::default() });
     assert_eq!(with(3), CpuidRegs::new(0x2e7, 576, 2696, 0));
     assert_eq!(with(7).ebx, 832);
     assert_eq!(with(0xe7).ebx, 2688);
@@ -141,22 +108,13 @@ fn the_xsave_leaf_tells_the_size_for_what_is_enabled() {
 
 #[test]
 fn what_the_kernel_does_not_switch_is_not_offered() {
-    let facts = HostFacts {
-        machine: Machine::XSAVE,
-        guest_xcr0: 3,
-        ..FACTS
-    };
+    let facts = HostFacts { machine: Machine::XSAVE, guest_xcr0: 3, ..FACTS };
     let features = *cpu(&intel, &facts).features();
-    for name in [
-        "avx", "avx512f", "pku", "xsavec", "xsaves", "invpcid", "pcid", "rdtscp", "rdpid",
-    ] {
+    for name in ["avx", "avx512f", "pku", "xsavec", "xsaves", "invpcid", "pcid", "rdtscp", "rdpid"] {
         assert!(!features.has(name), "{name}");
     }
     assert!(features.has("xsave") && features.has("xsaveopt"));
-    let none = HostFacts {
-        machine: Machine::empty(),
-        ..FACTS
-    };
+    let none = HostFacts { machine: Machine::empty(), ..FACTS };
     assert_eq!(cpu(&intel, &none).xcr0(), 0);
 }
 

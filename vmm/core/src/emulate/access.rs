@@ -30,11 +30,7 @@ struct Place {
 impl<'a, M: GuestMemory, D: Devices> LinearSpace<'a, M, D> {
     /// Guest memory and devices, for any number of accesses.
     pub(super) fn new(memory: &'a mut M, devices: &'a mut D) -> Self {
-        LinearSpace {
-            memory,
-            devices,
-            has_one_access: false,
-        }
+        LinearSpace { memory, devices, has_one_access: false }
     }
 
     /// Reads `size` bytes, at most 8, in the address space of a vCPU whose page has [`crate::vcpu::MODE`].
@@ -91,35 +87,19 @@ impl<'a, M: GuestMemory, D: Devices> LinearSpace<'a, M, D> {
 
     fn locate(&mut self, page: &VcpuPage, linear: u64, size: usize, access: Access) -> Result<Place, Fault> {
         if let Some(first) = self.reached(page, linear, size, access) {
-            return Ok(Place {
-                first,
-                first_size: size,
-                second: 0,
-            });
+            return Ok(Place { first, first_size: size, second: 0 });
         }
         let paging = Paging::of(page);
         let first = paging.translate(self.memory, linear, access)?;
         let in_page = (PAGE_SIZE - linear % PAGE_SIZE) as usize;
         if size <= in_page {
-            return Ok(Place {
-                first,
-                first_size: size,
-                second: 0,
-            });
+            return Ok(Place { first, first_size: size, second: 0 });
         }
         let next = linear.wrapping_add(in_page as u64);
         // Linear addresses have 32 bits outside 64-bit mode.
-        let next = if code_bits(page) == 64 {
-            next
-        } else {
-            next & 0xffff_ffff
-        };
+        let next = if code_bits(page) == 64 { next } else { next & 0xffff_ffff };
         let second = paging.translate(self.memory, next, access)?;
-        Ok(Place {
-            first,
-            first_size: in_page,
-            second,
-        })
+        Ok(Place { first, first_size: in_page, second })
     }
 
     fn read_part(&mut self, address: u64, into: &mut [u8]) {
@@ -136,7 +116,6 @@ impl<'a, M: GuestMemory, D: Devices> LinearSpace<'a, M, D> {
         }
         let mut value = [0; 8];
         value[..from.len()].copy_from_slice(from);
-        self.devices
-            .write_memory(address, from.len() as u8, u64::from_le_bytes(value));
+        self.devices.write_memory(address, from.len() as u8, u64::from_le_bytes(value));
     }
 }

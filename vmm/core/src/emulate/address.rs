@@ -36,11 +36,7 @@ impl Address {
                 displacement: 0,
                 mask: mask(base.size()),
                 // No prefix moves the destination elsewhere.
-                segment: if is_destination {
-                    Register::ES
-                } else {
-                    instruction.memory_segment()
-                },
+                segment: if is_destination { Register::ES } else { instruction.memory_segment() },
             });
         }
         let (base, index) = (instruction.memory_base(), instruction.memory_index());

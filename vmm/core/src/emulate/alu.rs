@@ -131,18 +131,9 @@ mod tests {
     #[test]
     fn flags_are_those_of_the_manual() {
         let flags = |operation: Operation, a, b, size| operation.apply(a, b, size, 2).1;
-        assert_eq!(
-            flags(Operation::Add, 0xff, 1, 1),
-            2 | CARRY | ZERO | ADJUST | PARITY
-        );
-        assert_eq!(
-            flags(Operation::Add, 0x7fff_ffff, 1, 4),
-            2 | OVERFLOW | SIGN | ADJUST | PARITY
-        );
-        assert_eq!(
-            flags(Operation::Subtract, 0, 1, 8),
-            2 | CARRY | SIGN | ADJUST | PARITY
-        );
+        assert_eq!(flags(Operation::Add, 0xff, 1, 1), 2 | CARRY | ZERO | ADJUST | PARITY);
+        assert_eq!(flags(Operation::Add, 0x7fff_ffff, 1, 4), 2 | OVERFLOW | SIGN | ADJUST | PARITY);
+        assert_eq!(flags(Operation::Subtract, 0, 1, 8), 2 | CARRY | SIGN | ADJUST | PARITY);
         assert_eq!(flags(Operation::Subtract, 0x80, 1, 1), 2 | OVERFLOW | ADJUST);
         assert_eq!(flags(Operation::And, 0xf0, 0x0f, 2), 2 | ZERO | PARITY);
         assert_eq!(flags(Operation::BitTest, 0b100, 2, 4), 2 | CARRY);
@@ -150,14 +141,8 @@ mod tests {
 
     #[test]
     fn carry_goes_in_and_out() {
-        assert_eq!(
-            Operation::AddWithCarry.apply(u64::MAX, 0, 8, CARRY),
-            (0, CARRY | ZERO | ADJUST | PARITY)
-        );
-        assert_eq!(
-            Operation::SubtractWithBorrow.apply(0, u64::MAX, 8, CARRY).1 & CARRY,
-            CARRY
-        );
+        assert_eq!(Operation::AddWithCarry.apply(u64::MAX, 0, 8, CARRY), (0, CARRY | ZERO | ADJUST | PARITY));
+        assert_eq!(Operation::SubtractWithBorrow.apply(0, u64::MAX, 8, CARRY).1 & CARRY, CARRY);
         assert_eq!(Operation::Increment.apply(0xffff, 0, 2, CARRY).1 & CARRY, CARRY);
         assert_eq!(Operation::Negate.apply(1, 0, 4, 0).0, 0xffff_ffff);
     }

@@ -43,10 +43,7 @@ impl Decoded {
             None if string::is_string(instruction.mnemonic()) => Work::String(*instruction),
             None => Work::Other(*instruction),
         };
-        Decoded {
-            work,
-            length: instruction.len() as u8,
-        }
+        Decoded { work, length: instruction.len() as u8 }
     }
 }
 
@@ -72,9 +69,7 @@ pub struct DecodeCache {
 
 impl Default for DecodeCache {
     fn default() -> Self {
-        DecodeCache {
-            entries: Box::new([None; ENTRIES]),
-        }
+        DecodeCache { entries: Box::new([None; ENTRIES]) }
     }
 }
 
@@ -115,14 +110,8 @@ impl DecodeCache {
         instruction: &Instruction,
     ) {
         let (bytes, mask) = fetched.prefix(instruction.len());
-        self.entries[slot(rip)] = Some(Entry {
-            rip,
-            code_bits,
-            bytes,
-            mask,
-            trace,
-            decoded: Decoded::new(instruction),
-        });
+        self.entries[slot(rip)] =
+            Some(Entry { rip, code_bits, bytes, mask, trace, decoded: Decoded::new(instruction) });
     }
 }
 

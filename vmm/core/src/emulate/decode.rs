@@ -27,10 +27,7 @@ pub(super) struct Bytes {
 
 impl Bytes {
     fn new(low: u64, high: u64, length: usize) -> Bytes {
-        Bytes {
-            word: u128::from(high) << 64 | u128::from(low),
-            length,
-        }
+        Bytes { word: u128::from(high) << 64 | u128::from(low), length }
     }
 
     /// Bytes that the hardware fetched ([`hypercall_abi::exit::NestedFault`]), if it does that.
@@ -144,12 +141,8 @@ fn is_vector(page: &VcpuPage, bytes: &Bytes) -> bool {
 
 fn decode_bytes(page: &VcpuPage, bytes: &Bytes) -> Result<Instruction, DecoderError> {
     let array = bytes.word.to_le_bytes();
-    let mut decoder = Decoder::with_ip(
-        code_bits(page),
-        &array[..bytes.length],
-        page.rip,
-        DecoderOptions::NONE,
-    );
+    let mut decoder =
+        Decoder::with_ip(code_bits(page), &array[..bytes.length], page.rip, DecoderOptions::NONE);
     let instruction = decoder.decode();
     match decoder.last_error() {
         DecoderError::None => Ok(instruction),
@@ -171,11 +164,7 @@ fn fetch(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory) -> Result<Fetched,
     if code_bits(page) == 64 {
         let trace = paging.trace(memory, page.rip, Access::Fetch)?;
         if let Some(bytes) = Bytes::read_whole(memory, trace.physical()) {
-            return Ok(Fetched {
-                bytes,
-                trace: Some(trace),
-                end: None,
-            });
+            return Ok(Fetched { bytes, trace: Some(trace), end: None });
         }
     }
     fetch_in_pieces(page, &paging, memory)
@@ -188,11 +177,7 @@ fn fetch_in_pieces(
 ) -> Result<Fetched, Fault> {
     let (base, limit, linear_mask) = match code_bits(page) {
         64 => (0, u64::MAX, u64::MAX),
-        _ => (
-            page.segments[CS].base,
-            page.segments[CS].limit.into(),
-            0xffff_ffff,
-        ),
+        _ => (page.segments[CS].base, page.segments[CS].limit.into(), 0xffff_ffff),
     };
     let (mut bytes, mut length) = ([0; 16], 0);
     let mut end = None;
@@ -221,14 +206,7 @@ fn fetch_in_pieces(
     // What cannot be fetched matters only if the instruction is not complete without it.
     match end {
         Some(fault) if length == 0 => Err(fault),
-        _ => Ok(Fetched {
-            bytes: Bytes {
-                word: u128::from_le_bytes(bytes),
-                length,
-            },
-            trace: None,
-            end,
-        }),
+        _ => Ok(Fetched { bytes: Bytes { word: u128::from_le_bytes(bytes), length }, trace: None, end }),
     }
 }
 
@@ -252,9 +230,7 @@ fn check_exiting(vcpu: &mut impl Vcpu, fetched: &Fetched, kind: ExitKind) -> Res
     }
     let rip = vcpu.page().rip;
     let found = instruction.mnemonic();
-    Err(Trouble::Unsupported(format!(
-        "{kind:?} exit at {rip:#x}, where the instruction is {found:?}"
-    )))
+    Err(Trouble::Unsupported(format!("{kind:?} exit at {rip:#x}, where the instruction is {found:?}")))
 }
 
 /// Length of the instruction that caused the last exit: what the hardware said, else what [`decode_exiting`] finds.
@@ -297,10 +273,9 @@ fn may_exit(kind: ExitKind, mnemonic: Mnemonic) -> bool {
     match kind {
         ExitKind::Hlt => mnemonic == M::Hlt,
         ExitKind::Cpuid => mnemonic == M::Cpuid,
-        ExitKind::PortIo => matches!(
-            mnemonic,
-            M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd
-        ),
+        ExitKind::PortIo => {
+            matches!(mnemonic, M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd)
+        }
         ExitKind::MsrRead => mnemonic == M::Rdmsr,
         ExitKind::MsrWrite => mnemonic == M::Wrmsr,
         ExitKind::ControlAccess => matches!(mnemonic, M::Mov | M::Clts | M::Lmsw | M::Smsw),

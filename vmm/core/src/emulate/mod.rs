@@ -167,9 +167,7 @@ fn operation(mnemonic: Mnemonic) -> Option<(Operation, bool)> {
 fn not_emulated(vcpu: &mut impl Vcpu, instruction: &Instruction) -> Trouble {
     let mnemonic = instruction.mnemonic();
     let rip = vcpu.page().rip;
-    Trouble::Unsupported(format!(
-        "{mnemonic:?} at {rip:#x} works on memory where there is no RAM"
-    ))
+    Trouble::Unsupported(format!("{mnemonic:?} at {rip:#x} works on memory where there is no RAM"))
 }
 
 #[cfg(test)]

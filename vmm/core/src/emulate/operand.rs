@@ -57,12 +57,7 @@ impl<'a, 'b, V: Vcpu, M: GuestMemory, D: Devices> Operands<'a, 'b, V, M, D> {
         if let Operand::Immediate(_) = operands[1] {
             sizes[1] = sizes[0];
         }
-        Ok(Operands {
-            vcpu,
-            space,
-            operands,
-            sizes,
-        })
+        Ok(Operands { vcpu, space, operands, sizes })
     }
 
     pub(super) fn is_memory(&self, index: usize) -> bool {
@@ -82,8 +77,7 @@ impl<'a, 'b, V: Vcpu, M: GuestMemory, D: Devices> Operands<'a, 'b, V, M, D> {
             Operand::Gpr(register) => register.write(self.vcpu, value),
             Operand::Immediate(_) => {}
             Operand::Memory(address) => {
-                self.space
-                    .write(self.vcpu.page(), address, self.sizes[index], value)?;
+                self.space.write(self.vcpu.page(), address, self.sizes[index], value)?;
             }
         }
         Ok(())
@@ -92,9 +86,7 @@ impl<'a, 'b, V: Vcpu, M: GuestMemory, D: Devices> Operands<'a, 'b, V, M, D> {
     /// Faults as [`Self::write`] would: a device must not be read if the write that follows faults.
     pub(super) fn check_write(&mut self, index: usize) -> Result<(), Fault> {
         match self.operands[index] {
-            Operand::Memory(address) => self
-                .space
-                .check_write(self.vcpu.page(), address, self.sizes[index]),
+            Operand::Memory(address) => self.space.check_write(self.vcpu.page(), address, self.sizes[index]),
             _ => Ok(()),
         }
     }
@@ -119,10 +111,7 @@ impl<'a, 'b, V: Vcpu, M: GuestMemory, D: Devices> Operands<'a, 'b, V, M, D> {
 
 fn is_bit_operation(instruction: &Instruction) -> bool {
     use iced_x86::Mnemonic;
-    matches!(
-        instruction.mnemonic(),
-        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
-    )
+    matches!(instruction.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
 }
 
 /// The operand and its size in bytes; `None` for what is not supported.
@@ -146,21 +135,14 @@ fn locate(
             };
             Some((Operand::Memory(address.linear(vcpu, size, Access::Read)?), size))
         }
-        _ => instruction
-            .try_immediate(index)
-            .ok()
-            .map(|value| (Operand::Immediate(value), 8)),
+        _ => instruction.try_immediate(index).ok().map(|value| (Operand::Immediate(value), 8)),
     };
     Ok(operand)
 }
 
 /// Linear addresses have 32 bits outside 64-bit mode.
 fn wrap(vcpu: &mut impl Vcpu, address: u64) -> u64 {
-    if code_bits(vcpu.state(MODE)) == 64 {
-        address
-    } else {
-        address & 0xffff_ffff
-    }
+    if code_bits(vcpu.state(MODE)) == 64 { address } else { address & 0xffff_ffff }
 }
 
 /// Reads the first operand of an instruction, which may be in memory: that of LMSW.

@@ -19,19 +19,12 @@ pub(super) struct Gpr {
 impl Gpr {
     /// The low `size` bytes (1, 2, 4 or 8) of the register with this number in [`hypercall_abi::vcpu::gpr`].
     pub(super) const fn new(number: usize, size: usize) -> Gpr {
-        Gpr {
-            number: number as u8,
-            size: size as u8,
-            shift: 0,
-        }
+        Gpr { number: number as u8, size: size as u8, shift: 0 }
     }
 
     /// `None` for registers of other kinds.
     pub(super) fn of(register: Register) -> Option<Gpr> {
-        let is_high = matches!(
-            register,
-            Register::AH | Register::CH | Register::DH | Register::BH
-        );
+        let is_high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
         register.is_gpr().then(|| Gpr {
             number: register.full_register().number() as u8,
             size: register.size() as u8,

@@ -39,10 +39,7 @@ pub(super) fn linear(
             _ => 0,
         };
         let linear = base.wrapping_add(offset);
-        (
-            linear,
-            is_canonical(linear) && is_canonical(linear.wrapping_add(to_last)),
-        )
+        (linear, is_canonical(linear) && is_canonical(linear.wrapping_add(to_last)))
     } else {
         let page = vcpu.state(Groups::DATA_SEGMENTS);
         let segment = &page.segments[index(register)];
@@ -87,11 +84,7 @@ fn contains(segment: &Segment, offset: u64, to_last: u64) -> bool {
     let limit = segment.limit.into();
     let last = offset.saturating_add(to_last);
     if segment.access & (CODE | EXPAND_DOWN) == EXPAND_DOWN {
-        let top = if segment.access & ACCESS_BIG != 0 {
-            0xffff_ffff
-        } else {
-            0xffff
-        };
+        let top = if segment.access & ACCESS_BIG != 0 { 0xffff_ffff } else { 0xffff };
         offset > limit && last <= top
     } else {
         last <= limit
@@ -168,9 +161,6 @@ mod tests {
     #[test]
     fn addresses_wrap_at_4_gib_outside_64_bit_mode() {
         let mut vcpu = protected(Segment::new(0x10, 0xffff_f000, 0xffff_ffff, 0xc093));
-        assert_eq!(
-            linear(&mut vcpu, Register::DS, 0x1800, 4, Access::Read),
-            Ok(0x800)
-        );
+        assert_eq!(linear(&mut vcpu, Register::DS, 0x1800, 4, Access::Read), Ok(0x800));
     }
 }

@@ -124,16 +124,10 @@ fn iterate<M: GuestMemory, D: Devices>(
         Kind::Out => {
             let from = address(1, Access::Read)?;
             let value = space.read(vcpu.page(), from, size)?;
-            space
-                .devices
-                .write_port(port(vcpu.page()), size as u8, value as u32);
+            space.devices.write_port(port(vcpu.page()), size as u8, value as u32);
         }
     }
-    let step = if vcpu.page().rflags & RFLAGS_DF == 0 {
-        size as u64
-    } else {
-        (size as u64).wrapping_neg()
-    };
+    let step = if vcpu.page().rflags & RFLAGS_DF == 0 { size as u64 } else { (size as u64).wrapping_neg() };
     for index in 0..instruction.op_count() {
         if let Some(register) = pointer(instruction.op_kind(index)) {
             let next = register.read(vcpu).wrapping_add(step);

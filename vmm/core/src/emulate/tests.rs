@@ -51,20 +51,13 @@ impl Machine {
         let mut memory = VecMemory::new(0x10_0000);
         memory.write_u64(0x1_0000, 0x1_1007).unwrap();
         for index in 0..4 {
-            memory
-                .write_u64(0x1_1000 + index * 8, index << 30 | 0x87)
-                .unwrap();
+            memory.write_u64(0x1_1000 + index * 8, index << 30 | 0x87).unwrap();
         }
         memory.write(CODE, code).unwrap();
         let mut vcpu = FakeVcpu::long_mode(CODE, 0x1_0000);
         // The exit tells nothing of the instruction's own access.
         vcpu.page.exit_info[1] = NestedFault::PAGE_WALK.bits();
-        Machine {
-            vcpu,
-            memory,
-            devices: Recorder::default(),
-            cache: DecodeCache::default(),
-        }
+        Machine { vcpu, memory, devices: Recorder::default(), cache: DecodeCache::default() }
     }
 
     /// 32-bit mode without paging.
@@ -81,13 +74,7 @@ impl Machine {
     }
 
     fn step_for(&mut self, cause: Cause) -> Result<(), Trouble> {
-        emulate(
-            &mut self.vcpu,
-            &mut self.memory,
-            &mut self.devices,
-            &mut self.cache,
-            cause,
-        )
+        emulate(&mut self.vcpu, &mut self.memory, &mut self.devices, &mut self.cache, cause)
     }
 
     fn gpr(&mut self, index: usize) -> &mut u64 {
@@ -103,10 +90,7 @@ fn a_load_zero_extends_and_advances_rip() {
     *machine.gpr(gpr::RAX) = u64::MAX;
     machine.step().unwrap();
     assert_eq!(machine.devices.log, [("read", DEVICE + 0x10, 4, 0)]);
-    assert_eq!(
-        (*machine.gpr(gpr::RAX), machine.vcpu.page.rip),
-        (0x4433_2211, CODE + 3)
-    );
+    assert_eq!((*machine.gpr(gpr::RAX), machine.vcpu.page.rip), (0x4433_2211, CODE + 3));
 }
 
 #[test]
@@ -152,19 +136,13 @@ fn read_modify_write_touches_the_device_twice_and_sets_flags() {
     let mut machine = Machine::long(&[0xf0, 0x81, 0x0b, 0, 0, 0, 0x80]);
     *machine.gpr(gpr::RBX) = DEVICE;
     machine.step().unwrap();
-    assert_eq!(
-        machine.devices.log,
-        [("read", DEVICE, 4, 0), ("write", DEVICE, 4, 0xc433_2211)]
-    );
+    assert_eq!(machine.devices.log, [("read", DEVICE, 4, 0), ("write", DEVICE, 4, 0xc433_2211)]);
     assert_ne!(machine.vcpu.page.rflags & 1 << 7, 0, "SF");
     // test byte [rbx], 1
     let mut machine = Machine::long(&[0xf6, 0x03, 0x01]);
     *machine.gpr(gpr::RBX) = DEVICE;
     machine.step().unwrap();
-    assert_eq!(
-        (machine.devices.log.len(), machine.vcpu.page.rflags & 1 << 6),
-        (1, 0)
-    );
+    assert_eq!((machine.devices.log.len(), machine.vcpu.page.rflags & 1 << 6), (1, 0));
 }
 
 #[test]
@@ -193,10 +171,7 @@ fn a_repeated_move_copies_from_memory_to_the_device() {
     // rep movsd
     let mut machine = Machine::protected(&[0xf3, 0xa5]);
     for index in 0..3 {
-        machine
-            .memory
-            .write_u32(0x3000 + index * 4, index as u32 + 7)
-            .unwrap();
+        machine.memory.write_u32(0x3000 + index * 4, index as u32 + 7).unwrap();
     }
     *machine.gpr(gpr::RSI) = 0x3000;
     *machine.gpr(gpr::RDI) = DEVICE;
@@ -205,11 +180,7 @@ fn a_repeated_move_copies_from_memory_to_the_device() {
     let expected = [0, 1, 2].map(|index| ("write", DEVICE + index * 4, 4, index + 7));
     assert_eq!(machine.devices.log, expected);
     assert_eq!(
-        (
-            *machine.gpr(gpr::RCX),
-            *machine.gpr(gpr::RDI),
-            machine.vcpu.page.rip
-        ),
+        (*machine.gpr(gpr::RCX), *machine.gpr(gpr::RDI), machine.vcpu.page.rip),
         (0, DEVICE + 12, CODE + 2)
     );
 }
@@ -225,16 +196,9 @@ fn string_instructions_go_down_with_the_direction_flag() {
     *machine.gpr(gpr::RAX) = 0xab;
     machine.step().unwrap();
     machine.step().unwrap();
-    let expected = [
-        ("write", DEVICE + 1, 1, 0xab),
-        ("write", DEVICE, 1, 0xab),
-        ("read", DEVICE, 2, 0),
-    ];
+    let expected = [("write", DEVICE + 1, 1, 0xab), ("write", DEVICE, 1, 0xab), ("read", DEVICE, 2, 0)];
     assert_eq!(machine.devices.log, expected);
-    assert_eq!(
-        (*machine.gpr(gpr::RAX), *machine.gpr(gpr::RSI)),
-        (0x2211, DEVICE - 2)
-    );
+    assert_eq!((*machine.gpr(gpr::RAX), *machine.gpr(gpr::RSI)), (0x2211, DEVICE - 2));
 }
 
 #[test]
@@ -311,10 +275,7 @@ fn an_instruction_that_the_cpu_did_not_report_is_not_executed() {
     let mut machine = Machine::long(&[0x6e]);
     assert!(matches!(machine.step(), Err(Trouble::Unsupported(_))));
     let mut machine = Machine::long(&[0x89, 0x03]);
-    assert!(matches!(
-        machine.step_for(Cause::Port),
-        Err(Trouble::Unsupported(_))
-    ));
+    assert!(matches!(machine.step_for(Cause::Port), Err(Trouble::Unsupported(_))));
     assert!(machine.devices.log.is_empty());
 }
 
@@ -391,10 +352,7 @@ fn what_the_cpu_translated_is_not_translated_again() {
             (&[0x89, 0x43, 0x08], &[("write", DEVICE + 8, 4, 7)][..]),
             (
                 &[0x09, 0x43, 0x08],
-                &[
-                    ("read", DEVICE + 8, 4, 0),
-                    ("write", DEVICE + 8, 4, PATTERN & 0xffff_ffff | 7),
-                ],
+                &[("read", DEVICE + 8, 4, 0), ("write", DEVICE + 8, 4, PATTERN & 0xffff_ffff | 7)],
             ),
         ] {
             let mut machine = Machine::long(code);
@@ -462,10 +420,7 @@ fn an_instruction_that_was_decoded_before_is_not_taken_for_another() {
 #[test]
 fn an_avx_instruction_is_not_supported_rather_than_undefined() {
     // vmovups [rbx], xmm0; the same with FS and a 32-bit address
-    for code in [
-        &[0xc5, 0xf8, 0x11, 0x03][..],
-        &[0x64, 0x67, 0xc5, 0xf8, 0x11, 0x03],
-    ] {
+    for code in [&[0xc5, 0xf8, 0x11, 0x03][..], &[0x64, 0x67, 0xc5, 0xf8, 0x11, 0x03]] {
         let mut machine = Machine::long(code);
         let result = machine.step();
         assert!(matches!(result, Err(Trouble::Unsupported(_))), "{result:?}");
@@ -480,9 +435,7 @@ fn what_is_not_supported_says_where_it_is() {
     // movdqa xmm0, [rbx]
     let mut machine = Machine::long(&[0x66, 0x0f, 0x6f, 0x03]);
     *machine.gpr(gpr::RBX) = DEVICE;
-    let Err(Trouble::Unsupported(text)) = machine.step() else {
-        panic!("supported")
-    };
+    let Err(Trouble::Unsupported(text)) = machine.step() else { panic!("supported") };
     assert!(text.contains("Movdqa at 0x2000"), "{text}");
 }
 
@@ -499,10 +452,7 @@ fn the_length_of_an_exiting_instruction_counts_its_prefixes() {
     let wrong = verify_length(&mut plain.vcpu, &mut plain.memory, ExitKind::MsrRead);
     assert!(matches!(wrong, Err(Trouble::Unsupported(_))));
     machine.vcpu.page.exit_length = 2;
-    assert_eq!(
-        verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid),
-        Ok(2)
-    );
+    assert_eq!(verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid), Ok(2));
 }
 
 #[test]
@@ -515,18 +465,11 @@ fn an_instruction_may_end_with_its_page_but_not_reach_into_a_missing_one() {
     }
     machine.memory.write(0x1f_fffe, &[0x0f, 0xa2]).unwrap();
     machine.vcpu.page.rip = 0x1f_fffe;
-    assert_eq!(
-        verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid),
-        Ok(2)
-    );
+    assert_eq!(verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid), Ok(2));
     machine.memory.write(0x1f_ffff, &[0x0f]).unwrap();
     machine.vcpu.page.rip = 0x1f_ffff;
     let fault = verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid);
-    assert_eq!(
-        fault,
-        Err(Trouble::Fault(Fault::page(0x10, 0x20_0000))),
-        "an instruction fetch"
-    );
+    assert_eq!(fault, Err(Trouble::Fault(Fault::page(0x10, 0x20_0000))), "an instruction fetch");
 }
 
 proptest! {

@@ -39,20 +39,9 @@ impl Transfer {
         };
         let gpr = |index| Gpr::of(instruction.op_register(index));
         let (kind, memory) = match (instruction.op0_kind(), instruction.op1_kind()) {
-            (OpKind::Register, OpKind::Memory) => (
-                Kind::Load {
-                    to: gpr(0)?,
-                    is_signed,
-                },
-                1,
-            ),
+            (OpKind::Register, OpKind::Memory) => (Kind::Load { to: gpr(0)?, is_signed }, 1),
             (OpKind::Memory, OpKind::Register) => (Kind::Store { from: gpr(1)? }, 0),
-            (OpKind::Memory, _) => (
-                Kind::StoreImmediate {
-                    value: instruction.try_immediate(1).ok()?,
-                },
-                0,
-            ),
+            (OpKind::Memory, _) => (Kind::StoreImmediate { value: instruction.try_immediate(1).ok()? }, 0),
             _ => return None,
         };
         let size = instruction.memory_size().size();
@@ -77,14 +66,7 @@ impl Transfer {
                     Some(address) => truncate(space.devices.read_memory(address, self.size), size),
                     None => space.read(vcpu.page(), linear, size)?,
                 };
-                to.write(
-                    vcpu,
-                    if is_signed {
-                        sign_extend(value, size)
-                    } else {
-                        value
-                    },
-                );
+                to.write(vcpu, if is_signed { sign_extend(value, size) } else { value });
                 return Ok(());
             }
             Kind::Store { from } => from.read_wide(vcpu),

@@ -59,12 +59,7 @@ struct Control {
 
 impl Control {
     fn of(page: &VcpuPage) -> Self {
-        Control {
-            cr0: page.cr0,
-            cr3: page.cr3,
-            cr4: page.cr4,
-            efer: page.efer,
-        }
+        Control { cr0: page.cr0, cr3: page.cr3, cr4: page.cr4, efer: page.efer }
     }
 }
 
@@ -118,12 +113,7 @@ impl Paging {
     ) -> Result<Trace, Fault> {
         let mut entries = Entries::default();
         let physical = self.translate_by(memory, linear, access, &mut entries)?;
-        Ok(Trace {
-            linear,
-            control: self.control,
-            entries,
-            physical,
-        })
+        Ok(Trace { linear, control: self.control, entries, physical })
     }
 
     /// The same as [`Self::of`] for one whom no permission binds.
@@ -164,13 +154,7 @@ impl Paging {
             Mode::Flat => Ok(linear & 0xffff_ffff),
             Mode::Legacy => {
                 let linear = linear & 0xffff_ffff;
-                self.walk::<Entry32>(
-                    memory,
-                    linear,
-                    access,
-                    (self.control.cr3 & 0xffff_f000, 2),
-                    entries,
-                )
+                self.walk::<Entry32>(memory, linear, access, (self.control.cr3 & 0xffff_f000, 2), entries)
             }
             Mode::Pae => {
                 let linear = linear & 0xffff_ffff;
@@ -244,11 +228,7 @@ impl Paging {
             Access::Write => is_writable || !self.is_user && self.control.cr0 & CR0_WP == 0,
             Access::Read => true,
         };
-        if is_allowed {
-            Ok(())
-        } else {
-            Err(self.fault(linear, access, ERROR_PRESENT))
-        }
+        if is_allowed { Ok(()) } else { Err(self.fault(linear, access, ERROR_PRESENT)) }
     }
 
     fn fault(&self, linear: u64, access: Access, cause: u32) -> Fault {
@@ -271,11 +251,7 @@ impl Paging {
             return is_large && entry & 1 << 21 != 0;
         }
         // 1 GiB pages are the largest.
-        let low = if shift == 39 {
-            u64::MAX
-        } else {
-            ((1 << shift) - 1) & !0x1fff
-        };
+        let low = if shift == 39 { u64::MAX } else { ((1 << shift) - 1) & !0x1fff };
         // All ones are what a table outside RAM reads as: address bits beyond every CPU's are set.
         entry == u64::MAX || entry & self.reserved != 0 || is_large && entry & low != 0
     }
@@ -360,11 +336,7 @@ impl Entry for Entry32 {
 
     /// 4 MiB pages have address bits 32 to 39 in bits 13 to 20 (PSE-36).
     fn frame(entry: u64, is_large: bool) -> u64 {
-        if is_large {
-            entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32
-        } else {
-            entry & Self::TABLE
-        }
+        if is_large { entry & 0xffc0_0000 | (entry >> 13 & 0xff) << 32 } else { entry & Self::TABLE }
     }
 }
 
@@ -424,15 +396,8 @@ mod tests {
         let (vcpu, mut memory) = long_mode();
         let paging = Paging::of(&vcpu.page);
         assert_eq!(paging.translate(&mut memory, 0x5123, Access::Write), Ok(0x9_9123));
-        assert_eq!(
-            paging.translate(&mut memory, 0x41_2345, Access::Read),
-            Ok(0x61_2345)
-        );
-        assert_eq!(
-            memory.read_u64(0x4028).unwrap() & 0x60,
-            0x60,
-            "accessed and dirty"
-        );
+        assert_eq!(paging.translate(&mut memory, 0x41_2345, Access::Read), Ok(0x61_2345));
+        assert_eq!(memory.read_u64(0x4028).unwrap() & 0x60, 0x60, "accessed and dirty");
         assert_eq!(memory.read_u64(0x3010).unwrap() & 0x60, 0x20, "accessed only");
     }
 
@@ -441,9 +406,7 @@ mod tests {
         let (mut vcpu, mut memory) = long_mode();
         let paging = Paging::of(&vcpu.page);
         let mut code = |paging: &Paging, linear, access| {
-            paging
-                .translate(&mut memory, linear, access)
-                .map_err(|fault| fault.error_code)
+            paging.translate(&mut memory, linear, access).map_err(|fault| fault.error_code)
         };
         assert_eq!(code(&paging, 0x6000, Access::Read), Err(Some(0)));
         assert_eq!(code(&paging, 0x40_0000, Access::Write), Err(Some(3)));
@@ -462,21 +425,14 @@ mod tests {
         assert!(paging.translate(&mut memory, 0x40_0000, Access::Read).is_err());
         assert!(paging.translate(&mut memory, 0x40_0000, Access::Fetch).is_err());
         vcpu.page.rflags |= RFLAGS_AC;
-        assert!(
-            Paging::of(&vcpu.page)
-                .translate(&mut memory, 0x40_0000, Access::Read)
-                .is_ok()
-        );
+        assert!(Paging::of(&vcpu.page).translate(&mut memory, 0x40_0000, Access::Read).is_ok());
     }
 
     #[test]
     fn an_address_that_is_not_canonical_is_a_protection_fault() {
         let (vcpu, mut memory) = long_mode();
         let paging = Paging::of(&vcpu.page);
-        assert_eq!(
-            paging.translate(&mut memory, 1 << 47, Access::Read),
-            Err(Fault::PROTECTION)
-        );
+        assert_eq!(paging.translate(&mut memory, 1 << 47, Access::Read), Err(Fault::PROTECTION));
     }
 
     #[test]
@@ -496,10 +452,7 @@ mod tests {
         assert_eq!(fault, Err(Fault::page(ERROR_PRESENT | ERROR_RESERVED, 0x40_0000)));
         // Bit 12 is PAT's.
         memory.write_u64(0x3010, 0x60_1085).unwrap();
-        assert_eq!(
-            paging.translate(&mut memory, 0x40_0000, Access::Read),
-            Ok(0x60_0000)
-        );
+        assert_eq!(paging.translate(&mut memory, 0x40_0000, Access::Read), Ok(0x60_0000));
     }
 
     #[test]
@@ -513,24 +466,15 @@ mod tests {
         memory.write_u32(0x200c, 0x7003).unwrap();
         memory.write_u32(0x1008, 0x00c0_2083).unwrap();
         let paging = Paging::of(&vcpu.page);
-        assert_eq!(
-            paging.translate(&mut memory, 0x40_3010, Access::Write),
-            Ok(0x7010)
-        );
-        assert_eq!(
-            paging.translate(&mut memory, 0x81_2345, Access::Read),
-            Ok(0x1_00c1_2345)
-        );
+        assert_eq!(paging.translate(&mut memory, 0x40_3010, Access::Write), Ok(0x7010));
+        assert_eq!(paging.translate(&mut memory, 0x81_2345, Access::Read), Ok(0x1_00c1_2345));
 
         vcpu.page.cr4 |= CR4_PAE;
         memory.write_u64(0x1000, 0x3001).unwrap();
         memory.write_u64(0x3008, 0x4003).unwrap();
         memory.write_u64(0x4000, 0x8003).unwrap();
         let paging = Paging::of(&vcpu.page);
-        assert_eq!(
-            paging.translate(&mut memory, 0x20_0044, Access::Write),
-            Ok(0x8044)
-        );
+        assert_eq!(paging.translate(&mut memory, 0x20_0044, Access::Write), Ok(0x8044));
         assert!(paging.translate(&mut memory, 0xc000_0000, Access::Read).is_err());
     }
 }

@@ -37,13 +37,7 @@ impl Devices for BoardNow<'_> {
 
 impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     pub(super) fn port_io(&mut self) -> Result<Handled, Trouble> {
-        let PortIo {
-            port,
-            size,
-            is_in,
-            is_string,
-            ..
-        } = PortIo::decode(self.vcpu.page().exit_info[0]);
+        let PortIo { port, size, is_in, is_string, .. } = PortIo::decode(self.vcpu.page().exit_info[0]);
         if is_string {
             // Segment and address size are in the instruction, and in no vendor's exit information.
             return self.emulate(Cause::Port);
@@ -75,9 +69,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
             )));
         }
         if self.layout.is_ram(address) {
-            return Err(self.unsupported(&format!(
-                "the host refused access to the guest's RAM {address:#x}"
-            )));
+            return Err(self.unsupported(&format!("the host refused access to the guest's RAM {address:#x}")));
         }
         if cause.contains(NestedFault::EXECUTE) && !cause.contains(NestedFault::PAGE_WALK) {
             // What the CPU would fetch there are ones, which are no instruction.
@@ -91,10 +83,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     }
 
     fn emulate(&mut self, cause: Cause) -> Result<Handled, Trouble> {
-        let mut devices = BoardNow {
-            board: self.board,
-            now: self.now,
-        };
+        let mut devices = BoardNow { board: self.board, now: self.now };
         let done = emulate(self.vcpu, self.memory, &mut devices, self.decoded, cause);
         match done {
             Ok(()) => Ok(Handled::Resume),
@@ -109,10 +98,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
 
     /// What the emulator works on.
     pub(super) fn with_devices<T>(&mut self, work: impl FnOnce(&mut V, &mut M, &mut BoardNow<'_>) -> T) -> T {
-        let mut devices = BoardNow {
-            board: self.board,
-            now: self.now,
-        };
+        let mut devices = BoardNow { board: self.board, now: self.now };
         work(self.vcpu, self.memory, &mut devices)
     }
 }

@@ -164,18 +164,11 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         let page = self.vcpu.page();
         let (leaf, subleaf) = (page.gpr[gpr::RAX] as u32, page.gpr[gpr::RCX] as u32);
         let page = self.vcpu.state(depends_on(leaf));
-        let state = CpuidState {
-            cr4: page.cr4,
-            xcr0: page.xcr0,
-            apic_id,
-        };
+        let state = CpuidState { cr4: page.cr4, xcr0: page.xcr0, apic_id };
         let regs = self.cpu.cpuid(leaf, subleaf, &state);
-        for (index, value) in [
-            (gpr::RAX, regs.eax),
-            (gpr::RBX, regs.ebx),
-            (gpr::RCX, regs.ecx),
-            (gpr::RDX, regs.edx),
-        ] {
+        for (index, value) in
+            [(gpr::RAX, regs.eax), (gpr::RBX, regs.ebx), (gpr::RCX, regs.ecx), (gpr::RDX, regs.edx)]
+        {
             page.gpr[index] = value.into();
         }
         complete_instruction(self.vcpu, length);
@@ -186,16 +179,8 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     fn hypercall(&mut self) -> Result<Handled, Trouble> {
         let length = self.length(ExitKind::Hypercall)?;
         let page = self.vcpu.state(MODE);
-        let result = if privilege_level(page) == 0 {
-            KVM_ENOSYS
-        } else {
-            KVM_EPERM
-        } as u64;
-        page.gpr[gpr::RAX] = if code_bits(page) == 64 {
-            result
-        } else {
-            result & 0xffff_ffff
-        };
+        let result = if privilege_level(page) == 0 { KVM_ENOSYS } else { KVM_EPERM } as u64;
+        page.gpr[gpr::RAX] = if code_bits(page) == 64 { result } else { result & 0xffff_ffff };
         complete_instruction(self.vcpu, length);
         Ok(Handled::Resume)
     }

@@ -70,10 +70,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
                 self.board.apply(effect);
             }
             _ if VcpuClock::owns_msr(index) => {
-                return self
-                    .board
-                    .vcpu_clock
-                    .msr_write(index, value, &self.board.clock, self.memory);
+                return self.board.vcpu_clock.msr_write(index, value, &self.board.clock, self.memory);
             }
             _ => return self.msrs.write(index, value, self.vcpu, self.cpu),
         }

@@ -34,19 +34,12 @@ struct Patch {
 impl Software {
     /// None, with this instruction for all to come.
     pub(super) fn new(instruction: u8) -> Self {
-        Software {
-            instruction,
-            patches: Vec::new(),
-        }
+        Software { instruction, patches: Vec::new() }
     }
 
     /// The exceptions, as bits, by which the instruction may show beside #BP.
     pub(super) fn exceptions(&self) -> u32 {
-        if self.instruction == HLT && !self.patches.is_empty() {
-            1 << GENERAL_PROTECTION
-        } else {
-            0
-        }
+        if self.instruction == HLT && !self.patches.is_empty() { 1 << GENERAL_PROTECTION } else { 0 }
     }
 
     /// Puts one at `linear`, which is at `physical`. `false` if no memory is there.
@@ -57,11 +50,7 @@ impl Software {
         let Ok(original) = memory.read_u8(physical) else {
             return false;
         };
-        self.patches.push(Patch {
-            linear,
-            physical,
-            original,
-        });
+        self.patches.push(Patch { linear, physical, original });
         memory.write_u8(physical, self.instruction).is_ok()
     }
 
@@ -118,9 +107,7 @@ impl Watch {
             // Of reads alone the CPU knows nothing.
             _ => return None,
         };
-        self.linear
-            .is_multiple_of(self.bytes)
-            .then_some(length << 2 | access)
+        self.linear.is_multiple_of(self.bytes).then_some(length << 2 | access)
     }
 }
 
@@ -172,9 +159,7 @@ impl Hardware {
     /// What the causes in DR6 say was reached.
     pub(super) fn hit(&self, causes: u64) -> Option<Watch> {
         let slots = self.slots.iter().enumerate();
-        slots
-            .filter(|(index, _)| causes >> index & 1 != 0)
-            .find_map(|(_, slot)| *slot)
+        slots.filter(|(index, _)| causes >> index & 1 != 0).find_map(|(_, slot)| *slot)
     }
 
     /// Puts the debugger's values into the registers.

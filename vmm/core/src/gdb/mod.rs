@@ -123,10 +123,7 @@ pub fn serve(inferior: &mut impl Inferior) -> Ended {
 
 fn converse<I: Inferior>(debugger: &mut Debugger<'_, I>) -> Ended {
     let mut buffer = alloc::vec![0; PACKET_BYTES];
-    let Ok(stub) = GdbStub::builder(Replies::default())
-        .with_packet_buffer(&mut buffer)
-        .build()
-    else {
+    let Ok(stub) = GdbStub::builder(Replies::default()).with_packet_buffer(&mut buffer).build() else {
         return Ended::Confused;
     };
     let mut state = stub.run_state_machine(debugger);
@@ -256,11 +253,7 @@ impl<I: Inferior> Debugger<'_, I> {
                     self.forget_causes(causes);
                     return Some(match watch.kind {
                         None => StopReason::HwBreak(()),
-                        Some(kind) => StopReason::Watch {
-                            tid: (),
-                            kind,
-                            addr: watch.linear,
-                        },
+                        Some(kind) => StopReason::Watch { tid: (), kind, addr: watch.linear },
                     });
                 }
                 if self.is_own_step(causes) {

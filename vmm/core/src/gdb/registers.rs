@@ -78,11 +78,7 @@ impl Register {
         Some(match self.0 {
             number @ 0..RIP => {
                 let index = GPRS[number];
-                let group = if index == gpr::RSP {
-                    Groups::CS_SS
-                } else {
-                    Groups::empty()
-                };
+                let group = if index == gpr::RSP { Groups::CS_SS } else { Groups::empty() };
                 (&mut page.gpr[index], group)
             }
             RIP => (&mut page.rip, Groups::RIP),
@@ -177,11 +173,7 @@ impl arch::Registers for Registers {
             let register = Register(number);
             let (own, rest) = bytes.split_at_checked(register.bytes()).ok_or(())?;
             // What gdb was told it cannot have it gives back as zeroes.
-            *value = if matches!(number, 24..40) {
-                None
-            } else {
-                Some(little_endian(own))
-            };
+            *value = if matches!(number, 24..40) { None } else { Some(little_endian(own)) };
             bytes = rest;
         }
         Ok(())

@@ -107,10 +107,7 @@ impl<I: Inferior> Debugger<'_, I> {
         page.dirty |= Groups::RIP.bits();
         if step.pushes_flags && page.rip != step.from {
             let page = vcpu.state(Groups::CS_SS);
-            let second = page.segments[SS]
-                .base
-                .wrapping_add(page.gpr[gpr::RSP])
-                .wrapping_add(1);
+            let second = page.segments[SS].base.wrapping_add(page.gpr[gpr::RSP]).wrapping_add(1);
             let mut flags = [0];
             if memory::read(vcpu, guest, second, &mut flags) == 1 {
                 flags[0] &= !((RFLAGS_TF >> 8) as u8);

@@ -56,11 +56,7 @@ impl<I: Inferior> SingleThreadBase for Debugger<'_, I> {
 
     fn write_addrs(&mut self, start: u64, from: &[u8]) -> TargetResult<(), Self> {
         let (vcpu, guest) = self.inferior.parts();
-        if memory::write(vcpu, guest, start, from) {
-            Ok(())
-        } else {
-            Err(TargetError::NonFatal)
-        }
+        if memory::write(vcpu, guest, start, from) { Ok(()) } else { Err(TargetError::NonFatal) }
     }
 
     fn support_resume(&mut self) -> Option<SingleThreadResumeOps<'_, Self>> {
@@ -80,9 +76,7 @@ impl<I: Inferior> SingleRegisterAccess<()> for Debugger<'_, I> {
 
     fn write_register(&mut self, (): (), register: Register, value: &[u8]) -> TargetResult<(), Self> {
         let (vcpu, _) = self.inferior.parts();
-        register
-            .write(vcpu, little_endian(value))
-            .map_err(|()| TargetError::NonFatal)
+        register.write(vcpu, little_endian(value)).map_err(|()| TargetError::NonFatal)
     }
 }
 
@@ -133,11 +127,7 @@ impl<I: Inferior> SwBreakpoint for Debugger<'_, I> {
 
 /// A breakpoint in a debug register.
 fn execution(linear: u64) -> Watch {
-    Watch {
-        linear,
-        bytes: 1,
-        kind: None,
-    }
+    Watch { linear, bytes: 1, kind: None }
 }
 
 impl<I: Inferior> HwBreakpoint for Debugger<'_, I> {
@@ -153,15 +143,11 @@ impl<I: Inferior> HwBreakpoint for Debugger<'_, I> {
 impl<I: Inferior> HwWatchpoint for Debugger<'_, I> {
     fn add_hw_watchpoint(&mut self, linear: u64, bytes: u64, kind: WatchKind) -> TargetResult<bool, Self> {
         let kind = Some(kind);
-        Ok(self
-            .hardware
-            .add(self.inferior.parts().0, Watch { linear, bytes, kind }))
+        Ok(self.hardware.add(self.inferior.parts().0, Watch { linear, bytes, kind }))
     }
 
     fn remove_hw_watchpoint(&mut self, linear: u64, bytes: u64, kind: WatchKind) -> TargetResult<bool, Self> {
         let kind = Some(kind);
-        Ok(self
-            .hardware
-            .remove(self.inferior.parts().0, Watch { linear, bytes, kind }))
+        Ok(self.hardware.remove(self.inferior.parts().0, Watch { linear, bytes, kind }))
     }
 }

@@ -146,11 +146,7 @@ fn where_int3_does_not_exit_hlt_breaks_at_every_privilege() {
     );
     assert!(fake.said.contains("$f4#"), "{}", fake.said);
     assert_eq!(fake.said.matches("swbreak:;#").count(), 2, "{}", fake.said);
-    assert!(
-        fake.said.contains("+$#00"),
-        "no breakpoint in a debug register: {}",
-        fake.said
-    );
+    assert!(fake.said.contains("+$#00"), "no breakpoint in a debug register: {}", fake.said);
     assert_eq!((fake.memory.read_u8(CODE), fake.handled), (Ok(0x90), 0));
 }
 

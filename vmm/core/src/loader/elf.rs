@@ -56,10 +56,7 @@ impl Elf {
             [1, 1] => false,
             [2, 1] => true,
             _ => {
-                return Err(LoadError::Damaged {
-                    what: "the ELF class",
-                    value: ident[4].into(),
-                });
+                return Err(LoadError::Damaged { what: "the ELF class", value: ident[4].into() });
             }
         };
         let mut bytes = [0; 64];
@@ -81,43 +78,26 @@ impl Elf {
         }
         let segments = Self::read_segments(image, &header)?;
         let entry = physical_entry(header.word(24, 24), &segments);
-        Ok(Some(Elf {
-            is_64,
-            entry,
-            segments,
-        }))
+        Ok(Some(Elf { is_64, entry, segments }))
     }
 
     fn read_segments(image: &dyn Image, header: &Fields<'_>) -> Result<Vec<Segment>, LoadError> {
         let is_64 = header.is_64;
         let table = header.word(28, 32);
-        let (entry_size, count) = (
-            header.half(if is_64 { 54 } else { 42 }),
-            header.half(if is_64 { 56 } else { 44 }),
-        );
+        let (entry_size, count) =
+            (header.half(if is_64 { 54 } else { 42 }), header.half(if is_64 { 56 } else { 44 }));
         let expected = if is_64 { 56 } else { 32 };
         if entry_size != expected {
-            return Err(LoadError::Damaged {
-                what: "the size of an ELF program header",
-                value: entry_size,
-            });
+            return Err(LoadError::Damaged { what: "the size of an ELF program header", value: entry_size });
         }
         if count > MAX_SEGMENTS {
-            return Err(LoadError::Damaged {
-                what: "the number of ELF segments",
-                value: count,
-            });
+            return Err(LoadError::Damaged { what: "the number of ELF segments", value: count });
         }
         let mut segments = Vec::new();
         for index in 0..count {
             let mut bytes = [0; 56];
             let bytes = &mut bytes[..expected as usize];
-            place::read(
-                image,
-                "the ELF program headers",
-                table.saturating_add(index * expected),
-                bytes,
-            )?;
+            place::read(image, "the ELF program headers", table.saturating_add(index * expected), bytes)?;
             let fields = Fields { bytes, is_64 };
             segments.push(Segment {
                 kind: fields.dword(0),
@@ -140,38 +120,22 @@ impl Elf {
     ) -> Result<u64, LoadError> {
         let mut end = 0;
         for segment in self.segments.iter().filter(|segment| segment.kind == PT_LOAD) {
-            let Segment {
-                offset,
-                physical_address,
-                file_size,
-                memory_size,
-                ..
-            } = *segment;
+            let Segment { offset, physical_address, file_size, memory_size, .. } = *segment;
             if memory_size == 0 {
                 continue;
             }
             if file_size > memory_size {
-                return Err(LoadError::Damaged {
-                    what: "the file size of an ELF segment",
-                    value: file_size,
-                });
+                return Err(LoadError::Damaged { what: "the file size of an ELF segment", value: file_size });
             }
             place::check_kernel_range(request, "an ELF segment", physical_address, memory_size)?;
-            let piece = Piece {
-                what: "an ELF segment",
-                image: request.images.kernel,
-                offset,
-                size: file_size,
-            };
+            let piece =
+                Piece { what: "an ELF segment", image: request.images.kernel, offset, size: file_size };
             piece.copy(memory, physical_address)?;
             place::zero(memory, physical_address + file_size, memory_size - file_size)?;
             end = end.max(physical_address + memory_size);
         }
         if end == 0 {
-            return Err(LoadError::Damaged {
-                what: "the number of ELF segments to load",
-                value: 0,
-            });
+            return Err(LoadError::Damaged { what: "the number of ELF segments to load", value: 0 });
         }
         Ok(end)
     }
@@ -228,14 +192,7 @@ fn split_note(bytes: &[u8], alignment: usize) -> Option<(Note<'_>, &[u8])> {
     let name = rest.get(..name_size as usize)?;
     let description = rest.get(description_at..end)?;
     let next = (12 + end).next_multiple_of(alignment) - 12;
-    Some((
-        Note {
-            name,
-            kind,
-            description,
-        },
-        rest.get(next..).unwrap_or(&[]),
-    ))
+    Some((Note { name, kind, description }, rest.get(next..).unwrap_or(&[])))
 }
 
 /// Fields of a structure that comes in a 32-bit and a 64-bit form. The offsets are within the structure.
@@ -246,10 +203,7 @@ struct Fields<'a> {
 
 impl Fields<'_> {
     fn value(&self, offset: usize, size: usize) -> u64 {
-        self.bytes[offset..offset + size]
-            .iter()
-            .rev()
-            .fold(0, |value, byte| value << 8 | u64::from(*byte))
+        self.bytes[offset..offset + size].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
     }
 
     fn half(&self, offset: usize) -> u64 {
@@ -261,10 +215,6 @@ impl Fields<'_> {
     }
 
     fn word(&self, offset_32: usize, offset_64: usize) -> u64 {
-        if self.is_64 {
-            self.value(offset_64, 8)
-        } else {
-            self.value(offset_32, 4)
-        }
+        if self.is_64 { self.value(offset_64, 8) } else { self.value(offset_32, 4) }
     }
 }

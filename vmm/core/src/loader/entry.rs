@@ -7,12 +7,7 @@ use super::{LoadError, place};
 use crate::layout;
 use crate::vcpu::{CR0_ET, CR0_NE, CR0_PE, CR0_PG, CR4_PAE, EFER_LMA, EFER_LME};
 
-const GDT: [u64; 4] = [
-    0,
-    0x00cf_9b00_0000_ffff,
-    0x00af_9b00_0000_ffff,
-    0x00cf_9300_0000_ffff,
-];
+const GDT: [u64; 4] = [0, 0x00cf_9b00_0000_ffff, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 const CODE_32: Segment = Segment::new(0x08, 0, 0xffff_ffff, 0xc09b);
 const CODE_64: Segment = Segment::new(0x10, 0, 0xffff_ffff, 0xa09b);
 const DATA: Segment = Segment::new(0x18, 0, 0xffff_ffff, 0xc093);
@@ -32,11 +27,7 @@ fn flat(memory: &mut dyn GuestMemory, page: &mut VcpuPage, code: Segment) -> Res
         place.copy_from_slice(&entry.to_le_bytes());
     }
     place::write(memory, layout::GDT, &bytes)?;
-    page.gdtr = DescriptorTable {
-        base: layout::GDT,
-        limit: bytes.len() as u32 - 1,
-        reserved: 0,
-    };
+    page.gdtr = DescriptorTable { base: layout::GDT, limit: bytes.len() as u32 - 1, reserved: 0 };
     page.idtr = DescriptorTable::default();
     page.segments = [DATA; 6];
     page.segments[CS] = code;
@@ -68,18 +59,10 @@ pub(super) fn long_mode(
     let directory_pointers = layout::PAGE_TABLES + PAGE_SIZE;
     let directories = directory_pointers + PAGE_SIZE;
     write_table(memory, layout::PAGE_TABLES, |index| {
-        if index == 0 {
-            directory_pointers | PRESENT_WRITABLE
-        } else {
-            0
-        }
+        if index == 0 { directory_pointers | PRESENT_WRITABLE } else { 0 }
     })?;
     write_table(memory, directory_pointers, |index| {
-        if index < DIRECTORIES {
-            (directories + index * PAGE_SIZE) | PRESENT_WRITABLE
-        } else {
-            0
-        }
+        if index < DIRECTORIES { (directories + index * PAGE_SIZE) | PRESENT_WRITABLE } else { 0 }
     })?;
     for directory in 0..DIRECTORIES {
         write_table(memory, directories + directory * PAGE_SIZE, |index| {

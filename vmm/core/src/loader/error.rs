@@ -77,10 +77,7 @@ impl fmt::Display for LoadError {
                  fetch or build it again"
             ),
             LoadError::Damaged { what, value } => {
-                write!(
-                    f,
-                    "the kernel image is damaged: {what} is {value:#x}; fetch or build it again"
-                )
+                write!(f, "the kernel image is damaged: {what} is {value:#x}; fetch or build it again")
             }
             LoadError::Unsupported { what, advice } => write!(f, "the kernel {what}; {advice}"),
             LoadError::TooLittleMemory { what, needs, has } => write!(
@@ -95,10 +92,7 @@ impl fmt::Display for LoadError {
                 "{what} wants to be at {address:#x}; guests have RAM for it from 1 MiB to 3 GiB: link it elsewhere"
             ),
             LoadError::CommandLineTooLong { length, max } => {
-                write!(
-                    f,
-                    "the kernel command line has {length} bytes, the kernel accepts {max}; shorten it"
-                )
+                write!(f, "the kernel command line has {length} bytes, the kernel accepts {max}; shorten it")
             }
             LoadError::UnknownFeature { name } => write!(
                 f,

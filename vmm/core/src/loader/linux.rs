@@ -104,10 +104,7 @@ pub(super) fn load(
 
     let payload = payload(kernel, &zero_page)?;
     if payload.size > init_size {
-        return Err(LoadError::Damaged {
-            what: "init_size of the Linux kernel",
-            value: init_size,
-        });
+        return Err(LoadError::Damaged { what: "init_size of the Linux kernel", value: init_size });
     }
     payload.copy(memory, address)?;
 
@@ -132,12 +129,7 @@ pub(super) fn load(
 /// Copies the setup header into a zero page and checks what we rely on.
 fn read_header(kernel: &dyn Image) -> Result<ZeroPage, LoadError> {
     let mut jump_length = [0];
-    place::read(
-        kernel,
-        "the setup header",
-        offset::JUMP_LENGTH as u64,
-        &mut jump_length,
-    )?;
+    place::read(kernel, "the setup header", offset::JUMP_LENGTH as u64, &mut jump_length)?;
     let end = (offset::MAGIC + usize::from(jump_length[0])).min(HEADER_END);
     if end < offset::INIT_SIZE + 4 {
         return Err(LoadError::Unsupported {
@@ -180,12 +172,7 @@ fn payload<'a>(kernel: &'a dyn Image, zero_page: &ZeroPage) -> Result<Piece<'a>,
             has: kernel.len(),
         });
     }
-    Ok(Piece {
-        what: "the Linux kernel",
-        image: kernel,
-        offset: start,
-        size: size.min(kernel.len() - start),
-    })
+    Ok(Piece { what: "the Linux kernel", image: kernel, offset: start, size: size.min(kernel.len() - start) })
 }
 
 fn put_e820(zero_page: &mut ZeroPage, map: &[MapEntry]) {

@@ -70,9 +70,7 @@ pub fn load(
         multiboot::load(request, &header, elf.as_ref(), memory, page)?;
         return Ok(BootProtocol::Multiboot);
     }
-    Err(LoadError::Unrecognized {
-        looks_like: describe(kernel),
-    })
+    Err(LoadError::Unrecognized { looks_like: describe(kernel) })
 }
 
 /// What a file that is no kernel for us seems to be.

@@ -45,13 +45,8 @@ impl Header {
         if !image.read(0, &mut bytes) {
             return None;
         }
-        let word = |offset: usize| {
-            bytes
-                .get(offset..offset + 4)?
-                .first_chunk()
-                .copied()
-                .map(u32::from_le_bytes)
-        };
+        let word =
+            |offset: usize| bytes.get(offset..offset + 4)?.first_chunk().copied().map(u32::from_le_bytes);
         (0..bytes.len()).step_by(4).find_map(|offset| {
             let (magic, flags, checksum) = (word(offset)?, word(offset + 4)?, word(offset + 8)?);
             if magic != HEADER_MAGIC || magic.wrapping_add(flags).wrapping_add(checksum) != 0 {
@@ -63,11 +58,7 @@ impl Header {
                     *address = word(offset + 12 + 4 * index)?;
                 }
             }
-            Some(Header {
-                offset: offset as u64,
-                flags,
-                addresses,
-            })
+            Some(Header { offset: offset as u64, flags, addresses })
         })
     }
 }
@@ -81,10 +72,7 @@ pub(super) fn load(
     page: &mut VcpuPage,
 ) -> Result<(), LoadError> {
     if header.flags & DEMANDS & !UNDERSTOOD != 0 {
-        return Err(LoadError::Damaged {
-            what: "the set of Multiboot demands",
-            value: header.flags.into(),
-        });
+        return Err(LoadError::Damaged { what: "the set of Multiboot demands", value: header.flags.into() });
     }
     let (entry, kernel_end) = if header.flags & HAS_ADDRESSES != 0 {
         load_by_addresses(request, header, memory)?
@@ -121,9 +109,8 @@ fn load_by_addresses(
 ) -> Result<(u64, u64), LoadError> {
     let [header_address, load, load_end, bss_end, entry] = header.addresses.map(u64::from);
     let damaged = |what, value| LoadError::Damaged { what, value };
-    let before_header = header_address
-        .checked_sub(load)
-        .ok_or(damaged("load_addr of the Multiboot header", load))?;
+    let before_header =
+        header_address.checked_sub(load).ok_or(damaged("load_addr of the Multiboot header", load))?;
     let kernel = request.images.kernel;
     let offset = header
         .offset
@@ -131,22 +118,14 @@ fn load_by_addresses(
         .ok_or(damaged("header_addr of the Multiboot header", header_address))?;
     let size = match load_end {
         0 => kernel.len() - offset,
-        end => end
-            .checked_sub(load)
-            .ok_or(damaged("load_end_addr of the Multiboot header", end))?,
+        end => end.checked_sub(load).ok_or(damaged("load_end_addr of the Multiboot header", end))?,
     };
     let what = "the Multiboot kernel";
     place::check_kernel_range(request, what, load, size)?;
     let end = load + size;
     let bss = bss_end.saturating_sub(end);
     place::check_kernel_range(request, what, load, size + bss)?;
-    Piece {
-        what,
-        image: kernel,
-        offset,
-        size,
-    }
-    .copy(memory, load)?;
+    Piece { what, image: kernel, offset, size }.copy(memory, load)?;
     place::zero(memory, end, bss)?;
     Ok((entry, end + bss))
 }
@@ -183,12 +162,7 @@ fn write_info(
     let mut list = Vec::new();
     for (module, placed) in request.images.modules.iter().zip(modules) {
         let text = appendix.append_text(module.command_line);
-        for value in [
-            placed.address as u32,
-            (placed.address + placed.size) as u32,
-            text,
-            0,
-        ] {
+        for value in [placed.address as u32, (placed.address + placed.size) as u32, text, 0] {
             list.extend(value.to_le_bytes());
         }
     }
@@ -216,10 +190,7 @@ fn write_info(
     let end = layout::MULTIBOOT_INFO + INFO_SIZE + appendix.bytes.len() as u64;
     if end > layout::MULTIBOOT_INFO_END {
         let max = layout::MULTIBOOT_INFO_END - layout::MULTIBOOT_INFO;
-        return Err(LoadError::CommandLineTooLong {
-            length: end - layout::MULTIBOOT_INFO,
-            max,
-        });
+        return Err(LoadError::CommandLineTooLong { length: end - layout::MULTIBOOT_INFO, max });
     }
     place::write(memory, layout::MULTIBOOT_INFO, &info)?;
     place::write(memory, layout::MULTIBOOT_INFO + INFO_SIZE, &appendix.bytes)

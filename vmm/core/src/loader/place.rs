@@ -16,9 +16,7 @@ const PIECE_ALIGNMENT: u64 = 4;
 
 /// Writes bytes of the loader's own into RAM.
 pub(super) fn write(memory: &mut dyn GuestMemory, address: u64, bytes: &[u8]) -> Result<(), LoadError> {
-    memory
-        .write(address, bytes)
-        .map_err(|error| out_of_memory(memory, error))
+    memory.write(address, bytes).map_err(|error| out_of_memory(memory, error))
 }
 
 fn out_of_memory(memory: &dyn GuestMemory, error: OutOfRange) -> LoadError {
@@ -40,11 +38,7 @@ pub(super) fn read(
         return Ok(());
     }
     let needs = offset.saturating_add(into.len() as u64);
-    Err(LoadError::Truncated {
-        what,
-        needs,
-        has: image.len(),
-    })
+    Err(LoadError::Truncated { what, needs, has: image.len() })
 }
 
 /// A part of an image that goes to a place in RAM.
@@ -98,11 +92,7 @@ pub(super) fn check_kernel_range(
     }
     if end > request.layout.low_end() {
         let has = request.layout.memory_bytes();
-        return Err(LoadError::TooLittleMemory {
-            what,
-            needs: end,
-            has,
-        });
+        return Err(LoadError::TooLittleMemory { what, needs: end, has });
     }
     Ok(())
 }
@@ -140,25 +130,17 @@ pub(super) fn place_initrd(
 ) -> Result<Option<Placed>, LoadError> {
     let modules = request.images.modules;
     let size = modules.iter().fold(0u64, |size, module| {
-        size.saturating_add(module.image.len())
-            .saturating_add(PIECE_ALIGNMENT - 1)
-            & !(PIECE_ALIGNMENT - 1)
+        size.saturating_add(module.image.len()).saturating_add(PIECE_ALIGNMENT - 1) & !(PIECE_ALIGNMENT - 1)
     });
     if size == 0 {
         return Ok(None);
     }
     let top = limit.min(request.layout.low_end());
-    let address = top
-        .checked_sub(size)
-        .map(|address| address & !(MODULE_ALIGNMENT - 1));
+    let address = top.checked_sub(size).map(|address| address & !(MODULE_ALIGNMENT - 1));
     let Some(address) = address.filter(|address| *address >= kernel_end) else {
         let needs = kernel_end.saturating_add(size).saturating_add(MODULE_ALIGNMENT);
         let has = request.layout.memory_bytes();
-        return Err(LoadError::TooLittleMemory {
-            what: "kernel and initrd",
-            needs,
-            has,
-        });
+        return Err(LoadError::TooLittleMemory { what: "kernel and initrd", needs, has });
     };
     let mut next = address;
     for module in modules {
@@ -190,11 +172,5 @@ pub(super) fn place_modules(
 }
 
 fn copy_module(module: &BootModule<'_>, memory: &mut dyn GuestMemory, address: u64) -> Result<(), LoadError> {
-    Piece {
-        what: "a module",
-        image: module.image,
-        offset: 0,
-        size: module.image.len(),
-    }
-    .copy(memory, address)
+    Piece { what: "a module", image: module.image, offset: 0, size: module.image.len() }.copy(memory, address)
 }

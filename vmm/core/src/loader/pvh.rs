@@ -57,10 +57,8 @@ pub(super) fn load(
 
     if let Some(initrd) = initrd {
         // No command line, and a reserved word.
-        let entry: Vec<u8> = [initrd.address, initrd.size, 0, 0]
-            .into_iter()
-            .flat_map(u64::to_le_bytes)
-            .collect();
+        let entry: Vec<u8> =
+            [initrd.address, initrd.size, 0, 0].into_iter().flat_map(u64::to_le_bytes).collect();
         place::write(memory, MODULE_LIST, &entry)?;
     }
     let mut entries = Vec::new();

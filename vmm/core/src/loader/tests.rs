@@ -33,31 +33,18 @@ impl Guest {
 
 fn boot(kernel: &[u8], modules: &[&[u8]], mib: u64) -> Result<(BootProtocol, Guest), LoadError> {
     let modules: Vec<Vec<u8>> = modules.iter().map(|bytes| bytes.to_vec()).collect();
-    let images: Vec<BootModule<'_>> = modules
-        .iter()
-        .map(|bytes| BootModule {
-            command_line: "module one",
-            image: bytes,
-        })
-        .collect();
+    let images: Vec<BootModule<'_>> =
+        modules.iter().map(|bytes| BootModule { command_line: "module one", image: bytes }).collect();
     let kernel = kernel.to_vec();
     let request = BootRequest {
-        images: BootImages {
-            kernel: &kernel,
-            modules: &images,
-        },
+        images: BootImages { kernel: &kernel, modules: &images },
         command_line: "console=ttyS0 -- x",
         layout: Layout::new(mib * MIB),
     };
     // Memory is dirty, as after a restart.
     let mut memory = VecMemory::new((mib * MIB) as usize);
-    memory
-        .write(MIB, &vec![0xcc; ((mib - 1) * MIB) as usize])
-        .unwrap();
-    let mut guest = Guest {
-        memory,
-        vcpu: FakeVcpu::new(),
-    };
+    memory.write(MIB, &vec![0xcc; ((mib - 1) * MIB) as usize]).unwrap();
+    let mut guest = Guest { memory, vcpu: FakeVcpu::new() };
     let protocol = load(&request, &mut guest.memory, &mut guest.vcpu.page)?;
     Ok((protocol, guest))
 }
@@ -86,11 +73,7 @@ fn bzimage() -> Vec<u8> {
 /// An ELF file with one segment of `text` at 2 MiB (16 bytes of BSS behind it) and, with `note`, a PVH note.
 fn elf(is_64: bool, text: &[u8], note: bool) -> Vec<u8> {
     let word = |value: u64| {
-        if is_64 {
-            value.to_le_bytes().to_vec()
-        } else {
-            (value as u32).to_le_bytes().to_vec()
-        }
+        if is_64 { value.to_le_bytes().to_vec() } else { (value as u32).to_le_bytes().to_vec() }
     };
     let mut bytes = vec![0x7f, b'E', b'L', b'F', if is_64 { 2 } else { 1 }, 1, 1];
     bytes.resize(16, 0);
@@ -99,14 +82,7 @@ fn elf(is_64: bool, text: &[u8], note: bool) -> Vec<u8> {
     bytes.extend(word(if is_64 { 64 } else { 52 }));
     bytes.extend(word(0));
     bytes.extend(0u32.to_le_bytes());
-    for half in [
-        if is_64 { 64u16 } else { 52 },
-        if is_64 { 56 } else { 32 },
-        2,
-        0,
-        0,
-        0,
-    ] {
+    for half in [if is_64 { 64u16 } else { 52 }, if is_64 { 56 } else { 32 }, 2, 0, 0, 0] {
         bytes.extend(half.to_le_bytes());
     }
     let mut header = |kind: u32, offset: u64, address: u64, file: u64, memory: u64| {
@@ -149,24 +125,15 @@ fn linux_is_entered_in_long_mode_with_everything_its_zero_page_promises() {
     assert_eq!(protocol, BootProtocol::Linux);
     let page = &guest.vcpu.page;
     assert_eq!((page.rip, page.gpr[gpr::RSI]), (0x100_0200, layout::ZERO_PAGE));
-    assert_eq!(
-        (page.segments[CS].selector, page.segments[3].selector),
-        (0x10, 0x18)
-    );
-    assert_eq!(
-        (page.cr0, page.cr4, page.efer, page.rflags),
-        (0x8000_0031, 0x20, 0x500, 2)
-    );
+    assert_eq!((page.segments[CS].selector, page.segments[3].selector), (0x10, 0x18));
+    assert_eq!((page.cr0, page.cr4, page.efer, page.rflags), (0x8000_0031, 0x20, 0x500, 2));
     assert_eq!(guest.bytes(0x100_0000, 2), [0x90, 0x90]);
     let zero = layout::ZERO_PAGE;
     assert_eq!(guest.u64(zero + 0x70), layout::ACPI_TABLES);
     assert_eq!(guest.bytes(layout::ACPI_TABLES, 8), b"RSD PTR ");
     assert_eq!(guest.bytes(guest.u32(zero + 0x228), 19), b"console=ttyS0 -- x\0");
     assert_eq!(guest.bytes(zero + 0x1e8, 1), [3]);
-    assert_eq!(
-        (guest.u64(zero + 0x2d0), guest.u64(zero + 0x2d8)),
-        (0, layout::LOW_RAM_END)
-    );
+    assert_eq!((guest.u64(zero + 0x2d0), guest.u64(zero + 0x2d8)), (0, layout::LOW_RAM_END));
     assert_eq!(guest.bytes(zero + 0x210, 1), [0xff]);
     let initrd = guest.u32(zero + 0x218);
     assert_eq!(guest.u32(zero + 0x21c), 12);
@@ -196,15 +163,9 @@ fn a_pvh_kernel_finds_its_start_info() {
         let page = &guest.vcpu.page;
         assert_eq!((page.rip, page.cr0 & 0x8000_0001, page.efer), (0x20_0008, 1, 0));
         let info = page.gpr[gpr::RBX];
-        assert_eq!(
-            (guest.u32(info), guest.u32(info + 4), guest.u32(info + 12)),
-            (0x336e_c578, 1, 1)
-        );
+        assert_eq!((guest.u32(info), guest.u32(info + 4), guest.u32(info + 12)), (0x336e_c578, 1, 1));
         let module = guest.u64(info + 16);
-        assert_eq!(
-            guest.bytes(guest.u64(module), guest.u64(module + 8) as usize),
-            b"initrd\0\0"
-        );
+        assert_eq!(guest.bytes(guest.u64(module), guest.u64(module + 8) as usize), b"initrd\0\0");
         assert_eq!(guest.bytes(guest.u64(info + 24), 7), b"console");
         assert_eq!(guest.u64(info + 32), layout::ACPI_TABLES);
         let map = guest.u64(info + 40);
@@ -222,30 +183,17 @@ fn a_multiboot_kernel_finds_command_line_modules_and_memory_map() {
     let (protocol, guest) = boot(&elf(false, &text, false), &[b"first", b"second"], 8).unwrap();
     assert_eq!(protocol, BootProtocol::Multiboot);
     let page = &guest.vcpu.page;
-    assert_eq!(
-        (page.gpr[gpr::RAX], page.rip),
-        (0x2bad_b002, 0x20_0004),
-        "the entry is made physical"
-    );
+    assert_eq!((page.gpr[gpr::RAX], page.rip), (0x2bad_b002, 0x20_0004), "the entry is made physical");
     let info = page.gpr[gpr::RBX];
-    assert_eq!(
-        (guest.u32(info), guest.u32(info + 4), guest.u32(info + 8)),
-        (0x24d, 639, 7 * 1024)
-    );
+    assert_eq!((guest.u32(info), guest.u32(info + 4), guest.u32(info + 8)), (0x24d, 639, 7 * 1024));
     assert_eq!(guest.bytes(guest.u32(info + 16), 7), b"console");
     assert_eq!(guest.u32(info + 20), 2);
     let second = guest.u32(info + 24) + 16;
     let (start, end) = (guest.u32(second), guest.u32(second + 4));
-    assert_eq!(
-        (start % 4096, guest.bytes(start, (end - start) as usize)),
-        (0, b"second".to_vec())
-    );
+    assert_eq!((start % 4096, guest.bytes(start, (end - start) as usize)), (0, b"second".to_vec()));
     assert_eq!(guest.bytes(guest.u32(second + 8), 11), b"module one\0");
     let map = guest.u32(info + 48);
-    assert_eq!(
-        (guest.u32(map), guest.u64(map + 12), guest.u32(map + 20)),
-        (20, layout::LOW_RAM_END, 1)
-    );
+    assert_eq!((guest.u32(map), guest.u64(map + 12), guest.u32(map + 20)), (20, layout::LOW_RAM_END, 1));
     assert_eq!(guest.bytes(guest.u32(info + 64), 6), b"Nacre\0");
 }
 
@@ -258,25 +206,15 @@ fn a_flat_multiboot_kernel_is_loaded_by_its_address_fields() {
     }
     image.extend(b"code");
     let (protocol, guest) = boot(&image, &[b"m"], 4).unwrap();
-    assert_eq!(
-        (protocol, guest.vcpu.page.rip),
-        (BootProtocol::Multiboot, 0x20_0010)
-    );
+    assert_eq!((protocol, guest.vcpu.page.rip), (BootProtocol::Multiboot, 0x20_0010));
     assert_eq!(guest.bytes(0x20_0040, 5), b"code\0");
-    assert_eq!(
-        guest.u32(guest.u32(layout::MULTIBOOT_INFO + 24)),
-        0x20_2000,
-        "modules follow the BSS"
-    );
+    assert_eq!(guest.u32(guest.u32(layout::MULTIBOOT_INFO + 24)), 0x20_2000, "modules follow the BSS");
 }
 
 #[test]
 fn pvh_goes_before_multiboot() {
     let text = multiboot_header(0);
-    assert_eq!(
-        boot(&elf(true, &text, true), &[], 4).unwrap().0,
-        BootProtocol::Pvh
-    );
+    assert_eq!(boot(&elf(true, &text, true), &[], 4).unwrap().0, BootProtocol::Pvh);
 }
 
 #[test]
@@ -300,13 +238,7 @@ fn a_cut_off_kernel_is_told_from_a_whole_one() {
     }
     let whole = elf(true, b"text", true);
     let error = boot(&whole[..whole.len() - 1], &[], 64).map(|_| ()).unwrap_err();
-    assert!(matches!(
-        error,
-        LoadError::Truncated {
-            what: "an ELF segment",
-            ..
-        }
-    ));
+    assert!(matches!(error, LoadError::Truncated { what: "an ELF segment", .. }));
 }
 
 #[test]
@@ -314,22 +246,12 @@ fn too_little_memory_says_how_much_is_enough() {
     let error = boot(&bzimage(), &[], 16).map(|_| ()).unwrap_err();
     assert_eq!(
         error,
-        LoadError::TooLittleMemory {
-            what: "the Linux kernel",
-            needs: 18 * MIB,
-            has: 16 * MIB
-        }
+        LoadError::TooLittleMemory { what: "the Linux kernel", needs: 18 * MIB, has: 16 * MIB }
     );
     assert!(error.to_string().contains("needs 18 MiB and there are 16 MiB"));
     let initrd = vec![0; 3 << 20];
     let error = boot(&bzimage(), &[&initrd], 20).map(|_| ()).unwrap_err();
-    assert!(matches!(
-        error,
-        LoadError::TooLittleMemory {
-            what: "kernel and initrd",
-            ..
-        }
-    ));
+    assert!(matches!(error, LoadError::TooLittleMemory { what: "kernel and initrd", .. }));
     assert!(boot(&bzimage(), &[&initrd], 22).is_ok());
 }
 
@@ -345,22 +267,14 @@ fn a_command_line_that_the_kernel_would_cut_is_refused() {
 fn a_32_bit_linux_is_refused() {
     let mut image = bzimage();
     put(&mut image, 0x236, &[0]);
-    assert!(
-        boot(&image, &[], 64)
-            .map(|_| ())
-            .unwrap_err()
-            .to_string()
-            .contains("32-bit Linux")
-    );
+    assert!(boot(&image, &[], 64).map(|_| ()).unwrap_err().to_string().contains("32-bit Linux"));
 }
 
 fn damaged(good: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
     let length = good.len();
     prop::collection::vec((0..length.min(0x400), any::<u8>()), 1..8).prop_map(move |changes| {
         let mut bytes = good.clone();
-        changes
-            .into_iter()
-            .for_each(|(offset, value)| bytes[offset] = value);
+        changes.into_iter().for_each(|(offset, value)| bytes[offset] = value);
         bytes
     })
 }

@@ -120,11 +120,7 @@ impl Machine {
         vcpu: &mut impl Vcpu,
         now: u64,
     ) -> Result<(), LoadError> {
-        let request = BootRequest {
-            images: *images,
-            command_line: &self.command_line,
-            layout: self.layout,
-        };
+        let request = BootRequest { images: *images, command_line: &self.command_line, layout: self.layout };
         let page = vcpu.page();
         self.protocol = loader::load(&request, memory, page)?;
         page.tsc_offset = 0u64.wrapping_sub(now);
@@ -264,10 +260,7 @@ fn new_board(layout: Layout, cpu: &GuestCpu, facts: &HostFacts, unix_ns: u64, no
 
 /// The moment `now` of the host's TSC on both clocks.
 fn time(vcpu: &mut impl Vcpu, now: u64) -> Time {
-    Time {
-        host: now,
-        guest: now.wrapping_add(vcpu.page().tsc_offset),
-    }
+    Time { host: now, guest: now.wrapping_add(vcpu.page().tsc_offset) }
 }
 
 /// Puts an event into the page, which also ends a halt.

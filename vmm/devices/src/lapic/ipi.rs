@@ -69,13 +69,7 @@ impl Lapic {
             2 => Shorthand::AllIncludingSelf,
             _ => Shorthand::AllExcludingSelf,
         };
-        Effect::Ipi(IpiRequest {
-            vector,
-            mode,
-            shorthand,
-            destination,
-            logical: icr & ICR_LOGICAL != 0,
-        })
+        Effect::Ipi(IpiRequest { vector, mode, shorthand, destination, logical: icr & ICR_LOGICAL != 0 })
     }
 
     /// An IPI from the local APIC `sender_id` addresses this one.

@@ -213,8 +213,7 @@ impl Lapic {
         if self.mode() == Mode::Disabled {
             return None;
         }
-        self.highest_request()
-            .filter(|vector| vector >> 4 > self.processor_priority() >> 4)
+        self.highest_request().filter(|vector| vector >> 4 > self.processor_priority() >> 4)
     }
 
     /// The CPU takes `vector`: from IRR to ISR. Nothing happens if it is not in IRR.
@@ -325,11 +324,7 @@ impl Lapic {
     }
 
     fn write_lvt(&mut self, lvt: Lvt, value: u32) {
-        let forced = if self.svr().contains(Svr::SOFTWARE_ENABLE) {
-            0
-        } else {
-            LVT_MASK
-        };
+        let forced = if self.svr().contains(Svr::SOFTWARE_ENABLE) { 0 } else { LVT_MASK };
         self.page.set(Register::Lvt(lvt), value & lvt.writable() | forced);
         if lvt == Lvt::Timer {
             self.timer.set_mode(timer::Mode::from_lvt(value));
@@ -395,11 +390,7 @@ impl Lapic {
     fn update_processor_priority(&mut self) {
         let tpr = self.task_priority();
         let in_service = self.page.highest(VectorSet::InService).unwrap_or(0) & 0xf0;
-        let ppr = if tpr >> 4 >= in_service >> 4 {
-            tpr
-        } else {
-            in_service
-        };
+        let ppr = if tpr >> 4 >= in_service >> 4 { tpr } else { in_service };
         self.page.set(Register::ProcessorPriority, u32::from(ppr));
     }
 

@@ -54,15 +54,8 @@ const LVT_DELIVERY_STATUS: u32 = 1 << 12;
 const LVT_REMOTE_IRR: u32 = 1 << 14;
 
 impl Lvt {
-    pub(super) const ALL: [Self; 7] = [
-        Self::Cmci,
-        Self::Timer,
-        Self::Thermal,
-        Self::Performance,
-        Self::Lint0,
-        Self::Lint1,
-        Self::Error,
-    ];
+    pub(super) const ALL: [Self; 7] =
+        [Self::Cmci, Self::Timer, Self::Thermal, Self::Performance, Self::Lint0, Self::Lint1, Self::Error];
 
     pub(super) fn writable(self) -> u32 {
         const VECTOR: u32 = 0xff;
@@ -205,10 +198,7 @@ pub(super) struct RegisterPage {
 
 impl RegisterPage {
     pub(super) fn new() -> Self {
-        Self {
-            words: Box::new([0; PAGE_WORDS]),
-            occupied: [0; 3],
-        }
+        Self { words: Box::new([0; PAGE_WORDS]), occupied: [0; 3] }
     }
 
     pub(super) fn words(&self) -> &[u32; PAGE_WORDS] {

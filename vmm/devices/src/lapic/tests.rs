@@ -62,10 +62,7 @@ fn after_power_up_everything_is_masked() {
     for lvt in [0x2f0, 0x320, 0x330, 0x340, 0x350, 0x360, 0x370] {
         assert_eq!(lapic.mmio_read(lvt, 0), LVT_MASK);
     }
-    assert_eq!(
-        lapic.msr_read(IA32_APIC_BASE, 0),
-        Some(BASE | BASE_ENABLE | BASE_BSP)
-    );
+    assert_eq!(lapic.msr_read(IA32_APIC_BASE, 0), Some(BASE | BASE_ENABLE | BASE_BSP));
     assert!(!lapic.accept(0x40, false));
     assert_eq!(lapic.pending(), None);
 }
@@ -171,30 +168,14 @@ fn a_write_to_icr_sends_what_it_says() {
         logical: false,
     };
     assert_eq!(lapic.mmio_write(ICR_LOW, 0x40fd, 0), Effect::Ipi(fixed));
-    let init = IpiRequest {
-        vector: 0,
-        mode: DeliveryMode::Init,
-        ..fixed
-    };
+    let init = IpiRequest { vector: 0, mode: DeliveryMode::Init, ..fixed };
     assert_eq!(lapic.mmio_write(ICR_LOW, 0xc500, 0), Effect::Ipi(init));
-    assert_eq!(
-        lapic.mmio_write(ICR_LOW, 0x8500, 0),
-        Effect::None,
-        "INIT level de-assert"
-    );
-    let startup = IpiRequest {
-        vector: 0x99,
-        mode: DeliveryMode::Startup,
-        ..fixed
-    };
+    assert_eq!(lapic.mmio_write(ICR_LOW, 0x8500, 0), Effect::None, "INIT level de-assert");
+    let startup = IpiRequest { vector: 0x99, mode: DeliveryMode::Startup, ..fixed };
     assert_eq!(lapic.mmio_write(ICR_LOW, 0x4699, 0), Effect::Ipi(startup));
     assert_eq!(lapic.mmio_read(ICR_LOW, 0), 0x4699);
     write(&mut lapic, ICR_HIGH, 0xff00_0000);
-    let logical = IpiRequest {
-        destination: BROADCAST,
-        logical: true,
-        ..fixed
-    };
+    let logical = IpiRequest { destination: BROADCAST, logical: true, ..fixed };
     assert_eq!(lapic.mmio_write(ICR_LOW, 0x08fd, 0), Effect::Ipi(logical));
     let others = IpiRequest {
         mode: DeliveryMode::Nmi,
@@ -204,11 +185,7 @@ fn a_write_to_icr_sends_what_it_says() {
     };
     assert_eq!(lapic.mmio_write(ICR_LOW, 0xc_04fd, 0), Effect::Ipi(others));
     for invalid in [0x0700, 0x0300, 0x4_04fd, 0x8_05fd] {
-        assert_eq!(
-            lapic.mmio_write(ICR_LOW, invalid, 0),
-            Effect::None,
-            "{invalid:#x}"
-        );
+        assert_eq!(lapic.mmio_write(ICR_LOW, invalid, 0), Effect::None, "{invalid:#x}");
     }
 }
 
@@ -230,24 +207,11 @@ fn shorthands_address_whom_they_name() {
         logical: false,
     };
     assert!(lapic.is_addressed_by(&ipi, 0) && !lapic.is_addressed_by(&ipi, 3));
-    let ipi = IpiRequest {
-        shorthand: Shorthand::AllIncludingSelf,
-        ..ipi
-    };
+    let ipi = IpiRequest { shorthand: Shorthand::AllIncludingSelf, ..ipi };
     assert!(lapic.is_addressed_by(&ipi, 0) && lapic.is_addressed_by(&ipi, 3));
-    let ipi = IpiRequest {
-        shorthand: Shorthand::None,
-        destination: 3,
-        ..ipi
-    };
+    let ipi = IpiRequest { shorthand: Shorthand::None, destination: 3, ..ipi };
     assert!(lapic.is_addressed_by(&ipi, 0));
-    assert!(!lapic.is_addressed_by(
-        &IpiRequest {
-            destination: 2,
-            ..ipi
-        },
-        0
-    ));
+    assert!(!lapic.is_addressed_by(&IpiRequest { destination: 2, ..ipi }, 0));
 }
 
 #[test]
@@ -299,15 +263,9 @@ fn disabling_loses_the_state_and_the_bsp_bit_stays() {
     assert_eq!((lapic.mode(), lapic.pending()), (Mode::Disabled, None));
     assert!(!lapic.is_destination(BROADCAST, false));
     assert_eq!(lapic.msr_read(IA32_APIC_BASE, 0), Some(BASE | BASE_BSP));
-    assert_eq!(
-        lapic.msr_write(IA32_APIC_BASE, 0xfed0_0000 | BASE_ENABLE, 0),
-        Some(Effect::None)
-    );
+    assert_eq!(lapic.msr_write(IA32_APIC_BASE, 0xfed0_0000 | BASE_ENABLE, 0), Some(Effect::None));
     assert_eq!(lapic.mmio_base(), Some(0xfed0_0000));
-    assert_eq!(
-        (lapic.mmio_read(ID, 0), lapic.mmio_read(SVR, 0)),
-        (0x2300_0000, 0xff)
-    );
+    assert_eq!((lapic.mmio_read(ID, 0), lapic.mmio_read(SVR, 0)), (0x2300_0000, 0xff));
 }
 
 #[test]
@@ -381,10 +339,7 @@ fn the_timer_interrupts_when_its_count_ends() {
     assert_eq!(lapic.pending(), None);
     lapic.advance(1600);
     assert_eq!(take(&mut lapic), Some(0xec));
-    assert_eq!(
-        (lapic.next_event(1600), lapic.mmio_read(CURRENT_COUNT, 1600)),
-        (None, 0)
-    );
+    assert_eq!((lapic.next_event(1600), lapic.mmio_read(CURRENT_COUNT, 1600)), (None, 0));
 }
 
 #[test]
@@ -409,10 +364,7 @@ fn a_masked_timer_counts_in_silence() {
     write(&mut lapic, INITIAL_COUNT, 500_000);
     assert_eq!(lapic.next_event(0), None);
     assert_eq!(lapic.mmio_write(LVT_TIMER, 0x2_00ec, 2_500_000), Effect::None);
-    assert_eq!(
-        (lapic.pending(), lapic.next_event(2_500_000)),
-        (None, Some(3_000_000))
-    );
+    assert_eq!((lapic.pending(), lapic.next_event(2_500_000)), (None, Some(3_000_000)));
 }
 
 #[test]
@@ -426,17 +378,10 @@ fn the_tsc_deadline_interrupts_once() {
     assert_eq!(lapic.msr_read(IA32_TSC_DEADLINE, 499), Some(500));
     lapic.advance(500);
     assert_eq!(take(&mut lapic), Some(0xec));
-    assert_eq!(
-        (lapic.next_event(500), lapic.msr_read(IA32_TSC_DEADLINE, 500)),
-        (None, Some(0))
-    );
+    assert_eq!((lapic.next_event(500), lapic.msr_read(IA32_TSC_DEADLINE, 500)), (None, Some(0)));
     write(&mut lapic, EOI, 0);
     assert_eq!(lapic.msr_write(IA32_TSC_DEADLINE, 400, 600), Some(Effect::None));
-    assert_eq!(
-        lapic.pending(),
-        Some(0xec),
-        "a deadline in the past is due at once"
-    );
+    assert_eq!(lapic.pending(), Some(0xec), "a deadline in the past is due at once");
 }
 
 #[test]
@@ -445,10 +390,7 @@ fn init_clears_the_registers_and_keeps_mode_and_id() {
     assert!(lapic.accept(0x40, false));
     lapic.init();
     assert_eq!((lapic.mode(), lapic.pending()), (Mode::X2Apic, None));
-    assert_eq!(
-        (lapic.msr_read(0x802, 0), lapic.msr_read(0x80f, 0)),
-        (Some(0x23), Some(0xff))
-    );
+    assert_eq!((lapic.msr_read(0x802, 0), lapic.msr_read(0x80f, 0)), (Some(0x23), Some(0xff)));
     assert_eq!(lapic.msr_read(0x80d, 0), Some(0x2_0008));
 }
 

@@ -77,11 +77,8 @@ impl Timer {
 
     /// Starts counting down from `count`; 0 stops.
     pub(super) fn start(&mut self, count: u32, now: u64) {
-        self.countdown = (count != 0).then(|| Countdown {
-            start_tsc: now,
-            next: u128::from(count),
-            reload: count,
-        });
+        self.countdown =
+            (count != 0).then(|| Countdown { start_tsc: now, next: u128::from(count), reload: count });
     }
 
     /// Sets the divide configuration register: bits 3, 1 and 0 are one number, 7 divides by 1.
@@ -141,11 +138,7 @@ impl Timer {
 
     /// The armed deadline, or 0: expired, disarmed or in another mode.
     pub(super) fn deadline(&self, now: u64) -> u64 {
-        if self.deadline_tsc > now {
-            self.deadline_tsc
-        } else {
-            0
-        }
+        if self.deadline_tsc > now { self.deadline_tsc } else { 0 }
     }
 
     /// TSC of the next expiry, if one is to come.
@@ -153,11 +146,7 @@ impl Timer {
         if self.mode == Mode::TscDeadline {
             return (self.deadline_tsc != 0).then_some(self.deadline_tsc);
         }
-        self.countdown.map(|countdown| {
-            countdown
-                .start_tsc
-                .saturating_add(self.ticks_to_tsc(countdown.next))
-        })
+        self.countdown.map(|countdown| countdown.start_tsc.saturating_add(self.ticks_to_tsc(countdown.next)))
     }
 
     /// TSC ticks until the divided timer clock has counted `ticks`.
@@ -233,15 +222,8 @@ mod tests {
 
     #[test]
     fn divide_configurations_are_those_of_the_manual() {
-        let divisors = [
-            (0b0000, 2),
-            (0b0001, 4),
-            (0b0010, 8),
-            (0b0011, 16),
-            (0b1000, 32),
-            (0b1001, 64),
-            (0b1010, 128),
-        ];
+        let divisors =
+            [(0b0000, 2), (0b0001, 4), (0b0010, 8), (0b0011, 16), (0b1000, 32), (0b1001, 64), (0b1010, 128)];
         for (configuration, divisor) in divisors.into_iter().chain([(0b1011, 1)]) {
             let mut timer = timer(Mode::OneShot);
             timer.set_divide(configuration, 0);

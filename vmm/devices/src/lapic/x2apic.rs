@@ -30,10 +30,7 @@ const ICR_IGNORED: u32 = 1 << 12;
 impl Lapic {
     /// The MSR belongs to the local APIC.
     pub fn owns_msr(index: u32) -> bool {
-        matches!(
-            index,
-            IA32_APIC_BASE | IA32_TSC_DEADLINE | X2APIC_FIRST..=X2APIC_LAST
-        )
+        matches!(index, IA32_APIC_BASE | IA32_TSC_DEADLINE | X2APIC_FIRST..=X2APIC_LAST)
     }
 
     /// RDMSR; `None` means #GP.
@@ -122,10 +119,7 @@ impl Lapic {
             return false;
         };
         let previous = self.mode();
-        if matches!(
-            (previous, next),
-            (Mode::Disabled, Mode::X2Apic) | (Mode::X2Apic, Mode::XApic)
-        ) {
+        if matches!((previous, next), (Mode::Disabled, Mode::X2Apic) | (Mode::X2Apic, Mode::XApic)) {
             return false;
         }
         // Which CPU is the bootstrap processor is not the guest's to say.

@@ -41,11 +41,7 @@ impl DateTime {
 
     /// Unix time. Fields out of range are brought to the nearest that is not, and the weekday does not count.
     pub(super) fn to_unix(self) -> i64 {
-        let days = days_from_date(
-            self.year.clamp(0, 9999),
-            self.month.clamp(1, 12),
-            self.day.clamp(1, 31),
-        );
+        let days = days_from_date(self.year.clamp(0, 9999), self.month.clamp(1, 12), self.day.clamp(1, 31));
         days * SECONDS_PER_DAY
             + i64::from(self.hour.min(23)) * 3600
             + i64::from(self.minute.min(59)) * 60
@@ -85,34 +81,16 @@ mod tests {
     #[test]
     fn known_moments_have_their_dates() {
         let moment = DateTime::from_unix(1_709_210_096);
-        let expected = DateTime {
-            year: 2024,
-            month: 2,
-            day: 29,
-            weekday: 5,
-            hour: 12,
-            minute: 34,
-            second: 56,
-        };
+        let expected =
+            DateTime { year: 2024, month: 2, day: 29, weekday: 5, hour: 12, minute: 34, second: 56 };
         assert_eq!(moment, expected);
         let epoch = DateTime::from_unix(0);
-        assert_eq!(
-            (epoch.year, epoch.month, epoch.day, epoch.weekday),
-            (1970, 1, 1, 5)
-        );
+        assert_eq!((epoch.year, epoch.month, epoch.day, epoch.weekday), (1970, 1, 1, 5));
     }
 
     #[test]
     fn impossible_fields_become_possible_ones() {
-        let moment = DateTime {
-            year: -5,
-            month: 0,
-            day: 99,
-            weekday: 0,
-            hour: 24,
-            minute: 60,
-            second: 255,
-        };
+        let moment = DateTime { year: -5, month: 0, day: 99, weekday: 0, hour: 24, minute: 60, second: 255 };
         let moment = DateTime::from_unix(moment.to_unix());
         assert_eq!((moment.year, moment.month, moment.day), (0, 1, 31));
         assert_eq!((moment.hour, moment.minute, moment.second), (23, 59, 59));

@@ -94,15 +94,7 @@ impl Rtc {
         cmos[usize::from(REGISTER_B)] = RegisterB::HOURS_24.bits();
         cmos[usize::from(REGISTER_D)] = VALID_RAM_AND_TIME;
         // The registers end with the year 9999.
-        let end = DateTime {
-            year: 9999,
-            month: 12,
-            day: 31,
-            weekday: 0,
-            hour: 23,
-            minute: 59,
-            second: 59,
-        };
+        let end = DateTime { year: 9999, month: 12, day: 31, weekday: 0, hour: 23, minute: 59, second: 59 };
         let end = end.to_unix();
         Self {
             tsc_hz: tsc_hz.max(1),
@@ -196,8 +188,7 @@ impl Rtc {
 
     fn seconds_at(&self, now: u64) -> i64 {
         let elapsed = now.saturating_sub(self.base_tsc) / self.tsc_hz;
-        self.base_seconds
-            .saturating_add(i64::try_from(elapsed).unwrap_or(i64::MAX))
+        self.base_seconds.saturating_add(i64::try_from(elapsed).unwrap_or(i64::MAX))
     }
 
     fn is_update_near(&self, now: u64) -> bool {
@@ -248,19 +239,11 @@ impl Rtc {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.register_b().contains(RegisterB::BINARY) {
-            value
-        } else {
-            to_bcd(value)
-        }
+        if self.register_b().contains(RegisterB::BINARY) { value } else { to_bcd(value) }
     }
 
     fn decode(&self, byte: u8) -> u8 {
-        if self.register_b().contains(RegisterB::BINARY) {
-            byte
-        } else {
-            from_bcd(byte)
-        }
+        if self.register_b().contains(RegisterB::BINARY) { byte } else { from_bcd(byte) }
     }
 
     fn encode_hour(&self, hour: u8) -> u8 {

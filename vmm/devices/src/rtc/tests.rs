@@ -41,14 +41,9 @@ fn data_modes_change_how_the_same_time_reads() {
 fn a_time_set_while_stopped_starts_with_the_release() {
     let mut rtc = Rtc::new(LEAP_DAY, 0, HZ);
     write(&mut rtc, REGISTER_B, 0x82, 0);
-    for (register, value) in [
-        (YEAR, 0x99),
-        (MONTH, 0x12),
-        (DAY, 0x31),
-        (HOURS, 0x23),
-        (MINUTES, 0x59),
-        (SECONDS, 0x58),
-    ] {
+    for (register, value) in
+        [(YEAR, 0x99), (MONTH, 0x12), (DAY, 0x31), (HOURS, 0x23), (MINUTES, 0x59), (SECONDS, 0x58)]
+    {
         write(&mut rtc, register, value, HZ);
     }
     write(&mut rtc, CENTURY, 0x19, HZ);
@@ -105,11 +100,7 @@ fn memory_keeps_what_is_written_and_status_registers_do_not() {
     write(&mut rtc, 0x0f, 0x0a, 0);
     write(&mut rtc, 0x8f | 0x70, 0x77, 0);
     assert_eq!(read(&mut rtc, 0x0f, 0), 0x0a);
-    assert_eq!(
-        read(&mut rtc, 0x7f, 0),
-        0x77,
-        "the NMI mask is no part of the index"
-    );
+    assert_eq!(read(&mut rtc, 0x7f, 0), 0x77, "the NMI mask is no part of the index");
     write(&mut rtc, REGISTER_D, 0, 0);
     assert_eq!(read(&mut rtc, REGISTER_D, 0), 0x80);
     assert_eq!(rtc.read(INDEX_PORT, 0), 0xff);

@@ -73,10 +73,8 @@ bitflags! {
 }
 
 impl Msr {
-    const DELTAS: Self = Self::DELTA_CTS
-        .union(Self::DELTA_DSR)
-        .union(Self::TRAILING_RI)
-        .union(Self::DELTA_DCD);
+    const DELTAS: Self =
+        Self::DELTA_CTS.union(Self::DELTA_DSR).union(Self::TRAILING_RI).union(Self::DELTA_DCD);
     /// A peer that is there and always ready.
     const PEER_READY: Self = Self::CTS.union(Self::DSR).union(Self::DCD);
 }
@@ -206,11 +204,7 @@ impl Uart {
 
     /// Bytes that [`Self::receive`] would accept now; none in loopback mode, which disconnects the line.
     pub fn room(&self) -> usize {
-        if self.mcr.contains(Mcr::LOOP) {
-            0
-        } else {
-            self.capacity().saturating_sub(self.received.len())
-        }
+        if self.mcr.contains(Mcr::LOOP) { 0 } else { self.capacity().saturating_sub(self.received.len()) }
     }
 
     /// Receives the first bytes of `bytes`, as many as there is room for, and says how many.
@@ -329,23 +323,11 @@ impl Uart {
         }
         let changed = self.msr.symmetric_difference(levels);
         let mut deltas = self.msr.intersection(Msr::DELTAS);
-        deltas.set(
-            Msr::DELTA_CTS,
-            deltas.contains(Msr::DELTA_CTS) || changed.contains(Msr::CTS),
-        );
-        deltas.set(
-            Msr::DELTA_DSR,
-            deltas.contains(Msr::DELTA_DSR) || changed.contains(Msr::DSR),
-        );
-        deltas.set(
-            Msr::DELTA_DCD,
-            deltas.contains(Msr::DELTA_DCD) || changed.contains(Msr::DCD),
-        );
+        deltas.set(Msr::DELTA_CTS, deltas.contains(Msr::DELTA_CTS) || changed.contains(Msr::CTS));
+        deltas.set(Msr::DELTA_DSR, deltas.contains(Msr::DELTA_DSR) || changed.contains(Msr::DSR));
+        deltas.set(Msr::DELTA_DCD, deltas.contains(Msr::DELTA_DCD) || changed.contains(Msr::DCD));
         let did_ring_end = changed.contains(Msr::RI) && !levels.contains(Msr::RI);
-        deltas.set(
-            Msr::TRAILING_RI,
-            deltas.contains(Msr::TRAILING_RI) || did_ring_end,
-        );
+        deltas.set(Msr::TRAILING_RI, deltas.contains(Msr::TRAILING_RI) || did_ring_end);
         self.msr = levels | deltas;
     }
 }

@@ -50,11 +50,7 @@ fn detection_finds_a_16550a_and_nothing_newer() {
     assert_eq!(uart.read(IIR_FCR, 0) >> 6, 3);
     for dlab in [0x80, 0xbf, 0xe0] {
         uart.write(LCR, dlab);
-        assert_eq!(
-            uart.read(IIR_FCR, 0),
-            0xc1,
-            "no enhanced feature register, no bank 2"
-        );
+        assert_eq!(uart.read(IIR_FCR, 0), 0xc1, "no enhanced feature register, no bank 2");
     }
     // A 16750 would show bit 5 after enabling its long FIFO under DLAB.
     uart.write(IIR_FCR, 0x21);

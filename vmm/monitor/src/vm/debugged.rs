@@ -21,11 +21,7 @@ pub(super) fn run<W: Watch>(vm: &mut Vm<W>, machine: &mut Machine) -> Outcome {
     log::info!("waiting for gdb");
     vm.channel.send(Stream::Gdb, READY);
     loop {
-        let mut debugged = Debugged {
-            vm,
-            machine,
-            outcome: None,
-        };
+        let mut debugged = Debugged { vm, machine, outcome: None };
         let ended = gdb::serve(&mut debugged);
         if let Some(outcome) = debugged.outcome {
             return outcome;

@@ -33,21 +33,14 @@ pub struct Tag {
 
 impl Tag {
     /// A vCPU that has none yet: generation 0 is never current.
-    pub const NONE: Tag = Tag {
-        generation: 0,
-        asid: 0,
-    };
+    pub const NONE: Tag = Tag { generation: 0, asid: 0 };
 }
 
 impl Pool {
     /// A pool of the ASIDs 1 to `count` - 1. The first allocation flushes: whoever used this CPU before may have left
     /// translations.
     pub const fn new(count: u32) -> Self {
-        Pool {
-            generation: 0,
-            next: count,
-            count,
-        }
+        Pool { generation: 0, next: count, count }
     }
 
     /// The ASID for the next run of the holder of `tag`, and what the run has to flush. `flush` says that translations
@@ -69,10 +62,7 @@ impl Pool {
             self.next = 1;
             control = TlbControl::All;
         }
-        *tag = Tag {
-            generation: self.generation,
-            asid: self.next,
-        };
+        *tag = Tag { generation: self.generation, asid: self.next };
         self.next += 1;
         (tag.asid, control)
     }
@@ -85,10 +75,7 @@ mod tests {
     #[test]
     fn the_first_asid_of_a_cpu_comes_with_a_full_flush() {
         let mut tag = Tag::NONE;
-        assert_eq!(
-            Pool::new(16).prepare(&mut tag, false, false),
-            (1, TlbControl::All)
-        );
+        assert_eq!(Pool::new(16).prepare(&mut tag, false, false), (1, TlbControl::All));
     }
 
     #[test]

@@ -144,19 +144,11 @@ fn check_canonical(save: &SaveArea) -> Result<(), EntryRule> {
 
 fn check_msrs(save: &SaveArea, processor: &Processor) -> Result<(), EntryRule> {
     // LBR and BTF; without LBR virtualization the register is not switched.
-    let debugctl = if processor.svm.contains(SvmFeatures::LBR_VIRT) {
-        3
-    } else {
-        0
-    };
+    let debugctl = if processor.svm.contains(SvmFeatures::LBR_VIRT) { 3 } else { 0 };
     let is_valid = save.dr6 >> 32 == 0
         && save.dr7 >> 32 == 0
         && save.debugctl & !debugctl == 0
-        && save
-            .g_pat
-            .to_le_bytes()
-            .iter()
-            .all(|&entry| matches!(entry, 0 | 1 | 4..=7));
+        && save.g_pat.to_le_bytes().iter().all(|&entry| matches!(entry, 0 | 1 | 4..=7));
     require(is_valid, EntryRule::Msr)
 }
 
@@ -172,12 +164,7 @@ mod tests {
         save.cr0 |= CR0_PE | CR0_PG;
         save.cr4 = CR4_PAE;
         save.efer |= EFER_LME | EFER_LMA;
-        save.cs = VmcbSegment {
-            selector: 0x10,
-            attributes: 0xa9b,
-            limit: u32::MAX,
-            base: 0,
-        };
+        save.cs = VmcbSegment { selector: 0x10, attributes: 0xa9b, limit: u32::MAX, base: 0 };
         save
     }
 
@@ -211,10 +198,7 @@ mod tests {
     #[test]
     fn not_write_through_without_cache_disable_is_refused() {
         let reset = Vmcb::after_reset().save;
-        assert_eq!(
-            check(&reset, CR0_NW, &hardware()),
-            Err(EntryRule::ControlRegister)
-        );
+        assert_eq!(check(&reset, CR0_NW, &hardware()), Err(EntryRule::ControlRegister));
         assert_eq!(check(&reset, CR0_CD, &hardware()), Ok(()));
     }
 
@@ -250,14 +234,8 @@ mod tests {
 
     #[test]
     fn a_code_segment_cannot_be_64_and_32_bit() {
-        assert_eq!(
-            refused(|save| save.cs.attributes |= DEFAULT),
-            Err(EntryRule::Segment)
-        );
-        assert_eq!(
-            refused(|save| save.cs.attributes &= !PRESENT),
-            Err(EntryRule::Segment)
-        );
+        assert_eq!(refused(|save| save.cs.attributes |= DEFAULT), Err(EntryRule::Segment));
+        assert_eq!(refused(|save| save.cs.attributes &= !PRESENT), Err(EntryRule::Segment));
     }
 
     #[test]

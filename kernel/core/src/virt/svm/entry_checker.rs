@@ -31,11 +31,7 @@ const LONG: u16 = 1 << 9;
 const DEFAULT: u16 = 1 << 10;
 
 fn holds(condition: bool, section: &'static str, rule: &'static str) -> Result<(), Broken> {
-    if condition {
-        Ok(())
-    } else {
-        Err(Broken { section, rule })
-    }
+    if condition { Ok(()) } else { Err(Broken { section, rule }) }
 }
 
 /// Checks the VMCB for a VMRUN on a CPU like `processor`.
@@ -54,59 +50,27 @@ pub fn check_entry(vmcb: &Vmcb, processor: &Processor) -> Result<(), Broken> {
 
 fn check_control_registers(save: &SaveArea, processor: &Processor) -> Result<(), Broken> {
     holds(save.efer & EFER_SVME != 0, CONSISTENCY, "EFER.SVME is 1")?;
-    holds(
-        save.cr0 & CR0_CD != 0 || save.cr0 & CR0_NW == 0,
-        CONSISTENCY,
-        "CR0.NW needs CD",
-    )?;
+    holds(save.cr0 & CR0_CD != 0 || save.cr0 & CR0_NW == 0, CONSISTENCY, "CR0.NW needs CD")?;
     holds(save.cr0 >> 32 == 0, CONSISTENCY, "bits 63 to 32 of CR0")?;
-    holds(
-        save.cr3 >> processor.physical_bits == 0,
-        CONSISTENCY,
-        "reserved bits of CR3",
-    )?;
-    holds(
-        save.cr4 & !processor.cr4 == 0,
-        CONSISTENCY,
-        "reserved bits of CR4",
-    )?;
+    holds(save.cr3 >> processor.physical_bits == 0, CONSISTENCY, "reserved bits of CR3")?;
+    holds(save.cr4 & !processor.cr4 == 0, CONSISTENCY, "reserved bits of CR4")?;
     holds(save.dr6 >> 32 == 0, CONSISTENCY, "bits 63 to 32 of DR6")?;
     holds(save.dr7 >> 32 == 0, CONSISTENCY, "bits 63 to 32 of DR7")?;
-    holds(
-        save.efer & !processor.efer == 0,
-        CONSISTENCY,
-        "reserved bits of EFER",
-    )
+    holds(save.efer & !processor.efer == 0, CONSISTENCY, "reserved bits of EFER")
 }
 
 fn check_long_mode(save: &SaveArea) -> Result<(), Broken> {
     let has_paging = save.cr0 & CR0_PG != 0;
     let is_long = save.efer & EFER_LME != 0 && has_paging;
-    holds(
-        !is_long || save.cr4 & CR4_PAE != 0,
-        CONSISTENCY,
-        "EFER.LME and CR0.PG need CR4.PAE",
-    )?;
-    holds(
-        !is_long || save.cr0 & CR0_PE != 0,
-        CONSISTENCY,
-        "EFER.LME and CR0.PG need CR0.PE",
-    )?;
+    holds(!is_long || save.cr4 & CR4_PAE != 0, CONSISTENCY, "EFER.LME and CR0.PG need CR4.PAE")?;
+    holds(!is_long || save.cr0 & CR0_PE != 0, CONSISTENCY, "EFER.LME and CR0.PG need CR0.PE")?;
     holds(
         !is_long || save.cs.attributes & (LONG | DEFAULT) != LONG | DEFAULT,
         CONSISTENCY,
         "CS.L and CS.D exclude each other in long mode",
     )?;
-    holds(
-        is_long == (save.efer & EFER_LMA != 0),
-        CONSISTENCY,
-        "EFER.LMA is LME and CR0.PG",
-    )?;
-    holds(
-        is_long || save.cr4 & CR4_PCIDE == 0,
-        CONSISTENCY,
-        "CR4.PCIDE needs long mode",
-    )
+    holds(is_long == (save.efer & EFER_LMA != 0), CONSISTENCY, "EFER.LMA is LME and CR0.PG")?;
+    holds(is_long || save.cr4 & CR4_PCIDE == 0, CONSISTENCY, "CR4.PCIDE needs long mode")
 }
 
 /// What VMRUN loads without a check, and CPUs without a defined outcome.
@@ -126,15 +90,9 @@ fn check_other_registers(save: &SaveArea) -> Result<(), Broken> {
         "bases are canonical",
     )?;
     holds(
-        [
-            save.lstar,
-            save.cstar,
-            save.kernel_gs_base,
-            save.sysenter_esp,
-            save.sysenter_eip,
-        ]
-        .into_iter()
-        .all(is_canonical),
+        [save.lstar, save.cstar, save.kernel_gs_base, save.sysenter_esp, save.sysenter_eip]
+            .into_iter()
+            .all(is_canonical),
         CONSISTENCY,
         "addresses in MSRs are canonical",
     )?;
@@ -146,15 +104,9 @@ fn check_control(control: &Control, processor: &Processor) -> Result<(), Broken>
     const MAP_PAGES: u64 = 3 << 12;
     let is_map = |base: u64, bytes: u64| {
         base & 0xfff == 0
-            && base
-                .checked_add(bytes - 1)
-                .is_some_and(|last| last >> processor.physical_bits == 0)
+            && base.checked_add(bytes - 1).is_some_and(|last| last >> processor.physical_bits == 0)
     };
-    holds(
-        control.intercepts[1] & VMRUN != 0,
-        CONSISTENCY,
-        "the VMRUN intercept is set",
-    )?;
+    holds(control.intercepts[1] & VMRUN != 0, CONSISTENCY, "the VMRUN intercept is set")?;
     holds(
         is_map(control.msrpm_base, 2 << 12) && is_map(control.iopm_base, MAP_PAGES),
         CONSISTENCY,
@@ -185,11 +137,7 @@ fn check_control(control: &Control, processor: &Processor) -> Result<(), Broken>
 fn check_nested_paging(vmcb: &Vmcb, processor: &Processor) -> Result<(), Broken> {
     const NESTED: &str = "15.25.4";
     let control = &vmcb.control;
-    holds(
-        control.nested_control & NP_ENABLE != 0,
-        NESTED,
-        "nested paging is on",
-    )?;
+    holds(control.nested_control & NP_ENABLE != 0, NESTED, "nested paging is on")?;
     holds(
         control.nested_cr3 & 0xfff == 0
             && control.nested_cr3 != 0
@@ -220,23 +168,11 @@ fn check_event(vmcb: &Vmcb) -> Result<(), Broken> {
     if kind != EXCEPTION {
         return Ok(());
     }
-    holds(
-        vector != 2 && vector < 32,
-        SECTION,
-        "an exception has the vector of one",
-    )?;
+    holds(vector != 2 && vector < 32, SECTION, "an exception has the vector of one")?;
     let is_long = vmcb.save.efer & EFER_LMA != 0 && vmcb.save.cs.attributes & LONG != 0;
-    holds(
-        !(is_long && matches!(vector, 4 | 5)),
-        SECTION,
-        "an exception is one that the mode has",
-    )?;
+    holds(!(is_long && matches!(vector, 4 | 5)), SECTION, "an exception is one that the mode has")?;
     let wants_code = vmcb.save.cr0 & CR0_PE != 0 && matches!(vector, 8 | 10..=14 | 17);
-    holds(
-        (event & HAS_CODE != 0) == wants_code,
-        SECTION,
-        "error code of the event",
-    )
+    holds((event & HAS_CODE != 0) == wants_code, SECTION, "error code of the event")
 }
 
 /// Without these intercepts a guest reaches what is the host's. No hardware checks them.
@@ -338,9 +274,9 @@ fn digests(vmcb: &Vmcb) -> [u64; GROUPS] {
 
 /// FNV-1a over words.
 fn digest(words: impl IntoIterator<Item = u64>) -> u64 {
-    words.into_iter().fold(0xcbf2_9ce4_8422_2325, |hash, word| {
-        (hash ^ word).wrapping_mul(0x100_0000_01b3).rotate_left(29)
-    })
+    words
+        .into_iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ word).wrapping_mul(0x100_0000_01b3).rotate_left(29))
 }
 
 #[cfg(test)]

@@ -68,9 +68,7 @@ fn registers_that_vmrun_refuses_are_named() {
 fn controls_that_vmrun_refuses_are_named() {
     breaks("VMRUN intercept", |vmcb| vmcb.control.intercepts[1] &= !1);
     breaks("permission maps", |vmcb| vmcb.control.msrpm_base = 1 << 52);
-    breaks("permission maps", |vmcb| {
-        vmcb.control.iopm_base = (1 << 48) - 0x2000
-    });
+    breaks("permission maps", |vmcb| vmcb.control.iopm_base = (1 << 48) - 0x2000);
     breaks("ASID", |vmcb| vmcb.control.asid = 0);
     breaks("ASID", |vmcb| vmcb.control.asid = hardware().asids);
     breaks("TLB_CONTROL", |vmcb| vmcb.control.tlb_control = 2);
@@ -108,9 +106,7 @@ fn a_clean_bit_over_a_changed_field_is_found() {
         (Clean::INTERCEPTS, |vmcb| vmcb.control.tsc_offset += 1),
         (Clean::PERMISSION_MAPS, |vmcb| vmcb.control.iopm_base += 0x1000),
         (Clean::ASID, |vmcb| vmcb.control.asid += 1),
-        (Clean::VIRTUAL_INTERRUPT, |vmcb| {
-            vmcb.control.interrupt_control |= 1 << 32
-        }),
+        (Clean::VIRTUAL_INTERRUPT, |vmcb| vmcb.control.interrupt_control |= 1 << 32),
         (Clean::NESTED_PAGING, |vmcb| vmcb.control.nested_cr3 += 0x1000),
         (Clean::CONTROL_REGISTERS, |vmcb| vmcb.save.cr3 += 0x1000),
         (Clean::DEBUG_REGISTERS, |vmcb| vmcb.save.dr7 |= 1),

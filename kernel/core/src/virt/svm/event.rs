@@ -72,11 +72,7 @@ fn check_exception(event: Event, ready: &Readiness) -> Result<(), EntryRule> {
         vector == 2 || vector > 31 || ready.long_mode_64 && matches!(vector, OVERFLOW | BOUND);
     let is_consistent =
         has_error_code == wants_error_code || vector == CONTROL_PROTECTION && ready.protected_mode;
-    if is_impossible || !is_consistent {
-        Err(EntryRule::Event)
-    } else {
-        Ok(())
-    }
+    if is_impossible || !is_consistent { Err(EntryRule::Event) } else { Ok(()) }
 }
 
 /// Whether the event stands for an instruction, so that its return address is behind that instruction.
@@ -146,11 +142,7 @@ pub fn is_delivering(exit_int_info: u64) -> bool {
 /// EXITINTINFO as an event.
 fn interrupted(exit_int_info: u64) -> Event {
     let event = Event(exit_int_info & 0xffff_ffff_8000_0fff);
-    if event.error_code().is_some() {
-        event
-    } else {
-        Event(event.0 & 0xffff_ffff)
-    }
+    if event.error_code().is_some() { event } else { Event(event.0 & 0xffff_ffff) }
 }
 
 /// Whether the next run is to end as soon as the guest could take an interrupt (`interrupt`) or NMI (`nmi`).
@@ -283,37 +275,22 @@ mod tests {
 
     #[test]
     fn an_interrupt_is_refused_when_the_guest_cannot_take_it() {
-        let disabled = Readiness {
-            interrupt_flag: false,
-            ..READY
-        };
+        let disabled = Readiness { interrupt_flag: false, ..READY };
         assert_eq!(check(TIMER, Event::NONE, &disabled), Err(EntryRule::Rflags));
-        let shadow = Readiness {
-            shadow: true,
-            ..READY
-        };
+        let shadow = Readiness { shadow: true, ..READY };
         assert_eq!(check(TIMER, Event::NONE, &shadow), Err(EntryRule::Activity));
     }
 
     #[test]
     fn an_interrupt_that_was_handed_back_may_wait() {
-        let disabled = Readiness {
-            interrupt_flag: false,
-            ..READY
-        };
+        let disabled = Readiness { interrupt_flag: false, ..READY };
         assert_eq!(check(TIMER, TIMER, &disabled), Ok(()));
     }
 
     #[test]
     fn an_nmi_is_refused_while_one_is_handled() {
-        let masked = Readiness {
-            nmi_masked: true,
-            ..READY
-        };
-        assert_eq!(
-            check(Event::nmi(), Event::NONE, &masked),
-            Err(EntryRule::Activity)
-        );
+        let masked = Readiness { nmi_masked: true, ..READY };
+        assert_eq!(check(Event::nmi(), Event::NONE, &masked), Err(EntryRule::Activity));
     }
 
     #[test]
@@ -331,26 +308,15 @@ mod tests {
             Event::exception(14, None),
             Event(Event::exception(14, Some(0)).0 | 1 << 63),
         ] {
-            assert_eq!(
-                check(event, Event::NONE, &READY),
-                Err(EntryRule::Event),
-                "{event:x?}"
-            );
+            assert_eq!(check(event, Event::NONE, &READY), Err(EntryRule::Event), "{event:x?}");
         }
     }
 
     #[test]
     fn exceptions_have_no_error_code_in_real_mode() {
-        let real = Readiness {
-            protected_mode: false,
-            long_mode_64: false,
-            ..READY
-        };
+        let real = Readiness { protected_mode: false, long_mode_64: false, ..READY };
         assert_eq!(check(Event::exception(13, None), Event::NONE, &real), Ok(()));
-        assert_eq!(
-            check(Event::exception(13, Some(0)), Event::NONE, &real),
-            Err(EntryRule::Event)
-        );
+        assert_eq!(check(Event::exception(13, Some(0)), Event::NONE, &real), Err(EntryRule::Event));
     }
 
     #[test]
@@ -362,24 +328,15 @@ mod tests {
 
     #[test]
     fn tcg_gets_no_interrupt_in_a_shadow_that_it_would_forget() {
-        let shadow = Readiness {
-            shadow: true,
-            ..READY
-        };
+        let shadow = Readiness { shadow: true, ..READY };
         assert_eq!(Plan::new(TIMER, &shadow, &TCG), Plan::Hold(TIMER));
         assert_eq!(Plan::Hold(TIMER).leftover(0, false), Leftover::Pending(TIMER));
     }
 
     #[test]
     fn a_virtual_interrupt_that_was_not_taken_is_still_pending() {
-        assert_eq!(
-            Plan::VirtualInterrupt(TIMER).leftover(0, true),
-            Leftover::Pending(TIMER)
-        );
-        assert_eq!(
-            Plan::VirtualInterrupt(TIMER).leftover(0, false),
-            Leftover::Nothing
-        );
+        assert_eq!(Plan::VirtualInterrupt(TIMER).leftover(0, true), Leftover::Pending(TIMER));
+        assert_eq!(Plan::VirtualInterrupt(TIMER).leftover(0, false), Leftover::Nothing);
     }
 
     #[test]
@@ -397,38 +354,23 @@ mod tests {
     #[test]
     fn a_waiting_interrupt_survives_an_exception_that_comes_again_anyway() {
         let fault = Event::exception(14, Some(7));
-        assert_eq!(
-            Plan::VirtualInterrupt(TIMER).leftover(fault.0, true),
-            Leftover::Pending(TIMER)
-        );
-        assert_eq!(
-            Plan::Hold(TIMER).leftover(fault.0, false),
-            Leftover::Pending(TIMER)
-        );
+        assert_eq!(Plan::VirtualInterrupt(TIMER).leftover(fault.0, true), Leftover::Pending(TIMER));
+        assert_eq!(Plan::Hold(TIMER).leftover(fault.0, false), Leftover::Pending(TIMER));
     }
 
     #[test]
     fn the_guests_own_int_instruction_is_executed_again() {
         assert_eq!(Plan::Nothing.leftover(software(0x80).0, false), Leftover::Nothing);
-        assert_eq!(
-            Plan::Nothing.leftover(Event::exception(3, None).0, false),
-            Leftover::Nothing
-        );
+        assert_eq!(Plan::Nothing.leftover(Event::exception(3, None).0, false), Leftover::Nothing);
     }
 
     #[test]
     fn an_injected_int_instruction_goes_back_with_its_rip() {
         let event = software(0x80);
-        assert_eq!(
-            Plan::Inject(event).leftover(event.0, false),
-            Leftover::Unwound(event)
-        );
+        assert_eq!(Plan::Inject(event).leftover(event.0, false), Leftover::Unwound(event));
     }
 
-    const SHADOW: Readiness = Readiness {
-        shadow: true,
-        ..READY
-    };
+    const SHADOW: Readiness = Readiness { shadow: true, ..READY };
 
     #[test]
     fn a_window_is_requested_where_v_irq_is_free_and_the_shadow_is_kept() {
@@ -443,10 +385,7 @@ mod tests {
 
     #[test]
     fn an_nmi_window_waits_for_the_iret_without_ending_runs_in_front_of_it() {
-        let disabled = Readiness {
-            interrupt_flag: false,
-            ..READY
-        };
+        let disabled = Readiness { interrupt_flag: false, ..READY };
         let wants = |mask, ready| wants_window(false, true, mask, Plan::Nothing, &ready, &HARDWARE);
         assert!(!wants(NmiMask::Masked, READY));
         assert!(!wants(NmiMask::AtIret(0), READY));

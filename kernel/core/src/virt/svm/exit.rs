@@ -129,18 +129,16 @@ pub fn decode(vmcb: &Vmcb, processor: &Processor) -> Reason {
             }
             with_info(exit, &[if has_address { vmcb.control.exit_info_1 } else { 0 }])
         }
-        code::VMMCALL => with_info(
-            instruction(ExitKind::Hypercall, vmcb, processor),
-            &[cpl(&vmcb.save) as u64],
-        ),
+        code::VMMCALL => {
+            with_info(instruction(ExitKind::Hypercall, vmcb, processor), &[cpl(&vmcb.save) as u64])
+        }
         code::INIT => GuestExit::plain(ExitKind::Init),
         code::SHUTDOWN => GuestExit::plain(ExitKind::TripleFault),
         _ => match instruction_kind(exit_code) {
             Some(kind) => instruction(kind, vmcb, processor),
-            None => with_info(
-                GuestExit::plain(ExitKind::Unhandled),
-                &[1, exit_code, vmcb.control.exit_info_1],
-            ),
+            None => {
+                with_info(GuestExit::plain(ExitKind::Unhandled), &[1, exit_code, vmcb.control.exit_info_1])
+            }
         },
     };
     Reason::Guest(guest)
@@ -179,11 +177,7 @@ pub fn quick(vmcb: &Vmcb, processor: &Processor) -> Option<(ExitKind, u32)> {
         let is_string = vmcb.control.exit_info_1 >> 2 & 1 != 0;
         return (!is_string).then(|| (kind, length_to(vmcb, vmcb.control.exit_info_2)));
     }
-    let length = if processor.has_next_rip() {
-        length_to(vmcb, vmcb.control.next_rip)
-    } else {
-        0
-    };
+    let length = if processor.has_next_rip() { length_to(vmcb, vmcb.control.next_rip) } else { 0 };
     Some((kind, length))
 }
 
@@ -206,14 +200,7 @@ const fn instruction_kind(exit_code: u64) -> Option<ExitKind> {
 impl GuestExit {
     /// An exit without details.
     pub const fn plain(kind: ExitKind) -> Self {
-        GuestExit {
-            kind,
-            info: [0; 6],
-            info_words: 0,
-            length: 0,
-            needs: Groups::empty(),
-            decodes: false,
-        }
+        GuestExit { kind, info: [0; 6], info_words: 0, length: 0, needs: Groups::empty(), decodes: false }
     }
 }
 
@@ -225,16 +212,8 @@ fn with_info(mut exit: GuestExit, info: &[u64]) -> GuestExit {
 
 /// An exit on an instruction: with nRIP its length is known, without it the VMM fetches it.
 fn instruction(kind: ExitKind, vmcb: &Vmcb, processor: &Processor) -> GuestExit {
-    let length = if processor.has_next_rip() {
-        length_to(vmcb, vmcb.control.next_rip)
-    } else {
-        0
-    };
-    GuestExit {
-        length,
-        decodes: length == 0,
-        ..GuestExit::plain(kind)
-    }
+    let length = if processor.has_next_rip() { length_to(vmcb, vmcb.control.next_rip) } else { 0 };
+    GuestExit { length, decodes: length == 0, ..GuestExit::plain(kind) }
 }
 
 /// The length of an instruction of which the next one is known; 0 if that is no length (as where RIP wraps at the end
@@ -251,30 +230,13 @@ fn register_access(vmcb: &Vmcb, processor: &Processor) -> GuestExit {
     const IS_MOV: u64 = 1 << 63;
     let exit_code = vmcb.control.exit_code;
     let is_debug = exit_code >= code::DR_READ;
-    let operation = if exit_code & 0x10 != 0 {
-        ControlOperation::Write
-    } else {
-        ControlOperation::Read
-    };
+    let operation = if exit_code & 0x10 != 0 { ControlOperation::Write } else { ControlOperation::Read };
     // Without the MOV bit it is CLTS, LMSW or SMSW; which one, only the instruction bytes say.
     let has_gpr = processor.svm.contains(SvmFeatures::DECODE_ASSISTS)
         && (is_debug || vmcb.control.exit_info_1 & IS_MOV != 0);
-    let gpr = if has_gpr {
-        vmcb.control.exit_info_1 as u8 & 0xf
-    } else {
-        NO_GPR
-    };
-    let access = ControlAccess {
-        register: exit_code as u8 & 0xf,
-        operation,
-        gpr,
-        source: 0,
-    };
-    let kind = if is_debug {
-        ExitKind::DebugAccess
-    } else {
-        ExitKind::ControlAccess
-    };
+    let gpr = if has_gpr { vmcb.control.exit_info_1 as u8 & 0xf } else { NO_GPR };
+    let access = ControlAccess { register: exit_code as u8 & 0xf, operation, gpr, source: 0 };
+    let kind = if is_debug { ExitKind::DebugAccess } else { ExitKind::ControlAccess };
     let mut exit = with_info(instruction(kind, vmcb, processor), &[access.encode()]);
     exit.decodes |= !has_gpr;
     exit.needs |= if is_debug { Groups::DEBUG } else { Groups::CONTROL };
@@ -290,10 +252,7 @@ fn exception(vmcb: &Vmcb, vector: u8) -> GuestExit {
         14 => vmcb.control.exit_info_2,
         _ => 0,
     };
-    with_info(
-        GuestExit::plain(ExitKind::Exception),
-        &[vector as u64, vmcb.control.exit_info_1, detail],
-    )
+    with_info(GuestExit::plain(ExitKind::Exception), &[vector as u64, vmcb.control.exit_info_1, detail])
 }
 
 /// The port access of an IOIO exit (APM 15.10.2).
@@ -356,14 +315,7 @@ fn nested_fault(vmcb: &Vmcb, processor: &Processor) -> GuestExit {
     let bytes = u128::from_le_bytes(bytes);
     let mut exit = with_info(
         GuestExit::plain(ExitKind::NestedFault),
-        &[
-            control.exit_info_2,
-            fault.bits(),
-            0,
-            count as u64,
-            bytes as u64,
-            (bytes >> 64) as u64,
-        ],
+        &[control.exit_info_2, fault.bits(), 0, count as u64, bytes as u64, (bytes >> 64) as u64],
     );
     exit.decodes = true;
     exit
@@ -384,10 +336,8 @@ fn task_switch(vmcb: &Vmcb) -> GuestExit {
     } else {
         0
     };
-    let mut exit = with_info(
-        GuestExit::plain(ExitKind::TaskSwitch),
-        &[control.exit_info_1 & 0xffff | source << 16],
-    );
+    let mut exit =
+        with_info(GuestExit::plain(ExitKind::TaskSwitch), &[control.exit_info_1 & 0xffff | source << 16]);
     exit.needs = MEMORY;
     exit
 }

@@ -20,17 +20,10 @@ fn guest(vmcb: &Vmcb, processor: &Processor) -> GuestExit {
 
 #[test]
 fn host_events_are_not_for_the_vmm() {
-    let decoded: Vec<Reason> = [0x60, 0x61, 0x52, 0x64, 0x74]
-        .iter()
-        .map(|&code| decode(&exit(code, 0, 0), &tcg()))
-        .collect();
-    let expected = [
-        Reason::HostInterrupt,
-        Reason::HostNmi,
-        Reason::HostMachineCheck,
-        Reason::Window,
-        Reason::Iret,
-    ];
+    let decoded: Vec<Reason> =
+        [0x60, 0x61, 0x52, 0x64, 0x74].iter().map(|&code| decode(&exit(code, 0, 0), &tcg())).collect();
+    let expected =
+        [Reason::HostInterrupt, Reason::HostNmi, Reason::HostMachineCheck, Reason::Window, Reason::Iret];
     assert_eq!(decoded, expected);
 }
 
@@ -45,10 +38,7 @@ fn with_next_rip_an_instruction_has_its_length() {
     let mut vmcb = exit(0x72, 0, 0);
     vmcb.control.next_rip = 0x1002;
     let cpuid = guest(&vmcb, &hardware());
-    assert_eq!(
-        (cpuid.kind, cpuid.length, cpuid.needs),
-        (ExitKind::Cpuid, 2, Groups::empty())
-    );
+    assert_eq!((cpuid.kind, cpuid.length, cpuid.needs), (ExitKind::Cpuid, 2, Groups::empty()));
 }
 
 #[test]
@@ -131,13 +121,7 @@ fn msr_exits_say_read_or_write() {
 fn a_port_access_has_its_length_on_every_processor() {
     // OUT DX, AL at port 3F8H.
     let io = guest(&exit(0x7b, 0x3f8 << 16 | 1 << 4, 0x1001), &tcg());
-    let expected = PortIo {
-        port: 0x3f8,
-        size: 1,
-        is_in: false,
-        is_string: false,
-        is_rep: false,
-    };
+    let expected = PortIo { port: 0x3f8, size: 1, is_in: false, is_string: false, is_rep: false };
     assert_eq!(PortIo::decode(io.info[0]), expected);
     assert_eq!((io.length, io.needs), (1, Groups::empty()));
 }
@@ -147,22 +131,13 @@ fn a_string_port_access_brings_the_segments() {
     // REP OUTSW through FS, with decode assists.
     let info = 0x1f0 << 16 | 4 << 10 | 1 << 5 | 1 << 3 | 1 << 2;
     let io = guest(&exit(0x7b, info, 0x1003), &hardware());
-    let expected = PortIo {
-        port: 0x1f0,
-        size: 2,
-        is_in: false,
-        is_string: true,
-        is_rep: true,
-    };
+    let expected = PortIo { port: 0x1f0, size: 2, is_in: false, is_string: true, is_rep: true };
     assert_eq!(PortIo::decode(io.info[0]), expected);
     assert_eq!(io.info[1], hypercall_abi::vcpu::FS as u64);
     assert_eq!(io.needs, Groups::CS_SS | Groups::DATA_SEGMENTS | Groups::CONTROL);
     assert_eq!(guest(&exit(0x7b, info, 0x1003), &tcg()).info[1], 0xff);
     // INSD: always ES.
-    assert_eq!(
-        guest(&exit(0x7b, 0x1f0 << 16 | 1 << 6 | 5, 0x1001), &tcg()).info[1],
-        0
-    );
+    assert_eq!(guest(&exit(0x7b, 0x1f0 << 16 | 1 << 6 | 5, 0x1001), &tcg()).info[1], 0);
 }
 
 #[test]
@@ -196,15 +171,9 @@ fn a_control_register_access_names_the_register_where_the_hardware_does() {
         ControlAccess::decode(exit.info[0])
     };
     let mov = access(0x18, 1 << 63 | 11, &hardware());
-    assert_eq!(
-        (mov.register, mov.operation, mov.gpr),
-        (8, ControlOperation::Write, 11)
-    );
+    assert_eq!((mov.register, mov.operation, mov.gpr), (8, ControlOperation::Write, 11));
     let read = access(0x08, 0, &tcg());
-    assert_eq!(
-        (read.register, read.operation, read.gpr),
-        (8, ControlOperation::Read, 0xff)
-    );
+    assert_eq!((read.register, read.operation, read.gpr), (8, ControlOperation::Read, 0xff));
     // LMSW or CLTS.
     assert_eq!(access(0x10, 0, &hardware()).gpr, 0xff);
 }
@@ -214,19 +183,13 @@ fn a_debug_register_access_names_the_register() {
     let exit = guest(&exit(0x37, 3, 0), &hardware());
     assert_eq!(exit.kind, ExitKind::DebugAccess);
     let access = ControlAccess::decode(exit.info[0]);
-    assert_eq!(
-        (access.register, access.operation, access.gpr),
-        (7, ControlOperation::Write, 3)
-    );
+    assert_eq!((access.register, access.operation, access.gpr), (7, ControlOperation::Write, 3));
 }
 
 #[test]
 fn exceptions_carry_error_code_and_cause() {
     let fault = guest(&exit(0x4e, 2, 0xdead_b000), &tcg());
-    assert_eq!(
-        (fault.kind, &fault.info[..3]),
-        (ExitKind::Exception, &[14, 2, 0xdead_b000][..])
-    );
+    assert_eq!((fault.kind, &fault.info[..3]), (ExitKind::Exception, &[14, 2, 0xdead_b000][..]));
     let mut vmcb = exit(0x41, 0, 0);
     vmcb.save.dr6 = 0xffff_4ff1;
     assert_eq!(guest(&vmcb, &tcg()).info[..3], [1, 0, 0x4001]);
@@ -248,10 +211,7 @@ fn a_task_switch_names_its_source() {
 #[test]
 fn an_unknown_exit_is_data_for_the_vmm() {
     let exit = guest(&exit(0x403, 5, 6), &tcg());
-    assert_eq!(
-        (exit.kind, &exit.info[..3]),
-        (ExitKind::Unhandled, &[1, 0x403, 5][..])
-    );
+    assert_eq!((exit.kind, &exit.info[..3]), (ExitKind::Unhandled, &[1, 0x403, 5][..]));
 }
 
 proptest::proptest! {
@@ -278,10 +238,7 @@ fn an_exception_that_interrupts_a_delivery_does_not_drop_what_was_delivered() {
         let exception = guest(&exit(0x40 + vector, 0, 0), &hardware());
         assert!(exception.is_reflected(0, Event::NONE), "nothing else is there");
         assert!(!exception.is_reflected(0, interrupt), "the VMM gets both");
-        assert!(
-            !exception.is_reflected(1 << vector, Event::NONE),
-            "the VMM asked for it"
-        );
+        assert!(!exception.is_reflected(1 << vector, Event::NONE), "the VMM asked for it");
     }
     assert!(!guest(&exit(0x72, 0, 0), &hardware()).is_reflected(0, Event::NONE));
 }

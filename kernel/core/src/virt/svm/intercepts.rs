@@ -182,10 +182,7 @@ mod tests {
         assert_eq!(control.intercepts[0], 0xbd44_800b);
         // All but RDTSCP and ICEBP.
         assert_eq!(control.intercepts[1], 0x7e7f);
-        assert_eq!(
-            (control.intercept_cr_reads, control.intercept_cr_writes),
-            (0x100, 0x100)
-        );
+        assert_eq!((control.intercept_cr_reads, control.intercept_cr_writes), (0x100, 0x100));
         assert_eq!((control.intercept_dr_reads, control.intercept_dr_writes), (0, 0));
         assert_eq!(control.intercept_exceptions, 1 << 1 | 1 << 17 | 1 << 18);
     }
@@ -194,10 +191,7 @@ mod tests {
     fn optional_intercepts_add_exactly_what_they_name() {
         let base = applied(NOTHING);
         let with = |optional| applied(Choice { optional, ..NOTHING });
-        assert_eq!(
-            with(Intercepts::PAUSE).intercepts[0] ^ base.intercepts[0],
-            1 << 23
-        );
+        assert_eq!(with(Intercepts::PAUSE).intercepts[0] ^ base.intercepts[0], 1 << 23);
         let rdtsc = with(Intercepts::RDTSC);
         assert_eq!(rdtsc.intercepts[0] ^ base.intercepts[0], 1 << 14);
         assert_eq!(rdtsc.intercepts[1] ^ base.intercepts[1], 1 << 7);
@@ -205,30 +199,17 @@ mod tests {
         assert_eq!(paging.intercepts[0] ^ base.intercepts[0], 1 << 25);
         assert_eq!(paging.intercept_cr_writes, 0x108);
         let debug = with(Intercepts::DEBUG_REGISTERS);
-        assert_eq!(
-            (debug.intercept_dr_reads, debug.intercept_dr_writes),
-            (0xffff, 0xffff)
-        );
+        assert_eq!((debug.intercept_dr_reads, debug.intercept_dr_writes), (0xffff, 0xffff));
     }
 
     #[test]
     fn an_nmi_is_never_taken_for_an_exception() {
-        assert_eq!(
-            applied(Choice {
-                exceptions: u32::MAX,
-                ..NOTHING
-            })
-            .intercept_exceptions,
-            !(1 << 2)
-        );
+        assert_eq!(applied(Choice { exceptions: u32::MAX, ..NOTHING }).intercept_exceptions, !(1 << 2));
     }
 
     #[test]
     fn a_hidden_cr0_exits_on_reads_and_writes() {
         let control = applied(Choice { cr0: true, ..NOTHING });
-        assert_eq!(
-            (control.intercept_cr_reads, control.intercept_cr_writes),
-            (0x101, 0x101)
-        );
+        assert_eq!((control.intercept_cr_reads, control.intercept_cr_writes), (0x101, 0x101));
     }
 }

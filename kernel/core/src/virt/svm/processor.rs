@@ -145,11 +145,7 @@ fn cr4_bits(basic: &Leaf, structured: &Leaf, guest_xcr0: u64) -> (u64, u64) {
     let mut foreign = 0;
     if structured[ECX] >> 3 & 1 != 0 {
         // PKRU is switched with the extended state, if at all.
-        if guest_xcr0 & XCR0_PKRU != 0 {
-            allowed |= CR4_PKE
-        } else {
-            foreign |= CR4_PKE
-        }
+        if guest_xcr0 & XCR0_PKRU != 0 { allowed |= CR4_PKE } else { foreign |= CR4_PKE }
     }
     if structured[ECX] >> 7 & 1 != 0 || structured[EDX] >> 20 & 1 != 0 {
         foreign |= CR4_CET;
@@ -218,12 +214,7 @@ pub(crate) mod tests {
     pub(crate) fn hardware() -> Processor {
         let cpuid = |leaf, _| match leaf {
             1 => [0, 0, 1 << 26 | 1 << 17, 0],
-            7 => [
-                0,
-                1 | 1 << 7 | 1 << 10 | 1 << 20,
-                1 << 2 | 1 << 3 | 1 << 7 | 1 << 16,
-                0,
-            ],
+            7 => [0, 1 | 1 << 7 | 1 << 10 | 1 << 20, 1 << 2 | 1 << 3 | 1 << 7 | 1 << 16, 0],
             0x8000_0001 => [0, 0, 1 << 2 | 1 << 17, 1 << 20 | 1 << 25 | 1 << 26 | 1 << 27],
             0x8000_0008 => [0x3030, 0, 0, 0],
             0x8000_000a => [1, 32768, 0, 0xef],

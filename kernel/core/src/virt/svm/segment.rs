@@ -25,12 +25,7 @@ pub fn to_vmcb(segment: &Segment) -> Result<VmcbSegment, EntryRule> {
     if segment.access & Segment::UNUSABLE != 0 {
         attributes &= !PRESENT;
     }
-    Ok(VmcbSegment {
-        selector: segment.selector,
-        attributes,
-        limit: segment.limit,
-        base: segment.base,
-    })
+    Ok(VmcbSegment { selector: segment.selector, attributes, limit: segment.limit, base: segment.base })
 }
 
 /// The segment in the page's form.
@@ -71,21 +66,12 @@ pub fn table_to_vmcb(table: &DescriptorTable) -> Result<VmcbSegment, EntryRule> 
     if table.limit > 0xffff {
         return Err(EntryRule::Segment);
     }
-    Ok(VmcbSegment {
-        selector: 0,
-        attributes: 0,
-        limit: table.limit,
-        base: table.base,
-    })
+    Ok(VmcbSegment { selector: 0, attributes: 0, limit: table.limit, base: table.base })
 }
 
 /// A descriptor-table register in the page's form.
 pub fn table_from_vmcb(table: &VmcbSegment) -> DescriptorTable {
-    DescriptorTable {
-        base: table.base,
-        limit: table.limit & 0xffff,
-        reserved: 0,
-    }
+    DescriptorTable { base: table.base, limit: table.limit & 0xffff, reserved: 0 }
 }
 
 /// CPL as the mode, or else the DPL of SS, says (APM 15.5.1: VMRUN takes it from the VMCB, QEMU from SS).
@@ -120,30 +106,19 @@ mod tests {
         let null = Segment::new(0, 0, 0, Segment::UNUSABLE | 0xc093);
         let vmcb = to_vmcb(&null).unwrap();
         assert_eq!(vmcb.attributes & PRESENT, 0);
-        assert_eq!(
-            from_vmcb(&vmcb).access & (Segment::UNUSABLE | DEFAULT_BIG),
-            Segment::UNUSABLE
-        );
+        assert_eq!(from_vmcb(&vmcb).access & (Segment::UNUSABLE | DEFAULT_BIG), Segment::UNUSABLE);
     }
 
     #[test]
     fn reserved_access_bits_are_refused() {
         for bit in [8, 11, 17, 31] {
-            assert_eq!(
-                to_vmcb(&Segment::new(0, 0, 0, 0x93 | 1 << bit)),
-                Err(EntryRule::Segment)
-            );
+            assert_eq!(to_vmcb(&Segment::new(0, 0, 0, 0x93 | 1 << bit)), Err(EntryRule::Segment));
         }
     }
 
     #[test]
     fn a_task_register_without_the_busy_bit_reads_as_busy() {
-        let tr = VmcbSegment {
-            selector: 8,
-            attributes: 0x89,
-            limit: 0x67,
-            base: 0,
-        };
+        let tr = VmcbSegment { selector: 8, attributes: 0x89, limit: 0x67, base: 0 };
         assert_eq!(tr_from_vmcb(&tr).access, 0x8b);
     }
 
@@ -169,11 +144,7 @@ mod tests {
 
     #[test]
     fn a_table_limit_of_more_than_16_bits_is_refused() {
-        let table = DescriptorTable {
-            base: 0,
-            limit: 0x1_0000,
-            reserved: 0,
-        };
+        let table = DescriptorTable { base: 0, limit: 0x1_0000, reserved: 0 };
         assert_eq!(table_to_vmcb(&table), Err(EntryRule::Segment));
     }
 

@@ -266,31 +266,12 @@ impl SaveArea {
     /// Puts the state after reset into the save area (APM 14.1.3), except that CR0.CD and NW are clear:
     /// [`super::checks::HIDDEN_CR0`] says why.
     pub fn reset(&mut self) {
-        const DATA: VmcbSegment = VmcbSegment {
-            selector: 0,
-            attributes: 0x93,
-            limit: 0xffff,
-            base: 0,
-        };
+        const DATA: VmcbSegment = VmcbSegment { selector: 0, attributes: 0x93, limit: 0xffff, base: 0 };
         (self.es, self.ss, self.ds, self.fs, self.gs) = (DATA, DATA, DATA, DATA, DATA);
-        self.cs = VmcbSegment {
-            selector: 0xf000,
-            attributes: 0x9b,
-            limit: 0xffff,
-            base: 0xffff_0000,
-        };
-        self.ldtr = VmcbSegment {
-            attributes: 0x82,
-            ..DATA
-        };
-        self.tr = VmcbSegment {
-            attributes: 0x8b,
-            ..DATA
-        };
-        self.gdtr = VmcbSegment {
-            attributes: 0,
-            ..DATA
-        };
+        self.cs = VmcbSegment { selector: 0xf000, attributes: 0x9b, limit: 0xffff, base: 0xffff_0000 };
+        self.ldtr = VmcbSegment { attributes: 0x82, ..DATA };
+        self.tr = VmcbSegment { attributes: 0x8b, ..DATA };
+        self.gdtr = VmcbSegment { attributes: 0, ..DATA };
         self.idtr = self.gdtr;
         self.cpl = 0;
         self.efer = super::checks::EFER_SVME;
@@ -298,13 +279,7 @@ impl SaveArea {
         (self.cr2, self.cr3, self.cr4) = (0, 0, 0);
         (self.dr6, self.dr7) = (0xffff_0ff0, 0x400);
         (self.rflags, self.rip, self.rsp, self.rax) = (2, 0xfff0, 0, 0);
-        (
-            self.star,
-            self.lstar,
-            self.cstar,
-            self.sfmask,
-            self.kernel_gs_base,
-        ) = (0, 0, 0, 0, 0);
+        (self.star, self.lstar, self.cstar, self.sfmask, self.kernel_gs_base) = (0, 0, 0, 0, 0);
         (self.sysenter_cs, self.sysenter_esp, self.sysenter_eip) = (0, 0, 0);
         (self.g_pat, self.debugctl) = (0x0007_0406_0007_0406, 0);
     }

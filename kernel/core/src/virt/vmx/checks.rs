@@ -44,10 +44,7 @@ pub const fn is_canonical(address: u64) -> bool {
 /// # Errors
 /// [`EntryRule::Canonical`].
 pub fn check_canonical(addresses: &[u64]) -> Result<(), EntryRule> {
-    holds(
-        addresses.iter().all(|&address| is_canonical(address)),
-        EntryRule::Canonical,
-    )
+    holds(addresses.iter().all(|&address| is_canonical(address)), EntryRule::Canonical)
 }
 
 /// RIP, RFLAGS, interruptibility and activity (SDM 3C 26.3.1.4, 26.3.1.5).
@@ -63,10 +60,7 @@ pub fn check_rip_group(rip: u64, rflags: u64, interruptibility: u32, activity: u
     let state = Interruptibility::from_bits(interruptibility).ok_or(EntryRule::Activity)?;
     holds(activity <= ACTIVITY_HALTED, EntryRule::Activity)?;
     holds(!state.contains(shadow), EntryRule::Activity)?;
-    holds(
-        !state.contains(Interruptibility::STI) || rflags & RFLAGS_IF != 0,
-        EntryRule::Activity,
-    )
+    holds(!state.contains(Interruptibility::STI) || rflags & RFLAGS_IF != 0, EntryRule::Activity)
 }
 
 /// Virtual-8086 mode exists in protected mode outside of long mode only (SDM 3C 26.3.1.4).
@@ -74,10 +68,7 @@ pub fn check_rip_group(rip: u64, rflags: u64, interruptibility: u32, activity: u
 /// # Errors
 /// [`EntryRule::Rflags`].
 pub fn check_v86(mode: Mode) -> Result<(), EntryRule> {
-    holds(
-        !mode.is_v86 || mode.is_protected && !mode.is_long,
-        EntryRule::Rflags,
-    )
+    holds(!mode.is_v86 || mode.is_protected && !mode.is_long, EntryRule::Rflags)
 }
 
 /// What limits the events that can be injected.
@@ -124,21 +115,13 @@ pub fn check_event(event: Event, context: &EventContext) -> Result<(), EntryRule
         Event::NMI => {
             holds(vector == NMI_VECTOR, EntryRule::Event)?;
             // STI blocks NMIs on some processors only; refusing is right on all of them.
-            holds(
-                !context
-                    .interruptibility
-                    .intersects(shadow | Interruptibility::NMI),
-                EntryRule::Activity,
-            )
+            holds(!context.interruptibility.intersects(shadow | Interruptibility::NMI), EntryRule::Activity)
         }
         // SVM refuses an exception with the vector of NMIs.
         Event::EXCEPTION => holds(vector <= LAST_EXCEPTION && vector != NMI_VECTOR, EntryRule::Event),
         kind if is_software_event(kind) => {
             let shortest = if context.can_inject_length_0 { 0 } else { 1 };
-            holds(
-                (shortest..=LONGEST_INSTRUCTION).contains(&context.length),
-                EntryRule::Event,
-            )
+            holds((shortest..=LONGEST_INSTRUCTION).contains(&context.length), EntryRule::Event)
         }
         _ => Err(EntryRule::Event),
     }
@@ -196,11 +179,8 @@ impl Access {
 /// Present, without reserved bits, and a limit that its granularity can express.
 fn is_well_formed(segment: &Segment, is_code_or_data: bool) -> bool {
     let access = Access(segment.access);
-    let limit_fits = if access.has_page_granularity() {
-        segment.limit & 0xfff == 0xfff
-    } else {
-        segment.limit >> 20 == 0
-    };
+    let limit_fits =
+        if access.has_page_granularity() { segment.limit & 0xfff == 0xfff } else { segment.limit >> 20 == 0 };
     access.is_present()
         && access.is_code_or_data() == is_code_or_data
         && !access.has_reserved_bits()
@@ -326,14 +306,8 @@ pub const fn check_debug(dr6: u64, dr7: u64) -> Result<(), EntryRule> {
 /// [`EntryRule::Msr`].
 pub fn check_pat(pat: u64, debugctl: u64) -> Result<(), EntryRule> {
     const LBR: u64 = 1 << 0;
-    let are_memory_types = pat
-        .to_le_bytes()
-        .into_iter()
-        .all(|entry| matches!(entry, 0 | 1 | 4..=7));
-    holds(
-        are_memory_types && debugctl & !(LBR | DEBUGCTL_BTF) == 0,
-        EntryRule::Msr,
-    )
+    let are_memory_types = pat.to_le_bytes().into_iter().all(|entry| matches!(entry, 0 | 1 | 4..=7));
+    holds(are_memory_types && debugctl & !(LBR | DEBUGCTL_BTF) == 0, EntryRule::Msr)
 }
 
 /// SYSENTER_CS, SYSENTER_ESP and SYSENTER_EIP.

@@ -199,20 +199,10 @@ mod tests {
         cr4_fixed1: 0x0037_67ff,
     };
     const RULES: ControlRules = ControlRules::new(&SKYLAKE, 40);
-    const RESET: ControlRegisters = ControlRegisters {
-        cr0: 0x6000_0010,
-        cr3: 0,
-        cr4: 0,
-        efer: 0,
-        pdpte: [0; 4],
-    };
-    const LONG: ControlRegisters = ControlRegisters {
-        cr0: 0x8005_0033,
-        cr3: 0x1000,
-        cr4: 0x20,
-        efer: 0xd01,
-        pdpte: [0; 4],
-    };
+    const RESET: ControlRegisters =
+        ControlRegisters { cr0: 0x6000_0010, cr3: 0, cr4: 0, efer: 0, pdpte: [0; 4] };
+    const LONG: ControlRegisters =
+        ControlRegisters { cr0: 0x8005_0033, cr3: 0x1000, cr4: 0x20, efer: 0xd01, pdpte: [0; 4] };
 
     #[test]
     fn reset_state_is_accepted_and_seen_as_it_was_given() {
@@ -234,10 +224,7 @@ mod tests {
 
     #[test]
     fn cache_control_and_vmxe_are_never_the_guests_own() {
-        assert_eq!(
-            RULES.cr0_mask() & (CR0_CD | CR0_NW | CR0_NE),
-            CR0_CD | CR0_NW | CR0_NE
-        );
+        assert_eq!(RULES.cr0_mask() & (CR0_CD | CR0_NW | CR0_NE), CR0_CD | CR0_NW | CR0_NE);
         assert_eq!(RULES.cr0_mask() & (CR0_PE | CR0_PG), 0);
         assert_ne!(RULES.cr4_mask() & CR4_VMXE, 0);
         assert_eq!(RULES.cr4_mask() & CR4_PAE, 0);
@@ -246,37 +233,22 @@ mod tests {
     #[test]
     fn bits_that_the_cpu_or_the_kernel_does_not_offer_are_refused() {
         for cr4 in [CR4_VMXE, 1 << 11, 1 << 12, 1 << 14, 1 << 22, 1 << 23, 1 << 63] {
-            let view = ControlRegisters {
-                cr4: LONG.cr4 | cr4,
-                ..LONG
-            };
+            let view = ControlRegisters { cr4: LONG.cr4 | cr4, ..LONG };
             assert_eq!(RULES.check(&view), Err(EntryRule::ControlRegister), "{cr4:#x}");
         }
         for cr0 in [1 << 6, 1 << 32, CR0_NW] {
-            let view = ControlRegisters {
-                cr0: LONG.cr0 | cr0,
-                ..LONG
-            };
+            let view = ControlRegisters { cr0: LONG.cr0 | cr0, ..LONG };
             assert_eq!(RULES.check(&view), Err(EntryRule::ControlRegister), "{cr0:#x}");
         }
     }
 
     #[test]
     fn paging_needs_protection_and_pcids_need_long_mode() {
-        let view = ControlRegisters {
-            cr0: LONG.cr0 & !CR0_PE,
-            ..LONG
-        };
+        let view = ControlRegisters { cr0: LONG.cr0 & !CR0_PE, ..LONG };
         assert_eq!(RULES.check(&view), Err(EntryRule::ControlRegister));
-        let view = ControlRegisters {
-            cr4: CR4_PCIDE,
-            ..RESET
-        };
+        let view = ControlRegisters { cr4: CR4_PCIDE, ..RESET };
         assert_eq!(RULES.check(&view), Err(EntryRule::ControlRegister));
-        let view = ControlRegisters {
-            cr4: LONG.cr4 | CR4_PCIDE,
-            ..LONG
-        };
+        let view = ControlRegisters { cr4: LONG.cr4 | CR4_PCIDE, ..LONG };
         assert_eq!(RULES.check(&view), Ok(()));
     }
 
@@ -284,28 +256,12 @@ mod tests {
     fn lma_is_lme_with_paging() {
         assert_eq!(RULES.check(&LONG), Ok(()));
         for efer in [EFER_LMA, EFER_LME, 1 << 12, 1 << 14] {
-            assert_eq!(
-                RULES.check(&ControlRegisters { efer, ..LONG }),
-                Err(EntryRule::Efer),
-                "{efer:#x}"
-            );
+            assert_eq!(RULES.check(&ControlRegisters { efer, ..LONG }), Err(EntryRule::Efer), "{efer:#x}");
         }
+        assert_eq!(RULES.check(&ControlRegisters { cr4: 0, ..LONG }), Err(EntryRule::Efer));
+        assert_eq!(RULES.check(&ControlRegisters { efer: EFER_LME, ..RESET }), Ok(()));
         assert_eq!(
-            RULES.check(&ControlRegisters { cr4: 0, ..LONG }),
-            Err(EntryRule::Efer)
-        );
-        assert_eq!(
-            RULES.check(&ControlRegisters {
-                efer: EFER_LME,
-                ..RESET
-            }),
-            Ok(())
-        );
-        assert_eq!(
-            RULES.check(&ControlRegisters {
-                efer: EFER_LME | EFER_LMA,
-                ..RESET
-            }),
+            RULES.check(&ControlRegisters { efer: EFER_LME | EFER_LMA, ..RESET }),
             Err(EntryRule::Efer)
         );
     }
@@ -314,21 +270,10 @@ mod tests {
     fn cr3_and_pdptes_stay_below_the_physical_address_width() {
         let view = ControlRegisters { cr3: 1 << 40, ..LONG };
         assert_eq!(RULES.check(&view), Err(EntryRule::ControlRegister));
-        let pae = ControlRegisters {
-            efer: 0,
-            pdpte: [0x1001, 0, 0x1e6, 0],
-            ..LONG
-        };
-        assert_eq!(
-            RULES.check(&pae),
-            Ok(()),
-            "reserved bits of an absent entry do not count"
-        );
+        let pae = ControlRegisters { efer: 0, pdpte: [0x1001, 0, 0x1e6, 0], ..LONG };
+        assert_eq!(RULES.check(&pae), Ok(()), "reserved bits of an absent entry do not count");
         for entry in [0x1003, 0x1021, 1 << 63 | 1, 1 << 40 | 1] {
-            let view = ControlRegisters {
-                pdpte: [0, 0, 0, entry],
-                ..pae
-            };
+            let view = ControlRegisters { pdpte: [0, 0, 0, entry], ..pae };
             assert_eq!(RULES.check(&view), Err(EntryRule::ControlRegister), "{entry:#x}");
         }
     }

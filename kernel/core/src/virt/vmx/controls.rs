@@ -242,11 +242,8 @@ impl Capabilities {
     pub fn read(mut read: impl FnMut(u32) -> u64) -> Self {
         let basic = read(VMX_BASIC);
         // The "true" MSRs tell which of the controls with a default of 1 may be 0 (SDM 3D A.2).
-        let [pin, primary, exit, entry] = if basic >> 55 & 1 != 0 {
-            [0x48d, 0x48e, 0x48f, 0x490]
-        } else {
-            [0x481, 0x482, 0x483, 0x484]
-        };
+        let [pin, primary, exit, entry] =
+            if basic >> 55 & 1 != 0 { [0x48d, 0x48e, 0x48f, 0x490] } else { [0x481, 0x482, 0x483, 0x484] };
         let primary = Allowed(read(primary));
         let has_secondary = primary.may_be_one() & primary::SECONDARY_CONTROLS != 0;
         let secondary = Allowed(if has_secondary { read(0x48b) } else { 0 });

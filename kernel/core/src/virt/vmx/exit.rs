@@ -131,14 +131,12 @@ impl Reason {
             | Reason::NMI_WINDOW
             | Reason::PREEMPTION_TIMER => Needs::empty(),
             // The length is there for INT3, INTO and INT1.
-            Reason::EXCEPTION_OR_NMI => Needs::INTERRUPTION
-                .union(Needs::QUALIFICATION)
-                .union(Needs::LENGTH),
+            Reason::EXCEPTION_OR_NMI => Needs::INTERRUPTION.union(Needs::QUALIFICATION).union(Needs::LENGTH),
             // The hardware leaves the length undefined.
             Reason::EPT_VIOLATION => Needs::QUALIFICATION.union(Needs::ADDRESSES),
-            Reason::IO_INSTRUCTION => Needs::QUALIFICATION
-                .union(Needs::LENGTH)
-                .union(Needs::INSTRUCTION_INFO),
+            Reason::IO_INSTRUCTION => {
+                Needs::QUALIFICATION.union(Needs::LENGTH).union(Needs::INSTRUCTION_INFO)
+            }
             Reason::TASK_SWITCH | Reason::INVLPG | Reason::CR_ACCESS | Reason::MOV_DR => {
                 Needs::QUALIFICATION.union(Needs::LENGTH)
             }
@@ -181,12 +179,7 @@ pub struct Report {
 impl Report {
     /// An exit without details, for which RIP and the general-purpose registers are enough.
     pub const fn new(kind: ExitKind) -> Self {
-        Report {
-            kind,
-            info: [0; 4],
-            info_count: 0,
-            groups: Groups::RIP,
-        }
+        Report { kind, info: [0; 4], info_count: 0, groups: Groups::RIP }
     }
 
     const fn with<const N: usize>(kind: ExitKind, info: [u64; N]) -> Self {
@@ -201,10 +194,7 @@ impl Report {
     }
 
     const fn needing(self, groups: Groups) -> Self {
-        Report {
-            groups: self.groups.union(groups),
-            ..self
-        }
+        Report { groups: self.groups.union(groups), ..self }
     }
 }
 
@@ -263,22 +253,17 @@ pub fn decode(reason: Reason, details: &Details, wanted_exceptions: u32, was_del
         Reason::EPT_VIOLATION => decode_nested_fault(details),
         Reason::INTERRUPT_WINDOW => Report::new(ExitKind::InterruptWindow),
         Reason::NMI_WINDOW => Report::new(ExitKind::NmiWindow),
-        Reason::CR_ACCESS => Report::with(
-            ExitKind::ControlAccess,
-            [decode_control_access(qualification).encode()],
-        )
-        .needing(Groups::CONTROL),
-        Reason::MOV_DR => Report::with(
-            ExitKind::DebugAccess,
-            [decode_debug_access(qualification).encode()],
-        ),
+        Reason::CR_ACCESS => {
+            Report::with(ExitKind::ControlAccess, [decode_control_access(qualification).encode()])
+                .needing(Groups::CONTROL)
+        }
+        Reason::MOV_DR => Report::with(ExitKind::DebugAccess, [decode_debug_access(qualification).encode()]),
         Reason::TRIPLE_FAULT => Report::new(ExitKind::TripleFault),
         Reason::INIT | Reason::SIPI => Report::new(ExitKind::Init),
         // Selector in bits 0-15, source in 30-31, numbered as in the ABI (table 27-2).
-        Reason::TASK_SWITCH => Report::with(
-            ExitKind::TaskSwitch,
-            [qualification & 0xffff | (qualification >> 30 & 3) << 16],
-        ),
+        Reason::TASK_SWITCH => {
+            Report::with(ExitKind::TaskSwitch, [qualification & 0xffff | (qualification >> 30 & 3) << 16])
+        }
         Reason::INVLPG => Report::with(ExitKind::Invlpg, [qualification]),
         Reason(raw) => Report::with(ExitKind::Unhandled, [0, raw as u64, qualification]),
     })
@@ -357,30 +342,16 @@ fn decode_exception(details: &Details, wanted: u32, was_delivering: bool) -> Out
     // Two events at once are more than one injection holds: the VMM decides.
     let is_wanted = vector < 32 && wanted >> vector & 1 != 0;
     if !is_wanted && !was_delivering {
-        let debug_bits = if vector == DEBUG_EXCEPTION {
-            details.qualification & DEBUG_BITS
-        } else {
-            0
-        };
-        return Outcome::Reflect {
-            event: info.event(details.error_code),
-            debug_bits,
-        };
+        let debug_bits = if vector == DEBUG_EXCEPTION { details.qualification & DEBUG_BITS } else { 0 };
+        return Outcome::Reflect { event: info.event(details.error_code), debug_bits };
     }
-    let error_code = if info.has_error_code() {
-        details.error_code as u64
-    } else {
-        0
-    };
+    let error_code = if info.has_error_code() { details.error_code as u64 } else { 0 };
     let extra = match vector {
         PAGE_FAULT => details.qualification,
         DEBUG_EXCEPTION => details.qualification & DEBUG_BITS,
         _ => 0,
     };
-    Outcome::Vmm(Report::with(
-        ExitKind::Exception,
-        [vector as u64, error_code, extra],
-    ))
+    Outcome::Vmm(Report::with(ExitKind::Exception, [vector as u64, error_code, extra]))
 }
 
 /// The port access of an exit qualification (SDM 3C table 27-5).
@@ -438,16 +409,8 @@ fn decode_control_access(qualification: u64) -> ControlAccess {
     ControlAccess {
         register: qualification as u8 & 15,
         operation,
-        gpr: if has_gpr {
-            (qualification >> 8) as u8 & 15
-        } else {
-            NO_GPR
-        },
-        source: if operation == ControlOperation::Lmsw {
-            (qualification >> 16) as u16
-        } else {
-            0
-        },
+        gpr: if has_gpr { (qualification >> 8) as u8 & 15 } else { NO_GPR },
+        source: if operation == ControlOperation::Lmsw { (qualification >> 16) as u16 } else { 0 },
     }
 }
 
@@ -455,11 +418,7 @@ fn decode_control_access(qualification: u64) -> ControlAccess {
 fn decode_debug_access(qualification: u64) -> ControlAccess {
     ControlAccess {
         register: qualification as u8 & 7,
-        operation: if qualification >> 4 & 1 != 0 {
-            ControlOperation::Read
-        } else {
-            ControlOperation::Write
-        },
+        operation: if qualification >> 4 & 1 != 0 { ControlOperation::Read } else { ControlOperation::Write },
         gpr: (qualification >> 8) as u8 & 15,
         source: 0,
     }

@@ -41,14 +41,8 @@ pub struct Field<W> {
 
 impl<W: Width> Field<W> {
     pub(super) const fn new(encoding: u32) -> Self {
-        assert!(
-            W::CODES >> (encoding >> 13 & 3) & 1 != 0,
-            "the encoding has another width"
-        );
-        Field {
-            encoding,
-            width: PhantomData,
-        }
+        assert!(W::CODES >> (encoding >> 13 & 3) & 1 != 0, "the encoding has another width");
+        Field { encoding, width: PhantomData }
     }
 
     /// The operand of VMREAD and VMWRITE.

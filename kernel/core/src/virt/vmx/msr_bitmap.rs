@@ -61,10 +61,7 @@ mod tests {
         let mut bitmap = [0; BITMAP_BYTES];
         fill(&mut bitmap, true);
         for msr in [0x174, 0x277, 0xc000_0080, 0xc000_0100, 0xc000_0102] {
-            assert!(
-                !exits(&bitmap, msr, false) && !exits(&bitmap, msr, true),
-                "{msr:#x}"
-            );
+            assert!(!exits(&bitmap, msr, false) && !exits(&bitmap, msr, true), "{msr:#x}");
         }
     }
 
@@ -73,10 +70,7 @@ mod tests {
         let mut bitmap = [0; BITMAP_BYTES];
         fill(&mut bitmap, true);
         for msr in [STAR, LSTAR, CSTAR, SFMASK, TSC_AUX] {
-            assert!(
-                !exits(&bitmap, msr, false) && exits(&bitmap, msr, true),
-                "{msr:#x}"
-            );
+            assert!(!exits(&bitmap, msr, false) && exits(&bitmap, msr, true), "{msr:#x}");
         }
     }
 
@@ -86,10 +80,7 @@ mod tests {
         fill(&mut bitmap, false);
         // TSC, APIC base, feature control, SPEC_CTRL, DEBUGCTL, x2APIC, XSS, TSC_AUX.
         for msr in [0x10, 0x1b, 0x3a, 0x48, 0x1d9, 0x830, 0xda0, 0xc000_0103] {
-            assert!(
-                exits(&bitmap, msr, false) && exits(&bitmap, msr, true),
-                "{msr:#x}"
-            );
+            assert!(exits(&bitmap, msr, false) && exits(&bitmap, msr, true), "{msr:#x}");
         }
         let open: u32 = bitmap.iter().map(|byte| byte.count_zeros()).sum();
         assert_eq!(open, 2 * 8 + 4);

@@ -114,12 +114,7 @@ mod tests {
     #[test]
     fn a_refused_value_changes_nothing() {
         let mut msrs = SyscallMsrs::default();
-        for (index, value) in [
-            (LSTAR, HOLE),
-            (CSTAR, HOLE),
-            (SFMASK, 1 << 32),
-            (TSC_AUX, 1 << 32),
-        ] {
+        for (index, value) in [(LSTAR, HOLE), (CSTAR, HOLE), (SFMASK, 1 << 32), (TSC_AUX, 1 << 32)] {
             assert_eq!(msrs.write(index, value, true), Write::Refused, "{index:#x}");
         }
         assert_eq!(msrs, SyscallMsrs::default());
@@ -134,16 +129,8 @@ mod tests {
 
     #[test]
     fn only_what_user_code_depends_on_and_what_differs_is_written() {
-        let host = SyscallMsrs {
-            lstar: 1,
-            ..SyscallMsrs::default()
-        };
-        let guest = SyscallMsrs {
-            kernel_gs_base: 5,
-            cstar: 6,
-            tsc_aux: 7,
-            ..host
-        };
+        let host = SyscallMsrs { lstar: 1, ..SyscallMsrs::default() };
+        let guest = SyscallMsrs { kernel_gs_base: 5, cstar: 6, tsc_aux: 7, ..host };
         let written = |new: &SyscallMsrs, current| {
             let mut written = std::vec::Vec::new();
             new.for_each_difference(current, |index, &value| written.push((index, value)));
@@ -151,13 +138,7 @@ mod tests {
         };
         let always = [(STAR, 0), (LSTAR, 1)];
         assert_eq!(written(&host, &host), always);
-        assert_eq!(
-            written(&guest, &host),
-            [&always[..], &[(KERNEL_GS_BASE, 5)]].concat()
-        );
-        assert_eq!(
-            written(&host, &guest),
-            [&always[..], &[(KERNEL_GS_BASE, 0)]].concat()
-        );
+        assert_eq!(written(&guest, &host), [&always[..], &[(KERNEL_GS_BASE, 5)]].concat());
+        assert_eq!(written(&host, &guest), [&always[..], &[(KERNEL_GS_BASE, 0)]].concat());
     }
 }

@@ -45,10 +45,7 @@ pub(super) fn read_msr(index: u32) -> Option<u64> {
     // SAFETY: the kernel's IDT has a gate for each of the 256 vectors.
     let mut gates = unsafe { (original.base as *const [Gate; GATES]).read_volatile() };
     gates[GENERAL_PROTECTION] = gate();
-    let probing = TableRegister {
-        limit: size_of_val(&gates) as u16 - 1,
-        base: (&raw const gates) as u64,
-    };
+    let probing = TableRegister { limit: size_of_val(&gates) as u16 - 1, base: (&raw const gates) as u64 };
     let (low, high): (u32, u32);
     let faulted: u8;
     // SAFETY: both tables have valid gates for every exception, interrupts are off while there are no gates for them,

@@ -49,13 +49,7 @@ struct PerCpu {
 struct AllCpus([PerCpu; MAX_CPUS]);
 // SAFETY: each CPU uses only the entry of its own number, with interrupts off.
 unsafe impl Sync for AllCpus {}
-static CPUS: AllCpus = AllCpus(
-    [const {
-        PerCpu {
-            asids: UnsafeCell::new(Pool::new(0)),
-        }
-    }; MAX_CPUS],
-);
+static CPUS: AllCpus = AllCpus([const { PerCpu { asids: UnsafeCell::new(Pool::new(0)) } }; MAX_CPUS]);
 
 /// The features of this CPU.
 pub(super) fn processor() -> Processor {

@@ -150,10 +150,7 @@ fn mode(save: &SaveArea) -> (u64, u64) {
 fn take_rip(page: Page, vmcb: &mut Vmcb, extra: &mut Extra) -> Result<(), EntryRule> {
     let rflags = get!(page, rflags);
     let bits = Interruptibility::from_bits(get!(page, interruptibility)).ok_or(EntryRule::Activity)?;
-    let (sti, mov_ss) = (
-        bits.contains(Interruptibility::STI),
-        bits.contains(Interruptibility::MOV_SS),
-    );
+    let (sti, mov_ss) = (bits.contains(Interruptibility::STI), bits.contains(Interruptibility::MOV_SS));
     if sti && (mov_ss || rflags & RFLAGS_IF == 0) {
         return Err(EntryRule::Activity);
     }
@@ -164,11 +161,7 @@ fn take_rip(page: Page, vmcb: &mut Vmcb, extra: &mut Extra) -> Result<(), EntryR
     vmcb.save.rflags = rflags;
     vmcb.control.interrupt_shadow = if sti || mov_ss { INTERRUPT_SHADOW } else { 0 };
     if bits.contains(Interruptibility::NMI) != extra.nmi.is_masked() {
-        extra.nmi = if extra.nmi.is_masked() {
-            NmiMask::Open
-        } else {
-            NmiMask::Masked
-        };
+        extra.nmi = if extra.nmi.is_masked() { NmiMask::Open } else { NmiMask::Masked };
     }
     Ok(())
 }
@@ -292,11 +285,7 @@ fn interruptibility(vmcb: &Vmcb, extra: &Extra) -> Interruptibility {
     let mut bits = Interruptibility::empty();
     if vmcb.control.interrupt_shadow & INTERRUPT_SHADOW != 0 {
         let interrupt_flag = vmcb.save.rflags & RFLAGS_IF != 0;
-        bits |= if interrupt_flag {
-            Interruptibility::STI
-        } else {
-            Interruptibility::MOV_SS
-        };
+        bits |= if interrupt_flag { Interruptibility::STI } else { Interruptibility::MOV_SS };
     }
     bits.set(Interruptibility::NMI, extra.nmi.is_masked());
     bits

@@ -25,10 +25,7 @@ use kcore::virt::svm::vmcb::{
 };
 
 /// Groups that are checked with [`checks::check_rip`] or not at all.
-const LIGHT: Groups = Groups::RIP
-    .union(Groups::INJECT)
-    .union(Groups::INTERCEPTS)
-    .union(Groups::TSC_OFFSET);
+const LIGHT: Groups = Groups::RIP.union(Groups::INJECT).union(Groups::INTERCEPTS).union(Groups::TSC_OFFSET);
 
 /// What ends a run when the guest could take an event.
 const WINDOWS: RunFlags = RunFlags::INTERRUPT_WINDOW.union(RunFlags::NMI_WINDOW);

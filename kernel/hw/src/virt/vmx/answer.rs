@@ -114,11 +114,7 @@ impl Vcpu {
 
     /// The guest's DR6. It is in the CPU only while the guest may access it: every #DB that would change it exits.
     pub(super) fn dr6(&self) -> u64 {
-        if self.breakpoints.is_open() {
-            read_dr6()
-        } else {
-            self.dr6
-        }
+        if self.breakpoints.is_open() { read_dr6() } else { self.dr6 }
     }
 
     /// Changes the guest's DR6, to a value whose upper half is zero.

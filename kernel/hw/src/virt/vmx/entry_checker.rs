@@ -32,22 +32,14 @@ impl Vcpu {
         let Ok(capabilities) = region::capabilities() else {
             return Ok(());
         };
-        let machine = Machine {
-            capabilities: &capabilities,
-            physical_bits: cpuid::features().phys_bits,
-        };
+        let machine = Machine { capabilities: &capabilities, physical_bits: cpuid::features().phys_bits };
         match check_entry(&vmcs, &machine) {
             Ok(()) => {}
-            Err(Broken {
-                section,
-                rule,
-                cause: Cause::Kernel,
-            }) => panic!("entry checker: SDM 3C {section}: {rule}"),
+            Err(Broken { section, rule, cause: Cause::Kernel }) => {
+                panic!("entry checker: SDM 3C {section}: {rule}")
+            }
             Err(Broken { section, rule, .. }) => {
-                let _ = writeln!(
-                    Writer,
-                    "entry checker: the VMM's guest breaks SDM 3C {section}: {rule}"
-                );
+                let _ = writeln!(Writer, "entry checker: the VMM's guest breaks SDM 3C {section}: {rule}");
                 return Err([INVALID_GUEST_STATE, 0]);
             }
         }
@@ -62,22 +54,14 @@ impl Vcpu {
     /// The VMCS holds what the kernel remembers instead of reading it.
     fn check_held(&self, vmcs: CurrentVmcs) {
         assert_eq!(self.held.rip, vmcs.read(fields::GUEST_RIP), "RIP in the VMCS");
-        assert_eq!(
-            self.held.rflags,
-            vmcs.read(fields::GUEST_RFLAGS),
-            "RFLAGS in the VMCS"
-        );
+        assert_eq!(self.held.rflags, vmcs.read(fields::GUEST_RFLAGS), "RFLAGS in the VMCS");
         assert_eq!(
             self.held.interruptibility,
             vmcs.read(fields::GUEST_INTERRUPTIBILITY),
             "interruptibility in the VMCS"
         );
         let has_event = vmcs.read(fields::ENTRY_INTERRUPTION_INFO) >> 31 != 0;
-        assert_eq!(
-            self.chores.contains(Chores::EVENT),
-            has_event,
-            "event in the VMCS"
-        );
+        assert_eq!(self.chores.contains(Chores::EVENT), has_event, "event in the VMCS");
     }
 
     /// The entry was tried: the hardware found nothing wrong with what is the kernel's, and what it cached belongs to the guest as
@@ -91,10 +75,7 @@ impl Vcpu {
         );
         if vmcs.read(fields::EXIT_REASON) & ENTRY_FAILURE != 0 {
             // Bochs 2.7 compares the RPL of CS with its DPL, which the manual does not.
-            let _ = writeln!(
-                Writer,
-                "entry checker: the machine refuses guest state that no rule does"
-            );
+            let _ = writeln!(Writer, "entry checker: the machine refuses guest state that no rule does");
         }
         if let Some(vpid) = self.vpid {
             flush_checker::leave(vpid as u64, self.user(vmcs));
@@ -119,8 +100,5 @@ impl Vcpu {
 
 /// Every vCPU of a space shares what is cached under its EPT pointer.
 fn space_of(vmcs: CurrentVmcs) -> User {
-    User {
-        root: vmcs.read(fields::EPT_POINTER) & !0xfff,
-        ..User::default()
-    }
+    User { root: vmcs.read(fields::EPT_POINTER) & !0xfff, ..User::default() }
 }

@@ -31,11 +31,7 @@ pub(super) unsafe fn new_vcpu(
 ) -> Vcpu {
     // `enable_cpu` got the same answer on this CPU before.
     let machine = region::machine().expect("VMX is on, so the CPU has what vCPUs need");
-    let vpid = if machine.controls.has_secondary(secondary::VPID) {
-        VPIDS.take()
-    } else {
-        None
-    };
+    let vpid = if machine.controls.has_secondary(secondary::VPID) { VPIDS.take() } else { None };
     let mut vcpu = Vcpu {
         vmcs,
         machine,
@@ -49,10 +45,7 @@ pub(super) unsafe fn new_vcpu(
         shadow_cr0: 0,
         shadow_cr4: 0,
         guest_msrs: SyscallMsrs::default(),
-        host: Host {
-            msrs: host_syscall_msrs(),
-            gdtr: TableRegister::gdtr(),
-        },
+        host: Host { msrs: host_syscall_msrs(), gdtr: TableRegister::gdtr() },
         breakpoints: Breakpoints::default(),
         dr6: DR6_RESET,
         dr7: DR7_RESET,
@@ -65,10 +58,7 @@ pub(super) unsafe fn new_vcpu(
         region::clear(vmcs);
         let current = region::make_current(vmcs);
         write_controls(current, &machine, vpid, bitmap);
-        current.write(
-            fields::EPT_POINTER,
-            ept_pointer(nested_root, machine.controls.has_dirty_flags),
-        );
+        current.write(fields::EPT_POINTER, ept_pointer(nested_root, machine.controls.has_dirty_flags));
         write_host_state(current, host);
         write_constant_guest_state(current);
 

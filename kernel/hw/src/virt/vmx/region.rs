@@ -102,19 +102,14 @@ pub unsafe fn enable_cpu(frame: PhysAddr) -> Result<(), Unsupported> {
     unsafe {
         let feature_control = msr::read(FEATURE_CONTROL);
         if feature_control & FEATURE_CONTROL_LOCKED == 0 {
-            msr::write(
-                FEATURE_CONTROL,
-                feature_control | FEATURE_CONTROL_LOCKED | FEATURE_CONTROL_VMXON,
-            );
+            msr::write(FEATURE_CONTROL, feature_control | FEATURE_CONTROL_LOCKED | FEATURE_CONTROL_VMXON);
         }
         let cr0 = read_cr0();
         if cr0 & capabilities.fixed.cr0_fixed0 != capabilities.fixed.cr0_fixed0 {
             write_cr0(cr0 | capabilities.fixed.cr0_fixed0);
         }
         write_cr4(read_cr4() | capabilities.fixed.cr4_fixed0 | CR4_VMXE);
-        phys_to_virt(frame)
-            .cast::<u32>()
-            .write_volatile(capabilities.revision());
+        phys_to_virt(frame).cast::<u32>().write_volatile(capabilities.revision());
         if vmxon(frame).is_err() {
             write_cr4(read_cr4() & !CR4_VMXE);
             return Err(Unsupported::MissingControl("VMXON"));

@@ -93,11 +93,7 @@ impl Vcpu {
         vmcs.write(fields::GUEST_CR4, rules.real_cr4(view.cr4));
         vmcs.write(fields::CR4_SHADOW, view.cr4);
         vmcs.write(fields::GUEST_EFER, view.efer);
-        let long_mode = if view.efer & EFER_LMA != 0 {
-            entry::IA32E_MODE_GUEST
-        } else {
-            0
-        };
+        let long_mode = if view.efer & EFER_LMA != 0 { entry::IA32E_MODE_GUEST } else { 0 };
         vmcs.write(fields::ENTRY_CONTROLS, self.machine.controls.entry | long_mode);
         if view.uses_pdptes() {
             for (field, value) in fields::GUEST_PDPTES.into_iter().zip(view.pdpte) {
@@ -199,18 +195,9 @@ impl Vcpu {
             cstar: get!(page, cstar),
             sfmask: get!(page, sfmask),
             kernel_gs_base: get!(page, kernel_gs_base),
-            tsc_aux: if self.has_tsc_aux() {
-                get!(page, tsc_aux)
-            } else {
-                0
-            },
+            tsc_aux: if self.has_tsc_aux() { get!(page, tsc_aux) } else { 0 },
         };
-        checks::check_syscall(
-            [new.lstar, new.cstar],
-            new.sfmask,
-            new.kernel_gs_base,
-            new.tsc_aux,
-        )?;
+        checks::check_syscall([new.lstar, new.cstar], new.sfmask, new.kernel_gs_base, new.tsc_aux)?;
         // SAFETY: this is within `run`, on the vCPU's CPU, and the values were checked. The next entry loads those that `leave`
         // takes out.
         unsafe {
@@ -241,10 +228,7 @@ impl Vcpu {
             (Intercepts::PAUSE, primary::PAUSE_EXITING),
             (Intercepts::DEBUG_REGISTERS, primary::MOV_DR_EXITING),
             (Intercepts::RDTSC, primary::RDTSC_EXITING),
-            (
-                Intercepts::PAGING,
-                primary::INVLPG_EXITING | primary::CR3_LOAD_EXITING,
-            ),
+            (Intercepts::PAGING, primary::INVLPG_EXITING | primary::CR3_LOAD_EXITING),
         ]
         .into_iter()
         .filter(|(intercept, _)| intercepts.contains(*intercept))
@@ -331,11 +315,7 @@ impl Vcpu {
 }
 
 fn take_sysenter(vmcs: CurrentVmcs, page: Page) -> Result<(), EntryRule> {
-    let (cs, esp, eip) = (
-        get!(page, sysenter_cs),
-        get!(page, sysenter_esp),
-        get!(page, sysenter_eip),
-    );
+    let (cs, esp, eip) = (get!(page, sysenter_cs), get!(page, sysenter_esp), get!(page, sysenter_eip));
     checks::check_sysenter(cs, esp, eip)?;
     vmcs.write(fields::GUEST_SYSENTER_CS, cs as u32);
     vmcs.write(fields::GUEST_SYSENTER_ESP, esp);

@@ -340,10 +340,7 @@ impl Vcpu {
     fn fix_pending_debug(&mut self, vmcs: CurrentVmcs) {
         let is_in_shadow = self.held.interruptibility & SHADOW != 0;
         let is_pending = is_in_shadow && self.single_steps(vmcs);
-        vmcs.write(
-            fields::GUEST_PENDING_DEBUG,
-            if is_pending { SINGLE_STEP } else { 0 },
-        );
+        vmcs.write(fields::GUEST_PENDING_DEBUG, if is_pending { SINGLE_STEP } else { 0 });
     }
 
     /// The primary controls: what always is, what the VMM asked for, and what this run needs.
@@ -435,11 +432,8 @@ impl Vcpu {
         let restores_blocking = restores_nmi_blocking(reason, &details);
         let interrupted = Interruption(vmcs.read(fields::IDT_VECTORING_INFO));
         let was_delivering = self.keep_interrupted_event(vmcs, page, interrupted, restores_blocking);
-        let length: u32 = if needs.contains(Needs::LENGTH) {
-            vmcs.read(fields::EXIT_INSTRUCTION_LENGTH)
-        } else {
-            0
-        };
+        let length: u32 =
+            if needs.contains(Needs::LENGTH) { vmcs.read(fields::EXIT_INSTRUCTION_LENGTH) } else { 0 };
         let is_answered = !was_delivering
             && match reason {
                 Reason::MOV_DR => self.wants_debug_registers(),
@@ -498,11 +492,7 @@ impl Vcpu {
 
     #[cold]
     fn keep_event(&mut self, vmcs: CurrentVmcs, page: Page, info: Interruption) {
-        let error_code = if info.has_error_code() {
-            vmcs.read(fields::IDT_VECTORING_ERROR_CODE)
-        } else {
-            0
-        };
+        let error_code = if info.has_error_code() { vmcs.read(fields::IDT_VECTORING_ERROR_CODE) } else { 0 };
         let event = info.event(error_code);
         put!(page, event => inject);
         if info.is_software() {
@@ -543,11 +533,7 @@ impl Vcpu {
 /// After a VMLAUNCH or VMRESUME that did nothing.
 #[cold]
 fn failed_instruction(vmcs: CurrentVmcs, page: Page, status: u32) -> Returned {
-    let error = if status == entry::FAIL_VALID {
-        vmcs.read(fields::INSTRUCTION_ERROR)
-    } else {
-        0
-    };
+    let error = if status == entry::FAIL_VALID { vmcs.read(fields::INSTRUCTION_ERROR) } else { 0 };
     refuse(page, EntryRule::Hardware, [error as u64, 0])
 }
 

@@ -8,16 +8,10 @@ fn without_a_length_from_the_hardware_the_instruction_is_fetched() {
     vm.memory.write(ENTRY, &[0x2e, 0x0f, 0xa2]).unwrap();
     vm.vcpu.page.gpr[gpr::RAX] = 0x4000_0000;
     assert_eq!(vm.exit_of_length(ExitKind::Cpuid, [0, 0], 0), Action::Run);
-    assert_eq!(
-        (vm.vcpu.page.rip, vm.vcpu.page.gpr[gpr::RBX]),
-        (ENTRY + 3, 0x4b4d_564b)
-    );
+    assert_eq!((vm.vcpu.page.rip, vm.vcpu.page.gpr[gpr::RBX]), (ENTRY + 3, 0x4b4d_564b));
     vm.vcpu.page.rip = ENTRY;
     let action = vm.exit_of_length(ExitKind::Hlt, [0, 0], 0);
-    assert!(
-        matches!(action, Action::End(Outcome::Unsupported { .. })),
-        "{action:?}"
-    );
+    assert!(matches!(action, Action::End(Outcome::Unsupported { .. })), "{action:?}");
 }
 
 #[test]
@@ -25,10 +19,7 @@ fn executing_where_there_is_no_ram_is_an_invalid_opcode() {
     let mut vm = Vm::new();
     vm.vcpu.page.rip = 0xe000_0000;
     let action = vm.exit(ExitKind::NestedFault, [0xe000_0000, NestedFault::EXECUTE.bits()]);
-    assert_eq!(
-        (action, vm.vcpu.page.inject),
-        (Action::Run, Event::exception(6, None))
-    );
+    assert_eq!((action, vm.vcpu.page.inject), (Action::Run, Event::exception(6, None)));
 }
 
 #[test]
@@ -45,18 +36,10 @@ fn the_tsc_starts_at_zero_and_the_clock_survives_its_changes() {
     vm.now += 1000;
     assert_eq!(vm.read_msr(0x10), Some(1000));
     assert!(vm.write_msr(0x4b56_4d01, 0x30_0001));
-    let clock = |vm: &Vm| {
-        (
-            vm.memory.read_u32(0x30_0000).unwrap(),
-            vm.memory.read_u64(0x30_0008).unwrap(),
-        )
-    };
+    let clock = |vm: &Vm| (vm.memory.read_u32(0x30_0000).unwrap(), vm.memory.read_u64(0x30_0008).unwrap());
     assert_eq!(clock(&vm), (2, 0));
     assert!(vm.write_msr(0x10, 51_000));
-    assert_eq!(
-        (vm.read_msr(0x10), vm.read_msr(0x3b)),
-        (Some(51_000), Some(50_000))
-    );
+    assert_eq!((vm.read_msr(0x10), vm.read_msr(0x3b)), (Some(51_000), Some(50_000)));
     assert_eq!(clock(&vm), (4, 50_000), "time goes on from where the TSC is now");
     assert!(vm.write_msr(0x4b56_4d00, 0x30_0100));
     assert_eq!(vm.memory.read_u32(0x30_0104), Ok(1_700_000_000));
@@ -75,14 +58,7 @@ fn only_the_guests_kernel_may_call_and_no_call_exists() {
 #[test]
 fn xcr0_takes_what_cpuid_offers() {
     let mut vm = Vm::new();
-    for (value, is_valid) in [
-        (3, true),
-        (7, true),
-        (2, false),
-        (5, false),
-        (0xe7, false),
-        (1, true),
-    ] {
+    for (value, is_valid) in [(3, true), (7, true), (2, false), (5, false), (0xe7, false), (1, true)] {
         vm.vcpu.page.gpr[gpr::RCX] = 0;
         crate::vcpu::write_edx_eax(&mut vm.vcpu.page, value);
         assert_eq!(vm.exit(ExitKind::Xsetbv, [0, 0]), Action::Run);
@@ -92,11 +68,7 @@ fn xcr0_takes_what_cpuid_offers() {
     vm.vcpu.page.segments[SS].access |= 3 << 5;
     crate::vcpu::write_edx_eax(&mut vm.vcpu.page, 3);
     vm.exit(ExitKind::Xsetbv, [0, 0]);
-    assert_eq!(
-        vm.vcpu.page.inject,
-        Event::exception(13, Some(0)),
-        "not a process's"
-    );
+    assert_eq!(vm.vcpu.page.inject, Event::exception(13, Some(0)), "not a process's");
     assert_eq!(vm.vcpu.page.xcr0, 1);
 }
 
@@ -131,16 +103,8 @@ fn control_registers_are_found_in_the_instruction_if_the_hardware_does_not_say()
     // mov cr4, edi
     vm.memory.write(ENTRY, &[0x0f, 0x22, 0xe7]).unwrap();
     vm.vcpu.page.gpr[gpr::RDI] = 0x10;
-    let access = ControlAccess {
-        register: 4,
-        operation: ControlOperation::Write,
-        gpr: 0xff,
-        source: 0,
-    };
-    assert_eq!(
-        vm.exit_of_length(ExitKind::ControlAccess, [access.encode(), 0], 0),
-        Action::Run
-    );
+    let access = ControlAccess { register: 4, operation: ControlOperation::Write, gpr: 0xff, source: 0 };
+    assert_eq!(vm.exit_of_length(ExitKind::ControlAccess, [access.encode(), 0], 0), Action::Run);
     assert_eq!((vm.vcpu.page.cr4, vm.vcpu.page.rip), (0x10, ENTRY + 3));
 }
 
@@ -149,12 +113,7 @@ fn clts_lmsw_and_smsw_that_show_as_moves_are_told_apart() {
     let exit = |vm: &mut Vm, code: &[u8], operation| {
         vm.memory.write(ENTRY, code).unwrap();
         vm.vcpu.page.rip = ENTRY;
-        let access = ControlAccess {
-            register: 0,
-            operation,
-            gpr: 0xff,
-            source: 0,
-        };
+        let access = ControlAccess { register: 0, operation, gpr: 0xff, source: 0 };
         // The length is known where nRIP is, the register only with decode assists.
         let action = vm.exit_of_length(ExitKind::ControlAccess, [access.encode(), 0], code.len() as u32);
         assert_eq!(action, Action::Run);
@@ -180,12 +139,9 @@ fn clts_lmsw_and_smsw_that_show_as_moves_are_told_apart() {
 #[test]
 fn most_cpuid_leaves_need_no_more_state_than_the_exit_brought() {
     let mut vm = Vm::new();
-    for (leaf, needed) in [
-        (0, Groups::empty()),
-        (0x4000_0001, Groups::empty()),
-        (1, Groups::CONTROL),
-        (0xd, Groups::XCR0),
-    ] {
+    for (leaf, needed) in
+        [(0, Groups::empty()), (0x4000_0001, Groups::empty()), (1, Groups::CONTROL), (0xd, Groups::XCR0)]
+    {
         vm.vcpu.required = Groups::empty();
         vm.vcpu.page.gpr[gpr::RAX] = leaf;
         vm.exit(ExitKind::Cpuid, [0, 0]);

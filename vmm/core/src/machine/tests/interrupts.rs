@@ -11,20 +11,12 @@ fn input_interrupts_the_guest_when_it_takes_interrupts() {
     assert_eq!(vm.enter(), (Event::NONE, RunFlags::INTERRUPT_WINDOW));
     vm.set_if(true);
     vm.vcpu.page.interruptibility = Interruptibility::STI.bits();
-    assert_eq!(
-        vm.enter(),
-        (Event::NONE, RunFlags::INTERRUPT_WINDOW),
-        "the STI shadow holds it back"
-    );
+    assert_eq!(vm.enter(), (Event::NONE, RunFlags::INTERRUPT_WINDOW), "the STI shadow holds it back");
     vm.vcpu.page.interruptibility = 0;
     assert_eq!(vm.enter(), (Event::interrupt(0x40), RunFlags::empty()));
     assert_eq!(vm.read_port(0x3f8, 1) as u8, b'l');
     assert!(vm.write_msr(MSR_X2APIC_EOI, 0));
-    assert_eq!(
-        vm.enter().0,
-        Event::interrupt(0x40),
-        "without FIFO every byte interrupts"
-    );
+    assert_eq!(vm.enter().0, Event::interrupt(0x40), "without FIFO every byte interrupts");
     assert_eq!(vm.read_port(0x3f8, 1) as u8, b's');
     assert!(vm.write_msr(MSR_X2APIC_EOI, 0));
     assert_eq!(vm.enter().0, Event::NONE);
@@ -38,10 +30,7 @@ fn an_exception_goes_before_an_interrupt() {
     vm.set_if(true);
     assert!(!vm.write_msr(0xdead, 0));
     let (event, flags) = vm.enter();
-    assert_eq!(
-        (event, flags),
-        (Event::exception(13, Some(0)), RunFlags::INTERRUPT_WINDOW)
-    );
+    assert_eq!((event, flags), (Event::exception(13, Some(0)), RunFlags::INTERRUPT_WINDOW));
 }
 
 #[test]
@@ -68,27 +57,18 @@ fn the_deadline_timer_is_a_deadline_of_the_run_and_wakes_a_halted_guest() {
     vm.set_if(true);
     assert_eq!(vm.exit(ExitKind::Hlt, [0, 0]), Action::Run);
     assert_eq!(vm.enter(), (Event::NONE, RunFlags::HLT_BLOCKS));
-    assert_eq!(
-        (vm.vcpu.page.deadline, vm.vcpu.page.activity),
-        (BOOT_TSC + 3_000_000, ACTIVITY_HALTED)
-    );
+    assert_eq!((vm.vcpu.page.deadline, vm.vcpu.page.activity), (BOOT_TSC + 3_000_000, ACTIVITY_HALTED));
     vm.now = vm.vcpu.page.deadline;
     assert_eq!(vm.exit(ExitKind::Deadline, [0, 0]), Action::Run);
     assert_eq!(vm.enter().0, Event::interrupt(0x80));
-    assert_eq!(
-        (vm.vcpu.page.deadline, vm.vcpu.page.activity),
-        (u64::MAX, ACTIVITY_ACTIVE)
-    );
+    assert_eq!((vm.vcpu.page.deadline, vm.vcpu.page.activity), (u64::MAX, ACTIVITY_ACTIVE));
 }
 
 #[test]
 fn a_guest_that_halts_with_interrupts_off_is_stuck() {
     let mut vm = Vm::new();
     vm.set_if(false);
-    assert_eq!(
-        vm.exit(ExitKind::Hlt, [0, 0]),
-        Action::End(Outcome::Stuck { rip: ENTRY + 2 })
-    );
+    assert_eq!(vm.exit(ExitKind::Hlt, [0, 0]), Action::End(Outcome::Stuck { rip: ENTRY + 2 }));
 }
 
 #[test]
@@ -180,10 +160,7 @@ fn an_interrupt_whose_delivery_an_exception_interrupts_comes_behind_it() {
     page.exit_info = [17, 0, 0, 0, 0, 0, 0, 0];
     // The kernel hands the interrupted event back in the page.
     vm.machine.handle_exit(&mut vm.vcpu, &mut vm.memory, vm.now);
-    assert_eq!(
-        vm.enter(),
-        (Event::exception(17, Some(0)), RunFlags::INTERRUPT_WINDOW)
-    );
+    assert_eq!(vm.enter(), (Event::exception(17, Some(0)), RunFlags::INTERRUPT_WINDOW));
     vm.exit(ExitKind::InterruptWindow, [0, 0]);
     assert_eq!(vm.enter().0, Event::interrupt(0x41));
 }

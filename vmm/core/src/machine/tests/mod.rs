@@ -39,16 +39,8 @@ fn host_cpuid(leaf: u32, _: u32) -> CpuidRegs {
 }
 
 fn host() -> Host<'static> {
-    let facts = HostFacts {
-        machine: MachineBits::all(),
-        guest_xcr0: 7,
-        tsc_hz: TSC_HZ,
-    };
-    Host {
-        cpuid: &host_cpuid,
-        facts,
-        unix_ns: 1_700_000_000_000_000_000,
-    }
+    let facts = HostFacts { machine: MachineBits::all(), guest_xcr0: 7, tsc_hz: TSC_HZ };
+    Host { cpuid: &host_cpuid, facts, unix_ns: 1_700_000_000_000_000_000 }
 }
 
 fn config() -> VmConfig {
@@ -95,17 +87,9 @@ impl Vm {
 
     fn with(config: &VmConfig) -> Vm {
         let (mut memory, mut vcpu) = (VecMemory::new(4 << 20), FakeVcpu::new());
-        let images = BootImages {
-            kernel: &kernel(),
-            modules: &[],
-        };
+        let images = BootImages { kernel: &kernel(), modules: &[] };
         let machine = Machine::boot(config, &images, &host(), &mut memory, &mut vcpu, BOOT_TSC).unwrap();
-        Vm {
-            machine,
-            memory,
-            vcpu,
-            now: BOOT_TSC,
-        }
+        Vm { machine, memory, vcpu, now: BOOT_TSC }
     }
 
     /// The guest stops for this reason; the hardware says how long the instruction is.
@@ -120,26 +104,16 @@ impl Vm {
         page.exit_info = [0; 8];
         page.exit_info[..2].copy_from_slice(&info);
         page.exit_length = length;
-        self.machine
-            .handle_exit(&mut self.vcpu, &mut self.memory, self.now)
+        self.machine.handle_exit(&mut self.vcpu, &mut self.memory, self.now)
     }
 
     fn enter(&mut self) -> (Event, RunFlags) {
         self.machine.prepare_entry(&mut self.vcpu, self.now);
-        (
-            self.vcpu.page.inject,
-            RunFlags::from_bits_retain(self.vcpu.page.run_flags),
-        )
+        (self.vcpu.page.inject, RunFlags::from_bits_retain(self.vcpu.page.run_flags))
     }
 
     fn port(&mut self, port: u16, size: u8, is_in: bool) -> Action {
-        let io = PortIo {
-            port,
-            size,
-            is_in,
-            is_string: false,
-            is_rep: false,
-        };
+        let io = PortIo { port, size, is_in, is_string: false, is_rep: false };
         self.exit(ExitKind::PortIo, [io.encode(), 0])
     }
 
@@ -170,12 +144,7 @@ impl Vm {
     }
 
     fn control(&mut self, register: u8, operation: ControlOperation, source: u16) -> Action {
-        let access = ControlAccess {
-            register,
-            operation,
-            gpr: gpr::RBX as u8,
-            source,
-        };
+        let access = ControlAccess { register, operation, gpr: gpr::RBX as u8, source };
         self.exit(ExitKind::ControlAccess, [access.encode(), 0])
     }
 
@@ -222,19 +191,14 @@ impl Vm {
 #[test]
 fn what_cannot_be_emulated_ends_the_vm_with_an_explanation() {
     let mut vm = Vm::new();
-    let Action::End(Outcome::Unsupported { what }) = vm.exit(ExitKind::TaskSwitch, [0, 0]) else {
-        panic!()
-    };
+    let Action::End(Outcome::Unsupported { what }) = vm.exit(ExitKind::TaskSwitch, [0, 0]) else { panic!() };
     assert_eq!(what, "a hardware task switch at 0x200040");
     let Action::End(Outcome::Unsupported { what }) = vm.exit(ExitKind::Unhandled, [1, 0x99]) else {
         panic!()
     };
     assert!(what.starts_with("SVM exit 0x99"));
     let refused = vm.exit(ExitKind::EntryFailure, [4, 33]);
-    assert_eq!(
-        refused,
-        Action::End(Outcome::EntryFailure { rule: 4, detail: 33 })
-    );
+    assert_eq!(refused, Action::End(Outcome::EntryFailure { rule: 4, detail: 33 }));
 }
 
 #[test]
@@ -243,13 +207,8 @@ fn a_restarted_guest_finds_everything_as_new() {
     vm.enable_interrupts();
     vm.memory.write(ENTRY, &[0]).unwrap();
     vm.now += 500;
-    let images = BootImages {
-        kernel: &kernel(),
-        modules: &[],
-    };
-    vm.machine
-        .reset(&images, &mut vm.memory, &mut vm.vcpu, vm.now)
-        .unwrap();
+    let images = BootImages { kernel: &kernel(), modules: &[] };
+    vm.machine.reset(&images, &mut vm.memory, &mut vm.vcpu, vm.now).unwrap();
     assert_eq!((vm.vcpu.page.rip, vm.memory.read_u8(ENTRY)), (ENTRY, Ok(0x90)));
     assert_eq!(vm.read_msr(0x10), Some(0));
     assert_eq!(vm.read_msr(MSR_APIC_BASE), Some(layout::LOCAL_APIC | 0x900));
@@ -259,15 +218,10 @@ fn a_restarted_guest_finds_everything_as_new() {
 fn a_vm_that_cannot_start_says_why() {
     let mut config = config();
     config.hide_features = vec!["avx3".into()];
-    let images = BootImages {
-        kernel: &kernel(),
-        modules: &[],
-    };
+    let images = BootImages { kernel: &kernel(), modules: &[] };
     let start = |config: &VmConfig| {
         let mut memory = VecMemory::new((config.memory_mib as usize) << 20);
-        Machine::boot(config, &images, &host(), &mut memory, &mut FakeVcpu::new(), 0)
-            .map(|_| ())
-            .unwrap_err()
+        Machine::boot(config, &images, &host(), &mut memory, &mut FakeVcpu::new(), 0).map(|_| ()).unwrap_err()
     };
     assert!(start(&config).to_string().contains("\"avx3\""));
     config.hide_features.clear();

@@ -90,14 +90,9 @@ fn without_true_capabilities_cr3_exits_cannot_be_avoided_and_the_machine_is_refu
 
 #[test]
 fn vpid_is_left_out_where_one_context_cannot_be_flushed() {
-    let controls = choose_with(|msr, value| {
-        if msr == 0x48c {
-            value & !EptVpid::INVVPID_SINGLE
-        } else {
-            value
-        }
-    })
-    .unwrap();
+    let controls =
+        choose_with(|msr, value| if msr == 0x48c { value & !EptVpid::INVVPID_SINGLE } else { value })
+            .unwrap();
     assert!(!controls.has_secondary(secondary::VPID));
 }
 

@@ -106,11 +106,7 @@ fn check_words(words: &Words, machine: &Machine<'_>) -> Result<(), Broken> {
     };
     let is_known = |word: u32, allowed: Allowed, known: u32| word & !known & !allowed.must_be_one() == 0;
     let has_secondary = words.primary & primary::SECONDARY_CONTROLS != 0;
-    holds(
-        is_allowed(words.pin, caps.pin),
-        EXECUTION,
-        "reserved bits of the pin-based controls",
-    )?;
+    holds(is_allowed(words.pin, caps.pin), EXECUTION, "reserved bits of the pin-based controls")?;
     holds(
         is_allowed(words.primary, caps.primary),
         EXECUTION,
@@ -121,16 +117,8 @@ fn check_words(words: &Words, machine: &Machine<'_>) -> Result<(), Broken> {
         EXECUTION,
         "reserved bits of the secondary processor-based controls",
     )?;
-    holds(
-        is_allowed(words.exit, caps.exit),
-        EXIT,
-        "reserved bits of the VM-exit controls",
-    )?;
-    holds(
-        is_allowed(words.entry, caps.entry),
-        ENTRY,
-        "reserved bits of the VM-entry controls",
-    )?;
+    holds(is_allowed(words.exit, caps.exit), EXIT, "reserved bits of the VM-exit controls")?;
+    holds(is_allowed(words.entry, caps.entry), ENTRY, "reserved bits of the VM-entry controls")?;
     holds(
         is_known(words.pin, caps.pin, KNOWN_PIN)
             && is_known(words.primary, caps.primary, KNOWN_PRIMARY)
@@ -225,11 +213,7 @@ fn check_apic(vmcs: &impl Fields, machine: &Machine<'_>, words: &Words) -> Resul
 
 fn check_nested_paging(vmcs: &impl Fields, machine: &Machine<'_>, words: &Words) -> Result<(), Broken> {
     let has = |control: u32| words.secondary & control != 0;
-    holds(
-        !has(secondary::VPID) || vmcs.read(fields::VPID) != 0,
-        EXECUTION,
-        "a VPID is not 0",
-    )?;
+    holds(!has(secondary::VPID) || vmcs.read(fields::VPID) != 0, EXECUTION, "a VPID is not 0")?;
     holds(
         has(secondary::EPT) || !has(secondary::UNRESTRICTED_GUEST | PML),
         EXECUTION,
@@ -272,9 +256,7 @@ fn check_nested_paging(vmcs: &impl Fields, machine: &Machine<'_>, words: &Words)
 fn check_msr_lists(vmcs: &impl Fields, machine: &Machine<'_>) -> Result<(), Broken> {
     const ENTRY_BYTES: u64 = 16;
     let is_list = |count: u32, address: u64| {
-        let last = (count as u64 * ENTRY_BYTES)
-            .checked_sub(1)
-            .map(|offset| address + offset);
+        let last = (count as u64 * ENTRY_BYTES).checked_sub(1).map(|offset| address + offset);
         last.is_none_or(|last| machine.is_address(address, ENTRY_BYTES) && last >> machine.physical_bits == 0)
     };
     holds(
@@ -305,11 +287,7 @@ fn check_event(vmcs: &impl Fields, machine: &Machine<'_>, words: &Words) -> Resu
     }
     let (vector, kind, has_code) = (info & 0xff, info >> 8 & 7, info >> 11 & 1 != 0);
     let has_trap_flag = machine.capabilities.primary.may_be_one() >> 27 & 1 != 0;
-    holds(
-        kind != 1 && (kind != OTHER || has_trap_flag),
-        ENTRY,
-        "type of the injected event",
-    )?;
+    holds(kind != 1 && (kind != OTHER || has_trap_flag), ENTRY, "type of the injected event")?;
     let is_vector = match kind {
         NMI => vector == 2,
         EXCEPTION => vector < 32,
@@ -322,26 +300,14 @@ fn check_event(vmcs: &impl Fields, machine: &Machine<'_>, words: &Words) -> Resu
     let wants_code = is_protected && kind == EXCEPTION && matches!(vector, 8 | 10..=14 | 17);
     // IA32_VMX_BASIC[56]: the CPU leaves the choice to software for exceptions in protected mode.
     let is_free = machine.capabilities.basic >> 56 & 1 != 0 && is_protected && kind == EXCEPTION;
-    holds(
-        has_code == wants_code || is_free,
-        ENTRY,
-        "error code of the injected event",
-    )?;
-    holds(
-        info & 0x7fff_f000 == 0,
-        ENTRY,
-        "reserved bits of the injected event",
-    )?;
+    holds(has_code == wants_code || is_free, ENTRY, "error code of the injected event")?;
+    holds(info & 0x7fff_f000 == 0, ENTRY, "reserved bits of the injected event")?;
     holds(
         !has_code || vmcs.read(fields::ENTRY_ERROR_CODE) >> 15 == 0,
         ENTRY,
         "reserved bits of the injected error code",
     )?;
-    let shortest = if machine.capabilities.misc >> 30 & 1 != 0 {
-        0
-    } else {
-        1
-    };
+    let shortest = if machine.capabilities.misc >> 30 & 1 != 0 { 0 } else { 1 };
     let length = vmcs.read(fields::ENTRY_INSTRUCTION_LENGTH);
     let is_software = matches!(kind, 4..=6);
     holds(

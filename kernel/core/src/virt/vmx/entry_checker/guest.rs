@@ -72,11 +72,7 @@ fn check_control_registers(vmcs: &impl Fields, machine: &Machine<'_>, guest: &Gu
         CONTROL,
         "fixed bits of guest CR0",
     )?;
-    holds(
-        !guest.has_paging || guest.is_protected,
-        CONTROL,
-        "guest CR0.PG needs PE",
-    )?;
+    holds(!guest.has_paging || guest.is_protected, CONTROL, "guest CR0.PG needs PE")?;
     holds(
         cr4 & fixed.cr4_fixed0 == fixed.cr4_fixed0 && cr4 & !fixed.cr4_fixed1 == 0,
         CONTROL,
@@ -87,11 +83,7 @@ fn check_control_registers(vmcs: &impl Fields, machine: &Machine<'_>, guest: &Gu
         CONTROL,
         "a guest in IA-32e mode has PAE paging",
     )?;
-    holds(
-        guest.is_long || cr4 & CR4_PCIDE == 0,
-        CONTROL,
-        "guest CR4.PCIDE needs IA-32e mode",
-    )?;
+    holds(guest.is_long || cr4 & CR4_PCIDE == 0, CONTROL, "guest CR4.PCIDE needs IA-32e mode")?;
     holds(
         vmcs.read(fields::GUEST_CR3) >> machine.physical_bits == 0,
         CONTROL,
@@ -109,11 +101,7 @@ fn check_msrs(vmcs: &impl Fields, guest: &Guest) -> Result<(), Broken> {
             CONTROL,
             "reserved bits of guest IA32_DEBUGCTL",
         )?;
-        holds(
-            vmcs.read(fields::GUEST_DR7) >> 32 == 0,
-            CONTROL,
-            "reserved bits of guest DR7",
-        )?;
+        holds(vmcs.read(fields::GUEST_DR7) >> 32 == 0, CONTROL, "reserved bits of guest DR7")?;
     }
     holds(
         is_canonical(vmcs.read(fields::GUEST_SYSENTER_ESP))
@@ -162,11 +150,7 @@ fn check_rip(vmcs: &impl Fields, guest: &Guest) -> Result<(), Broken> {
         RIP,
         "guest RIP has 32 bits outside of 64-bit mode",
     )?;
-    holds(
-        guest.rflags & RESERVED == 0 && guest.rflags & 2 != 0,
-        RIP,
-        "reserved bits of guest RFLAGS",
-    )?;
+    holds(guest.rflags & RESERVED == 0 && guest.rflags & 2 != 0, RIP, "reserved bits of guest RFLAGS")?;
     fits(
         !guest.is_v86 || !guest.is_long && guest.is_protected,
         RIP,
@@ -236,11 +220,7 @@ fn check_pending_debug(vmcs: &impl Fields, guest: &Guest) -> Result<(), Broken> 
     const SINGLE_STEP: u64 = 1 << 14;
     const BTF: u64 = 2;
     let pending = vmcs.read(fields::GUEST_PENDING_DEBUG);
-    holds(
-        pending & !DEFINED == 0,
-        NON_REGISTER,
-        "reserved bits of the pending debug exceptions",
-    )?;
+    holds(pending & !DEFINED == 0, NON_REGISTER, "reserved bits of the pending debug exceptions")?;
     if vmcs.read(fields::GUEST_INTERRUPTIBILITY) & SHADOW != 0 {
         let steps = guest.rflags & RFLAGS_TF != 0 && vmcs.read(fields::GUEST_DEBUGCTL) & BTF == 0;
         fits(
@@ -253,11 +233,7 @@ fn check_pending_debug(vmcs: &impl Fields, guest: &Guest) -> Result<(), Broken> 
 }
 
 fn check_link(vmcs: &impl Fields) -> Result<(), Broken> {
-    holds(
-        vmcs.read(fields::VMCS_LINK_POINTER) == u64::MAX,
-        NON_REGISTER,
-        "there is no linked VMCS",
-    )
+    holds(vmcs.read(fields::VMCS_LINK_POINTER) == u64::MAX, NON_REGISTER, "there is no linked VMCS")
 }
 
 fn check_pdptes(vmcs: &impl Fields, machine: &Machine<'_>, guest: &Guest) -> Result<(), Broken> {
@@ -268,9 +244,7 @@ fn check_pdptes(vmcs: &impl Fields, machine: &Machine<'_>, guest: &Guest) -> Res
     let is_valid =
         |entry: u64| entry & 1 == 0 || entry & RESERVED == 0 && entry >> machine.physical_bits == 0;
     holds(
-        fields::GUEST_PDPTES
-            .into_iter()
-            .all(|field| is_valid(vmcs.read(field))),
+        fields::GUEST_PDPTES.into_iter().all(|field| is_valid(vmcs.read(field))),
         PDPTES,
         "reserved bits of the guest's PDPTEs",
     )

@@ -19,16 +19,8 @@ pub(super) fn check(vmcs: &impl Fields, machine: &Machine<'_>) -> Result<(), Bro
         ADDRESS_SPACE,
         "the host's address-space size is that of the CPU at VM entry",
     )?;
-    holds(
-        vmcs.read(fields::HOST_CR4) & CR4_PAE != 0,
-        ADDRESS_SPACE,
-        "host CR4.PAE in a 64-bit host",
-    )?;
-    holds(
-        is_canonical(vmcs.read(fields::HOST_RIP)),
-        ADDRESS_SPACE,
-        "host RIP is canonical",
-    )?;
+    holds(vmcs.read(fields::HOST_CR4) & CR4_PAE != 0, ADDRESS_SPACE, "host CR4.PAE in a 64-bit host")?;
+    holds(is_canonical(vmcs.read(fields::HOST_RIP)), ADDRESS_SPACE, "host RIP is canonical")?;
     holds(
         exit_controls & exit::HOST_64_BIT != 0
             || vmcs.read(fields::ENTRY_CONTROLS) & entry::IA32E_MODE_GUEST == 0,
@@ -72,16 +64,8 @@ fn check_registers(vmcs: &impl Fields, machine: &Machine<'_>) -> Result<(), Brok
     }
     const DEFINED: u64 = 0xd01;
     let efer = vmcs.read(fields::HOST_EFER);
-    let mode = if exit_controls & exit::HOST_64_BIT != 0 {
-        EFER_LMA | EFER_LME
-    } else {
-        0
-    };
-    holds(
-        efer & !DEFINED == 0 && efer & (EFER_LMA | EFER_LME) == mode,
-        REGISTERS,
-        "host IA32_EFER",
-    )
+    let mode = if exit_controls & exit::HOST_64_BIT != 0 { EFER_LMA | EFER_LME } else { 0 };
+    holds(efer & !DEFINED == 0 && efer & (EFER_LMA | EFER_LME) == mode, REGISTERS, "host IA32_EFER")
 }
 
 fn check_segments(vmcs: &impl Fields) -> Result<(), Broken> {
@@ -111,9 +95,5 @@ fn check_segments(vmcs: &impl Fields) -> Result<(), Broken> {
         fields::HOST_GDTR_BASE,
         fields::HOST_IDTR_BASE,
     ];
-    holds(
-        bases.into_iter().all(|field| is_canonical(vmcs.read(field))),
-        SEGMENTS,
-        "host bases are canonical",
-    )
+    holds(bases.into_iter().all(|field| is_canonical(vmcs.read(field))), SEGMENTS, "host bases are canonical")
 }

@@ -68,11 +68,7 @@ fn fits(condition: bool, section: &'static str, rule: &'static str) -> Result<()
 }
 
 fn check(condition: bool, section: &'static str, rule: &'static str, cause: Cause) -> Result<(), Broken> {
-    if condition {
-        Ok(())
-    } else {
-        Err(Broken { section, rule, cause })
-    }
+    if condition { Ok(()) } else { Err(Broken { section, rule, cause }) }
 }
 
 /// Bits 63 to 47 are equal.

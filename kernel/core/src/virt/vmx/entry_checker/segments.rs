@@ -58,11 +58,7 @@ impl Register {
 
     /// If any of the low 12 bits of the limit is 0, G is 0; if any of the high 12 is 1, G is 1.
     fn has_granularity(&self) -> bool {
-        if self.access >> 15 & 1 != 0 {
-            self.limit & 0xfff == 0xfff
-        } else {
-            self.limit & 0xfff0_0000 == 0
-        }
+        if self.access >> 15 & 1 != 0 { self.limit & 0xfff == 0xfff } else { self.limit & 0xfff0_0000 == 0 }
     }
 
     fn is_v86(&self) -> bool {
@@ -79,11 +75,7 @@ pub(super) fn check(vmcs: &impl Fields, guest: &Guest) -> Result<(), Broken> {
     let segments = fields::GUEST_SEGMENTS.map(|fields| Register::read(vmcs, &fields));
     check_system(vmcs, guest)?;
     if guest.is_v86 {
-        return fits(
-            segments.iter().all(Register::is_v86),
-            SEGMENTS,
-            "segments in virtual-8086 mode",
-        );
+        return fits(segments.iter().all(Register::is_v86), SEGMENTS, "segments in virtual-8086 mode");
     }
     fits(
         guest.is_unrestricted || segments[SS].rpl() == segments[CS].rpl(),
@@ -93,9 +85,7 @@ pub(super) fn check(vmcs: &impl Fields, guest: &Guest) -> Result<(), Broken> {
     check_bases(&segments)?;
     check_code(&segments[CS], &segments[SS], guest)?;
     check_stack(&segments[SS], &segments[CS], guest)?;
-    [ES, DS, FS, GS]
-        .into_iter()
-        .try_for_each(|index| check_data(&segments[index], guest))
+    [ES, DS, FS, GS].into_iter().try_for_each(|index| check_data(&segments[index], guest))
 }
 
 fn check_bases(segments: &[Register; 6]) -> Result<(), Broken> {
@@ -106,9 +96,7 @@ fn check_bases(segments: &[Register; 6]) -> Result<(), Broken> {
     )?;
     fits(segments[CS].base >> 32 == 0, SEGMENTS, "base of CS has 32 bits")?;
     fits(
-        [ES, SS, DS]
-            .into_iter()
-            .all(|index| !segments[index].is_usable() || segments[index].base >> 32 == 0),
+        [ES, SS, DS].into_iter().all(|index| !segments[index].is_usable() || segments[index].base >> 32 == 0),
         SEGMENTS,
         "bases of SS, DS and ES have 32 bits",
     )
@@ -123,11 +111,7 @@ fn check_code(cs: &Register, ss: &Register, guest: &Guest) -> Result<(), Broken>
         _ => cs.dpl() <= ss.dpl(),
     };
     fits(is_dpl, SEGMENTS, "DPL of CS")?;
-    fits(
-        cs.is_usable() && cs.has_rights(true),
-        SEGMENTS,
-        "access rights of CS",
-    )?;
+    fits(cs.is_usable() && cs.has_rights(true), SEGMENTS, "access rights of CS")?;
     fits(
         !guest.is_long || cs.access & LONG == 0 || cs.access & DEFAULT == 0,
         SEGMENTS,
@@ -137,31 +121,11 @@ fn check_code(cs: &Register, ss: &Register, guest: &Guest) -> Result<(), Broken>
 }
 
 fn check_stack(ss: &Register, cs: &Register, guest: &Guest) -> Result<(), Broken> {
-    fits(
-        !ss.is_usable() || matches!(ss.kind(), 3 | 7),
-        SEGMENTS,
-        "type of SS",
-    )?;
-    fits(
-        guest.is_unrestricted || ss.dpl() == ss.rpl(),
-        SEGMENTS,
-        "DPL of SS is its RPL",
-    )?;
-    fits(
-        cs.kind() != 3 && guest.is_protected || ss.dpl() == 0,
-        SEGMENTS,
-        "DPL of SS is 0 in real mode",
-    )?;
-    fits(
-        !ss.is_usable() || ss.has_rights(true),
-        SEGMENTS,
-        "access rights of SS",
-    )?;
-    fits(
-        !ss.is_usable() || ss.has_granularity(),
-        SEGMENTS,
-        "granularity of SS",
-    )
+    fits(!ss.is_usable() || matches!(ss.kind(), 3 | 7), SEGMENTS, "type of SS")?;
+    fits(guest.is_unrestricted || ss.dpl() == ss.rpl(), SEGMENTS, "DPL of SS is its RPL")?;
+    fits(cs.kind() != 3 && guest.is_protected || ss.dpl() == 0, SEGMENTS, "DPL of SS is 0 in real mode")?;
+    fits(!ss.is_usable() || ss.has_rights(true), SEGMENTS, "access rights of SS")?;
+    fits(!ss.is_usable() || ss.has_granularity(), SEGMENTS, "granularity of SS")
 }
 
 fn check_data(data: &Register, guest: &Guest) -> Result<(), Broken> {
@@ -170,11 +134,7 @@ fn check_data(data: &Register, guest: &Guest) -> Result<(), Broken> {
     }
     let (is_accessed, is_code, is_readable) =
         (data.kind() & 1 != 0, data.kind() & 8 != 0, data.kind() & 2 != 0);
-    fits(
-        is_accessed && (!is_code || is_readable),
-        SEGMENTS,
-        "type of a data segment",
-    )?;
+    fits(is_accessed && (!is_code || is_readable), SEGMENTS, "type of a data segment")?;
     fits(
         guest.is_unrestricted || data.kind() > 11 || data.dpl() >= data.rpl(),
         SEGMENTS,

@@ -100,10 +100,7 @@ fn real_mode() -> Vmcs {
 
 fn result(vmcs: &Vmcs) -> Result<(), Broken> {
     let capabilities = Capabilities::read(skylake);
-    let machine = Machine {
-        capabilities: &capabilities,
-        physical_bits: 40,
-    };
+    let machine = Machine { capabilities: &capabilities, physical_bits: 40 };
     check_entry(vmcs, &machine)
 }
 
@@ -191,11 +188,7 @@ fn addresses_of_control_structures_are_aligned_and_physical() {
         (fields::EXIT_MSR_LOAD_COUNT, 0x2008, "VM-exit MSR-load"),
         (fields::ENTRY_MSR_LOAD_COUNT, 0x200a, "VM-entry MSR-load"),
     ] {
-        let section = if words.contains("entry") {
-            "26.2.1.3"
-        } else {
-            "26.2.1.2"
-        };
+        let section = if words.contains("entry") { "26.2.1.3" } else { "26.2.1.2" };
         for bad in [8, BEYOND, BEYOND - 16] {
             breaks(section, words, |vmcs| {
                 vmcs.set(count, 2).raw(address, bad);
@@ -221,8 +214,7 @@ fn apic_virtualization_needs_what_the_manual_says() {
         vmcs.or(fields::SECONDARY_CONTROLS, 1 << 9);
     });
     breaks("26.2.1.1", "not virtualized together", |vmcs| {
-        vmcs.or(fields::PRIMARY_CONTROLS, 1 << 21)
-            .or(fields::SECONDARY_CONTROLS, 1 << 0 | 1 << 4);
+        vmcs.or(fields::PRIMARY_CONTROLS, 1 << 21).or(fields::SECONDARY_CONTROLS, 1 << 0 | 1 << 4);
     });
     breaks("26.2.1.1", "needs external-interrupt exiting", |vmcs| {
         vmcs.or(fields::PRIMARY_CONTROLS, 1 << 21)
@@ -257,8 +249,7 @@ fn nested_paging_fields_are_checked() {
         vmcs.set(fields::CR3_TARGET_COUNT, 5);
     });
     breaks("26.2.1.2", "preemption timer", |vmcs| {
-        vmcs.and_not(fields::PIN_CONTROLS, 1 << 6)
-            .or(fields::EXIT_CONTROLS, 1 << 22);
+        vmcs.and_not(fields::PIN_CONTROLS, 1 << 6).or(fields::EXIT_CONTROLS, 1 << 22);
     });
 }
 
@@ -267,8 +258,7 @@ fn injected_events_are_checked() {
     const VALID: u32 = 1 << 31;
     let with = |info: u32, words: &str| {
         breaks("26.2.1.3", words, |vmcs| {
-            vmcs.set(fields::ENTRY_INTERRUPTION_INFO, VALID | info)
-                .set(fields::ENTRY_INSTRUCTION_LENGTH, 16);
+            vmcs.set(fields::ENTRY_INTERRUPTION_INFO, VALID | info).set(fields::ENTRY_INSTRUCTION_LENGTH, 16);
         });
     };
     with(1 << 8, "type");
@@ -291,8 +281,7 @@ fn injected_events_are_checked() {
         vmcs.set(fields::ENTRY_INTERRUPTION_INFO, VALID | 32);
     });
     breaks("26.3.1.5", "no external interrupt", |vmcs| {
-        vmcs.set(fields::ENTRY_INTERRUPTION_INFO, VALID | 32)
-            .set(fields::GUEST_INTERRUPTIBILITY, 1);
+        vmcs.set(fields::ENTRY_INTERRUPTION_INFO, VALID | 32).set(fields::GUEST_INTERRUPTIBILITY, 1);
     });
     for (state, words) in [(2, "NMI is injected in a shadow"), (8, "NMIs are blocked")] {
         breaks("26.3.1.5", words, |vmcs| {
@@ -342,8 +331,7 @@ fn host_state_is_checked() {
         vmcs.and_not(fields::HOST_CR4, 1 << 5);
     });
     breaks("26.2.4", "address-space size", |vmcs| {
-        vmcs.and_not(fields::EXIT_CONTROLS, exit::HOST_64_BIT as u64)
-            .set(fields::HOST_EFER, 0);
+        vmcs.and_not(fields::EXIT_CONTROLS, exit::HOST_64_BIT as u64).set(fields::HOST_EFER, 0);
     });
 }
 
@@ -401,11 +389,8 @@ fn guest_segments_are_checked_against_the_mode() {
         });
         assert_eq!(broken.cause, Cause::Combination);
     }
-    for (access, words) in [
-        (0xc09b, "type of SS"),
-        (0xc013, "access rights of SS"),
-        (0x4093, "granularity"),
-    ] {
+    for (access, words) in [(0xc09b, "type of SS"), (0xc013, "access rights of SS"), (0x4093, "granularity")]
+    {
         breaks(SECTION, words, |vmcs| {
             vmcs.set(GUEST_SEGMENTS[SS].access, access);
         });
@@ -413,11 +398,9 @@ fn guest_segments_are_checked_against_the_mode() {
     breaks_in(real_mode(), SECTION, "0 in real mode", |vmcs| {
         vmcs.set(GUEST_SEGMENTS[SS].access, 0xf3).set(code.access, 0xfb);
     });
-    for (access, words) in [
-        (0xc092, "type of a data"),
-        (0xc013, "rights of a data"),
-        (0x4093, "granularity of a data"),
-    ] {
+    for (access, words) in
+        [(0xc092, "type of a data"), (0xc013, "rights of a data"), (0x4093, "granularity of a data")]
+    {
         breaks(SECTION, words, |vmcs| {
             vmcs.set(GUEST_SEGMENTS[DS].access, access);
         });
@@ -432,8 +415,7 @@ fn guest_segments_are_checked_against_the_mode() {
         vmcs.set(code.base, 1 << 32);
     });
     breaks_in(real_mode(), SECTION, "virtual-8086", |vmcs| {
-        vmcs.set(fields::GUEST_CR0, 0x31)
-            .or(fields::GUEST_RFLAGS, 1 << 17);
+        vmcs.set(fields::GUEST_CR0, 0x31).or(fields::GUEST_RFLAGS, 1 << 17);
     });
     let unusable = long_mode().set(GUEST_SEGMENTS[DS].access, 1 << 16).clone();
     assert_eq!(result(&unusable), Ok(()));
@@ -499,8 +481,7 @@ fn guest_non_register_state_is_checked() {
         vmcs.set(fields::GUEST_PENDING_DEBUG, 1 << 4);
     });
     breaks(SECTION, "single-step", |vmcs| {
-        vmcs.set(fields::GUEST_INTERRUPTIBILITY, 1)
-            .or(fields::GUEST_RFLAGS, 1 << 8);
+        vmcs.set(fields::GUEST_INTERRUPTIBILITY, 1).or(fields::GUEST_RFLAGS, 1 << 8);
     });
     breaks(SECTION, "linked VMCS", |vmcs| {
         vmcs.set(fields::VMCS_LINK_POINTER, 0);

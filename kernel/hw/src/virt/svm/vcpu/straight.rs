@@ -66,10 +66,9 @@ impl Vcpu {
         let vmcb = vmcb_at(self.vmcb);
         let quick = exit::quick(vmcb, &self.processor);
         let is_shadowed = vmcb.control.interrupt_shadow & INTERRUPT_SHADOW != 0;
-        let (Some((kind, length)), false) = (
-            quick,
-            event::is_delivering(vmcb.control.exit_int_info) || is_shadowed,
-        ) else {
+        let (Some((kind, length)), false) =
+            (quick, event::is_delivering(vmcb.control.exit_int_info) || is_shadowed)
+        else {
             return self.after_plain(page, args.flags);
         };
         if crate::CHECKERS {
@@ -101,8 +100,7 @@ impl Vcpu {
     fn after_plain(&mut self, page: Page, flags: RunFlags) -> Returned {
         self.is_settled = false;
         let reason = self.after_exit(page, Plan::Nothing, 0);
-        self.conclude(page, flags, reason)
-            .unwrap_or_else(|| self.interrupted(page))
+        self.conclude(page, flags, reason).unwrap_or_else(|| self.interrupted(page))
     }
 
     /// After an exit for the VMM: sees whether the next run may be a plain one. Nothing of what the last run asked of VMRUN
@@ -114,9 +112,7 @@ impl Vcpu {
             && self.clean == Clean::all()
             && !(self.flush || self.unchecked || self.lost || self.processor.quirks.leaves_cr2)
             && !self.extra.breakpoints.is_open()
-            && self
-                .applied
-                .is_some_and(|choice| !choice.window && choice.debug_registers);
+            && self.applied.is_some_and(|choice| !choice.window && choice.debug_registers);
         let control = &mut vmcb_at(self.vmcb).control;
         self.is_settled &= control.interrupt_control == V_INTR_MASKING;
         (control.event_injection, control.tlb_control) = (0, TlbControl::Nothing as u32);
