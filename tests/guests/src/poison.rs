@@ -2,24 +2,27 @@
 //!
 //! `ms=N` on the command line says for how long, 2000 without it.
 
-use tproto::poison::{CANONICAL, PATTERN};
+use tproto::poison::{CANONICAL, pattern};
 use trt::cpu::{self, rdmsr, wrmsr};
 use trt::fpu::{self, XCR0_AVX};
 use trt::lapic::Lapic;
 use trt::{check, clock, debug, gprs, irq, msr, pvh};
 
 const VECTOR: u8 = 0x51;
-const ADDRESS: u64 = PATTERN & CANONICAL;
+
 /// IA32_STAR, IA32_LSTAR and so on with what each is filled with.
-const MSRS: [(u32, u64); 7] = [
-    (msr::STAR, PATTERN),
-    (msr::LSTAR, ADDRESS),
-    (msr::CSTAR, ADDRESS),
-    (msr::SFMASK, PATTERN & 0xffff_ffff),
-    (msr::KERNEL_GS_BASE, ADDRESS),
-    (msr::FS_BASE, ADDRESS),
-    (msr::GS_BASE, ADDRESS),
-];
+fn msrs() -> [(u32, u64); 7] {
+    let (pattern, address) = (pattern(), pattern() & CANONICAL);
+    [
+        (msr::STAR, pattern),
+        (msr::LSTAR, address),
+        (msr::CSTAR, address),
+        (msr::SFMASK, pattern & 0xffff_ffff),
+        (msr::KERNEL_GS_BASE, address),
+        (msr::FS_BASE, address),
+        (msr::GS_BASE, address),
+    ]
+}
 
 /// The guest.
 pub fn run() {
@@ -34,7 +37,7 @@ pub fn run() {
     let (mut rounds, mut lost) = (0_u32, 0_u32);
     while cpu::rdtsc() < end {
         fill(has_avx, has_rdtscp);
-        lost += u32::from(gprs::hold(PATTERN, 64) != 0);
+        lost += u32::from(gprs::hold(pattern(), 64) != 0);
         // Asleep, so that others run on this CPU while our registers are full.
         apic.start_timer(VECTOR, 0, ticks);
         cpu::sti_hlt_cli();
@@ -46,31 +49,33 @@ pub fn run() {
 }
 
 fn fill(has_avx: bool, has_rdtscp: bool) {
-    let lanes = [[PATTERN; 4]; 16];
+    let pattern = pattern();
+    let lanes = [[pattern; 4]; 16];
     if has_avx {
         fpu::load_ymm(&lanes)
     } else {
         fpu::load_xmm(&lanes)
     }
-    for (number, value) in MSRS {
+    for (number, value) in msrs() {
         // SAFETY: the runtime uses none of them: no system calls, no FS, no GS.
         unsafe { wrmsr(number, value) };
     }
     if has_rdtscp {
         // SAFETY: only RDTSCP reads it.
-        unsafe { wrmsr(msr::TSC_AUX, PATTERN & 0xffff_ffff) };
+        unsafe { wrmsr(msr::TSC_AUX, pattern & 0xffff_ffff) };
     }
-    debug::set_dr0(PATTERN);
-    debug::set_dr1(PATTERN);
-    debug::set_dr2(PATTERN);
-    debug::set_dr3(PATTERN);
-    cpu::set_cr2(PATTERN);
+    debug::set_dr0(pattern);
+    debug::set_dr1(pattern);
+    debug::set_dr2(pattern);
+    debug::set_dr3(pattern);
+    cpu::set_cr2(pattern);
 }
 
 fn is_filled(has_avx: bool, has_rdtscp: bool) -> bool {
+    let pattern = pattern();
     let (lanes, used) = if has_avx { (fpu::store_ymm(), 4) } else { (fpu::store_xmm(), 2) };
-    lanes.iter().all(|lanes| lanes[..used].iter().all(|lane| *lane == PATTERN))
-        && MSRS.iter().all(|(number, value)| rdmsr(*number) == *value)
-        && (!has_rdtscp || trt::user::rdtscp().1 == (PATTERN & 0xffff_ffff) as u32)
-        && [debug::dr0(), debug::dr1(), debug::dr2(), debug::dr3(), trt::trap::cr2()] == [PATTERN; 5]
+    lanes.iter().all(|lanes| lanes[..used].iter().all(|lane| *lane == pattern))
+        && msrs().iter().all(|(number, value)| rdmsr(*number) == *value)
+        && (!has_rdtscp || trt::user::rdtscp().1 == pattern as u32)
+        && [debug::dr0(), debug::dr1(), debug::dr2(), debug::dr3(), trt::trap::cr2()] == [pattern; 5]
 }

@@ -3,8 +3,7 @@
 //!
 //! `ms=N` on the command line says for how long, 2500 without it.
 
-use core::hint::black_box;
-use tproto::poison::{CANONICAL, MASK, MASKED};
+use tproto::poison::{is_low_half, is_pattern};
 use trt::cpu::{self, rdmsr};
 use trt::fpu::{self, Area, XCR0_AVX};
 use trt::lapic::Lapic;
@@ -28,18 +27,6 @@ pub fn run() {
     check!(eq memory(), 0, "no word of memory has the pattern in the end");
 }
 
-/// Whether a word has the pattern, or what an address register keeps of it.
-fn is_pattern(word: u64) -> bool {
-    // The pattern itself never exists here, in code or in a register, or the witness would find itself.
-    (word ^ black_box(MASK)) & CANONICAL == black_box(MASKED)
-}
-
-fn is_half(word: u32) -> bool {
-    let half = |value: u64, shift| (value >> shift) as u32;
-    // The lower half as it is; of the upper half only what a canonical address keeps.
-    word ^ half(black_box(MASK), 0) == half(black_box(MASKED), 0)
-}
-
 fn count(words: impl IntoIterator<Item = u64>) -> usize {
     words.into_iter().filter(|word| is_pattern(*word)).count()
 }
@@ -58,7 +45,7 @@ fn x87_registers() -> usize {
 
 fn general_registers() -> usize {
     let gprs = boot::initial_gprs();
-    gprs.low.iter().filter(|word| is_half(**word)).count() + count(gprs.high)
+    gprs.low.iter().filter(|word| is_low_half(**word)).count() + count(gprs.high)
 }
 
 fn system_registers() -> usize {
@@ -67,7 +54,7 @@ fn system_registers() -> usize {
     let aux = if has_rdtscp { trt::user::rdtscp().1 } else { 0 };
     count(msrs.map(rdmsr))
         + count([debug::dr0(), debug::dr1(), debug::dr2(), debug::dr3(), trap::cr2()])
-        + [rdmsr(msr::SFMASK) as u32, aux].into_iter().filter(|word| is_half(*word)).count()
+        + [rdmsr(msr::SFMASK) as u32, aux].into_iter().filter(|word| is_low_half(*word)).count()
 }
 
 /// Looks through all of RAM below 4 GiB.

@@ -67,7 +67,7 @@ const CASES: [Case; 4] = [
     },
     Case {
         name: "poison-vmm",
-        shows: "no exit leaves that pattern in the registers of the VMM",
+        shows: "no exit leaves that pattern in registers or memory of the VMM",
         guest: "poison",
         cmdline: "vmm=witness",
         on_crash: OnCrash::Report,
