@@ -11,7 +11,7 @@
 //!
 //! | Module | Device |
 //! |---|---|
-//! | [`guest_mem`] | guest memory, copied in and out |
+//! | [`guest_mem`], [`segment`] | guest memory, copied in and out |
 //! | [`bus`] | which device answers at a port or an address |
 //! | [`interrupt`] | what travels between I/O APIC and local APICs |
 //! | [`lapic`] | local APIC: xAPIC, x2APIC, timer |
@@ -22,14 +22,25 @@
 //! | [`acpi_pm`] | sleep, reset and timer registers of hardware-reduced ACPI, and port CF9 |
 //! | [`debug`] | POST code, debug consoles, exit device |
 //! | [`pvclock`] | the clock and steal-time areas of KVM's interface |
+//!
+//! Devices that guests reach through rings have a core for every front end:
+//!
+//! | Module | Core |
+//! |---|---|
+//! | [`block`] | disk: requests, their checks, and where the sectors are |
+//! | [`console`] | bytes in and out |
+//! | [`entropy`] | random bytes |
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
 pub mod acpi_pm;
+pub mod block;
 pub mod bus;
+pub mod console;
 pub mod debug;
+pub mod entropy;
 pub mod guest_mem;
 pub mod i8042;
 pub mod interrupt;
@@ -37,6 +48,7 @@ pub mod ioapic;
 pub mod lapic;
 pub mod pvclock;
 pub mod rtc;
+pub mod segment;
 pub mod uart16550;
 
 mod request;
