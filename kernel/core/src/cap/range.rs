@@ -1,6 +1,4 @@
-//! Narrowing: ranges of frames, ports and interrupts, and rights.
-
-use hypercall_abi::Rights;
+//! Narrowing: ranges of frames, ports and interrupts.
 
 /// `len` units from unit `offset` of the range of `count` units that begins at `first`: its first and length. `None` if
 /// it is empty or not inside.
@@ -21,11 +19,6 @@ pub fn intersection(a: (u64, u64), b: (u64, u64)) -> Option<(u64, u64)> {
     (first < end).then(|| (first, end - first))
 }
 
-/// What is left of `held` under `mask`: rights never grow.
-pub const fn narrow(held: Rights, mask: Rights) -> Rights {
-    held.intersection(mask)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -39,13 +32,6 @@ mod tests {
         for (offset, len) in [(0, 0), (0, 11), (10, 1), (11, 0), (5, u64::MAX), (u64::MAX, 1)] {
             assert_eq!(sub_range(100, 10, offset, len), None, "{offset} {len}");
         }
-    }
-
-    #[test]
-    fn rights_never_grow() {
-        let held = Rights::READ | Rights::DERIVE;
-        assert_eq!(narrow(held, Rights::ALL), held);
-        assert_eq!(narrow(held, Rights::WRITE | Rights::READ), Rights::READ);
     }
 
     proptest! {

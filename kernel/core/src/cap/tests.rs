@@ -81,7 +81,6 @@ enum Op {
     RemoveLeaf(prop::sample::Index),
     /// Revoke, and give up after so many steps.
     Revoke(prop::sample::Index, usize),
-    Move(prop::sample::Index, u32),
 }
 
 const LEN: u32 = 24;
@@ -93,7 +92,6 @@ fn op() -> impl Strategy<Value = Op> {
         6 => (pick(), 1..=LEN).prop_map(|(parent, id)| Op::Derive(parent, id)),
         1 => pick().prop_map(Op::RemoveLeaf),
         1 => (pick(), 0usize..30).prop_map(|(root, steps)| Op::Revoke(root, steps)),
-        2 => (pick(), 1..=LEN).prop_map(|(from, to)| Op::Move(from, to)),
     ]
 }
 
@@ -136,13 +134,6 @@ fn apply(table: &mut Table, model: &mut Model, op: &Op, object: u64) {
                 assert!(is_below(model, leaf, root));
                 remove(table, model, leaf);
             }
-        }
-        Op::Move(index, to) if !model.contains_key(to) => {
-            let Some(from) = pick(index) else { return };
-            move_node(table, from, *to);
-            let node = model.remove(&from).unwrap();
-            model.insert(*to, node);
-            model.values_mut().filter(|node| node.0 == from).for_each(|node| node.0 = *to);
         }
         _ => {}
     }

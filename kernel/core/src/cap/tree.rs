@@ -70,25 +70,6 @@ pub fn first_leaf_below<S: Slots>(slots: &S, root: u32) -> Option<u32> {
     }
 }
 
-/// Moves the capability in `from`, with its place in the tree, to the empty slot `to`. Takes a step for each child.
-pub fn move_node<S: Slots>(slots: &mut S, from: u32, to: u32) {
-    if from == to {
-        return;
-    }
-    let slot = core::mem::take(slots.slot_mut(from));
-    set_forward(slots, slot.parent, slot.prev, to);
-    if slot.next != 0 {
-        slots.slot_mut(slot.next).prev = to;
-    }
-    let mut child = slot.child;
-    while child != 0 {
-        let below = slots.slot_mut(child);
-        below.parent = to;
-        child = below.next;
-    }
-    *slots.slot_mut(to) = slot;
-}
-
 /// Makes what led to a node lead to `id`: its previous sibling, or its parent if it is the first.
 fn set_forward<S: Slots>(slots: &mut S, parent: u32, prev: u32, id: u32) {
     if prev != 0 {

@@ -2,4 +2,3 @@
 
 pub mod budget;
 pub mod deadlines;
-pub mod runqueue;
