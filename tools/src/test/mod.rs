@@ -37,8 +37,8 @@ pub struct TestArgs {
     /// Print the results as JSON on stdout
     #[arg(long)]
     pub json: bool,
-    /// Write the status table into README.md
-    #[arg(long)]
+    /// Write the status table into README.md, once every test has run
+    #[arg(long, conflicts_with_all = ["only", "machine", "list"])]
     pub update_readme: bool,
 }
 
@@ -94,7 +94,9 @@ pub fn test(args: &TestArgs) -> Result<u8> {
     let folder = workspace::own_dir("")?;
     workspace::write(&folder.join("status.json"), record::json(&records).to_string())?;
     workspace::write(&folder.join("status.md"), record::status_table(&records))?;
-    if args.update_readme {
+    // A table of the tests before the interruption would call the others untested.
+    let is_whole = !records.iter().any(|record| matches!(record.outcome, Outcome::Interrupted(_)));
+    if args.update_readme && is_whole {
         record::update_readme(&workspace::root().join("README.md"), &records)?;
     }
     if args.json {
