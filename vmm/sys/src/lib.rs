@@ -28,9 +28,9 @@ pub mod process;
 pub mod range;
 pub mod ring;
 pub mod selector;
+mod shared;
 pub mod start;
 pub mod thread;
-
 pub mod vcpu;
 pub mod window;
 

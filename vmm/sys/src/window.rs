@@ -1,6 +1,6 @@
 //! Memory that others can change at any moment: copied in and out, never borrowed.
 
-use core::arch::asm;
+use crate::shared;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -80,7 +80,7 @@ impl Window {
     pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfWindow> {
         let from = self.at(offset, into.len())?;
         // SAFETY: both sides are `into.len()` bytes; they cannot overlap, since windows are no Rust memory.
-        unsafe { copy(into.as_mut_ptr(), from, into.len()) };
+        unsafe { shared::copy(into.as_mut_ptr(), from, into.len()) };
         Ok(())
     }
 
@@ -88,12 +88,8 @@ impl Window {
     #[inline]
     pub fn read_u64(&self, offset: usize) -> Result<u64, OutOfWindow> {
         let from = self.at(offset, 8)?;
-        let value;
-        // SAFETY: the eight bytes are inside the window; MOV needs no alignment.
-        unsafe {
-            asm!("mov {}, qword ptr [{}]", out(reg) value, in(reg) from, options(nostack, preserves_flags, readonly));
-        }
-        Ok(value)
+        // SAFETY: the eight bytes are inside the window.
+        Ok(unsafe { shared::read_u64(from) })
     }
 
     /// Copies `from` to `offset`; all or nothing.
@@ -101,7 +97,7 @@ impl Window {
     pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfWindow> {
         let to = self.at(offset, from.len())?;
         // SAFETY: as in `read`.
-        unsafe { copy(to, from.as_ptr(), from.len()) };
+        unsafe { shared::copy(to, from.as_ptr(), from.len()) };
         Ok(())
     }
 
@@ -110,26 +106,15 @@ impl Window {
     pub fn copy_from(&self, to: usize, from: &Window, offset: usize, len: usize) -> Result<(), OutOfWindow> {
         let (to, from) = (self.at(to, len)?, from.at(offset, len)?);
         // SAFETY: both ranges are inside windows; the copy is by assembly, to which overlap is no matter of soundness.
-        unsafe { copy(to, from, len) };
+        unsafe { shared::copy(to, from, len) };
         Ok(())
     }
 
     /// Zeroes `len` bytes from `offset`.
     pub fn zero(&self, offset: usize, len: usize) -> Result<(), OutOfWindow> {
         let to = self.at(offset, len)?;
-        // SAFETY: the range is inside the window; STOS writes `len / 8` words and `len % 8` bytes from `to` on.
-        unsafe {
-            asm!(
-                "rep stosq",
-                "mov rcx, rdx",
-                "rep stosb",
-                inout("rcx") len / 8 => _,
-                inout("rdi") to => _,
-                in("rdx") len % 8,
-                in("rax") 0u64,
-                options(nostack, preserves_flags),
-            );
-        }
+        // SAFETY: the range is inside the window.
+        unsafe { shared::zero(to, len) };
         Ok(())
     }
 
@@ -160,48 +145,6 @@ impl Window {
         match offset.checked_add(len) {
             Some(end) if end <= self.len => Ok(self.base.wrapping_add(offset)),
             _ => Err(OutOfWindow),
-        }
-    }
-}
-
-/// Copies by assembly: the compiler can neither split, merge nor repeat accesses to memory that others change.
-/// Aligned copies of 1, 2, 4 or 8 bytes are single accesses.
-///
-/// # Safety
-///
-/// `len` bytes are readable at `from` and writable at `to`.
-#[inline]
-unsafe fn copy(to: *mut u8, from: *const u8, len: usize) {
-    macro_rules! move_once {
-        ($class:ident, $register:literal, $size:literal) => {
-            asm!(
-                concat!("mov {value", $register, "}, ", $size, " ptr [{from}]"),
-                concat!("mov ", $size, " ptr [{to}], {value", $register, "}"),
-                from = in(reg) from,
-                to = in(reg) to,
-                value = out($class) _,
-                options(nostack, preserves_flags),
-            )
-        };
-    }
-    // SAFETY: each touches `len` bytes on both sides, as the caller allows. The small sizes are for the accesses of emulated
-    // devices and page walks; MOV needs no alignment.
-    unsafe {
-        match len {
-            1 => move_once!(reg_byte, "", "byte"),
-            2 => move_once!(reg, ":x", "word"),
-            4 => move_once!(reg, ":e", "dword"),
-            8 => move_once!(reg, "", "qword"),
-            _ => asm!(
-                "rep movsq",
-                "mov rcx, rdx",
-                "rep movsb",
-                inout("rcx") len / 8 => _,
-                inout("rdi") to => _,
-                inout("rsi") from => _,
-                in("rdx") len % 8,
-                options(nostack, preserves_flags),
-            ),
         }
     }
 }
