@@ -83,6 +83,8 @@ hypercalls! {
     IrqAck = 41,
     /// Collect and clear which units of guest memory were written.
     CollectDirty = 42,
+    /// Move FPU state between a vCPU and a page, or reset it.
+    VcpuFpu = 43,
     /// Write to the kernel's log.
     LogWrite = 48,
 }

@@ -92,6 +92,30 @@ impl Interruptibility {
     pub const SHADOW: Self = Self::STI.union(Self::MOV_SS);
 }
 
+/// What `VcpuFpu` does.
+#[repr(u64)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FpuOperation {
+    /// The page gets the state.
+    Read = 0,
+    /// The state becomes the page's.
+    Write = 1,
+    /// The state, and XCR0, become those after reset.
+    Reset = 2,
+}
+
+impl FpuOperation {
+    /// The operation with this number.
+    pub const fn from_raw(raw: u64) -> Option<Self> {
+        match raw {
+            0 => Some(FpuOperation::Read),
+            1 => Some(FpuOperation::Write),
+            2 => Some(FpuOperation::Reset),
+            _ => None,
+        }
+    }
+}
+
 /// [`VcpuPage::activity`]: the guest runs.
 pub const ACTIVITY_ACTIVE: u32 = 0;
 /// [`VcpuPage::activity`]: the guest executed HLT and waits for an interrupt.

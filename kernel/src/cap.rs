@@ -123,6 +123,15 @@ impl Found {
         if self.kind != kind { Err(Status::BadType) } else { self.demand(rights) }
     }
 
+    /// The frame of a page of a memory capability, for the kernel to use.
+    pub fn ram_page(&self, rights: Rights, page: u64) -> Result<PhysAddr, Status> {
+        self.range(ObjectType::Memory, rights)?;
+        if page >= self.count || !crate::boot::memory::is_ram(self.object + page) {
+            return Err(Status::BadArgument);
+        }
+        Ok(PhysAddr((self.object + page) << 12))
+    }
+
     fn demand(&self, rights: Rights) -> Result<(), Status> {
         if self.rights.contains(rights) { Ok(()) } else { Err(Status::BadRights) }
     }

@@ -69,10 +69,7 @@ pub(super) fn bind(call: &Call) -> Result {
 
 /// Binds one page of a memory capability; its physical address.
 fn bind_page(tree: &mut Tree, memory: Found, page: u64, target: Target) -> core::result::Result<u64, Status> {
-    memory.range(ObjectType::Memory, Rights::READ | Rights::WRITE)?;
-    if page >= memory.count || !crate::boot::memory::is_ram(memory.object + page) {
-        return Err(Status::BadArgument);
-    }
+    let frame = memory.ram_page(Rights::READ | Rights::WRITE, page)?;
     if tree.slot(memory.slot).bound != 0 || target.bound_list().first() != 0 {
         return Err(Status::Occupied);
     }
@@ -81,7 +78,7 @@ fn bind_page(tree: &mut Tree, memory: Found, page: u64, target: Target) -> core:
         _ => 0,
     };
     target.bound_list().bind(tree, memory.slot, target.header() as *const _ as u64, page | mark);
-    Ok((memory.object + page) << 12)
+    Ok(frame.0)
 }
 
 /// Binds an interrupt to a semaphore or notification.

@@ -183,6 +183,7 @@ pub fn handler(number: Hypercall) -> fn(&Call) -> Result {
         Hypercall::IrqBind => bind::irq,
         Hypercall::IrqAck => bind::irq_ack,
         Hypercall::CollectDirty => dirty::collect,
+        Hypercall::VcpuFpu => vcpu::fpu,
         Hypercall::LogWrite => info::log,
     }
 }

@@ -3,8 +3,9 @@
 use super::{Call, Outcome, Result};
 use crate::object::ec::Ec;
 use crate::object::vcpu::{Next, Vcpu};
-use hypercall_abi::vcpu::Groups;
+use hypercall_abi::vcpu::{FpuOperation, Groups};
 use hypercall_abi::{Rights, Selector, Status};
+use kcore::addr::PhysAddr;
 
 /// Runs a vCPU until an exit for its VMM.
 pub(super) fn run(call: &Call) -> Result {
@@ -38,6 +39,20 @@ pub(super) fn read(call: &Call) -> Result {
     let bits = u32::try_from(call.args[0]).map_err(|_| Status::BadArgument)?;
     let groups = Groups::from_bits(bits).ok_or(Status::BadArgument)?;
     own_vcpu(call.ec, call.selector())?.read(groups)?;
+    Ok(Outcome::OK)
+}
+
+/// Moves FPU state between a vCPU and a page of a memory capability, or resets it.
+pub(super) fn fpu(call: &Call) -> Result {
+    let operation = FpuOperation::from_raw(call.args[0]).ok_or(Status::BadArgument)?;
+    let memory = call.selector_at(1)?;
+    let vcpu = own_vcpu(call.ec, call.selector())?;
+    let page = match operation {
+        FpuOperation::Read => call.ec.pd.look_up(memory)?.ram_page(Rights::WRITE, call.args[2])?,
+        FpuOperation::Write => call.ec.pd.look_up(memory)?.ram_page(Rights::READ, call.args[2])?,
+        FpuOperation::Reset => PhysAddr(0),
+    };
+    vcpu.move_fpu(operation, page)?;
     Ok(Outcome::OK)
 }
 

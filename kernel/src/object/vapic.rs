@@ -54,6 +54,24 @@ impl VirtualApic {
         // words are atomics, as the VMM may write them at any time.
         (frame != 0).then(|| unsafe { &*phys_to_virt(PhysAddr(frame)).cast() })
     }
+
+    /// Requests what was posted.
+    fn take_posted(&self, apic: &ApicPage, status: &mut vapic::Status) {
+        if self.is_posted.swap(false, Ordering::SeqCst) {
+            for (index, posted) in self.posted.iter().enumerate() {
+                apic.request(status, index, posted.swap(0, Ordering::SeqCst));
+            }
+        }
+    }
+
+    /// Moves what was posted into the page, if there is one, so that the page has all interrupts. On the vCPU's CPU.
+    pub fn collect(&self) {
+        if let Some(apic) = self.page() {
+            let mut status = self.status.get();
+            self.take_posted(apic, &mut status);
+            self.status.set(status);
+        }
+    }
 }
 
 impl Default for VirtualApic {
@@ -108,11 +126,7 @@ impl Vcpu {
             // SAFETY: the page is bound, and the VMM may write it at any time: its words are read once.
             unsafe { addr_of_mut!((*p).dirty).write_volatile(dirty.bits()) };
         }
-        if self.apic.is_posted.swap(false, Ordering::SeqCst) {
-            for (index, posted) in self.apic.posted.iter().enumerate() {
-                apic.request(&mut status, index, posted.swap(0, Ordering::SeqCst));
-            }
-        }
+        self.apic.take_posted(apic, &mut status);
         let mut flags = flags;
         if apic.is_pending(status) {
             // SAFETY: as above.

@@ -17,7 +17,7 @@ use core::cell::{Cell, UnsafeCell};
 use core::ptr::{NonNull, addr_of_mut};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hypercall_abi::exit::{EntryRule, ExitKind};
-use hypercall_abi::vcpu::{ACTIVITY_HALTED, Groups, RunFlags, VcpuPage};
+use hypercall_abi::vcpu::{ACTIVITY_HALTED, FpuOperation, Groups, RunFlags, VcpuPage};
 use hypercall_abi::{ObjectType, Status};
 use kcore::addr::PhysAddr;
 use kcore::virt::xcr0;
@@ -412,12 +412,38 @@ impl Vcpu {
             // SAFETY: as in `finish`; the area is ours.
             unsafe { addr_of_mut!((*page.as_ptr()).xcr0).write_volatile(fpu::xcr0_of(self.fpu_area)) };
         }
+        if groups.contains(Groups::APIC) {
+            self.apic.collect();
+        }
+        Ok(())
+    }
+
+    /// Moves the FPU state to or from a page, or resets it. On its CPU, while nobody runs it.
+    pub fn move_fpu(&self, operation: FpuOperation, page: PhysAddr) -> Result<(), Status> {
+        if self.is_busy() {
+            return Err(Status::Busy);
+        }
+        fpu::put_back(self.fpu_area);
+        // SAFETY: the area is ours and not in the registers; the page is RAM of a capability that was looked up just now.
+        unsafe {
+            match operation {
+                FpuOperation::Read => fpu::copy_to(self.fpu_area, page),
+                FpuOperation::Write if !fpu::copy_from(self.fpu_area, page) => {
+                    return Err(Status::BadArgument);
+                }
+                FpuOperation::Write => {}
+                FpuOperation::Reset => {
+                    khw::mem::zero_frame(self.fpu_area);
+                    fpu::init_area(self.fpu_area);
+                }
+            }
+        }
         Ok(())
     }
 
     /// Takes everything out of the CPU. On its CPU, while nobody runs it.
     pub fn clear_hardware(&self) {
-        fpu::forget(self.fpu_area);
+        fpu::put_back(self.fpu_area);
         // SAFETY: on the vCPU's CPU, no run is in progress, and it is never used again.
         unsafe { self.backend().destroy() };
     }

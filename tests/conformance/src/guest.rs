@@ -2,7 +2,7 @@
 
 use crate::call::{Answer, Sel, call};
 use crate::check::{Check, Failure, Seen, equal};
-use crate::prelude::{Bind, CreateVcpu, MapFlags, PAGE, Rights, VcpuRead, VcpuRun, World};
+use crate::prelude::{Bind, CreateVcpu, MapFlags, PAGE, Revoke, Rights, VcpuRead, VcpuRun, World};
 use crate::threads::{LOW, Pending};
 use crate::world::map_all;
 use hypercall_abi::cap::BindRole;
@@ -40,11 +40,21 @@ impl Guest {
     /// A guest whose vCPU belongs to `cpu`.
     #[track_caller]
     pub fn on(w: &mut World, cpu: u16) -> Seen<Guest> {
-        let (space, vcpu) = (w.guest_space()?, w.sel());
+        let space = w.guest_space()?;
         let ram = w.ram(PAGES)?;
         let memory = w.derive(ram, Rights::ALL)?;
         let everything = MapFlags::READ | MapFlags::WRITE | MapFlags::EXECUTE;
         map_all(memory, space, 0, 0, PAGES, everything)?;
+        let (vcpu, bound, page) = Self::vcpu_on(w, space, cpu)?;
+        let mut guest = Guest { space, vcpu, memory, bound, ram: w.view(ram, PAGES)?, page };
+        guest.zero();
+        guest.protected();
+        Ok(guest)
+    }
+
+    /// A vCPU, the capability of its page, and where that is.
+    fn vcpu_on(w: &mut World, space: Sel, cpu: u16) -> Seen<(Sel, Sel, u64)> {
+        let vcpu = w.sel();
         let arguments = [w.pool, space, cpu.into()];
         if cpu == 0 {
             call(CreateVcpu, vcpu, arguments).done()?;
@@ -54,11 +64,15 @@ impl Guest {
         let page = w.ram(1)?;
         let bound = w.derive(page, Rights::ALL)?;
         call(Bind, vcpu, [bound, BindRole::VcpuPage as u64]).done()?;
-        let mut guest =
-            Guest { space, vcpu, memory, bound, ram: w.view(ram, PAGES)?, page: w.view(page, 1)? };
-        guest.zero();
-        guest.protected();
-        Ok(guest)
+        Ok((vcpu, bound, w.view(page, 1)?))
+    }
+
+    /// Ends the vCPU, and makes another one in its place, with another page, on `cpu`.
+    #[track_caller]
+    pub fn replace_vcpu(&mut self, w: &mut World, cpu: u16) -> Check {
+        call(Revoke, self.vcpu, [1]).done()?;
+        (self.vcpu, self.bound, self.page) = Self::vcpu_on(w, self.space, cpu)?;
+        Ok(())
     }
 
     fn zero(&mut self) {

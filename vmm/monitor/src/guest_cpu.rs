@@ -19,6 +19,11 @@ impl GuestCpu {
     pub fn run(&mut self) -> usys::Result<()> {
         self.0.run().map(drop)
     }
+
+    /// Puts what is not in the page, the FPU, into the state after reset.
+    pub fn reset_fpu(&mut self) -> usys::Result<()> {
+        self.0.reset_fpu()
+    }
 }
 
 impl Vcpu for GuestCpu {

@@ -162,6 +162,7 @@ impl<W: Watch> Vm<W> {
         let modules = self.images.modules(&self.config);
         let images = BootImages { kernel: &self.images.kernel, modules: &modules };
         self.now = cpu::now();
+        self.vcpu.reset_fpu().map_err(refused)?;
         machine.reset(&images, &mut self.ram, &mut self.vcpu, self.now).map_err(Outcome::not_started)
     }
 

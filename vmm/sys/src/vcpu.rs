@@ -7,7 +7,7 @@ use crate::{memory, object, process, selector};
 use core::fmt;
 use hypercall_abi::cap::{BindRole, MapFlags};
 use hypercall_abi::exit::ExitKind;
-use hypercall_abi::vcpu::{Groups, VcpuPage};
+use hypercall_abi::vcpu::{FpuOperation, Groups, VcpuPage};
 use hypercall_abi::{Hypercall, Rights};
 
 /// A vCPU whose page this process has mapped.
@@ -64,5 +64,22 @@ impl MappedVcpu {
         // SAFETY: as in `run`.
         unsafe { invoke(Hypercall::VcpuRead, self.cap.selector(), [groups.bits().into(), 0, 0, 0, 0, 0]) }
             .map(drop)
+    }
+
+    /// Moves the FPU state (SPEC.md 4.4) to or from the first page of `page`; a reset ignores it. The process must have no
+    /// references to a page that is read into.
+    pub fn move_fpu(&mut self, operation: FpuOperation, page: Cap<Memory>) -> Result<()> {
+        let arguments = [operation as u64, page.selector().0.into(), 0, 0, 0, 0];
+        // SAFETY: the kernel writes the page at most, to which there are no references.
+        unsafe { invoke(Hypercall::VcpuFpu, self.cap.selector(), arguments) }.map(drop)
+    }
+
+    /// Puts the FPU, and XCR0, into the state after reset.
+    pub fn reset_fpu(&mut self) -> Result<()> {
+        // SAFETY: touches no memory.
+        unsafe {
+            invoke(Hypercall::VcpuFpu, self.cap.selector(), [FpuOperation::Reset as u64, 0, 0, 0, 0, 0])
+        }
+        .map(drop)
     }
 }

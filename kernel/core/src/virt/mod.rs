@@ -6,3 +6,4 @@ pub mod svm;
 pub mod vapic;
 pub mod vmx;
 pub mod xcr0;
+pub mod xsave;

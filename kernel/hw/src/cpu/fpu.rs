@@ -8,8 +8,9 @@
 use super::{cpuid, tsc};
 use crate::percpu;
 use core::arch::asm;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kcore::addr::PhysAddr;
+use kcore::virt::xsave;
 
 /// XCR0 bits the kernel can switch: x87, SSE, AVX, AVX-512, PKRU. What fits a save area of one page.
 const SUPPORTED: u64 = 0b10_1110_0111;
@@ -17,7 +18,15 @@ const SUPPORTED: u64 = 0b10_1110_0111;
 /// Where the guest's XCR0 is in its area: bytes 464 to 511 are left to software (SDM 1 10.5.1, APM 2 11.4.4.2).
 const GUEST_XCR0: usize = 464;
 
+/// Where MXCSR, its mask, and the header of XSAVE are in an area (SDM 1 table 10-2, 13.4).
+const MXCSR: usize = 24;
+const MXCSR_MASK: usize = 28;
+const HEADER: usize = 512;
+
 static HOST_XCR0: AtomicU64 = AtomicU64::new(0);
+
+/// The bits that MXCSR has.
+static MXCSR_BITS: AtomicU32 = AtomicU32::new(0);
 
 /// XCR0 bits that guests may set; 0 without XSAVE.
 pub fn guest_xcr0() -> u64 {
@@ -29,6 +38,15 @@ pub fn guest_xcr0() -> u64 {
 /// # Safety
 /// CR4.OSXSAVE is set exactly if `has_xsave`.
 pub unsafe fn init_cpu(has_xsave: bool) {
+    let mut legacy = Legacy([0; 576]);
+    // SAFETY: FXSAVE writes 512 bytes, and the area is aligned. TS is clear meanwhile.
+    unsafe {
+        asm!("clts", "fxsave64 [{}]", in(reg) &raw mut legacy, options(nostack, preserves_flags));
+    }
+    set_task_switched();
+    let mask = legacy.0[MXCSR_MASK..].first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    // 0 is what CPUs without "denormals are zeros" leave there (SDM 1 11.6.6).
+    MXCSR_BITS.store(if mask == 0 { 0xffbf } else { mask }, Ordering::Relaxed);
     if !has_xsave {
         return;
     }
@@ -77,7 +95,7 @@ pub unsafe fn init_area(area: PhysAddr) {
     // SAFETY: both offsets are inside the frame the caller owns.
     unsafe {
         base.cast::<u16>().write(0x37f);
-        base.add(24).cast::<u32>().write(0x1f80);
+        base.add(MXCSR).cast::<u32>().write(0x1f80);
         base.add(GUEST_XCR0).cast::<u64>().write(1);
     }
 }
@@ -164,21 +182,52 @@ pub fn release() {
     tsc::set_aux(0);
 }
 
-/// Drops the state of an area that goes away, on the CPU where it may be live.
-pub fn forget(area: PhysAddr) {
+/// Takes the state out of the registers if it is `area`'s: on the CPU where it may be live.
+pub fn put_back(area: PhysAddr) {
     if percpu::fpu_owner() == area.0 {
         release();
     }
 }
 
-/// FXRSTOR and XRSTOR read no further than the legacy region and the header, whose XSTATE_BV of 0 asks for initial
-/// values (SDM 1 13.8).
+/// Copies the state into a page.
+///
+/// # Safety
+/// The area is initialized, and not in the registers. The page is RAM that Rust has no references to.
+pub unsafe fn copy_to(area: PhysAddr, page: PhysAddr) {
+    // SAFETY: by the contract of this function; whoever reads the page meanwhile gets what it asked for.
+    unsafe { crate::mem::phys_to_virt(page).copy_from_nonoverlapping(crate::mem::phys_to_virt(area), 4096) };
+}
+
+/// Replaces the state by a page's, but for XCR0; false, with nothing changed, if XRSTOR would refuse it.
+///
+/// # Safety
+/// As [`copy_to`].
+pub unsafe fn copy_from(area: PhysAddr, page: PhysAddr) -> bool {
+    let (to, from) = (crate::mem::phys_to_virt(area), crate::mem::phys_to_virt(page));
+    // SAFETY: all offsets are inside the two frames. The page may change at any time: what is checked is read once, and
+    // written behind what the copy brought.
+    unsafe {
+        let mxcsr = from.add(MXCSR).cast::<u32>().read_volatile();
+        let header = from.add(HEADER).cast::<[u64; 8]>().read_volatile();
+        if !xsave::is_restorable(mxcsr, &header, MXCSR_BITS.load(Ordering::Relaxed), guest_xcr0()) {
+            return false;
+        }
+        let xcr0 = saved_xcr0(area.0).read();
+        to.copy_from_nonoverlapping(from, 4096);
+        to.add(MXCSR).cast::<u32>().write(mxcsr);
+        to.add(HEADER).cast::<[u64; 8]>().write(header);
+        saved_xcr0(area.0).write(xcr0);
+    }
+    true
+}
+
+/// The legacy region and the header. FXRSTOR and XRSTOR read no further if XSTATE_BV is 0, which asks for initial values (SDM 1 13.8).
 #[repr(C, align(64))]
-struct Initial([u8; 576]);
-static INITIAL: Initial = {
+struct Legacy([u8; 576]);
+static INITIAL: Legacy = {
     let mut area = [0u8; 576];
     (area[0], area[1], area[24], area[25]) = (0x7f, 0x03, 0x80, 0x1f);
-    Initial(area)
+    Legacy(area)
 };
 
 /// Sets CR0.TS.

@@ -42,6 +42,13 @@ fn an_unknown_role_is_refused(w: &mut World) -> Check {
 }
 
 /// What holds for the roles that bind a page.
+/// A page that is no RAM, if the machine has one.
+pub(super) fn device_page(w: &mut World) -> Seen<Option<Sel>> {
+    let regions = &w.info.regions[..w.info.region_count as usize];
+    let device = regions.iter().find(|region| region.kind == RegionKind::Device as u32);
+    device.map(|device| w.part(device.selector.into(), 0, 1)).transpose()
+}
+
 pub(super) fn a_page_is_checked(w: &mut World, object: Sel, right: Rights, role: u64, other: Sel) -> Check {
     let memory = w.ram(3)?;
     let weak_object = w.without(object, right)?;
@@ -55,9 +62,7 @@ pub(super) fn a_page_is_checked(w: &mut World, object: Sel, right: Rights, role:
     for page in [3, 4, 1 << 52, u64::MAX] {
         call(Bind, object, [memory, role, page]).fails(BadArgument)?;
     }
-    let regions = &w.info.regions[..w.info.region_count as usize];
-    if let Some(device) = regions.iter().find(|region| region.kind == RegionKind::Device as u32) {
-        let page = w.part(device.selector.into(), 0, 1)?;
+    if let Some(page) = device_page(w)? {
         call(Bind, object, [page, role]).fails(BadArgument)?;
     }
     let mapped = w.derive(memory, Rights::ALL)?;

@@ -105,7 +105,7 @@ fn subject(random: &mut Random, number: Hypercall) -> u64 {
     let kinds: &[ObjectType] = match number {
         Hypercall::Call | Hypercall::CallMessage => &[ObjectType::Pt],
         Signal | Wait => &[ObjectType::Sm, ObjectType::Ntfn],
-        VcpuRun | VcpuPoke | VcpuRead => &[ObjectType::Vcpu],
+        VcpuRun | VcpuPoke | VcpuRead | VcpuFpu => &[ObjectType::Vcpu],
         Map | Unmap => &[ObjectType::Memory, ObjectType::Memory, ObjectType::Ports],
         Bind => &[ObjectType::Ec, ObjectType::Vcpu],
         CollectDirty => &[ObjectType::GuestSpace],
@@ -133,7 +133,10 @@ fn arguments(random: &mut Random, number: Hypercall) -> [u64; 8] {
             words[4] *= random.below(4).min(1);
         }
         Unmap => [words[0], words[1]] = [random.below(4), random.below(10)],
-        VcpuRead => words[0] &= 0x1fff,
+        VcpuRead => words[0] &= 0x3fff,
+        VcpuFpu => {
+            words = [random.below(4), find(random, &[ObjectType::Memory]), random.below(3), 0, 0, 0, 0, 0]
+        }
         CollectDirty => words = [random.below(4) * PAGE, random.below(9), 9 * random.below(2), 0, 0, 0, 0, 0],
         Derive => {
             words[0] = if random.below(4) == 0 { find(random, &[ObjectType::Pd]) } else { 0 };

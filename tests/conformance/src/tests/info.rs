@@ -25,7 +25,7 @@ pub(super) const GROUP: Group = group!(
 );
 
 /// Calls that look the selector of their head up.
-const BY_HEAD: [Hypercall; 20] = [
+const BY_HEAD: [Hypercall; 21] = [
     Signal,
     Wait,
     VcpuRun,
@@ -44,6 +44,7 @@ const BY_HEAD: [Hypercall; 20] = [
     IrqAck,
     LogWrite,
     CollectDirty,
+    VcpuFpu,
     Hypercall::Call,
     Hypercall::CallMessage,
 ];
@@ -146,6 +147,7 @@ fn every_argument_that_is_a_selector_must_fit_into_32_bits(w: &mut World) -> Che
     call(Derive, sm, [0, HIGH | to, 0]).fails(BadArgument)?;
     call(Map, memory, [HIGH | 1, 0x1000, 0, 1, 1]).fails(BadArgument)?;
     call(Bind, RUNNER_EC, [HIGH | sm, 1]).fails(BadArgument)?;
+    call(VcpuFpu, RUNNER_EC, [0, HIGH | memory]).fails(BadArgument)?;
     call(IrqBind, IRQS, [0, HIGH | sm, 0]).fails(BadArgument)
 }
 

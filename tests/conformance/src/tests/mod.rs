@@ -19,6 +19,7 @@ pub mod scheduling;
 pub mod signals;
 pub mod smp;
 pub mod vcpu;
+pub mod vcpu_fpu;
 pub mod vcpu_fuzz;
 pub mod vcpu_rules;
 pub mod vcpu_smp;
@@ -99,6 +100,7 @@ pub const ALL: &[Group] = &[
     entry::GROUP,
     vcpu::GROUP,
     vcpu_state::GROUP,
+    vcpu_fpu::GROUP,
     dirty::GROUP,
     doorbells::GROUP,
     virtual_apic::GROUP,

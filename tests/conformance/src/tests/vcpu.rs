@@ -7,7 +7,7 @@ use crate::threads::{HIGH, LOW};
 use hypercall_abi::boot_info::Machine;
 use hypercall_abi::cap::BindRole;
 use hypercall_abi::exit::{ExitKind, NestedFault, PortIo};
-use hypercall_abi::vcpu::{ACTIVITY_HALTED, Groups, Intercepts, RunFlags, gpr};
+use hypercall_abi::vcpu::{ACTIVITY_HALTED, FpuOperation, Groups, Intercepts, RunFlags, gpr};
 use usys::cpu;
 
 pub(super) const GROUP: Group = group!(
@@ -175,6 +175,7 @@ fn one_thread_runs_a_vcpu_at_a_time(w: &mut World) -> Check {
     let run = guest.count_on(w, 0)?;
     guest.run().fails(Busy)?;
     call(VcpuRead, guest.vcpu, [1]).fails(Busy)?;
+    call(VcpuFpu, guest.vcpu, [FpuOperation::Reset as u64]).fails(Busy)?;
     // Its runner ends: the vCPU is free again.
     run.end()?;
     guest.page().deadline = w.deadline(500);

@@ -6,6 +6,7 @@ use crate::prelude::*;
 use crate::threads::{LOW, Pending};
 use hypercall_abi::cap::BindRole;
 use hypercall_abi::exit::ExitKind;
+use hypercall_abi::vcpu::FpuOperation;
 
 pub(super) const GROUP: Group = group!(
     "vCPUs on another CPU",
@@ -41,6 +42,7 @@ fn a_vcpu_runs_on_its_own_cpu_alone(w: &mut World) -> Check {
     let mut guest = Guest::on(w, cpu)?;
     guest.run().fails(WrongCpu)?;
     call(VcpuRead, guest.vcpu, [1]).fails(WrongCpu)?;
+    call(VcpuFpu, guest.vcpu, [FpuOperation::Reset as u64]).fails(WrongCpu)?;
     w.call_on(cpu, VcpuRead, guest.vcpu, [1])?.done()
 }
 

@@ -24,6 +24,7 @@ pub(super) const GROUP: Group = group!(
         raising_needs_a_vector_and_the_right,
         a_virtual_apic_page_is_one_page_of_ram_with_read_and_write,
         without_its_page_a_vcpu_goes_on_without_interrupts,
+        interrupts_that_wait_in_the_kernel_can_be_read_into_the_page,
     ],
     Needs::GuestsOnTwoCpus => [
         an_interrupt_reaches_a_guest_on_another_cpu,
@@ -352,4 +353,20 @@ fn an_interrupt_reaches_a_guest_on_another_cpu(w: &mut World) -> Check {
     equal("is done", run.is_done(), false)?;
     call(VcpuPoke, apic.guest.vcpu, []).done()?;
     equal("kind", w.answer(&run)?.value()?, ExitKind::Poked as u64)
+}
+
+fn interrupts_that_wait_in_the_kernel_can_be_read_into_the_page(w: &mut World) -> Check {
+    let mut apic = Apic::new(w)?;
+    for vector in [0x41, 0x53] {
+        let line = apic.line(w, vector)?;
+        call(Signal, line, []).done()?;
+    }
+    equal("IRR", apic.read(0x220), 0)?;
+    apic.guest.read(Groups::APIC)?;
+    equal("IRR", apic.read(0x220), 1 << 1 | 1 << 0x13)?;
+    // They come once, from there.
+    apic.guest.code(&[0xfb, 0x90, 0x90, 0xf4]);
+    apic.guest.run_to(ExitKind::Hlt)?;
+    equal("interrupts", apic.counts(), [1, 0, 1])?;
+    apic.is_clean()
 }
