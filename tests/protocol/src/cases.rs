@@ -20,6 +20,10 @@ pub const ALL: &[Machine] = &[Machine::Vtx, Machine::Svm, Machine::SvmBochs];
 /// has no preemption timer to help out.
 pub const PREEMPTIVE: &[Machine] = &[Machine::Vtx, Machine::Svm];
 
+/// Machines that keep a guest's debug exceptions apart from the host's. Bochs 2.7 does not with SVM: the single-step trap of an
+/// instruction that exits instead is the host's, and DR6 does not say what a breakpoint's exception was.
+pub const DEBUGGED: &[Machine] = &[Machine::Vtx, Machine::Svm];
+
 /// How a virtual machine ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expect {
@@ -98,6 +102,9 @@ impl Case {
     }
 }
 
+/// What the case `interrupts` shows.
+const INTERRUPTS: &str = "interrupts arrive when, where and in which order they should";
+
 /// Every case, in the order in which they are best run: what the later ones rely on comes first.
 pub const CASES: &[Case] = &[
     case("hello", "a guest prints a line and exits").prints(line::HELLO),
@@ -109,10 +116,11 @@ pub const CASES: &[Case] = &[
     case("mmio", "device registers work through many kinds of instruction"),
     case("memory", "all memory of the map holds data and code, and nothing is behind it"),
     Case { memory_mib: 256, ..case("memory", "a larger memory works as a small one does") },
-    case("interrupts", "interrupts arrive when, where and in which order they should"),
+    case("interrupts", INTERRUPTS).only_on(PREEMPTIVE),
+    case("interrupts", INTERRUPTS).cmdline("nmi=exits").only_on(&[Machine::SvmBochs]),
     case("timer", "timers and clocks agree, and none goes back"),
     case("fpu", "x87, SSE and AVX registers survive exits and sleep"),
-    case("debug_regs", "breakpoints and single step work across exits"),
+    case("debug_regs", "breakpoints and single step work across exits").only_on(DEBUGGED),
     case("modes", "real, protected and compatibility mode exit as long mode does"),
     case("syscalls", "user mode and both kinds of system call work across exits"),
     Case { input: "hello, world q", ..case("echo", "what is typed arrives by interrupt and is sent back") },
@@ -143,12 +151,14 @@ pub const CASES: &[Case] = &[
 
 #[cfg(test)]
 mod tests {
-    use super::{CASES, Expect};
+    use super::{CASES, Case, Expect};
 
     #[test]
-    fn no_two_cases_show_the_same() {
+    fn no_two_cases_of_a_machine_show_the_same() {
         for (index, case) in CASES.iter().enumerate() {
-            assert!(CASES[..index].iter().all(|other| other.shows != case.shows), "{}", case.shows);
+            let is_same = |other: &&Case| other.shows == case.shows;
+            let is_elsewhere = |other: &Case| other.machines.iter().all(|one| !case.machines.contains(one));
+            assert!(CASES[..index].iter().filter(is_same).all(is_elsewhere), "{}", case.shows);
         }
     }
 

@@ -29,7 +29,7 @@ struct Case {
     ends: Verdict,
 }
 
-/// What works everywhere.
+/// What works wherever the guest can be stepped.
 const EVERYWHERE: &[Case] = &[Case {
     name: "gdb",
     shows: "gdb breaks a guest, reads and changes registers and memory, steps, and sees it end",
@@ -95,7 +95,9 @@ pub fn tests(machine: Machine) -> Vec<Test> {
         Machine::Svm => ON_SVM,
         _ => &[],
     };
-    let cases = EVERYWHERE.iter().chain(of_machine);
+    // gdb steps off a breakpoint, and Bochs 2.7 takes a step on SVM for one of the host's.
+    let everywhere = if machine == Machine::SvmBochs { &[] } else { EVERYWHERE };
+    let cases = everywhere.iter().chain(of_machine);
     cases
         .map(|case| {
             Test::on(machine, format!("{}/{}", machine.name(), case.name), case.shows, move |name| {

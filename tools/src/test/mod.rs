@@ -74,7 +74,13 @@ impl Test {
 /// The machines that are tested, if the user does not say: one per vendor.
 const MACHINES: [Machine; 2] = [Machine::Vtx, Machine::Svm];
 /// What is tested beside them, if the user does not say, on SVM with next-RIP saving and many ASIDs, which QEMU has not.
-const ALSO: [&str; 3] = ["svm-bochs/hello", "svm-bochs/interrupts", "svm-bochs/fpu"];
+const ALSO: [&str; 5] = [
+    "svm-bochs/conformance-1-cpus",
+    "svm-bochs/hello",
+    "svm-bochs/interrupts-nmi=exits",
+    "svm-bochs/fpu",
+    "svm-bochs/linux-exec",
+];
 
 /// Runs the tests; the exit code is 1 if one failed.
 pub fn test(args: &TestArgs) -> Result<u8> {

@@ -1,12 +1,12 @@
 //! vCPU pages with random contents.
 
 use super::{Group, Needs, group};
+use crate::emulator::is_bochs_svm;
 use crate::guest::Guest;
 use crate::prelude::*;
 use crate::tests::fuzz::Random;
 use hypercall_abi::exit::ExitKind;
 use hypercall_abi::vcpu::{Groups, VcpuPage};
-use usys::cpu;
 
 pub(super) const GROUP: Group = group!(
     "random vCPU pages",
@@ -16,14 +16,6 @@ pub(super) const GROUP: Group = group!(
         a_page_that_changes_while_it_is_read_does_no_harm,
     ],
 );
-
-/// Whether a guest with interrupts off may keep its CPU: in Bochs 2.7 with SVM, which is known by having FlushByAsid (bit 6)
-/// without decode assists (bit 7) and no hypervisor. A page with random contents is such a guest sooner or later.
-fn runs_may_never_end() -> bool {
-    let is_bare = cpu::cpuid(1, 0)[2] >> 31 == 0;
-    let has_svm = cpu::cpuid(0x8000_0001, 0)[2] >> 2 & 1 != 0;
-    is_bare && has_svm && cpu::cpuid(0x8000_000a, 0)[3] & 0xc0 == 0x40
-}
 
 const RUNS: u64 = 10_000;
 const PAGE_WORDS: u64 = size_of::<VcpuPage>() as u64 / 8;
@@ -76,7 +68,7 @@ fn ten_thousand_random_pages_do_no_harm(w: &mut World) -> Check {
 }
 
 fn ten_thousand_runs_with_a_few_bad_fields_do_no_harm(w: &mut World) -> Check {
-    if runs_may_never_end() {
+    if is_bochs_svm() {
         return Ok(());
     }
     let mut guest = Guest::new(w)?;
@@ -124,7 +116,7 @@ extern "C" fn disturb(page: u64) -> ! {
 }
 
 fn a_page_that_changes_while_it_is_read_does_no_harm(w: &mut World) -> Check {
-    if runs_may_never_end() {
+    if is_bochs_svm() {
         return Ok(());
     }
     let mut guest = Guest::new(w)?;
