@@ -72,6 +72,7 @@ fn config(kernel: &str) -> VmConfig {
         hide_features: Vec::new(),
         statistics: false,
         debug: false,
+        disks: Vec::new(),
     }
 }
 

@@ -58,6 +58,7 @@ fn config() -> VmConfig {
         hide_features: vec![],
         statistics: false,
         debug: false,
+        disks: Vec::new(),
     }
 }
 
