@@ -217,12 +217,8 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
     }
     let mut collector = Collector::default();
     let vm = vm(args, is_linux, &mut collector)?;
-    let mut manifest = Manifest {
-        console: ConsoleMode::default(),
-        when_done: WhenDone::Poweroff,
-        vms: vec![vm],
-        disks: Vec::new(),
-    };
+    let mut manifest =
+        Manifest { console: ConsoleMode::default(), when_done: WhenDone::Poweroff, vms: vec![vm] };
     adapt(&mut manifest, args, for_whom);
     manifest::check_all(&manifest, collector, host)
 }
@@ -330,6 +326,5 @@ fn vm(args: &RunArgs, is_linux: bool, collector: &mut Collector) -> Result<VmCon
         hide_features: Vec::new(),
         statistics: args.statistics,
         debug: false,
-        disks: Vec::new(),
     })
 }

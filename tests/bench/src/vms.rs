@@ -72,7 +72,6 @@ fn config(kernel: &str) -> VmConfig {
         hide_features: Vec::new(),
         statistics: false,
         debug: false,
-        disks: Vec::new(),
     }
 }
 

@@ -10,7 +10,6 @@ use crate::{compile, failure, workspace};
 use anyhow::{Context, Result};
 use std::collections::HashSet;
 use std::path::Path;
-use vmm_protocol::disk::{self, DiskDriver};
 use vmm_protocol::manifest::{MONITOR_MODULE, Manifest, VmConfig};
 
 /// Memory that the kernel and the root task's processes take beside the VMs and the boot modules, in MiB.
@@ -83,10 +82,6 @@ pub fn resolve(mut manifest: Manifest, folder: &Path, host: Host) -> Result<Plan
     for vm in &mut manifest.vms {
         pack(vm, folder, &mut collector).with_context(|| format!("VM `{}`", vm.name))?;
     }
-    for disk in manifest.disks.iter_mut().filter(|disk| disk.driver == DiskDriver::Memory) {
-        disk.image =
-            collector.add_file(&folder.join(&disk.image)).with_context(|| format!("disk `{}`", disk.name))?;
-    }
     check_all(&manifest, collector, host)
 }
 
@@ -157,7 +152,7 @@ pub fn check(manifest: &Manifest, host: Host) -> Result<(), String> {
             return Err(format!("two VMs are called `{}`; names must differ", vm.name));
         }
     }
-    disk::check(&manifest.disks, &manifest.vms).map_err(|error| error.to_string())
+    Ok(())
 }
 
 fn check_vm(vm: &VmConfig, host: Host) -> Result<(), String> {
@@ -247,9 +242,6 @@ mod tests {
             (vm("memory_mib = 1") + &vm("memory_mib = 1"), "two VMs"),
             ("[[vm]]\nname = 'a b'\nkernel = 'k'\nmemory_mib = 1".into(), "a name is"),
             ("[[vm]]\nname = 'a'\nmemory_mib = 1".into(), "missing field `kernel`"),
-            (vm("memory_mib = 1\ndisks = ['a']"), "no disk"),
-            (vm("memory_mib = 1") + "[[disk]]\nname = 'a'\ndriver = 'floppy'", "floppy"),
-            (vm("memory_mib = 1") + "[[disk]]\nname = 'a'\ndriver = 'memory'", "image"),
             ("not toml".into(), "line 1"),
         ];
         for (text, expected) in cases {

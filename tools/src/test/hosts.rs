@@ -75,12 +75,8 @@ fn run(machine: Machine, case: &Case) -> Result<Outcome> {
         vm.cpu = cpu;
         vm
     });
-    let manifest = Manifest {
-        console: ConsoleMode::Framed,
-        when_done: WhenDone::Poweroff,
-        vms: vms.collect(),
-        disks: Vec::new(),
-    };
+    let manifest =
+        Manifest { console: ConsoleMode::Framed, when_done: WhenDone::Poweroff, vms: vms.collect() };
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
     let options = Options {
         timeout: Some(TIME_LIMIT),

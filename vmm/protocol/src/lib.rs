@@ -1,7 +1,6 @@
 //! What the host tool, the root task and the VMM processes say to each other.
 //!
 //! - [`manifest`]: which VMs to start and from what; TOML on the host, postcard in the boot image.
-//! - [`disk`]: the disks in the manifest.
 //! - [`link`]: frames on the serial line between the console server and `cargo nacre`.
 //! - [`outcome`]: how a VM ended.
 //! - [`process`]: what the root task and the processes it starts say to each other.
@@ -10,7 +9,6 @@
 
 extern crate alloc;
 
-pub mod disk;
 pub mod link;
 pub mod manifest;
 pub mod outcome;

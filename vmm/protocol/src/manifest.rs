@@ -2,7 +2,6 @@
 //!
 //! The host tool reads TOML, checks it, and puts the postcard form into the boot image as the module [`MODULE`].
 
-use crate::disk::{self, DiskConfig, MAX_DISKS};
 use crate::process::MAX_VMS;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -31,9 +30,6 @@ pub struct Manifest {
     /// The VMs; at least one, names distinct.
     #[serde(rename = "vm")]
     pub vms: Vec<VmConfig>,
-    /// The disks, names distinct.
-    #[serde(rename = "disk", default)]
-    pub disks: Vec<DiskConfig>,
 }
 
 /// How the console server uses COM1.
@@ -98,9 +94,6 @@ pub struct VmConfig {
     /// The VM is debugged: it stops before its first instruction and waits for gdb on [`crate::link::Stream::Gdb`].
     #[serde(default)]
     pub debug: bool,
-    /// Names of its disks, in the order in which it finds them.
-    #[serde(default)]
-    pub disks: Vec<String>,
 }
 
 const fn default_priority() -> u8 {
@@ -157,25 +150,6 @@ pub enum ManifestError {
     Priority(String),
     /// This VM names no kernel.
     Kernel(String),
-    /// It lists more disks than [`MAX_DISKS`].
-    TooManyDisks(usize),
-    /// A disk's name is not 1 to [`MAX_NAME`] letters, digits, `-`, `_`.
-    DiskName(String),
-    /// Two disks have this name.
-    DuplicateDisk(String),
-    /// This disk is in memory, and has no image.
-    DiskImage(String),
-    /// This disk is the second one of the driver for one ATA drive.
-    SecondAtaDisk(String),
-    /// Two VMs, or one twice, have this disk.
-    SharedDisk(String),
-    /// A VM has a disk that is not listed.
-    UnknownDisk {
-        /// The VM.
-        vm: String,
-        /// The disk.
-        disk: String,
-    },
 }
 
 impl fmt::Display for ManifestError {
@@ -195,23 +169,6 @@ impl fmt::Display for ManifestError {
                 write!(f, "VM {name:?}: priority must be {low} to {high}")
             }
             ManifestError::Kernel(name) => write!(f, "VM {name:?}: kernel is empty"),
-            ManifestError::TooManyDisks(count) => {
-                write!(f, "{count} disks, at most {MAX_DISKS} are possible")
-            }
-            ManifestError::DiskName(name) => {
-                write!(f, "disk name {name:?}: give 1 to {MAX_NAME} letters, digits, '-' or '_'")
-            }
-            ManifestError::DuplicateDisk(name) => write!(f, "two disks are named {name:?}: rename one"),
-            ManifestError::DiskImage(name) => write!(f, "disk {name:?}: driver \"memory\" needs an image"),
-            ManifestError::SecondAtaDisk(name) => {
-                write!(f, "disk {name:?}: driver \"ata\" serves one disk: use another driver for this one")
-            }
-            ManifestError::SharedDisk(name) => {
-                write!(f, "disk {name:?} is listed twice: a disk has one user")
-            }
-            ManifestError::UnknownDisk { vm, disk } => {
-                write!(f, "VM {vm:?}: there is no disk {disk:?}: add a [[disk]] section")
-            }
         }
     }
 }
@@ -233,19 +190,14 @@ impl Manifest {
                 return Err(ManifestError::Duplicate(vm.name.clone()));
             }
         }
-        disk::check(&self.disks, &self.vms)
+        Ok(())
     }
-}
-
-/// Whether this can be the name of a VM or a disk.
-pub fn is_name(name: &str) -> bool {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(is_plain)
 }
 
 impl VmConfig {
     fn check(&self) -> Result<(), ManifestError> {
-        if !is_name(&self.name) {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if !(1..=MAX_NAME).contains(&self.name.len()) || !self.name.bytes().all(is_plain) {
             return Err(ManifestError::Name(self.name.clone()));
         }
         if !(1..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
@@ -262,10 +214,10 @@ impl VmConfig {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
 
-    pub(crate) fn vm(name: &str) -> VmConfig {
+    fn vm(name: &str) -> VmConfig {
         VmConfig {
             name: name.into(),
             kernel: "kernel".into(),
@@ -280,13 +232,11 @@ pub(crate) mod tests {
             hide_features: Vec::new(),
             statistics: false,
             debug: false,
-            disks: Vec::new(),
         }
     }
 
     fn check(vms: Vec<VmConfig>) -> Result<(), ManifestError> {
-        Manifest { console: ConsoleMode::Plain, when_done: WhenDone::Poweroff, vms, disks: Vec::new() }
-            .check()
+        Manifest { console: ConsoleMode::Plain, when_done: WhenDone::Poweroff, vms }.check()
     }
 
     #[test]

@@ -58,7 +58,6 @@ fn config() -> VmConfig {
         hide_features: vec![],
         statistics: false,
         debug: false,
-        disks: Vec::new(),
     }
 }
 
