@@ -135,7 +135,7 @@ fn saved_xcr0(area: u64) -> *mut u64 {
 /// Puts the state of `area` and its XCR0 into the registers, saving whose state was there. Says whether it was another's.
 ///
 /// # Safety
-/// The area is initialized, exclusive to this owner, and stays until [`forget`]; interrupts are off.
+/// The area is initialized, exclusive to this owner, and stays until its owner forgets it; interrupts are off.
 #[inline]
 pub unsafe fn switch_to(area: PhysAddr) -> bool {
     let is_other = percpu::fpu_owner() != area.0;
