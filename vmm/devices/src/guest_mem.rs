@@ -24,8 +24,8 @@ impl core::error::Error for OutOfRange {}
 
 /// A VM's memory by guest-physical address.
 ///
-/// An access is all or nothing: one that is [`OutOfRange`] changes neither side. Writes become visible to the
-/// guest's other vCPUs in the order of the calls; versioned structures rely on it. An access may cross from
+/// An access is all or nothing: one that is [`OutOfRange`] changes neither side. Reads happen, and writes become
+/// visible to the guest's other vCPUs, in the order of the calls; versioned structures and rings rely on it. An access may cross from
 /// one of the implementation's ranges into the next where they touch.
 pub trait GuestMemory {
     /// Copies `into.len()` bytes from `gpa`.

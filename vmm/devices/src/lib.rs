@@ -30,6 +30,7 @@
 //! | [`block`] | disk: requests, their checks, and where the sectors are |
 //! | [`console`] | bytes in and out |
 //! | [`entropy`] | random bytes |
+//! | [`virtio`] | the front ends for virtio's drivers |
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -50,6 +51,7 @@ pub mod pvclock;
 pub mod rtc;
 pub mod segment;
 pub mod uart16550;
+pub mod virtio;
 
 mod request;
 mod tick;

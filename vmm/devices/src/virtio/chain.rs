@@ -1,0 +1,215 @@
+//! Chains of descriptors, read out of guest memory once.
+
+use super::DriverError;
+use crate::guest_mem::GuestMemory;
+use crate::segment::{Cursor, Segment};
+use alloc::vec::Vec;
+
+/// Bytes of a descriptor.
+pub const DESCRIPTOR_BYTES: u64 = 16;
+/// Descriptor flag: another one follows.
+pub const NEXT: u16 = 1 << 0;
+/// Descriptor flag: the device writes.
+pub const WRITE: u16 = 1 << 1;
+/// Descriptor flag: the buffer is a table of descriptors.
+pub const INDIRECT: u16 = 1 << 2;
+
+/// The buffers that a driver offered together: those that the device reads, then those that it writes.
+///
+/// Made once and filled again and again, so that no request allocates.
+#[derive(Clone, Debug, Default)]
+pub struct Chain {
+    head: u16,
+    segments: Vec<Segment>,
+    /// First of the segments of which something is left to read.
+    first: usize,
+    /// First of the segments that the device writes.
+    writable: usize,
+}
+
+/// A descriptor.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Descriptor {
+    segment: Segment,
+    flags: u16,
+    next: u16,
+}
+
+impl Descriptor {
+    pub(super) fn read(memory: &(impl GuestMemory + ?Sized), gpa: u64) -> Result<Self, DriverError> {
+        let address = memory.read_u64(gpa)?;
+        let rest = memory.read_u64(gpa.wrapping_add(8))?;
+        Ok(Descriptor {
+            segment: Segment { gpa: address, len: rest as u32 },
+            flags: (rest >> 32) as u16,
+            next: (rest >> 48) as u16,
+        })
+    }
+
+    fn has(&self, flag: u16) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// A table of descriptors.
+#[derive(Clone, Copy, Debug)]
+struct Table {
+    gpa: u64,
+    len: u16,
+}
+
+impl Table {
+    fn read(&self, memory: &(impl GuestMemory + ?Sized), index: u16) -> Result<Descriptor, DriverError> {
+        if index >= self.len {
+            return Err(DriverError::Descriptor(index));
+        }
+        Descriptor::read(memory, self.gpa.wrapping_add(u64::from(index) * DESCRIPTOR_BYTES))
+    }
+}
+
+impl Chain {
+    /// A chain with nothing in it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The descriptor that it began with: its name in the used ring.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
+    /// What the device may read and has not taken yet.
+    pub fn readable(&self) -> &[Segment] {
+        &self.segments[self.first..self.writable]
+    }
+
+    /// What the device may write.
+    pub fn writable(&self) -> &[Segment] {
+        &self.segments[self.writable..]
+    }
+
+    /// Takes `into.len()` bytes from the front of what is readable, however the driver cut it.
+    pub fn take(&mut self, memory: &(impl GuestMemory + ?Sized), into: &mut [u8]) -> Result<(), DriverError> {
+        let mut done = 0;
+        while done < into.len() {
+            let Some(segment) = self.segments[self.first..self.writable].first_mut() else {
+                return Err(DriverError::Request);
+            };
+            let len = (into.len() - done).min(segment.len as usize);
+            memory.read(segment.gpa, &mut into[done..done + len])?;
+            done += len;
+            if len < segment.len as usize {
+                segment.gpa = segment.gpa.wrapping_add(len as u64);
+                segment.len -= len as u32;
+            } else {
+                self.first += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the last byte of what is writable, and says where it is.
+    pub fn take_last(&mut self) -> Result<u64, DriverError> {
+        while self.segments.len() > self.writable {
+            match self.segments.last_mut() {
+                Some(segment) if segment.len > 0 => {
+                    segment.len -= 1;
+                    return Ok(segment.gpa.wrapping_add(segment.len.into()));
+                }
+                _ => self.segments.pop(),
+            };
+        }
+        Err(DriverError::Request)
+    }
+
+    /// Copies `from` to the beginning of what is writable, as far as there is room; returns the bytes written.
+    pub fn write(&self, memory: &mut (impl GuestMemory + ?Sized), from: &[u8]) -> Result<usize, DriverError> {
+        Ok(Cursor::new(self.writable()).write(memory, from)?)
+    }
+
+    /// Reads the chain that begins at `head` of a queue's table of `size` descriptors.
+    pub(super) fn fill(
+        &mut self,
+        memory: &(impl GuestMemory + ?Sized),
+        table: u64,
+        size: u16,
+        head: u16,
+        allows_indirect: bool,
+    ) -> Result<(), DriverError> {
+        self.head = head;
+        self.segments.clear();
+        (self.first, self.writable) = (0, usize::MAX);
+        let walked = self.walk(memory, Table { gpa: table, len: size }, allows_indirect);
+        self.writable = self.writable.min(self.segments.len());
+        walked
+    }
+
+    fn walk(
+        &mut self,
+        memory: &(impl GuestMemory + ?Sized),
+        table: Table,
+        allows_indirect: bool,
+    ) -> Result<(), DriverError> {
+        let size = table.len;
+        let mut descriptor = table.read(memory, self.head)?;
+        let mut bytes = 0;
+        while !descriptor.has(INDIRECT) {
+            self.add(&descriptor, size, &mut bytes)?;
+            if !descriptor.has(NEXT) {
+                return Ok(());
+            }
+            descriptor = table.read(memory, descriptor.next)?;
+        }
+        // An indirect table ends the chain (2.7.5.3.1).
+        if !allows_indirect || descriptor.has(NEXT) {
+            return Err(DriverError::IndirectTable);
+        }
+        self.add_table(memory, &descriptor, size, &mut bytes)
+    }
+
+    /// Adds the descriptors of an indirect table, of which each is used at most once.
+    fn add_table(
+        &mut self,
+        memory: &(impl GuestMemory + ?Sized),
+        indirect: &Descriptor,
+        size: u16,
+        bytes: &mut u64,
+    ) -> Result<(), DriverError> {
+        let Segment { gpa, len } = indirect.segment;
+        let entries = u64::from(len) / DESCRIPTOR_BYTES;
+        if entries == 0 || !u64::from(len).is_multiple_of(DESCRIPTOR_BYTES) {
+            return Err(DriverError::IndirectTable);
+        }
+        // A table that is longer than a chain may be has entries that no chain uses.
+        let table = Table { gpa, len: u16::try_from(entries).unwrap_or(u16::MAX) };
+        let mut index = 0;
+        loop {
+            let descriptor = table.read(memory, index)?;
+            if descriptor.has(INDIRECT) {
+                return Err(DriverError::IndirectTable);
+            }
+            self.add(&descriptor, size, bytes)?;
+            if !descriptor.has(NEXT) {
+                return Ok(());
+            }
+            index = descriptor.next;
+        }
+    }
+
+    fn add(&mut self, descriptor: &Descriptor, size: u16, bytes: &mut u64) -> Result<(), DriverError> {
+        if self.segments.len() >= usize::from(size) {
+            return Err(DriverError::ChainLength);
+        }
+        *bytes += u64::from(descriptor.segment.len);
+        if *bytes > 1 << 32 {
+            return Err(DriverError::ChainBytes);
+        }
+        if descriptor.has(WRITE) {
+            self.writable = self.writable.min(self.segments.len());
+        } else if self.writable != usize::MAX {
+            return Err(DriverError::ChainOrder);
+        }
+        self.segments.push(descriptor.segment);
+        Ok(())
+    }
+}

@@ -1,0 +1,244 @@
+//! A driver for tests: what virtio's specification asks of one, and, on request, what it forbids.
+
+use super::mmio::{Line, Transport};
+use super::{Device, EVENT_IDX, INDIRECT_DESC, VERSION_1};
+use crate::guest_mem::{GuestMemory, VecMemory};
+use crate::segment::Segment;
+use alloc::vec::Vec;
+
+pub(super) const MEMORY_BYTES: usize = 1 << 20;
+/// Queue n lies here, `n * QUEUE_STRIDE` further.
+const QUEUES: u64 = 0x1000;
+const QUEUE_STRIDE: u64 = 0x4000;
+const AVAILABLE: u64 = 0x1000;
+const USED: u64 = 0x2000;
+const TABLES: u64 = 0x8_0000;
+/// Memory from here on is for buffers.
+pub(super) const BUFFERS: u64 = 0xa_0000;
+
+/// A buffer as a driver offers it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Buffer {
+    Read(u64, u32),
+    Write(u64, u32),
+}
+
+impl Buffer {
+    fn descriptor(self, is_last: bool, next: u16) -> (u64, u64) {
+        let (segment, flags) = match self {
+            Buffer::Read(gpa, len) => (Segment { gpa, len }, 0),
+            Buffer::Write(gpa, len) => (Segment { gpa, len }, 2),
+        };
+        let flags = flags | u64::from(!is_last);
+        (segment.gpa, u64::from(segment.len) | flags << 32 | u64::from(next) << 48)
+    }
+}
+
+/// A driver and the device that it drives.
+pub(super) struct Driver<D> {
+    pub(super) device: Transport<D>,
+    pub(super) memory: VecMemory,
+    features: u64,
+    size: u16,
+    next_descriptor: u16,
+    available: u16,
+    used: u16,
+    /// The interrupt line.
+    pub(super) line: bool,
+    /// Interrupts: rises of the line.
+    pub(super) interrupts: usize,
+}
+
+impl<D: Device> Driver<D> {
+    /// Brings the device up with queue 0 of `size` descriptors.
+    pub(super) fn new(device: D, features: u64, size: u16) -> Self {
+        let mut driver = Driver::raw(device);
+        driver.start(features, size);
+        driver
+    }
+
+    /// A device that nobody has touched.
+    pub(super) fn raw(device: D) -> Self {
+        Driver {
+            device: Transport::new(device),
+            memory: VecMemory::new(MEMORY_BYTES),
+            features: 0,
+            size: 0,
+            next_descriptor: 0,
+            available: 0,
+            used: 0,
+            line: false,
+            interrupts: 0,
+        }
+    }
+
+    /// The sequence of 3.1.1.
+    pub(super) fn start(&mut self, features: u64, size: u16) {
+        (self.features, self.size) = (features | VERSION_1, size);
+        (self.next_descriptor, self.available, self.used) = (0, 0, 0);
+        self.memory.write(QUEUES, &[0; QUEUE_STRIDE as usize]).unwrap();
+        self.write(0x070, 0);
+        self.write(0x070, 1);
+        self.write(0x070, 3);
+        for select in 0..2 {
+            self.write(0x024, select);
+            self.write(0x020, (self.features >> (32 * select)) as u32);
+        }
+        self.write(0x070, 11);
+        assert_eq!(self.read(0x070), 11, "the device takes the features");
+        self.write(0x030, 0);
+        self.write(0x038, size.into());
+        self.write(0x080, QUEUES as u32);
+        self.write(0x090, (QUEUES + AVAILABLE) as u32);
+        self.write(0x0a0, (QUEUES + USED) as u32);
+        self.write(0x044, 1);
+        self.write(0x070, 15);
+        self.run();
+    }
+
+    pub(super) fn read(&mut self, offset: u64) -> u32 {
+        self.device.read(offset, 4) as u32
+    }
+
+    pub(super) fn write(&mut self, offset: u64, value: u32) {
+        let line = self.device.write(offset, 4, value.into());
+        self.follow(line);
+    }
+
+    pub(super) fn run(&mut self) {
+        while self.device.is_notified() {
+            let line = self.device.run(&mut self.memory);
+            self.follow(line);
+        }
+    }
+
+    pub(super) fn poll(&mut self) {
+        let line = self.device.poll(&mut self.memory);
+        self.follow(line);
+    }
+
+    fn follow(&mut self, line: Line) {
+        match line {
+            Line::Same => return,
+            Line::Raised => assert!(!self.line),
+            Line::Lowered | Line::Pulsed => assert!(self.line),
+        }
+        self.line = line != Line::Lowered;
+        self.interrupts += usize::from(self.line);
+    }
+
+    /// Offers a chain, through a table of its own if that was negotiated; returns its name. Nothing is notified yet.
+    pub(super) fn offer(&mut self, buffers: &[Buffer]) -> u16 {
+        let head = self.next_descriptor;
+        if self.features & INDIRECT_DESC != 0 {
+            let table = TABLES + u64::from(head) * 16 * 16;
+            self.write_descriptors(table, buffers, |at| at as u16 + 1);
+            let len = buffers.len() as u64 * 16;
+            self.write_descriptor(QUEUES + u64::from(head) * 16, (table, len | 4 << 32));
+            self.next_descriptor = (head + 1) % self.size;
+        } else {
+            let size = self.size;
+            for (at, buffer) in (0..).zip(buffers) {
+                let here = (head + at) % size;
+                let is_last = usize::from(at) + 1 == buffers.len();
+                self.write_descriptor(
+                    QUEUES + u64::from(here) * 16,
+                    buffer.descriptor(is_last, (here + 1) % size),
+                );
+            }
+            self.next_descriptor = (head + buffers.len() as u16) % size;
+        }
+        self.put_available(head);
+        head
+    }
+
+    fn write_descriptors(&mut self, table: u64, buffers: &[Buffer], next: impl Fn(usize) -> u16) {
+        for (at, buffer) in buffers.iter().enumerate() {
+            let descriptor = buffer.descriptor(at + 1 == buffers.len(), next(at));
+            self.write_descriptor(table + at as u64 * 16, descriptor);
+        }
+    }
+
+    /// Writes a descriptor: address; length, flags, next.
+    pub(super) fn write_descriptor(&mut self, gpa: u64, (address, rest): (u64, u64)) {
+        self.memory.write_u64(gpa, address).unwrap();
+        self.memory.write_u64(gpa + 8, rest).unwrap();
+    }
+
+    /// Where descriptor `index` of the queue is.
+    pub(super) fn descriptor(index: u16) -> u64 {
+        QUEUES + u64::from(index) * 16
+    }
+
+    /// Puts any number into the available ring.
+    pub(super) fn put_available(&mut self, head: u16) {
+        let slot = u64::from(self.available % self.size);
+        self.memory.write_u16(QUEUES + AVAILABLE + 4 + 2 * slot, head).unwrap();
+        self.available = self.available.wrapping_add(1);
+        self.set_available_index(self.available);
+    }
+
+    pub(super) fn set_available_index(&mut self, index: u16) {
+        self.memory.write_u16(QUEUES + AVAILABLE + 2, index).unwrap();
+    }
+
+    pub(super) fn set_available_flags(&mut self, flags: u16) {
+        self.memory.write_u16(QUEUES + AVAILABLE, flags).unwrap();
+    }
+
+    /// Wants an interrupt when the used index passes this one.
+    pub(super) fn set_used_event(&mut self, index: u16) {
+        self.memory.write_u16(QUEUES + AVAILABLE + 4 + 2 * u64::from(self.size), index).unwrap();
+    }
+
+    /// Whether the device wants a notification for what was offered since `old`.
+    pub(super) fn must_notify(&self, old: u16) -> bool {
+        if self.features & EVENT_IDX == 0 {
+            return self.memory.read_u16(QUEUES + USED).unwrap() & 1 == 0;
+        }
+        let event = self.memory.read_u16(QUEUES + USED + 4 + 8 * u64::from(self.size)).unwrap();
+        self.available.wrapping_sub(event).wrapping_sub(1) < self.available.wrapping_sub(old)
+    }
+
+    pub(super) fn available_index(&self) -> u16 {
+        self.available
+    }
+
+    pub(super) fn notify(&mut self) {
+        self.write(0x050, 0);
+        self.run();
+    }
+
+    /// Offers a chain and takes it back; returns the bytes written.
+    pub(super) fn transfer(&mut self, buffers: &[Buffer]) -> u32 {
+        let head = self.offer(buffers);
+        self.notify();
+        match *self.take_used() {
+            [(used, len)] if used == u32::from(head) => len,
+            ref other => panic!("chain {head} came back as {other:?}"),
+        }
+    }
+
+    /// What came back since this was last asked: names and bytes written.
+    pub(super) fn take_used(&mut self) -> Vec<(u32, u32)> {
+        let index = self.memory.read_u16(QUEUES + USED + 2).unwrap();
+        let mut used = Vec::new();
+        while self.used != index {
+            let element = QUEUES + USED + 4 + 8 * u64::from(self.used % self.size);
+            used.push((self.memory.read_u32(element).unwrap(), self.memory.read_u32(element + 4).unwrap()));
+            self.used = self.used.wrapping_add(1);
+        }
+        used
+    }
+
+    /// Takes the interrupt as Linux does: reads the reasons and acknowledges them.
+    pub(super) fn take_interrupt(&mut self) -> u32 {
+        let reasons = self.read(0x060);
+        self.write(0x064, reasons);
+        reasons
+    }
+
+    pub(super) fn needs_reset(&mut self) -> bool {
+        self.read(0x070) & 64 != 0
+    }
+}

@@ -1,0 +1,197 @@
+//! The block device.
+
+use super::*;
+use crate::block::{Backend, BlockError, Completion, Geometry, Request, Token};
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
+use core::cell::RefCell;
+use core::task::Poll;
+use proptest::prelude::*;
+
+#[test]
+fn a_driver_reads_writes_flushes_and_asks_for_the_name() {
+    for features in [0, EVENT_IDX | INDIRECT_DESC] {
+        let mut driver = Driver::new(block(false), features, 16);
+        let two_sectors = [Buffer::Write(DATA, 100), Buffer::Write(DATA + 0x1000, 924)];
+        assert_eq!(driver.request(0, 5, &two_sectors), (OK, 1025));
+        assert_eq!(driver.bytes(DATA, 101), [vec![5; 100], vec![0]].concat());
+        assert_eq!(driver.bytes(DATA + 0x1000, 924), [vec![5; 412], vec![6; 512]].concat());
+        assert_eq!(driver.request(1, 9, &[Buffer::Read(DATA + 0x1000, 512)]), (OK, 1));
+        assert_eq!(driver.request(4, 0, &[]), (OK, 1));
+        assert_eq!(driver.request(0, 9, &[Buffer::Write(DATA, 512)]), (OK, 513));
+        assert_eq!(driver.bytes(DATA, 512), [vec![5; 412], vec![6; 100]].concat());
+        assert_eq!(driver.request(8, 0, &[Buffer::Write(DATA, 20)]), (OK, 21));
+        assert_eq!(driver.bytes(DATA, 20), ID);
+    }
+}
+
+#[test]
+fn a_driver_may_cut_a_request_anywhere() {
+    let mut driver = Driver::new(block(false), 0, 16);
+    driver.header(1, 7);
+    driver.memory.write(DATA, &[0x77; 512]).unwrap();
+    // The end of the header lies right before the data.
+    let end = driver.bytes(HEADER + 10, 6);
+    driver.memory.write(DATA - 6, &end).unwrap();
+    let write = [
+        Buffer::Read(HEADER, 3),
+        Buffer::Read(HEADER + 3, 7),
+        Buffer::Read(0, 0),
+        Buffer::Read(DATA - 6, 6 + 512),
+        Buffer::Write(STATUS, 1),
+    ];
+    assert_eq!(driver.transfer(&write), 1);
+    driver.header(0, 7);
+    let read = [Buffer::Read(HEADER, 16), Buffer::Write(DATA + 0x1000, 513), Buffer::Write(0, 0)];
+    assert_eq!(driver.transfer(&read), 513);
+    assert_eq!(driver.bytes(DATA + 0x1000, 513), [vec![0x77; 512], vec![OK]].concat());
+}
+
+#[test]
+fn sectors_are_discarded_and_zeroed() {
+    let mut driver = Driver::new(block(false), 0, 16);
+    let mut zero = |kind, sector: u64, count: u32, flags: u32| {
+        driver.memory.write_u64(DATA, sector).unwrap();
+        driver.memory.write_u32(DATA + 8, count).unwrap();
+        driver.memory.write_u32(DATA + 12, flags).unwrap();
+        driver.request(kind, 0, &[Buffer::Read(DATA, 16)]).0
+    };
+    assert_eq!(zero(11, 3, 2, 0), OK);
+    assert_eq!(zero(13, 10, 1, 1), OK);
+    assert_eq!(zero(11, 3, 2, 1), UNSUPP, "discarding always gives back");
+    assert_eq!(zero(13, 3, 2, 2), UNSUPP);
+    assert_eq!(zero(13, 3, u32::MAX, 0), UNSUPP);
+    assert_eq!(zero(13, SECTORS, 1, 0), IOERR);
+    for (sector, byte) in [(2, 2), (3, 0), (4, 0), (5, 5), (10, 0)] {
+        driver.request(0, sector, &[Buffer::Write(DATA, 512)]);
+        assert_eq!(driver.bytes(DATA, 512), [byte; 512], "sector {sector}");
+    }
+}
+
+#[test]
+fn requests_that_the_disk_cannot_do_fail_and_the_device_goes_on() {
+    let mut driver = Driver::new(block(true), 0, 16);
+    let data = [Buffer::Write(DATA, 512)];
+    assert_eq!(driver.request(0, SECTORS, &data), (IOERR, 0));
+    assert_eq!(driver.request(0, u64::MAX, &data), (IOERR, 0));
+    assert_eq!(driver.request(0, 0, &[Buffer::Write(DATA, 511)]), (IOERR, 0));
+    assert_eq!(driver.request(1, 0, &[Buffer::Read(DATA, 512)]), (IOERR, 0));
+    assert_eq!(driver.request(0x55, 0, &data), (UNSUPP, 0));
+    assert_eq!(driver.request(0, 0, &data), (OK, 513));
+    assert!(!driver.needs_reset());
+}
+
+/// A disk that takes its time.
+#[derive(Clone, Default)]
+struct Slow(Rc<RefCell<VecDeque<(Token, Completion)>>>);
+
+impl Backend for Slow {
+    fn geometry(&self) -> Geometry {
+        Geometry { sectors: 1 << 20, is_read_only: false, can_discard: false, has_cache: true }
+    }
+
+    fn submit(&mut self, _: &mut dyn GuestMemory, token: Token, request: &Request<'_>) -> Poll<Completion> {
+        let completion = if *request == Request::Flush { Err(BlockError::Io) } else { Ok(()) };
+        self.0.borrow_mut().push_back((token, completion));
+        Poll::Pending
+    }
+
+    fn take_completed(&mut self, _: &mut dyn GuestMemory) -> Option<(Token, Completion)> {
+        self.0.borrow_mut().pop_back()
+    }
+
+    fn abandon(&mut self) {
+        self.0.borrow_mut().clear();
+    }
+}
+
+fn slow_block(slow: &Slow, features: u64) -> Driver<Block> {
+    Driver::new(Block::new(Disk::new(Box::new(slow.clone())), ID, 1), features, 8)
+}
+
+#[test]
+fn requests_come_back_in_the_order_in_which_the_disk_completes_them() {
+    let slow = Slow::default();
+    let mut driver = slow_block(&slow, INDIRECT_DESC);
+    for (at, kind) in [1, 4].into_iter().enumerate() {
+        let at = at as u64 * 16;
+        driver.memory.write_u32(HEADER + at, kind).unwrap();
+        driver.offer(&[Buffer::Read(HEADER + at, 16), Buffer::Write(STATUS + at, 1)]);
+    }
+    driver.notify();
+    assert!(driver.take_used().is_empty());
+    driver.poll();
+    assert_eq!(driver.take_used(), [(1, 0), (0, 1)]);
+    assert_eq!((driver.bytes(STATUS, 1), driver.bytes(STATUS + 16, 1)), (vec![OK], vec![IOERR]));
+    assert_eq!(driver.interrupts, 1);
+    driver.poll();
+    assert_eq!(driver.interrupts, 1);
+}
+
+#[test]
+fn after_a_reset_nothing_of_the_time_before_comes_back() {
+    let slow = Slow::default();
+    let mut driver = slow_block(&slow, 0);
+    driver.header(1, 0);
+    driver.offer(&[Buffer::Read(HEADER, 16), Buffer::Write(STATUS, 1)]);
+    driver.notify();
+    let late = slow.0.borrow()[0];
+    driver.start(0, 8);
+    assert!(slow.0.borrow().is_empty());
+    // Even if a backend does not obey.
+    slow.0.borrow_mut().push_back(late);
+    driver.poll();
+    assert!(driver.take_used().is_empty());
+    assert_eq!(driver.bytes(STATUS, 1), [0xaa]);
+}
+
+#[test]
+fn a_chain_that_is_offered_again_and_again_fills_no_memory() {
+    let slow = Slow::default();
+    let mut driver = slow_block(&slow, 0);
+    driver.header(1, 0);
+    let head = driver.offer(&[Buffer::Read(HEADER, 16), Buffer::Write(STATUS, 1)]);
+    while !driver.needs_reset() {
+        driver.put_available(head);
+        driver.notify();
+        assert!(slow.0.borrow().len() <= 256);
+    }
+    assert_eq!(driver.device.take_error(), Some(DriverError::InFlight));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn a_disk_reads_as_what_was_written_last(
+        requests in prop::collection::vec((any::<bool>(), 0..SECTORS, 1u64..5, prop::collection::vec(1u32..1500, 1..6), any::<u8>()), 1..60),
+        features in prop::sample::select(vec![0, EVENT_IDX, INDIRECT_DESC, EVENT_IDX | INDIRECT_DESC]),
+    ) {
+        let mut driver = Driver::new(block(false), features, 16);
+        let mut model: Vec<u8> = (0..SECTORS).flat_map(|sector| [sector as u8; 512]).collect();
+        for (is_write, sector, count, cuts, byte) in requests {
+            let count = count.min(SECTORS - sector);
+            let mut left = count as u32 * 512;
+            let mut gpa = DATA;
+            let mut buffers = Vec::new();
+            for cut in cuts.into_iter().chain([u32::MAX]) {
+                let len = cut.min(left);
+                if len > 0 {
+                    buffers.push(if is_write { Buffer::Read(gpa, len) } else { Buffer::Write(gpa, len) });
+                }
+                gpa += u64::from(len);
+                left -= len;
+            }
+            let range = sector as usize * 512..(sector + count) as usize * 512;
+            if is_write {
+                let bytes: Vec<u8> = (0..range.len()).map(|at| (at / 7) as u8 ^ byte).collect();
+                driver.memory.write(DATA, &bytes).unwrap();
+                model[range].copy_from_slice(&bytes);
+                prop_assert_eq!(driver.request(1, sector, &buffers), (OK, 1));
+            } else {
+                prop_assert_eq!(driver.request(0, sector, &buffers), (OK, range.len() as u32 + 1));
+                prop_assert_eq!(&driver.bytes(DATA, range.len()), &model[range]);
+            }
+        }
+    }
+}
