@@ -8,9 +8,11 @@ use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, P
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 use vdev::acpi_pm::{PM_TIMER_PORT, RESET_VALUE, S5_SLEEP_TYPE, SLEEP_PORT};
+use vdev::virtio::mmio::MMIO_BYTES;
 
 use crate::layout;
 
@@ -45,10 +47,11 @@ pub const SERIAL_PORTS: [SerialPort; 4] = [
     SerialPort { path: "\\_SB_.COM4", port: 0x2e8, gsi: 6 },
 ];
 
-/// The tables as one block to be put at [`layout::ACPI_TABLES`], the RSDP first, for CPUs with these APIC ids.
-pub fn tables(apic_ids: &[u8]) -> Vec<u8> {
+/// The tables as one block to be put at [`layout::ACPI_TABLES`], the RSDP first, for CPUs with these APIC ids and for this
+/// many virtio devices.
+pub fn tables(apic_ids: &[u8], virtio_devices: usize) -> Vec<u8> {
     let mut block = Block { bytes: vec![0; RSDP_SIZE as usize] };
-    let dsdt = block.append(&dsdt());
+    let dsdt = block.append(&dsdt(virtio_devices));
     let fadt = block.append(&fadt(dsdt));
     let madt = block.append(&madt(apic_ids));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
@@ -115,10 +118,13 @@ fn madt(apic_ids: &[u8]) -> Vec<u8> {
     bytes_of(&madt)
 }
 
-fn dsdt() -> Vec<u8> {
+fn dsdt(virtio_devices: usize) -> Vec<u8> {
     let mut body = Vec::new();
     for (uid, port) in (1..).zip(&SERIAL_PORTS) {
         append_serial_port(&mut body, port, uid);
+    }
+    for index in 0..virtio_devices.min(layout::VIRTIO_DEVICES) as u8 {
+        append_virtio(&mut body, index);
     }
     let s5 = aml::Package::new(vec![&S5_SLEEP_TYPE]);
     aml::Name::new(Path::new("_S5_"), &s5).to_aml_bytes(&mut body);
@@ -136,6 +142,25 @@ fn append_serial_port(body: &mut Vec<u8>, serial: &SerialPort, uid: u8) {
             &aml::Name::new(Path::new("_HID"), &aml::EISAName::new("PNP0501")),
             &aml::Name::new(Path::new("_UID"), &uid),
             &aml::Name::new(Path::new("_CRS"), &aml::ResourceTemplate::new(vec![&ports, &interrupt])),
+        ],
+    )
+    .to_aml_bytes(body);
+}
+
+/// LNRO0005 is what Linux's virtio-mmio driver binds to. The input is edge-triggered: no EOI has to reach the I/O APIC,
+/// and the transport makes an edge for every reason that the driver has not seen.
+fn append_virtio(body: &mut Vec<u8>, index: u8) {
+    let base = layout::VIRTIO + u64::from(index) * MMIO_BYTES;
+    let registers = aml::Memory32Fixed::new(true, base as u32, MMIO_BYTES as u32);
+    let interrupt = aml::Interrupt::new(true, true, false, false, u32::from(layout::VIRTIO_GSI + index));
+    aml::Device::new(
+        Path::new(&format!("\\_SB_.VIO{index}")),
+        vec![
+            &aml::Name::new(Path::new("_HID"), &"LNRO0005"),
+            &aml::Name::new(Path::new("_UID"), &index),
+            // Device accesses are coherent: Linux needs to know before it lets a device use memory.
+            &aml::Name::new(Path::new("_CCA"), &aml::ONE),
+            &aml::Name::new(Path::new("_CRS"), &aml::ResourceTemplate::new(vec![&registers, &interrupt])),
         ],
     )
     .to_aml_bytes(body);
@@ -167,7 +192,7 @@ mod tests {
 
     #[test]
     fn every_table_is_reachable_from_the_rsdp_and_sums_to_zero() {
-        let block = tables(&[0]);
+        let block = tables(&[0], 2);
         assert_eq!(&block[..8], b"RSD PTR ");
         assert_eq!(block[..36].iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
         for (table, signature) in found(&block).into_iter().zip([b"XSDT", b"FACP", b"APIC", b"DSDT"]) {
@@ -179,7 +204,10 @@ mod tests {
     #[test]
     fn the_tables_fit_where_the_layout_puts_them() {
         let ids: Vec<u8> = (0..=254).collect();
-        assert!((tables(&ids).len() as u64) < layout::ACPI_TABLES_END - layout::ACPI_TABLES);
+        assert!(
+            (tables(&ids, layout::VIRTIO_DEVICES).len() as u64)
+                < layout::ACPI_TABLES_END - layout::ACPI_TABLES
+        );
     }
 
     #[test]
@@ -190,7 +218,7 @@ mod tests {
         let dir = std::env::temp_dir().join(std::format!("vmm-core-acpi-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let mut sources = [const { String::new() }; 4];
-        for (table, source) in found(&tables(&[0])).into_iter().zip(&mut sources) {
+        for (table, source) in found(&tables(&[0], 2)).into_iter().zip(&mut sources) {
             let file = dir.join(std::str::from_utf8(&table[..4]).unwrap());
             std::fs::write(&file, table).unwrap();
             let disassembly = Command::new("iasl").arg("-d").arg(&file).output().unwrap();
@@ -206,5 +234,7 @@ mod tests {
         assert!(fadt.contains("Reset Register Supported (V2) : 1"), "{fadt}");
         assert!(madt.contains("PC-AT Compatibility : 0"), "{madt}");
         assert!(dsdt.contains("Device (\\_SB.COM4)") && dsdt.contains("Name (_S5"), "{dsdt}");
+        assert_eq!(dsdt.matches("\"LNRO0005\"").count(), 2, "{dsdt}");
+        assert!(dsdt.contains("0xD0001000,         // Address Base"), "{dsdt}");
     }
 }

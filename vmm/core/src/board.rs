@@ -6,20 +6,24 @@
 //! There is no PIC, PIT or PCI: as on a PC without a device, ports that nobody claims read as ones and ignore writes.
 
 use alloc::collections::VecDeque;
+use alloc::string::String;
 use alloc::vec::Vec;
 use vdev::acpi_pm::{self, AcpiPm};
 use vdev::bus::Bus;
 use vdev::debug::{self, DebugEvent, DebugPorts};
+use vdev::guest_mem::GuestMemory;
 use vdev::i8042::{self, I8042};
 use vdev::interrupt::{DeliveryMode, Message};
 use vdev::ioapic::{self, IoApic};
 use vdev::lapic::{self, Effect, Lapic};
 use vdev::rtc::{self, Rtc};
 use vdev::uart16550::{self, Uart};
+use vdev::virtio::mmio::Line;
 use vdev::{Request, pvclock::PvClock, pvclock::VcpuClock};
 
 use crate::acpi::SERIAL_PORTS;
 use crate::layout::{self, Layout};
+use crate::virtio::{LineChange, VirtioBus};
 
 /// System control port A of the PS/2: fast reset and address line 20.
 const CONTROL_PORT_A: u16 = 0x92;
@@ -75,6 +79,7 @@ pub(crate) struct Board {
     acpi_pm: AcpiPm,
     control_a: u8,
     ioapic: IoApic,
+    pub(crate) virtio: VirtioBus,
     pub(crate) lapic: Lapic,
     pub(crate) clock: PvClock,
     /// Guest TSC at which [`Self::clock`] was 0.
@@ -87,7 +92,7 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    pub(crate) fn new(setup: &BoardSetup) -> Board {
+    pub(crate) fn new(setup: &BoardSetup, virtio: VirtioBus) -> Board {
         let BoardSetup { layout, crystal_hz, tsc_hz, unix_ns, now } = *setup;
         let mut rtc = Rtc::new(unix_ns / 1_000_000_000, now.host, tsc_hz);
         rtc.set_memory_size(layout.low_end(), layout.memory_bytes() - layout.low_end());
@@ -104,6 +109,7 @@ impl Board {
             acpi_pm: AcpiPm::new(tsc_hz),
             control_a: CONTROL_A20,
             ioapic: IoApic::new(0),
+            virtio,
             lapic: Lapic::new(0, true, crystal_hz.into(), tsc_hz),
             clock: PvClock::new(tsc_hz, now.guest, unix_ns, true),
             clock_zero: now.guest,
@@ -174,7 +180,7 @@ impl Board {
     /// Reads 1 to 8 bytes of device memory.
     pub(crate) fn read_memory(&mut self, address: u64, size: u8, now: Time) -> u64 {
         let Some((is_lapic, offset)) = self.find_memory(address) else {
-            return u64::MAX;
+            return self.virtio.read(address, size).unwrap_or(u64::MAX);
         };
         let mut read = |at: u64| {
             if is_lapic { self.lapic.mmio_read(at, now.guest) } else { self.ioapic.mmio_read(at) }
@@ -200,6 +206,9 @@ impl Board {
     /// Writes 1 to 8 bytes of device memory. What does not start at a register is lost.
     pub(crate) fn write_memory(&mut self, address: u64, size: u8, value: u64, now: Time) {
         let Some((is_lapic, offset)) = self.find_memory(address).filter(|(_, offset)| offset % 4 == 0) else {
+            if let Some(change) = self.virtio.write(address, size, value) {
+                self.follow_virtio(change);
+            }
             return;
         };
         self.write_register(is_lapic, offset, value as u32, size, now);
@@ -217,6 +226,32 @@ impl Board {
         } else {
             let messages = self.ioapic.mmio_write(offset, value);
             messages.iter().for_each(|message| self.deliver(message));
+        }
+    }
+
+    /// Lets virtio devices that were notified look at their queues; `log` gets what is to be said about their drivers.
+    #[inline(never)]
+    pub(crate) fn run_virtio<M: GuestMemory>(&mut self, memory: &mut M, mut log: impl FnMut(String)) {
+        let mut virtio = core::mem::take(&mut self.virtio);
+        virtio.run(memory, |change, complaint| {
+            self.follow_virtio(change);
+            complaint.into_iter().for_each(&mut log);
+        });
+        self.virtio = virtio;
+    }
+
+    fn follow_virtio(&mut self, change: LineChange) {
+        let (falls, rises) = match change.line {
+            Line::Same => return,
+            Line::Raised => (false, true),
+            Line::Lowered => (true, false),
+            Line::Pulsed => (true, true),
+        };
+        if falls {
+            self.ioapic.set_line(change.gsi, false);
+        }
+        if rises && let Some(message) = self.ioapic.set_line(change.gsi, true) {
+            self.deliver(&message);
         }
     }
 

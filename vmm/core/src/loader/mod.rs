@@ -29,6 +29,8 @@ pub struct BootRequest<'a> {
     pub command_line: &'a str,
     /// Where RAM is.
     pub layout: Layout,
+    /// How many virtio devices there are.
+    pub virtio_devices: usize,
 }
 
 /// How a kernel is booted.
@@ -52,7 +54,7 @@ pub fn load(
     page: &mut VcpuPage,
 ) -> Result<BootProtocol, LoadError> {
     crate::vcpu::reset(page);
-    place::write(memory, layout::ACPI_TABLES, &acpi::tables(&[0]))?;
+    place::write(memory, layout::ACPI_TABLES, &acpi::tables(&[0], request.virtio_devices))?;
     place::write(memory, layout::RESET_STUB, &layout::RESET_CODE)?;
     let kernel = request.images.kernel;
     if linux::is_bzimage(kernel) {

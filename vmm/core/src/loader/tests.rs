@@ -40,6 +40,7 @@ fn boot(kernel: &[u8], modules: &[&[u8]], mib: u64) -> Result<(BootProtocol, Gue
         images: BootImages { kernel: &kernel, modules: &images },
         command_line: "console=ttyS0 -- x",
         layout: Layout::new(mib * MIB),
+        virtio_devices: 0,
     };
     // Memory is dirty, as after a restart.
     let mut memory = VecMemory::new((mib * MIB) as usize);

@@ -23,6 +23,7 @@ use crate::loader::{self, BootProtocol, BootRequest, LoadError};
 use crate::log::Log;
 use crate::msr::Msrs;
 use crate::vcpu::{RFLAGS_IF, Vcpu};
+use crate::virtio::{VirtioBus, VirtioDevice};
 
 /// What the monitor does after an exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,13 +66,15 @@ impl Machine {
         Layout::new(u64::from(config.memory_mib) << 20)
     }
 
-    /// Loads the guest into `memory` and `vcpu`, whose TSC becomes 0 at host TSC `now`.
+    /// Loads the guest into `memory` and `vcpu`, whose TSC becomes 0 at host TSC `now`. It has these virtio devices, of
+    /// which [`crate::virtio::MAX_DEVICES`] find room.
     ///
     /// # Errors
     /// The guest cannot be started; the text of the error is for the user.
     pub fn boot(
         config: &VmConfig,
         images: &BootImages<'_>,
+        devices: Vec<VirtioDevice>,
         host: &Host<'_>,
         memory: &mut impl GuestMemory,
         vcpu: &mut impl Vcpu,
@@ -80,7 +83,8 @@ impl Machine {
         let cpu = GuestCpu::new(host.cpuid, &host.facts, &config.hide_features)
             .map_err(|error| LoadError::UnknownFeature { name: error.0 })?;
         let layout = Self::layout(config);
-        let board = new_board(layout, &cpu, &host.facts, host.unix_ns, now);
+        let virtio = VirtioBus::new(devices);
+        let board = new_board(layout, virtio, &cpu, &host.facts, host.unix_ns, now);
         let mut machine = Machine {
             layout,
             command_line: config.cmdline.clone(),
@@ -108,7 +112,9 @@ impl Machine {
         now: u64,
     ) -> Result<(), LoadError> {
         let unix_ns = self.board.clock.unix_nanoseconds(time(vcpu, now).guest);
-        self.board = new_board(self.layout, &self.cpu, &self.facts, unix_ns, now);
+        let mut virtio = core::mem::take(&mut self.board.virtio);
+        virtio.reset();
+        self.board = new_board(self.layout, virtio, &self.cpu, &self.facts, unix_ns, now);
         self.msrs = Msrs::default();
         self.load(images, memory, vcpu, now)
     }
@@ -120,7 +126,12 @@ impl Machine {
         vcpu: &mut impl Vcpu,
         now: u64,
     ) -> Result<(), LoadError> {
-        let request = BootRequest { images: *images, command_line: &self.command_line, layout: self.layout };
+        let request = BootRequest {
+            images: *images,
+            command_line: &self.command_line,
+            layout: self.layout,
+            virtio_devices: self.board.virtio.len(),
+        };
         let page = vcpu.page();
         self.protocol = loader::load(&request, memory, page)?;
         page.tsc_offset = 0u64.wrapping_sub(now);
@@ -140,6 +151,8 @@ impl Machine {
         let page = vcpu.page();
         let mut flags = self.choose_event(page);
         page.deadline = match self.board.lapic.next_event(time.guest) {
+            // A device has more to do than it did at once.
+            _ if self.board.virtio.is_notified() => now,
             Some(event) => now.saturating_add(event.saturating_sub(time.guest)),
             None => u64::MAX,
         };
@@ -195,6 +208,9 @@ impl Machine {
             now,
         }
         .handle();
+        if self.board.virtio.is_notified() {
+            self.board.run_virtio(memory, |line| self.log.add(now.host, || line));
+        }
         let page = vcpu.page();
         match handled {
             Handled::Resume if !self.board.has_request() && !self.is_stuck(page) => Action::Run,
@@ -248,14 +264,22 @@ impl Machine {
     }
 }
 
-fn new_board(layout: Layout, cpu: &GuestCpu, facts: &HostFacts, unix_ns: u64, now: u64) -> Board {
-    Board::new(&BoardSetup {
+fn new_board(
+    layout: Layout,
+    virtio: VirtioBus,
+    cpu: &GuestCpu,
+    facts: &HostFacts,
+    unix_ns: u64,
+    now: u64,
+) -> Board {
+    let setup = BoardSetup {
         layout,
         crystal_hz: cpu.crystal_hz(),
         tsc_hz: facts.tsc_hz,
         unix_ns,
         now: Time { host: now, guest: 0 },
-    })
+    };
+    Board::new(&setup, virtio)
 }
 
 /// The moment `now` of the host's TSC on both clocks.

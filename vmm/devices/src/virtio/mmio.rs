@@ -274,7 +274,8 @@ impl<D: Device> Transport<D> {
         Line::Same
     }
 
-    fn reset(&mut self) -> Line {
+    /// Back to the state after power-on.
+    pub fn reset(&mut self) -> Line {
         self.device.reset();
         for queue in &mut self.queues {
             *queue = Queue::new(queue.max_size());

@@ -3,6 +3,7 @@
 mod cpu;
 mod devices;
 mod interrupts;
+mod virtio;
 
 use super::*;
 use crate::facts::CpuidRegs;
@@ -86,9 +87,14 @@ impl Vm {
     }
 
     fn with(config: &VmConfig) -> Vm {
+        Vm::with_devices(config, vec![])
+    }
+
+    fn with_devices(config: &VmConfig, devices: Vec<VirtioDevice>) -> Vm {
         let (mut memory, mut vcpu) = (VecMemory::new(4 << 20), FakeVcpu::new());
         let images = BootImages { kernel: &kernel(), modules: &[] };
-        let machine = Machine::boot(config, &images, &host(), &mut memory, &mut vcpu, BOOT_TSC).unwrap();
+        let machine =
+            Machine::boot(config, &images, devices, &host(), &mut memory, &mut vcpu, BOOT_TSC).unwrap();
         Vm { machine, memory, vcpu, now: BOOT_TSC }
     }
 
@@ -221,7 +227,9 @@ fn a_vm_that_cannot_start_says_why() {
     let images = BootImages { kernel: &kernel(), modules: &[] };
     let start = |config: &VmConfig| {
         let mut memory = VecMemory::new((config.memory_mib as usize) << 20);
-        Machine::boot(config, &images, &host(), &mut memory, &mut FakeVcpu::new(), 0).map(|_| ()).unwrap_err()
+        Machine::boot(config, &images, vec![], &host(), &mut memory, &mut FakeVcpu::new(), 0)
+            .map(|_| ())
+            .unwrap_err()
     };
     assert!(start(&config).to_string().contains("\"avx3\""));
     config.hide_features.clear();

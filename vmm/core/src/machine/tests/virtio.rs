@@ -1,0 +1,116 @@
+//! A virtio disk on the board: registers by device memory, requests by rings, interrupts by the I/O APIC.
+
+use super::*;
+use crate::virtio::VirtioDevice;
+use alloc::boxed::Box;
+use vdev::block::{Disk, MemoryDisk};
+use vdev::virtio::block::Block;
+
+const DESCRIPTORS: u64 = 0x30_0000;
+const AVAILABLE: u64 = 0x30_1000;
+const USED: u64 = 0x30_2000;
+const HEADER: u64 = 0x30_3000;
+const DATA: u64 = 0x30_4000;
+const STATUS: u64 = 0x30_5000;
+const VECTOR: u32 = 0x55;
+
+const NOTIFY: u64 = 0x50;
+const INTERRUPT_STATUS: u64 = 0x60;
+const INTERRUPT_ACK: u64 = 0x64;
+const DEVICE_STATUS: u64 = 0x70;
+
+fn disks(count: u8) -> Vec<VirtioDevice> {
+    let disk = |byte: u8| Disk::new(Box::new(MemoryDisk::writable(vec![byte; 0x10_000].leak())));
+    (0..count).map(|byte| VirtioDevice::Block(Block::new(disk(byte), [byte; 20], 1))).collect()
+}
+
+impl Vm {
+    /// Reads a 32-bit device register by `mov eax, [rbx]`.
+    fn peek(&mut self, address: u64) -> u32 {
+        self.vcpu.page.gpr[gpr::RBX] = address;
+        assert_eq!(self.device_access(&[0x8b, 0x03], address), Action::Run);
+        self.vcpu.page.gpr[gpr::RAX] as u32
+    }
+
+    /// Brings the device at `base` up, and its interrupt at input `gsi` of the I/O APIC, edge-triggered as Linux sets it.
+    fn start_device(&mut self, base: u64, gsi: u32) {
+        self.poke(layout::IO_APIC, 0x10 + 2 * gsi);
+        self.poke(layout::IO_APIC + 0x10, VECTOR);
+        for status in [0, 1, 3] {
+            self.poke(base + DEVICE_STATUS, status);
+        }
+        self.poke(base + 0x24, 1);
+        self.poke(base + 0x20, 1);
+        self.poke(base + DEVICE_STATUS, 11);
+        self.poke(base + 0x38, 4);
+        self.poke(base + 0x80, DESCRIPTORS as u32);
+        self.poke(base + 0x90, AVAILABLE as u32);
+        self.poke(base + 0xa0, USED as u32);
+        self.poke(base + 0x44, 1);
+        self.poke(base + DEVICE_STATUS, 15);
+    }
+
+    /// Offers a request to read sector 0, for the `count`th time.
+    fn offer_read(&mut self, count: u16) {
+        let chain = [(HEADER, 16, 1), (DATA, 512, 3), (STATUS, 1, 2)];
+        for (index, (gpa, len, flags)) in (0u64..).zip(chain) {
+            let rest = len | flags << 32 | (index + 1) << 48;
+            self.memory.write_u64(DESCRIPTORS + 16 * index, gpa).unwrap();
+            self.memory.write_u64(DESCRIPTORS + 16 * index + 8, rest).unwrap();
+        }
+        self.memory.write_u8(STATUS, 0xff).unwrap();
+        self.memory.write_u16(AVAILABLE + 2, count).unwrap();
+    }
+}
+
+#[test]
+fn a_guest_reads_a_disk_and_is_interrupted() {
+    let mut vm = Vm::with_devices(&config(), disks(2));
+    vm.enable_interrupts();
+    vm.set_if(true);
+    let base = layout::VIRTIO + 0x1000;
+    assert_eq!(vm.peek(base), 0x7472_6976);
+    assert_eq!(vm.peek(base + 0x100), 0x80);
+    vm.start_device(base, 17);
+    for count in 1..4 {
+        vm.offer_read(count);
+        vm.poke(base + NOTIFY, 0);
+        assert_eq!((vm.memory.read_u8(STATUS), vm.memory.read_u8(DATA + 511)), (Ok(0), Ok(1)));
+        assert_eq!(vm.memory.read_u16(USED + 2), Ok(count));
+        assert_eq!(vm.enter().0, Event::interrupt(VECTOR as u8));
+        assert_eq!(vm.peek(base + INTERRUPT_STATUS), 1);
+        vm.poke(base + INTERRUPT_ACK, 1);
+        assert!(vm.write_msr(MSR_X2APIC_EOI, 0));
+        assert!(!vm.enter().0.is_valid());
+    }
+    assert_eq!(vm.peek(layout::VIRTIO + DEVICE_STATUS), 0, "the other disk is as it was");
+}
+
+#[test]
+fn where_no_device_is_nothing_answers() {
+    let mut vm = Vm::with_devices(&config(), disks(1));
+    assert_eq!(vm.peek(layout::VIRTIO + 0x1000), u32::MAX);
+    vm.poke(layout::VIRTIO + 0x1000 + DEVICE_STATUS, 1);
+    assert_eq!(vm.peek(layout::VIRTIO + DEVICE_STATUS), 0);
+}
+
+#[test]
+fn a_driver_that_breaks_the_rules_stops_its_device_and_is_in_the_log() {
+    let mut vm = Vm::with_devices(&config(), disks(1));
+    vm.start_device(layout::VIRTIO, 16);
+    vm.memory.write_u16(AVAILABLE + 2, 999).unwrap();
+    vm.poke(layout::VIRTIO + NOTIFY, 0);
+    assert_eq!(vm.peek(layout::VIRTIO + DEVICE_STATUS), 15 | 64);
+    let lines = vm.machine.take_log();
+    assert!(matches!(&*lines, [line] if line.contains("device 0") && line.contains("999")), "{lines:?}");
+}
+
+#[test]
+fn a_restarted_guest_finds_its_disk_as_after_power_on_with_what_was_written() {
+    let mut vm = Vm::with_devices(&config(), disks(1));
+    vm.start_device(layout::VIRTIO, 16);
+    let images = BootImages { kernel: &kernel(), modules: &[] };
+    vm.machine.reset(&images, &mut vm.memory, &mut vm.vcpu, vm.now).unwrap();
+    assert_eq!(vm.peek(layout::VIRTIO + DEVICE_STATUS), 0);
+    assert_eq!(vm.peek(layout::VIRTIO + 8), 2);
+}

@@ -1,0 +1,182 @@
+//! The board's virtio devices: where they are, and which one an access is for.
+//!
+//! Device n has the page `layout::VIRTIO + n * 0x1000` and the I/O APIC input `layout::VIRTIO_GSI + n`; the DSDT says so
+//! with a node LNRO0005 each ([`crate::acpi`]). An access to registers needs no guest memory, so a notification is only
+//! remembered until the exit is handled; then the devices look at their queues.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use vdev::bus::Bus;
+use vdev::guest_mem::GuestMemory;
+use vdev::virtio::block::Block;
+use vdev::virtio::entropy::EntropyDevice;
+use vdev::virtio::mmio::{Line, MMIO_BYTES, Transport};
+use vdev::virtio::queue::Queue;
+use vdev::virtio::{Device, DeviceType, DriverError, Turn};
+
+use crate::layout;
+
+/// Most devices of a VM.
+pub const MAX_DEVICES: usize = layout::VIRTIO_DEVICES;
+
+/// A device that a VM can have.
+#[derive(Debug)]
+pub enum VirtioDevice {
+    /// A disk.
+    Block(Block),
+    /// A source of random numbers.
+    Entropy(EntropyDevice),
+}
+
+/// Calls a method of whichever device it is.
+macro_rules! each {
+    ($device:expr, $inner:ident => $call:expr) => {
+        match $device {
+            VirtioDevice::Block($inner) => $call,
+            VirtioDevice::Entropy($inner) => $call,
+        }
+    };
+}
+
+impl Device for VirtioDevice {
+    fn device_type(&self) -> DeviceType {
+        each!(self, device => device.device_type())
+    }
+
+    fn features(&self) -> u64 {
+        each!(self, device => device.features())
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        each!(self, device => device.queue_sizes())
+    }
+
+    fn read_config(&self, offset: u64, into: &mut [u8]) {
+        each!(self, device => device.read_config(offset, into));
+    }
+
+    fn write_config(&mut self, offset: u64, from: &[u8]) {
+        each!(self, device => device.write_config(offset, from));
+    }
+
+    fn set_features(&mut self, features: u64) {
+        each!(self, device => device.set_features(features));
+    }
+
+    fn reset(&mut self) {
+        each!(self, device => device.reset());
+    }
+
+    fn process<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        queues: &mut [Queue],
+        index: usize,
+    ) -> Result<Turn, DriverError> {
+        each!(self, device => device.process(memory, queues, index))
+    }
+
+    fn poll<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<bool, DriverError> {
+        each!(self, device => device.poll(memory, queues))
+    }
+}
+
+/// What became of a device's interrupt line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LineChange {
+    /// Its input of the I/O APIC.
+    pub(crate) gsi: usize,
+    /// What happened.
+    pub(crate) line: Line,
+}
+
+/// The devices of a VM.
+#[derive(Default)]
+pub(crate) struct VirtioBus {
+    bus: Bus<usize>,
+    devices: Vec<Transport<VirtioDevice>>,
+    /// Some device was notified and has not looked.
+    is_notified: bool,
+}
+
+impl fmt::Debug for VirtioBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.devices).finish()
+    }
+}
+
+impl VirtioBus {
+    /// These devices, as far as there is room for them.
+    pub(crate) fn new(devices: Vec<VirtioDevice>) -> Self {
+        let devices: Vec<_> = devices.into_iter().take(MAX_DEVICES).map(Transport::new).collect();
+        let mut bus = Bus::new();
+        for index in 0..devices.len() {
+            let base = layout::VIRTIO + index as u64 * MMIO_BYTES;
+            let inserted = bus.insert(base..base + MMIO_BYTES, index);
+            debug_assert!(inserted.is_ok(), "each device has a page of its own");
+        }
+        VirtioBus { bus, devices, is_notified: false }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// All of them as after power-on. Their lines fall with the board's I/O APIC.
+    pub(crate) fn reset(&mut self) {
+        for device in &mut self.devices {
+            let _ = device.reset();
+        }
+        self.is_notified = false;
+    }
+
+    /// Reads 1 to 8 bytes; `None` if no device is there.
+    pub(crate) fn read(&mut self, address: u64, size: u8) -> Option<u64> {
+        let (index, offset) = self.bus.find(address)?;
+        Some(self.devices.get_mut(index)?.read(offset, size))
+    }
+
+    /// Writes 1 to 8 bytes; `None` if no device is there.
+    pub(crate) fn write(&mut self, address: u64, size: u8, value: u64) -> Option<LineChange> {
+        let (index, offset) = self.bus.find(address)?;
+        let device = self.devices.get_mut(index)?;
+        let line = device.write(offset, size, value);
+        self.is_notified |= device.is_notified();
+        Some(LineChange { gsi: gsi(index), line })
+    }
+
+    /// Whether [`Self::run`] has something to do.
+    pub(crate) fn is_notified(&self) -> bool {
+        self.is_notified
+    }
+
+    /// Lets the devices that were notified look at their queues. `follow` gets every change of a line, and what is to be
+    /// said about a driver that broke the rules.
+    pub(crate) fn run<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        mut follow: impl FnMut(LineChange, Option<String>),
+    ) {
+        self.is_notified = false;
+        for (index, device) in self.devices.iter_mut().enumerate().filter(|(_, device)| device.is_notified())
+        {
+            let line = device.run(memory);
+            self.is_notified |= device.is_notified();
+            let error = device.take_error();
+            let complaint = error.map(|error| complain(index, device.device().device_type(), error));
+            follow(LineChange { gsi: gsi(index), line }, complaint);
+        }
+    }
+}
+
+fn gsi(index: usize) -> usize {
+    usize::from(layout::VIRTIO_GSI) + index
+}
+
+#[cold]
+fn complain(index: usize, device_type: DeviceType, error: DriverError) -> String {
+    format!("virtio device {index} ({device_type:?}) stopped until its driver resets it: {error}")
+}
