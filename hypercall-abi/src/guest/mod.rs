@@ -1,7 +1,12 @@
-//! What guests see of the kernel: doorbell calls (SPEC.md 10).
+//! What guests see: doorbell calls of the kernel (SPEC.md 10) and the VMM's paravirtual devices (SPEC.md 11).
 //!
 //! A doorbell call is VMCALL or VMMCALL, whichever the CPU has, of three bytes without prefixes, at privilege level 0, with
 //! one of these numbers in RAX. It changes no register.
+
+pub mod cpuid;
+pub mod device;
+pub mod op;
+pub mod ring;
 
 /// RAX of doorbell call 0; call *n* is `DOORBELL_CALL + n`.
 pub const DOORBELL_CALL: u64 = 0x4e43_0000;
