@@ -12,7 +12,9 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use vmm_protocol::manifest::{ConsoleMode, MONITOR_MODULE, Manifest, OnCrash, OnReset, VmConfig, WhenDone};
+use vmm_protocol::manifest::{
+    ConsoleMode, DiskConfig, MONITOR_MODULE, Manifest, OnCrash, OnReset, VmConfig, WhenDone,
+};
 
 /// Memory for Linux in MiB.
 const LINUX_MEMORY_MIB: u32 = 256;
@@ -36,6 +38,9 @@ pub struct RunArgs {
     /// Its initial file system, or a Multiboot module (may be repeated)
     #[arg(long, value_name = "FILE", conflicts_with = "manifest")]
     pub initrd: Vec<PathBuf>,
+    /// A disk with the content of a file; the first is /dev/vda. What is written is lost at the end (may be repeated)
+    #[arg(long, value_name = "FILE[,ro]", value_parser = parse_disk, conflicts_with = "manifest")]
+    pub disk: Vec<DiskArg>,
     /// The guest kernel's command line (for Linux: added to the usual one)
     #[arg(long, value_name = "STR", conflicts_with = "manifest")]
     pub cmdline: Option<String>,
@@ -84,6 +89,26 @@ pub struct RunArgs {
     /// Everything is built already.
     #[arg(skip)]
     pub is_built: bool,
+}
+
+/// A disk of the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskArg {
+    /// File with its content.
+    pub path: PathBuf,
+    /// The guest may only read it.
+    pub is_read_only: bool,
+}
+
+fn parse_disk(text: &str) -> Result<DiskArg, String> {
+    let (path, is_read_only) = match text.strip_suffix(",ro") {
+        Some(path) => (path, true),
+        None => (text, false),
+    };
+    if path.is_empty() {
+        return Err("it names no file".into());
+    }
+    Ok(DiskArg { path: path.into(), is_read_only })
 }
 
 /// Options from words, as on the command line.
@@ -199,7 +224,10 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
         return manifest::resolve(manifest, path.parent().unwrap_or(Path::new("")), host);
     }
     // Mistakes are told before anything is built or fetched.
-    args.initrd.iter().try_for_each(|path| check_readable(path))?;
+    args.initrd
+        .iter()
+        .chain(args.disk.iter().map(|disk| &disk.path))
+        .try_for_each(|path| check_readable(path))?;
     let kernel = args.kernel.as_deref().map(check_kernel).transpose()?;
     let is_linux = match kernel {
         Some(kind) => kind.is_linux(),
@@ -298,6 +326,11 @@ fn vm(args: &RunArgs, is_linux: bool, collector: &mut Collector) -> Result<VmCon
             ("guest", collector.add_bytes(&args.guest, program)?)
         }
     };
+    let disks = args.disk.iter().map(|disk| {
+        let image = manifest::pack_disk(&disk.path, disk.is_read_only, collector)?;
+        Ok(DiskConfig { image, read_only: disk.is_read_only })
+    });
+    let disks = disks.collect::<Result<Vec<_>>>()?;
     let mut initrd = args.initrd.iter().map(|path| collector.add_file(path)).collect::<Result<Vec<_>>>()?;
     let mut cmdline = args.cmdline.clone().unwrap_or_default();
     if is_linux {
@@ -305,7 +338,11 @@ fn vm(args: &RunArgs, is_linux: bool, collector: &mut Collector) -> Result<VmCon
         let is_whole = initrd.is_empty();
         let mut ours = String::new();
         if is_whole || args.exec.is_some() {
-            let archive = initramfs::build(&debian::fetch()?.busybox, args.exec.as_deref(), is_whole)?;
+            let linux = debian::fetch()?;
+            // Its modules fit no other kernel.
+            let drivers = if args.kernel.is_none() { manifest::drivers(&disks) } else { &[] };
+            let drivers = linux.drivers(drivers)?;
+            let archive = initramfs::build(&linux.busybox, &drivers, args.exec.as_deref(), is_whole)?;
             initrd
                 .push(collector.add_bytes("initrd", archive).context("cannot add the initial file system")?);
             ours = format!(" {}", initramfs::RDINIT);
@@ -325,6 +362,7 @@ fn vm(args: &RunArgs, is_linux: bool, collector: &mut Collector) -> Result<VmCon
         vmm: MONITOR_MODULE.into(),
         hide_features: Vec::new(),
         statistics: args.statistics,
+        disks,
         debug: false,
     })
 }

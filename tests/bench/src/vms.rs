@@ -71,6 +71,7 @@ fn config(kernel: &str) -> VmConfig {
         vmm: MONITOR_MODULE.into(),
         hide_features: Vec::new(),
         statistics: false,
+        disks: Vec::new(),
         debug: false,
     }
 }

@@ -1,5 +1,6 @@
 //! Debian's cloud kernel and static busybox: fetched with apt-get, which verifies them, and kept in the target folder.
 
+use super::modules::{self, Module};
 use crate::{failure, progress, setup, workspace};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,8 @@ pub struct Linux {
     pub kernel: PathBuf,
     /// The static busybox executable.
     pub busybox: PathBuf,
+    /// Folder with the kernel's modules that are kept: [`modules::DRIVERS`] and what they need.
+    pub modules: PathBuf,
     /// Packages and versions.
     pub versions: Vec<Fetched>,
 }
@@ -29,6 +32,13 @@ pub struct Fetched {
     pub package: String,
     /// Its version.
     pub version: String,
+}
+
+impl Linux {
+    /// The modules of its kernel that drive `devices` (some of [`modules::DRIVERS`]), in the order in which they load.
+    pub fn drivers(&self, devices: &[&str]) -> Result<Vec<Module>> {
+        modules::in_load_order(devices, &|name| modules::find(&self.modules, name))
+    }
 }
 
 /// Where the guest is kept.
@@ -45,9 +55,14 @@ pub fn cached() -> Result<Option<Linux>> {
     let linux = Linux {
         kernel: cache.join("vmlinuz"),
         busybox: cache.join("busybox"),
+        modules: cache.join("modules"),
         versions: serde_json::from_slice(&record).unwrap_or_default(),
     };
-    let is_complete = !linux.versions.is_empty() && linux.kernel.exists() && linux.busybox.exists();
+    let has_module = |name: &&str| linux.modules.join(format!("{name}.ko")).exists();
+    let is_complete = !linux.versions.is_empty()
+        && linux.kernel.exists()
+        && linux.busybox.exists()
+        && modules::DRIVERS.iter().all(has_module);
     Ok(is_complete.then_some(linux))
 }
 
@@ -76,6 +91,12 @@ fn fetch_into(cache: &Path) -> Result<()> {
         .with_context(|| format!("{} holds no kernel", kernel_package.package))?;
     let busybox = ["bin/busybox", "usr/bin/busybox"].map(|path| busybox_tree.join(path));
     let busybox = busybox.iter().find(|path| path.is_file()).context("busybox-static holds no busybox")?;
+    let kept = cache.join("modules");
+    fs::create_dir_all(&kept)?;
+    let tree = kernel_tree.join("lib/modules");
+    for module in modules::in_load_order(modules::DRIVERS, &|name| modules::find(&tree, name))? {
+        workspace::write(&kept.join(format!("{}.ko", module.name)), module.bytes)?;
+    }
     fs::rename(vmlinuz.path(), cache.join("vmlinuz"))?;
     fs::rename(busybox, cache.join("busybox"))?;
     // Written last: its presence says that the cache is complete.

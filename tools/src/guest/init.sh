@@ -1,5 +1,5 @@
 #!/nacre/busybox sh
-# First process of the guest. With /nacre/exec there, runs that command: its stdout goes to ttyS1, its stderr to ttyS2
+# First process of the guest. Loads the drivers that are in /nacre/modules. With /nacre/exec there, runs that command: its stdout goes to ttyS1, its stderr to ttyS2
 # and "exit N" to ttyS3. Without, gives a shell on ttyS0. Then powers off.
 bb=/nacre/busybox
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=${TERM:-linux}
@@ -9,6 +9,10 @@ $bb mount -t proc proc /proc
 $bb mount -t sysfs sysfs /sys
 $bb mount -t devtmpfs devtmpfs /dev 2>/dev/null
 cd /root
+
+for module in /nacre/modules/*.ko; do
+    [ -f "$module" ] && { $bb insmod "$module" || echo "nacre: $module does not load"; }
+done
 
 if [ -x /bin/sh ]; then shell=/bin/sh; else shell="$bb sh"; fi
 

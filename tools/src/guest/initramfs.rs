@@ -2,6 +2,7 @@
 //!
 //! The agent lives under `/nacre` and brings its own shell, so that it can be appended to any initial file system.
 
+use super::modules::Module;
 use crate::workspace;
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
@@ -13,13 +14,20 @@ const INIT: &str = include_str!("init.sh");
 /// What the command line needs for the agent to run.
 pub const RDINIT: &str = "rdinit=/nacre/init";
 
-/// Builds the archive: the agent, with the command it runs if there is one, and in a file system of our own the usual
-/// folders and busybox's commands (`whole`).
-pub fn build(busybox: &Path, exec: Option<&str>, whole: bool) -> Result<Vec<u8>> {
+/// Builds the archive: the agent, with the command it runs if there is one, the modules that it loads first, in that order,
+/// and in a file system of our own the usual folders and busybox's commands (`whole`).
+pub fn build(busybox: &Path, modules: &[Module], exec: Option<&str>, whole: bool) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     archive.directory("nacre");
     archive.file("nacre/init", 0o755, INIT.as_bytes());
     archive.file("nacre/busybox", 0o755, &workspace::read(busybox)?);
+    if !modules.is_empty() {
+        archive.directory("nacre/modules");
+    }
+    for (index, module) in modules.iter().enumerate() {
+        // The agent takes them by name.
+        archive.file(&format!("nacre/modules/{index:02}-{}.ko", module.name), 0o644, &module.bytes);
+    }
     if let Some(command) = exec {
         archive.file("nacre/exec", 0o644, command.as_bytes());
     }
@@ -40,7 +48,7 @@ pub fn with_file(path: &str, content: &[u8]) -> Vec<u8> {
 }
 
 fn add_system(archive: &mut Archive, applets: &[String]) {
-    for folder in ["bin", "dev", "etc", "proc", "root", "sys", "tmp"] {
+    for folder in ["bin", "dev", "etc", "mnt", "proc", "root", "sys", "tmp"] {
         archive.directory(folder);
     }
     archive.symlink("sbin", "bin");

@@ -3,6 +3,7 @@
 pub mod debian;
 pub mod initramfs;
 pub mod kernel_file;
+pub mod modules;
 
 /// The guest that is Debian's kernel; every other name is a test guest.
 pub const LINUX: &str = "linux";

@@ -1,6 +1,6 @@
 //! The manifest: read from TOML, checked, and turned into the form that the root task reads.
 //!
-//! In TOML, `kernel` and `initrd` are paths relative to the manifest's folder, or `guest:NAME` for a test guest or
+//! In TOML, `kernel`, `initrd` and a disk's `image` are paths relative to the manifest's folder, or `guest:NAME` for a test guest or
 //! `guest:linux`; here they become boot modules. So does `vmm`, the path of a VMM of the user's own.
 
 use super::Module;
@@ -10,7 +10,7 @@ use crate::{compile, failure, workspace};
 use anyhow::{Context, Result};
 use std::collections::HashSet;
 use std::path::Path;
-use vmm_protocol::manifest::{MONITOR_MODULE, Manifest, VmConfig};
+use vmm_protocol::manifest::{DiskConfig, MAX_DISKS, MONITOR_MODULE, Manifest, VmConfig};
 
 /// Memory that the kernel and the root task's processes take beside the VMs and the boot modules, in MiB.
 const SYSTEM_MIB: u64 = 64;
@@ -20,6 +20,8 @@ const MAX_MEMORY_MIB: u32 = 1 << 20;
 const MAX_PRIORITY: u8 = 30;
 /// Priority of a VM that does not say.
 pub const DEFAULT_PRIORITY: u8 = 16;
+/// Bytes of a sector of a disk.
+const SECTOR_BYTES: usize = 512;
 /// Frames of the serial line number VMs in a byte and keep 255 for "none".
 const MAX_VMS: usize = 255;
 
@@ -98,8 +100,9 @@ fn pack(vm: &mut VmConfig, folder: &Path, collector: &mut Collector) -> Result<(
         let linux = guest::debian::fetch()?;
         vm.kernel = collector.add_file(&linux.kernel)?;
         if vm.initrd.is_empty() {
-            vm.initrd
-                .push(collector.add_bytes("initrd", guest::initramfs::build(&linux.busybox, None, true)?)?);
+            let drivers = linux.drivers(drivers(&vm.disks))?;
+            let archive = guest::initramfs::build(&linux.busybox, &drivers, None, true)?;
+            vm.initrd.push(collector.add_bytes("initrd", archive)?);
         }
         if vm.cmdline.is_empty() {
             vm.cmdline = format!("{} {}", guest::DEFAULT_CMDLINE, guest::initramfs::RDINIT);
@@ -118,7 +121,28 @@ fn pack(vm: &mut VmConfig, folder: &Path, collector: &mut Collector) -> Result<(
             *path = pack_file(path, folder, collector)?;
         }
     }
+    for disk in &mut vm.disks {
+        disk.image = pack_disk(&folder.join(&disk.image), disk.read_only, collector)?;
+    }
     Ok(())
+}
+
+/// The modules of Debian's kernel that drive the devices of a VM with these disks.
+pub fn drivers(disks: &[DiskConfig]) -> &'static [&'static str] {
+    if disks.is_empty() { &[] } else { &["virtio_mmio", "virtio_blk", "virtio-rng"] }
+}
+
+/// Takes in a disk's content. One that is written is nobody else's, so it is taken anew each time.
+pub fn pack_disk(path: &Path, is_read_only: bool, collector: &mut Collector) -> Result<String> {
+    let name = if is_read_only { collector.add_file(path)? } else { collector.add_copy(path)? };
+    match collector.bytes(&name).map(<[u8]>::len) {
+        Some(bytes) if bytes > 0 && bytes.is_multiple_of(SECTOR_BYTES) => Ok(name),
+        bytes => Err(failure::usage(format!(
+            "disk {}: {} bytes are no whole number of sectors of {SECTOR_BYTES} bytes",
+            path.display(),
+            bytes.unwrap_or(0)
+        ))),
+    }
 }
 
 fn pack_vmm(path: &str, folder: &Path, collector: &mut Collector) -> Result<String> {
@@ -177,6 +201,9 @@ fn check_vm(vm: &VmConfig, host: Host) -> Result<(), String> {
     }
     if !(1..=MAX_PRIORITY).contains(&vm.priority) {
         return Err(format!("priority = {} is out of range; 1 to {MAX_PRIORITY} are possible", vm.priority));
+    }
+    if vm.disks.len() > MAX_DISKS {
+        return Err(format!("{} disks; at most {MAX_DISKS} are possible", vm.disks.len()));
     }
     if vm.cmdline.contains('\0') {
         return Err("`cmdline` contains a zero byte".into());

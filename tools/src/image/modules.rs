@@ -26,19 +26,24 @@ impl Collector {
         if let Some(name) = self.by_path.get(&key) {
             return Ok(name.clone());
         }
+        let name = self.add_copy(path)?;
+        self.by_path.insert(key, name.clone());
+        Ok(name)
+    }
+
+    /// Takes a file in as a module of its own, whether or not it was taken before.
+    pub fn add_copy(&mut self, path: &Path) -> Result<String> {
         let bytes = std::fs::read(path)
             .map_err(|error| failure::usage(format!("cannot read {}: {error}", path.display())))?;
         let stem = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let name = self.add_bytes(&stem, bytes)?;
-        self.by_path.insert(key, name.clone());
-        Ok(name)
+        self.add_bytes(&stem, bytes)
     }
 
     /// Takes bytes in under a name like `wish` and returns the name.
     pub fn add_bytes(&mut self, wish: &str, bytes: Vec<u8>) -> Result<String> {
         if self.modules.len() == MAX_GUEST_MODULES {
             return Err(failure::usage(format!(
-                "too many kernels and initrds: at most {MAX_GUEST_MODULES} different files"
+                "too many kernels, initrds and disks: at most {MAX_GUEST_MODULES} different files"
             )));
         }
         let name = self.free_name(wish);

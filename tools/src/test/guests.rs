@@ -86,6 +86,7 @@ pub fn vm(name: &str, guest: &str, cmdline: &str, memory_mib: u32) -> VmConfig {
         vmm: MONITOR_MODULE.into(),
         hide_features: Vec::new(),
         statistics: false,
+        disks: Vec::new(),
         debug: false,
     }
 }

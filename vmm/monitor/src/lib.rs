@@ -1,13 +1,14 @@
 //! The VMM process: one for each VM, with that VM's memory, vCPU and devices, and nothing of another's.
 //!
 //! What a virtual machine is, is in `vmm-core`. Here is what needs the kernel: memory ([`guest_ram`]), the vCPU
-//! ([`guest_cpu`]), the console server ([`console`]), the root task ([`report`]), counting exits ([`statistics`]), and the loop that connects them ([`vm`]).
+//! ([`guest_cpu`]), what is behind its devices ([`devices`]), the console server ([`console`]), the root task ([`report`]), counting exits ([`statistics`]), and the loop that connects them ([`vm`]).
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
 pub mod console;
+pub mod devices;
 pub mod guest_cpu;
 pub mod guest_ram;
 pub mod images;

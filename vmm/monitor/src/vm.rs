@@ -3,11 +3,14 @@
 mod debugged;
 
 use crate::console::Channel;
+use crate::devices;
 use crate::guest_cpu::GuestCpu;
 use crate::guest_ram::GuestRam;
 use crate::images::Images;
 use crate::output::{DEBUG_PORT, Output, SERIAL_PORTS};
 use crate::statistics::Statistics;
+use alloc::vec::Vec;
+use core::mem;
 use usys::abi::Selector;
 use usys::abi::boot_info::Machine as MachineBits;
 use usys::abi::exit::ExitKind;
@@ -19,6 +22,7 @@ use vmm_core::facts::{CpuidRegs, HostFacts};
 use vmm_core::image::BootImages;
 use vmm_core::machine::{Action, Host, Machine};
 use vmm_core::vcpu::Vcpu;
+use vmm_core::virtio::VirtioDevice;
 use vmm_protocol::manifest::{OnReset, VmConfig};
 use vmm_protocol::outcome::Outcome;
 use vmm_protocol::process::monitor;
@@ -47,6 +51,8 @@ pub struct Vm<W> {
     info: &'static InfoHeader,
     config: VmConfig,
     images: Images,
+    /// Until the machine is made, which takes them.
+    devices: Vec<VirtioDevice>,
     channel: Channel,
     output: Output,
     ram: GuestRam,
@@ -75,6 +81,7 @@ impl<W: Watch> Vm<W> {
         watch: W,
     ) -> Result<Self, &'static str> {
         let statistics = Statistics::new(cpu::now(), config.statistics);
+        let devices = devices::devices(info, &config)?;
         let images = Images::new(info, &config)?;
         let header = &info.header;
         let (ram, vcpu) = create(header, &config).map_err(|error| {
@@ -87,6 +94,7 @@ impl<W: Watch> Vm<W> {
             info: header,
             config,
             images,
+            devices,
             channel,
             output,
             ram,
@@ -134,7 +142,8 @@ impl<W: Watch> Vm<W> {
         let host = Host { cpuid: &cpuid, facts, unix_ns: unix_ns(self.info, now) };
         let modules = self.images.modules(&self.config);
         let images = BootImages { kernel: &self.images.kernel, modules: &modules };
-        Machine::boot(&self.config, &images, &host, &mut self.ram, &mut self.vcpu, now)
+        let devices = mem::take(&mut self.devices);
+        Machine::boot(&self.config, &images, devices, &host, &mut self.ram, &mut self.vcpu, now)
             .map_err(Outcome::not_started)
     }
 

@@ -91,9 +91,23 @@ pub struct VmConfig {
     /// Whether the VMM's log says at the end how much time passed outside the guest, beside how often it exited.
     #[serde(default)]
     pub statistics: bool,
+    /// Its disks: the first is Linux's /dev/vda.
+    #[serde(default, rename = "disk")]
+    pub disks: Vec<DiskConfig>,
     /// The VM is debugged: it stops before its first instruction and waits for gdb on [`crate::link::Stream::Gdb`].
     #[serde(default)]
     pub debug: bool,
+}
+
+/// A disk of a VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Boot module with its content, whole sectors of 512 bytes. One that a VM may write is nothing else to anybody.
+    pub image: String,
+    /// Whether the VM may only read it.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 const fn default_priority() -> u8 {
@@ -126,6 +140,8 @@ pub enum OnCrash {
     Restart,
 }
 
+/// Most disks of a VM.
+pub const MAX_DISKS: usize = 6;
 /// Longest name of a VM, in bytes.
 pub const MAX_NAME: usize = 15;
 /// Most guest memory, in MiB.
@@ -150,6 +166,10 @@ pub enum ManifestError {
     Priority(String),
     /// This VM names no kernel.
     Kernel(String),
+    /// This VM has more disks than [`MAX_DISKS`].
+    TooManyDisks(String),
+    /// This boot module is a disk that a VM may write, and something else too.
+    SharedDisk(String),
 }
 
 impl fmt::Display for ManifestError {
@@ -169,6 +189,12 @@ impl fmt::Display for ManifestError {
                 write!(f, "VM {name:?}: priority must be {low} to {high}")
             }
             ManifestError::Kernel(name) => write!(f, "VM {name:?}: kernel is empty"),
+            ManifestError::TooManyDisks(name) => {
+                write!(f, "VM {name:?}: at most {MAX_DISKS} disks are possible")
+            }
+            ManifestError::SharedDisk(image) => {
+                write!(f, "disk {image:?} is used twice: make it read_only everywhere, or copy it")
+            }
         }
     }
 }
@@ -190,7 +216,21 @@ impl Manifest {
                 return Err(ManifestError::Duplicate(vm.name.clone()));
             }
         }
-        Ok(())
+        let disks = self.vms.iter().flat_map(|vm| &vm.disks);
+        match disks.filter(|disk| !disk.read_only).find(|disk| self.uses(&disk.image) > 1) {
+            Some(disk) => Err(ManifestError::SharedDisk(disk.image.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// How often this boot module is something for a VM.
+    fn uses(&self, module: &str) -> usize {
+        let of = |vm: &VmConfig| {
+            let disks = vm.disks.iter().map(|disk| &disk.image);
+            let modules = [&vm.kernel, &vm.vmm].into_iter().chain(&vm.initrd).chain(disks);
+            modules.filter(|name| *name == module).count()
+        };
+        self.vms.iter().map(of).sum()
     }
 }
 
@@ -208,6 +248,9 @@ impl VmConfig {
         }
         if self.kernel.is_empty() {
             return Err(ManifestError::Kernel(self.name.clone()));
+        }
+        if self.disks.len() > MAX_DISKS {
+            return Err(ManifestError::TooManyDisks(self.name.clone()));
         }
         Ok(())
     }
@@ -231,8 +274,13 @@ mod tests {
             vmm: MONITOR_MODULE.into(),
             hide_features: Vec::new(),
             statistics: false,
+            disks: Vec::new(),
             debug: false,
         }
+    }
+
+    fn disk(image: &str, read_only: bool) -> DiskConfig {
+        DiskConfig { image: image.into(), read_only }
     }
 
     fn check(vms: Vec<VmConfig>) -> Result<(), ManifestError> {
@@ -260,8 +308,23 @@ mod tests {
             VmConfig { priority: 31, ..vm("a") },
             VmConfig { priority: 0, ..vm("a") },
             VmConfig { kernel: String::new(), ..vm("a") },
+            VmConfig { disks: alloc::vec![disk("d", true); MAX_DISKS + 1], ..vm("a") },
         ] {
             assert!(check(alloc::vec![broken]).is_err());
         }
+    }
+
+    #[test]
+    fn a_disk_that_is_written_is_one_vms_and_nothing_else() {
+        let with = |name: &str, disks: &[DiskConfig]| VmConfig { disks: disks.into(), ..vm(name) };
+        let read = [disk("d", true)];
+        let write = [disk("d", false)];
+        assert_eq!(check(alloc::vec![with("a", &read), with("b", &read)]), Ok(()));
+        assert_eq!(check(alloc::vec![with("a", &write), with("b", &[disk("e", false)])]), Ok(()));
+        let shared = Err(ManifestError::SharedDisk("d".into()));
+        assert_eq!(check(alloc::vec![with("a", &write), with("b", &read)]), shared);
+        assert_eq!(check(alloc::vec![with("a", &[disk("d", false), disk("d", true)])]), shared);
+        let initrd = VmConfig { initrd: alloc::vec!["d".into()], ..vm("b") };
+        assert_eq!(check(alloc::vec![with("a", &write), initrd]), shared);
     }
 }

@@ -23,6 +23,9 @@ pub const KERNEL: &str = "kernel";
 /// Name of a monitor's shared region with a piece of the initrd; the piece's number, from 0, is behind it.
 pub const INITRD: &str = "initrd";
 
+/// Name of a monitor's region with the content of a disk; the disk's number, from 0, is behind it.
+pub const DISK: &str = "disk";
+
 /// Selectors and notification bits of the console server.
 pub mod console {
     /// Selector: interrupt of COM1, a range of one.

@@ -12,7 +12,7 @@ use usys::abi::{PAGE_SIZE, Rights, Selector};
 use usys::cap::{Cap, Ec, Memory, Narrow, Ntfn, Pd, Pool};
 use usys::memory::Mapping;
 use usys::object::{Fault, Schedule, ThreadStart};
-use usys::process::{self, InfoHeader, selector as well_known};
+use usys::process::{self, InfoHeader, Sharing, selector as well_known};
 use usys::{layout, selector};
 
 /// What a process is made from.
@@ -73,18 +73,29 @@ pub struct Shared<'a> {
     pub bytes: u64,
     /// Whether the process may write.
     pub is_writable: bool,
+    /// Who else has it.
+    pub sharing: Sharing,
 }
 
 impl<'a> Shared<'a> {
     /// All of an allocation, writable.
     pub fn writable(name: &'a str, allocation: &Allocation) -> Self {
         let bytes = allocation.pages() * PAGE_SIZE;
-        Shared { name, memory: allocation.memory(), bytes, is_writable: true }
+        let memory = allocation.memory();
+        Shared { name, memory, bytes, is_writable: true, sharing: Sharing::Shared }
     }
 
     /// A boot module, to be read.
     pub fn module(name: &'a str, module: BootModule) -> Self {
-        Shared { name, memory: module.memory, bytes: module.bytes, is_writable: false }
+        let BootModule { memory, bytes } = module;
+        Shared { name, memory, bytes, is_writable: false, sharing: Sharing::Shared }
+    }
+
+    /// A boot module that is a disk. The manifest, which was checked, gives one that is written to one VM alone.
+    pub fn disk(name: &'a str, module: BootModule, is_writable: bool) -> Self {
+        let BootModule { memory, bytes } = module;
+        let sharing = if is_writable { Sharing::Private } else { Sharing::Constant };
+        Shared { name, memory, bytes, is_writable, sharing }
     }
 }
 
@@ -269,7 +280,7 @@ impl Process {
             let mut flags = MapFlags::READ;
             flags.set(MapFlags::WRITE, shared.is_writable);
             self.map(shared.memory, 0, address, pages, flags)?;
-            if !header.add_window(shared.name, address, shared.bytes) {
+            if !header.add_window(shared.name, address, shared.bytes, shared.sharing) {
                 return Err(StartError::TooMuchConfiguration);
             }
             // An unmapped page between two regions.

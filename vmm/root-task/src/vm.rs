@@ -17,7 +17,7 @@ use usys::object::{Fault, Schedule};
 use usys::{process, selector};
 use vmm_protocol::manifest::VmConfig;
 use vmm_protocol::outcome::Outcome;
-use vmm_protocol::process::{INITRD, INPUT, KERNEL, MonitorConfig, OUTPUT, REPORT, Report, monitor};
+use vmm_protocol::process::{DISK, INITRD, INPUT, KERNEL, MonitorConfig, OUTPUT, REPORT, Report, monitor};
 
 /// KiB for records from the VM.
 const OUTPUT_KIB: u64 = 64;
@@ -126,6 +126,10 @@ impl Vm {
         ];
         for (module, name) in self.config.initrd.iter().zip(&names) {
             windows.push(Shared::module(name, system.module(module)?));
+        }
+        let disks: Vec<_> = (0..self.config.disks.len()).map(|disk| format!("{DISK}{disk}")).collect();
+        for (disk, name) in self.config.disks.iter().zip(&disks) {
+            windows.push(Shared::disk(name, system.module(&disk.image)?, !disk.read_only));
         }
         let config = MonitorConfig { index: self.index as u8, vm: self.config.clone() };
         let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;

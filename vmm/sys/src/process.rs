@@ -3,6 +3,8 @@
 use crate::cap::{Cap, Log, Ntfn, Pd, Pool};
 use crate::layout;
 use crate::window::{OutOfWindow, Window};
+use core::slice;
+use core::sync::atomic::{AtomicBool, Ordering};
 use hypercall_abi::PAGE_SIZE;
 
 /// Selectors of the capabilities that every process begins with.
@@ -58,6 +60,18 @@ pub const WINDOW_NAME: usize = 32;
 /// Most bytes of a process's configuration.
 pub const MAX_CONFIG: usize = (layout::INFO_PAGES * PAGE_SIZE) as usize - size_of::<InfoHeader>();
 
+/// Who else has a region's memory, and so how the process may look at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Sharing {
+    /// Others, who may change it at any moment.
+    Shared = 0,
+    /// Nobody: the process may write it.
+    Private = 1,
+    /// Nobody writes it while the process lives.
+    Constant = 2,
+}
+
 /// A region that the parent mapped for the process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +82,8 @@ pub struct WindowInfo {
     pub address: u64,
     /// Bytes that mean something; whole pages are mapped.
     pub bytes: u64,
+    /// A [`Sharing`].
+    pub sharing: u64,
 }
 
 /// The part of [`ProcessInfo`] before the configuration.
@@ -115,7 +131,7 @@ pub struct ProcessInfo {
 impl InfoHeader {
     /// A header that names the process; everything else is zero.
     pub fn new(name: &str) -> Self {
-        let nothing = WindowInfo { name: [0; WINDOW_NAME], address: 0, bytes: 0 };
+        let nothing = WindowInfo { name: [0; WINDOW_NAME], address: 0, bytes: 0, sharing: 0 };
         InfoHeader {
             magic: MAGIC,
             name: padded(name),
@@ -134,11 +150,11 @@ impl InfoHeader {
     }
 
     /// Lists a region; `false` if there are [`MAX_WINDOWS`] already.
-    pub fn add_window(&mut self, name: &str, address: u64, bytes: u64) -> bool {
+    pub fn add_window(&mut self, name: &str, address: u64, bytes: u64, sharing: Sharing) -> bool {
         let Some(entry) = self.windows.get_mut(self.window_count as usize) else {
             return false;
         };
-        *entry = WindowInfo { name: padded(name), address, bytes };
+        *entry = WindowInfo { name: padded(name), address, bytes, sharing: sharing as u64 };
         self.window_count += 1;
         true
     }
@@ -151,14 +167,14 @@ impl InfoHeader {
         self.config_bytes = config.len() as u64;
         let header: *const Self = self;
         // SAFETY: the struct is `repr(C)` without padding, so that all its bytes are initialized.
-        let bytes = unsafe { core::slice::from_raw_parts(header.cast::<u8>(), size_of::<Self>()) };
+        let bytes = unsafe { slice::from_raw_parts(header.cast::<u8>(), size_of::<Self>()) };
         pages.write(0, bytes)?;
         pages.write(size_of::<Self>(), config)
     }
 }
 
 const _: () =
-    assert!(size_of::<InfoHeader>() == 8 + 32 + 7 * 8 + 2 * 4 + 8 + MAX_WINDOWS * (WINDOW_NAME + 16));
+    assert!(size_of::<InfoHeader>() == 8 + 32 + 7 * 8 + 2 * 4 + 8 + MAX_WINDOWS * (WINDOW_NAME + 24));
 const _: () = assert!(size_of::<ProcessInfo>() as u64 == layout::INFO_PAGES * PAGE_SIZE);
 
 /// `name` as the zero-padded bytes of a fixed-size field, cut where it is too long.
@@ -191,18 +207,51 @@ impl ProcessInfo {
 
     /// The shared region of this name. The name `""` is nobody's.
     pub fn window(&'static self, name: &str) -> Option<Window> {
-        let count = (self.header.window_count as usize).min(MAX_WINDOWS);
-        let info = self.header.windows[..count].iter().find(|info| unpadded(&info.name) == name)?;
-        let end = info.address.checked_add(info.bytes)?;
-        if name.is_empty()
-            || !info.address.is_multiple_of(PAGE_SIZE)
-            || info.address < layout::WINDOWS
-            || end > layout::WINDOWS_END
-        {
-            return None;
-        }
+        let (_, info) = self.region(name, Sharing::Shared)?;
         // SAFETY: these addresses are used for shared regions alone; no reference is made to them.
         Some(unsafe { Window::from_raw(info.address as *mut u8, info.bytes as usize) })
+    }
+
+    /// The private region of this name, once.
+    #[expect(clippy::mut_from_ref, reason = "the bytes are no part of this struct, and are given out once")]
+    pub fn take_private(&'static self, name: &str) -> Option<&'static mut [u8]> {
+        static TAKEN: [AtomicBool; MAX_WINDOWS] = [const { AtomicBool::new(false) }; MAX_WINDOWS];
+        let (index, info) = self.own_region(name, Sharing::Private)?;
+        if TAKEN[index].swap(true, Ordering::Relaxed) {
+            return None;
+        }
+        // SAFETY: the parent mapped these bytes, which were initialized before this process began, for this process alone
+        // and leaves them mapped as long as it lives. Regions do not overlap, nobody gets a private one as a window, and
+        // this one was not taken before.
+        Some(unsafe { slice::from_raw_parts_mut(info.address as *mut u8, info.bytes as usize) })
+    }
+
+    /// The constant region of this name.
+    pub fn constant(&'static self, name: &str) -> Option<&'static [u8]> {
+        let (_, info) = self.own_region(name, Sharing::Constant)?;
+        // SAFETY: as in `take_private`, but that others may read, and nobody writes.
+        Some(unsafe { slice::from_raw_parts(info.address as *const u8, info.bytes as usize) })
+    }
+
+    /// The region of this name, if these are the pages that the parent wrote: on what anybody else wrote no reference is
+    /// built.
+    fn own_region(&'static self, name: &str, sharing: Sharing) -> Option<(usize, &'static WindowInfo)> {
+        let is_parents = core::ptr::from_ref(self) as u64 == layout::INFO;
+        self.region(name, sharing).filter(|_| is_parents)
+    }
+
+    /// The region of this name, if it is shared in this way and in its place, and its number.
+    fn region(&'static self, name: &str, sharing: Sharing) -> Option<(usize, &'static WindowInfo)> {
+        let count = (self.header.window_count as usize).min(MAX_WINDOWS);
+        let mut regions = self.header.windows[..count].iter().enumerate();
+        let (index, info) = regions.find(|(_, info)| unpadded(&info.name) == name)?;
+        let end = info.address.checked_add(info.bytes)?;
+        let is_good = !name.is_empty()
+            && info.sharing == sharing as u64
+            && info.address.is_multiple_of(PAGE_SIZE)
+            && info.address >= layout::WINDOWS
+            && end <= layout::WINDOWS_END;
+        is_good.then_some((index, info))
     }
 }
 
@@ -214,8 +263,9 @@ mod tests {
     fn a_process_reads_what_its_parent_wrote() {
         let pages = Window::leak(size_of::<ProcessInfo>());
         let mut header = InfoHeader::new("vm1");
-        assert!(header.add_window("output", layout::WINDOWS + PAGE_SIZE, 5000));
-        assert!(header.add_window("elsewhere", layout::HEAP, 4096));
+        assert!(header.add_window("output", layout::WINDOWS + PAGE_SIZE, 5000, Sharing::Shared));
+        assert!(header.add_window("disk", layout::WINDOWS + 8 * PAGE_SIZE, 512, Sharing::Private));
+        assert!(header.add_window("elsewhere", layout::HEAP, 4096, Sharing::Shared));
         header.write(b"config", pages).unwrap();
 
         let mut bytes = alloc::vec![0; size_of::<ProcessInfo>()];
@@ -227,6 +277,10 @@ mod tests {
         assert_eq!(info.window("output").map(|window| window.len()), Some(5000));
         assert!(info.window("input").is_none());
         assert!(info.window("elsewhere").is_none());
+        assert!(info.take_private("output").is_none() && info.constant("output").is_none());
+        assert!(info.window("disk").is_none());
+        assert_eq!(info.region("disk", Sharing::Private).map(|(index, _)| index), Some(1));
+        assert!(info.take_private("disk").is_none(), "these are not the parent's pages");
     }
 
     #[test]

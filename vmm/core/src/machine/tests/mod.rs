@@ -58,6 +58,7 @@ fn config() -> VmConfig {
         vmm: MONITOR_MODULE.into(),
         hide_features: vec![],
         statistics: false,
+        disks: vec![],
         debug: false,
     }
 }

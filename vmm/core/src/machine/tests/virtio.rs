@@ -106,7 +106,7 @@ fn a_driver_that_breaks_the_rules_stops_its_device_and_is_in_the_log() {
 }
 
 #[test]
-fn a_restarted_guest_finds_its_disk_as_after_power_on_with_what_was_written() {
+fn a_restarted_guest_finds_its_disk_as_after_power_on() {
     let mut vm = Vm::with_devices(&config(), disks(1));
     vm.start_device(layout::VIRTIO, 16);
     let images = BootImages { kernel: &kernel(), modules: &[] };
