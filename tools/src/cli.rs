@@ -131,7 +131,7 @@ fn build() -> Result<()> {
 
 fn set_up() -> Result<()> {
     setup::rust_target()?;
-    setup::packages(&[setup::QEMU, setup::BOCHS, setup::IMAGE, setup::UEFI_IMAGE, setup::OVMF])?;
+    setup::packages(&[setup::QEMU, setup::BOCHS, setup::IMAGE, setup::UEFI_IMAGE, setup::OVMF, setup::DISK])?;
     crate::guest::debian::fetch()?;
     progress::step("everything is there");
     Ok(())

@@ -46,7 +46,7 @@ fn examine() -> Result<Vec<Finding>> {
     findings.extend(virtualization(&cpuinfo));
     findings.extend([kvm(), nested(), iommu()]);
     findings.extend(rust()?);
-    let groups = [setup::QEMU, setup::BOCHS, setup::IMAGE, setup::UEFI_IMAGE, setup::OVMF];
+    let groups = [setup::QEMU, setup::BOCHS, setup::IMAGE, setup::UEFI_IMAGE, setup::OVMF, setup::DISK];
     findings.extend(groups.iter().flat_map(|group| group.iter()).map(package));
     findings.push(guest_linux()?);
     findings.extend([Machine::Svm, Machine::Vtx, Machine::SvmBochs, Machine::Kvm].map(readiness));

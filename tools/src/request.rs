@@ -224,10 +224,8 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
         return manifest::resolve(manifest, path.parent().unwrap_or(Path::new("")), host);
     }
     // Mistakes are told before anything is built or fetched.
-    args.initrd
-        .iter()
-        .chain(args.disk.iter().map(|disk| &disk.path))
-        .try_for_each(|path| check_readable(path))?;
+    args.initrd.iter().try_for_each(|path| check_readable(path))?;
+    args.disk.iter().try_for_each(|disk| manifest::check_disk(&disk.path))?;
     let kernel = args.kernel.as_deref().map(check_kernel).transpose()?;
     let is_linux = match kernel {
         Some(kind) => kind.is_linux(),

@@ -30,6 +30,8 @@ pub const IMAGE: &[Need] = &[
     need("grub-pc-bin", "/usr/lib/grub/i386-pc/multiboot2.mod", "booting by BIOS"),
     need("xorriso", "/usr/bin/xorriso", "making bootable images"),
 ];
+/// For testing disks.
+pub const DISK: &[Need] = &[need("e2fsprogs", "/usr/sbin/mke2fs", "testing guests' disks")];
 /// For debugging guests, and testing that.
 pub const GDB: &[Need] = &[need("gdb", "/usr/bin/gdb", "debugging guests")];
 /// For images that boot by UEFI.

@@ -21,7 +21,7 @@ const MAX_PRIORITY: u8 = 30;
 /// Priority of a VM that does not say.
 pub const DEFAULT_PRIORITY: u8 = 16;
 /// Bytes of a sector of a disk.
-const SECTOR_BYTES: usize = 512;
+const SECTOR_BYTES: u64 = 512;
 /// Frames of the serial line number VMs in a byte and keep 255 for "none".
 const MAX_VMS: usize = 255;
 
@@ -134,15 +134,22 @@ pub fn drivers(disks: &[DiskConfig]) -> &'static [&'static str] {
 
 /// Takes in a disk's content. One that is written is nobody else's, so it is taken anew each time.
 pub fn pack_disk(path: &Path, is_read_only: bool, collector: &mut Collector) -> Result<String> {
-    let name = if is_read_only { collector.add_file(path)? } else { collector.add_copy(path)? };
-    match collector.bytes(&name).map(<[u8]>::len) {
-        Some(bytes) if bytes > 0 && bytes.is_multiple_of(SECTOR_BYTES) => Ok(name),
-        bytes => Err(failure::usage(format!(
-            "disk {}: {} bytes are no whole number of sectors of {SECTOR_BYTES} bytes",
-            path.display(),
-            bytes.unwrap_or(0)
-        ))),
+    check_disk(path)?;
+    if is_read_only { collector.add_file(path) } else { collector.add_copy(path) }
+}
+
+/// Refuses a file that cannot be a disk.
+pub fn check_disk(path: &Path) -> Result<()> {
+    let metadata = std::fs::metadata(path)
+        .map_err(|error| failure::usage(format!("cannot read {}: {error}", path.display())))?;
+    let bytes = metadata.len();
+    if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
+        return Err(failure::usage(format!(
+            "disk {}: {bytes} bytes are no whole number of sectors of {SECTOR_BYTES} bytes",
+            path.display()
+        )));
     }
+    Ok(())
 }
 
 fn pack_vmm(path: &str, folder: &Path, collector: &mut Collector) -> Result<String> {

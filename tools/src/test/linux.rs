@@ -97,7 +97,12 @@ fn run(machine: Machine, case: &Case, name: &str) -> Result<Outcome> {
     Ok(verdict(&report, &options.log, || (case.judge)(&report)))
 }
 
-fn boot(words: &[&str], answer: Option<(String, String)>, name: &str) -> Result<(Report, Options)> {
+/// Boots what the options say, and types the answer when the console shows the prompt.
+pub(super) fn boot(
+    words: &[&str],
+    answer: Option<(String, String)>,
+    name: &str,
+) -> Result<(Report, Options)> {
     let mut args = request::parse(words)?;
     args.is_built = true;
     let plan = request::plan(&args, request::ForWhom::Tool)?;
@@ -142,11 +147,11 @@ fn judge_command(report: &Report) -> Result<(), String> {
     ended_with(report, &Verdict::Command(7))
 }
 
-fn check(holds: bool, otherwise: &str) -> Result<(), String> {
+pub(super) fn check(holds: bool, otherwise: &str) -> Result<(), String> {
     if holds { Ok(()) } else { Err(otherwise.into()) }
 }
 
-fn ended_with(report: &Report, wanted: &Verdict) -> Result<(), String> {
+pub(super) fn ended_with(report: &Report, wanted: &Verdict) -> Result<(), String> {
     if report.verdict == *wanted {
         Ok(())
     } else {

@@ -70,6 +70,18 @@ const CASES: &[Case] = &[
         "nonexistent",
     ),
     case(
+        "no-disk",
+        "a missing disk is named",
+        &["run", "--guest", "hello", "--disk", "DIR/nonexistent,ro"],
+        "nonexistent",
+    ),
+    case(
+        "odd-disk",
+        "a disk that is no whole number of sectors is refused",
+        &["run", "--guest", "hello", "--disk", "DIR/text"],
+        "sectors",
+    ),
+    case(
         "exec",
         "a command without Linux is refused",
         &["run", "--guest", "hello", "--exec", "true"],

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod checks;
 pub mod conformance;
+pub mod disks;
 pub mod gdb;
 pub mod graph;
 pub mod guests;
@@ -139,6 +140,7 @@ fn on(machine: Machine) -> Vec<Test> {
         hosts::tests(machine),
         bench::tests(machine),
         linux::tests(machine),
+        disks::tests(machine),
         images::tests(machine),
         gdb::tests(machine),
         refusals::tests(machine),
@@ -176,6 +178,9 @@ fn prepare(tests: &[Test]) -> Result<()> {
     }
     if tests.iter().any(|test| test.name.contains(gdb::TOPIC)) {
         needs.push(setup::GDB);
+    }
+    if tests.iter().any(|test| test.name.contains(disks::TOPIC)) {
+        needs.push(setup::DISK);
     }
     setup::packages(&needs)?;
     if tests.iter().any(|test| !test.name.starts_with(checks::GROUP)) {
