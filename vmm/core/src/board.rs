@@ -240,6 +240,16 @@ impl Board {
         self.virtio = virtio;
     }
 
+    /// Lets virtio devices look for what came from behind them; `log` is as in [`Self::run_virtio`].
+    pub(crate) fn poll_virtio<M: GuestMemory>(&mut self, memory: &mut M, mut log: impl FnMut(String)) {
+        let mut virtio = core::mem::take(&mut self.virtio);
+        virtio.poll(memory, |change, complaint| {
+            self.follow_virtio(change);
+            complaint.into_iter().for_each(&mut log);
+        });
+        self.virtio = virtio;
+    }
+
     fn follow_virtio(&mut self, change: LineChange) {
         let (falls, rises) = match change.line {
             Line::Same => return,

@@ -165,9 +165,19 @@ impl VirtioBus {
         {
             let line = device.run(memory);
             self.is_notified |= device.is_notified();
-            let error = device.take_error();
-            let complaint = error.map(|error| complain(index, device.device().device_type(), error));
-            follow(LineChange { gsi: gsi(index), line }, complaint);
+            follow(LineChange { gsi: gsi(index), line }, take_complaint(index, device));
+        }
+    }
+
+    /// Lets all devices look for what came from behind them: completions, input. `follow` is as in [`Self::run`].
+    pub(crate) fn poll<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        mut follow: impl FnMut(LineChange, Option<String>),
+    ) {
+        for (index, device) in self.devices.iter_mut().enumerate() {
+            let line = device.poll(memory);
+            follow(LineChange { gsi: gsi(index), line }, take_complaint(index, device));
         }
     }
 }
@@ -176,7 +186,8 @@ fn gsi(index: usize) -> usize {
     usize::from(layout::VIRTIO_GSI) + index
 }
 
-#[cold]
-fn complain(index: usize, device_type: DeviceType, error: DriverError) -> String {
-    format!("virtio device {index} ({device_type:?}) stopped until its driver resets it: {error}")
+fn take_complaint(index: usize, device: &mut Transport<VirtioDevice>) -> Option<String> {
+    let error = device.take_error()?;
+    let device_type = device.device().device_type();
+    Some(format!("virtio device {index} ({device_type:?}) stopped until its driver resets it: {error}"))
 }

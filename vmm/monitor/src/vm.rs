@@ -217,6 +217,9 @@ impl<W: Watch> Vm<W> {
         if machine.take_has_output() {
             self.collect(machine, now);
         }
+        if kind == ExitKind::Notified as u32 {
+            machine.poll_devices(&mut self.ram, now);
+        }
         if kind == ExitKind::Hlt as u32 {
             self.output.flush(&mut self.channel);
         } else {

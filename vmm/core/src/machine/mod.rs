@@ -237,6 +237,12 @@ impl Machine {
             && !(self.board.has_nmi() && page.interruptibility & Interruptibility::NMI.bits() == 0)
     }
 
+    /// Something came from behind a device: a disk has completed requests, a network has frames. Call it when whoever serves
+    /// them signals.
+    pub fn poll_devices<M: GuestMemory>(&mut self, memory: &mut M, now: u64) {
+        self.board.poll_virtio(memory, |line| self.log.add(now, || line));
+    }
+
     /// Whether there is something to take below. Asked after every exit, and cheap.
     pub fn take_has_output(&mut self) -> bool {
         self.board.take_has_output() | self.log.has_lines()

@@ -3,7 +3,9 @@
 use super::*;
 use crate::virtio::VirtioDevice;
 use alloc::boxed::Box;
-use vdev::block::{Disk, MemoryDisk};
+use core::task::Poll;
+use vdev::block::{Backend, Completion, Disk, Geometry, MemoryDisk, Request, Token};
+use vdev::guest_mem::GuestMemory;
 use vdev::virtio::block::Block;
 
 const DESCRIPTORS: u64 = 0x30_0000;
@@ -113,4 +115,39 @@ fn a_restarted_guest_finds_its_disk_as_after_power_on() {
     vm.machine.reset(&images, &mut vm.memory, &mut vm.vcpu, vm.now).unwrap();
     assert_eq!(vm.peek(layout::VIRTIO + DEVICE_STATUS), 0);
     assert_eq!(vm.peek(layout::VIRTIO + 8), 2);
+}
+
+/// Completes every request later.
+#[derive(Default)]
+struct Slow(Vec<Token>);
+
+impl Backend for Slow {
+    fn geometry(&self) -> Geometry {
+        Geometry { sectors: 8, is_read_only: false, can_discard: false, has_cache: true }
+    }
+
+    fn submit(&mut self, _: &mut dyn GuestMemory, token: Token, _: &Request<'_>) -> Poll<Completion> {
+        self.0.push(token);
+        Poll::Pending
+    }
+
+    fn take_completed(&mut self, _: &mut dyn GuestMemory) -> Option<(Token, Completion)> {
+        self.0.pop().map(|token| (token, Ok(())))
+    }
+}
+
+#[test]
+fn what_a_disk_completes_later_interrupts_when_its_server_signals() {
+    let disk = Disk::new(Box::new(Slow::default()));
+    let mut vm = Vm::with_devices(&config(), vec![VirtioDevice::Block(Block::new(disk, [0; 20], 1))]);
+    vm.enable_interrupts();
+    vm.set_if(true);
+    vm.start_device(layout::VIRTIO, 16);
+    vm.offer_read(1);
+    vm.poke(layout::VIRTIO + NOTIFY, 0);
+    assert_eq!(vm.memory.read_u8(STATUS), Ok(0xff));
+    assert!(!vm.enter().0.is_valid());
+    vm.machine.poll_devices(&mut vm.memory, vm.now);
+    assert_eq!(vm.memory.read_u8(STATUS), Ok(0));
+    assert_eq!(vm.enter().0, Event::interrupt(VECTOR as u8));
 }
