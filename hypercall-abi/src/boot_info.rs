@@ -31,6 +31,8 @@ pub mod root {
     pub const PORTS: Selector = Selector(6);
     /// Every global system interrupt.
     pub const IRQS: Selector = Selector(7);
+    /// The trace of every CPU.
+    pub const TRACE: Selector = Selector(15);
     /// First of the memory capabilities: one for each [`super::MemoryRegion`], in order.
     pub const MEMORY: Selector = Selector(16);
     /// First selector that the root task may use as it likes.

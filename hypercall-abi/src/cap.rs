@@ -44,6 +44,8 @@ pub enum ObjectType {
     Irqs = 18,
     /// The kernel's log.
     Log = 19,
+    /// A range of CPUs whose events may be recorded.
+    Trace = 20,
 }
 
 impl ObjectType {
@@ -64,6 +66,7 @@ impl ObjectType {
             17 => ObjectType::Ports,
             18 => ObjectType::Irqs,
             19 => ObjectType::Log,
+            20 => ObjectType::Trace,
             _ => return None,
         })
     }
@@ -124,7 +127,7 @@ bitflags::bitflags! {
         /// Memory: map executable.
         const EXECUTE = 1 << 2;
 
-        /// Ports: map. Interrupts: bind and acknowledge. Log: write.
+        /// Ports: map. Interrupts: bind and acknowledge. Log: write. Trace: record.
         const USE = 1 << 0;
     }
 }
@@ -182,6 +185,8 @@ pub enum BindRole {
     DoorbellPage = 6,
     /// vCPU: one page of memory becomes the virtual-APIC page; `extra` is the page offset in the capability.
     VirtualApic = 7,
+    /// Trace: the memory becomes the ring of records of a CPU; `extra` is the CPU, counted in the range.
+    TraceRing = 8,
 }
 
 impl BindRole {
@@ -196,6 +201,7 @@ impl BindRole {
             5 => BindRole::DoorbellPort,
             6 => BindRole::DoorbellPage,
             7 => BindRole::VirtualApic,
+            8 => BindRole::TraceRing,
             _ => return None,
         })
     }

@@ -15,6 +15,7 @@ pub mod guest;
 pub mod number;
 pub mod regs;
 pub mod status;
+pub mod trace;
 pub mod utcb;
 pub mod vcpu;
 

@@ -6,6 +6,7 @@ use hypercall_abi::cap::BindRole;
 use hypercall_abi::doorbell::Doorbell;
 use hypercall_abi::exit::{ControlAccess, ControlOperation, PortIo};
 use hypercall_abi::regs::Head;
+use hypercall_abi::trace::{Kind, Record};
 use hypercall_abi::utcb::Utcb;
 use hypercall_abi::vcpu::{Event, Segment, Store, VcpuPage};
 use hypercall_abi::{Hypercall, Selector, Status};
@@ -93,4 +94,18 @@ fn doorbells_round_trip_and_refuse_what_cannot_be() {
     assert_eq!(Doorbell::decode(BindRole::DoorbellPort, port(1, Some(0x100)).encode()), None);
     assert_eq!(Doorbell::decode(BindRole::DoorbellCall, 0x1_0000), None);
     assert_eq!(Doorbell::decode(BindRole::Utcb, 0), None);
+}
+
+#[test]
+fn trace_records_are_pinned() {
+    assert_eq!(size_of::<Record>(), 16);
+    assert_eq!([offset_of!(Record, tsc), offset_of!(Record, event), offset_of!(Record, ec)], [0, 8, 12]);
+    let kinds =
+        [Kind::Hypercall, Kind::Return, Kind::Enter, Kind::Interrupt, Kind::Fault, Kind::Wake, Kind::Idle];
+    assert!(kinds.iter().zip(1..).all(|(&kind, raw)| Kind::from_raw(raw) == Some(kind)));
+    assert_eq!([Kind::from_raw(0), Kind::from_raw(8)], [None; 2]);
+    let bytes = [1, 2, 0, 0, 0, 0, 0, 0, 2, 14, 0x34, 0x12, 7, 0, 0, 0];
+    let record = Record::from_bytes(bytes);
+    assert_eq!((record.tsc, record.kind(), record.ec), (0x201, Some(Kind::Return), 7));
+    assert_eq!((record.first(), record.second()), (14, 0x1234));
 }

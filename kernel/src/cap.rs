@@ -8,6 +8,7 @@ use crate::object::pd::Pd;
 use crate::object::signal::Signal;
 use crate::object::vcpu::Vcpu;
 use crate::object::{Header, Object};
+use crate::trace::Ring;
 use core::cell::Cell;
 use core::sync::atomic::{Ordering, fence};
 use hypercall_abi::{ObjectType, Rights, Selector, Status};
@@ -112,7 +113,7 @@ impl Found {
 
     /// Type and rights, first unit of a range or 0, length of a range or badge: what `CapInfo` says.
     pub fn describe(&self) -> [u64; 3] {
-        let is_range = matches!(self.kind, ObjectType::Memory | ObjectType::Ports | ObjectType::Irqs);
+        let is_range = self.kind as u8 >= ObjectType::Memory as u8 && self.kind != ObjectType::Log;
         // Kernel addresses are nobody's business.
         let first = if is_range { self.object } else { 0 };
         [self.kind as u64 | (self.rights.bits() as u64) << 16, first, self.count]
@@ -357,6 +358,8 @@ pub enum Target {
     VcpuPage(&'static Vcpu),
     /// A vCPU, as its virtual-APIC page.
     VirtualApic(&'static Vcpu),
+    /// A CPU, as the ring of its trace.
+    Trace(&'static Ring),
 }
 
 impl Target {
@@ -370,6 +373,7 @@ impl Target {
             Target::Guest(space) | Target::Doorbell(space) => space.header(),
             Target::Utcb(ec) => ec.header(),
             Target::VcpuPage(vcpu) | Target::VirtualApic(vcpu) => vcpu.header(),
+            Target::Trace(ring) => &ring.header,
         }
     }
 
@@ -392,6 +396,7 @@ impl Target {
                     Some(Target::VirtualApic(&*(slot.bound as *const Vcpu)))
                 }
                 ObjectType::Vcpu => Some(Target::VcpuPage(&*(slot.bound as *const Vcpu))),
+                ObjectType::Trace => Some(Target::Trace(&*(slot.bound as *const Ring))),
                 _ => None,
             }
         }
@@ -405,6 +410,7 @@ impl Target {
             Target::Utcb(ec) => &ec.bound,
             Target::VcpuPage(vcpu) => &vcpu.bound,
             Target::VirtualApic(vcpu) => &vcpu.apic.bound,
+            Target::Trace(ring) => &ring.bound,
         }
     }
 }

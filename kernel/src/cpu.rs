@@ -4,6 +4,7 @@ use crate::object::due::DueQueue;
 use crate::object::ec::Ec;
 use crate::object::sc::{InQueue, Sc};
 use crate::object::{Header, InPool, List};
+use crate::trace::Cursor;
 use core::cell::Cell;
 use hypercall_abi::boot_info::MAX_CPUS;
 use khw::desc::CpuTables;
@@ -40,10 +41,52 @@ pub struct Local {
     pub charged_since: Cell<u64>,
     /// What the timer is armed for, TSC.
     pub armed: Cell<u64>,
-    /// Somebody more urgent became ready, or the slice is over.
-    pub wants_switch: Cell<bool>,
+    /// What the short ways out of the kernel must not pass by.
+    pub attention: Attention,
+    /// Where its events are recorded.
+    pub trace: Cursor,
     /// Queues that other CPUs put contexts into.
     pub queues: Lock<Queues>,
+}
+
+/// Reasons not to go on with what ran before. The short ways test for all of them at once.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct Attention(Cell<u8>);
+
+impl Attention {
+    /// Somebody more urgent became ready, or the slice is over.
+    pub const SWITCH: u8 = 1 << 0;
+    /// Events are recorded.
+    pub const TRACE: u8 = 1 << 1;
+
+    const fn new() -> Self {
+        Attention(Cell::new(0))
+    }
+
+    /// Whether there is no reason.
+    #[inline]
+    pub fn is_none(&self) -> bool {
+        self.0.get() == 0
+    }
+
+    /// Whether there is this one.
+    #[inline]
+    pub fn has(&self, reason: u8) -> bool {
+        self.0.get() & reason != 0
+    }
+
+    /// Adds one.
+    #[inline]
+    pub fn add(&self, reason: u8) {
+        self.0.set(self.0.get() | reason);
+    }
+
+    /// Takes one away.
+    #[inline]
+    pub fn remove(&self, reason: u8) {
+        self.0.set(self.0.get() & !reason);
+    }
 }
 
 /// The scheduler's queues of a CPU.
@@ -82,7 +125,8 @@ impl Local {
             slice_end: Cell::new(u64::MAX),
             charged_since: Cell::new(0),
             armed: Cell::new(u64::MAX),
-            wants_switch: Cell::new(false),
+            attention: Attention::new(),
+            trace: Cursor::new(),
             queues: Lock::new(Queues {
                 bitmap: 0,
                 ready: [const { List::new() }; PRIORITIES],

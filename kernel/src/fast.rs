@@ -7,7 +7,7 @@
 //! left to the code are RAX, RBX, RCX, RBP, R11, R14, R15 and RSP. RBX, RBP, R14 and R15 are the caller's and saved; RCX and
 //! R11 hold its RIP and RFLAGS.
 
-use crate::cpu::{self, Local};
+use crate::cpu::{self, Attention, Local};
 use crate::hypercall::{self, Call, Failure, Outcome};
 use crate::object::ec::{Ec, State};
 use crate::object::pd::Pd;
@@ -118,6 +118,8 @@ global_asm!(
     ".balign 64",
     "nacre_fast_entry:",
     "swapgs",
+    ".global nacre_fast_swapped",
+    "nacre_fast_swapped:",
     "cmp eax, 1", // Call and Reply, with no reserved bit of the head set
     "jbe 10f",
     "cmp eax, {signal}",
@@ -312,8 +314,10 @@ global_asm!(
     // Status and results are in place.
     "58:",
     "mov rcx, gs:[{local}]",
-    "cmp byte ptr [rcx + {l_wants_switch}], 0",
+    "cmp byte ptr [rcx + {l_attention}], 0",
     "jne 60f",
+    ".global nacre_fast_return",
+    "nacre_fast_return:",
     "mov r11, [rsp + 8]",
     "mov rcx, [rsp + 16]",
     "mov rsp, [rsp + 24]",
@@ -389,6 +393,8 @@ global_asm!(
     "jmp nacre_syscall_entry",
     // Somebody else should run: save what the caller keeps, and schedule.
     "60:",
+    "test byte ptr [rcx + {l_attention}], {switch}",
+    "jz nacre_traced_return",
     "mov r11, [rsp + 8]",
     "mov rcx, [rsp + 16]",
     "mov r8, [rsp + 24]",
@@ -490,7 +496,8 @@ global_asm!(
     l_sc = const offset_of!(Local, sc),
     l_active = const offset_of!(Local, active),
     l_tables = const offset_of!(Local, tables),
-    l_wants_switch = const offset_of!(Local, wants_switch),
+    l_attention = const offset_of!(Local, attention),
+    switch = const Attention::SWITCH,
     l_io_open = const offset_of!(Local, io_is_open),
     rsp0 = const RSP0_OFFSET,
 );

@@ -13,4 +13,5 @@ pub mod hypercall;
 pub mod object;
 pub mod reclaim;
 pub mod sched;
+pub mod trace;
 pub mod trap;

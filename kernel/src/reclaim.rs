@@ -8,7 +8,7 @@
 //! Every step leaves a consistent state, so a long revocation stops at a preemption point and the hypercall starts again.
 
 use crate::cap::{self, Target, Tree, slots_of};
-use crate::cpu::{self, Local};
+use crate::cpu::{self, Attention, Local};
 use crate::hypercall::ipc;
 use crate::object::ec::{Ec, State, WaitResult};
 use crate::object::guest_space::GuestSpace;
@@ -19,7 +19,7 @@ use crate::object::sc::Sc;
 use crate::object::signal::Signal;
 use crate::object::vcpu::Vcpu;
 use crate::object::{Header, InPool, List, interrupt};
-use crate::sched;
+use crate::{sched, trace};
 use core::sync::atomic::Ordering;
 use hypercall_abi::{ObjectType, Status};
 use kcore::addr::PhysAddr;
@@ -140,6 +140,10 @@ impl Reclaim {
             Target::VirtualApic(vcpu) => {
                 vcpu.apic.frame.store(0, Ordering::Release);
                 vcpu.kick();
+                self.needs_grace = true;
+            }
+            Target::Trace(ring) => {
+                ring.set_memory(0, 0);
                 self.needs_grace = true;
             }
             Target::VcpuPage(vcpu) => {
@@ -358,6 +362,7 @@ fn cpu_of(header: &'static Header) -> Option<u16> {
 
 /// Lets go of objects of this CPU that are being destroyed.
 pub fn let_go(local: &'static Local) {
+    trace::follow(local);
     loop {
         let doomed = local.queues.lock().doomed.pop_front();
         let Some(header) = doomed else { return };
@@ -368,7 +373,7 @@ pub fn let_go(local: &'static Local) {
                 ipc::withdraw(sc);
                 if local.sc.get().is_some_and(|current| core::ptr::eq(current, sc)) {
                     local.sc.set(None);
-                    local.wants_switch.set(true);
+                    local.attention.add(Attention::SWITCH);
                     // Whom it helped goes on with what it has.
                     let running = local.ec.get().and_then(|ec| ec.sc.get());
                     if running.is_none() {

@@ -3,13 +3,14 @@
 //! The kernel keeps no stack across a switch: [`schedule`] picks a scheduling context, completes what its execution context
 //! was doing in the kernel (a vCPU run), and returns the register frame to leave with.
 
-use crate::cpu::{self, Local, Queues};
+use crate::cpu::{self, Attention, Local, Queues};
 use crate::hypercall::ipc;
 use crate::object::ec::{Ec, State, WaitResult};
 use crate::object::sc::{Place, Sc};
-use crate::reclaim;
+use crate::{reclaim, trace};
 use core::sync::atomic::Ordering;
 use hypercall_abi::Status;
+use hypercall_abi::trace::Kind;
 use khw::cpu::{control, fpu, tsc};
 use khw::desc::CpuTables;
 use khw::entry::Frame;
@@ -19,7 +20,10 @@ use khw::{percpu, smp};
 /// What the CPU leaves the kernel with: the current context if it may go on, otherwise the most urgent one.
 pub fn resume(local: &'static Local) -> *mut Frame {
     match local.ec.get() {
-        Some(ec) if !should_switch(local) => activate(local, ec),
+        Some(ec) if !should_switch(local) => {
+            activate(local, ec);
+            leave_for(local, ec)
+        }
         _ => schedule(local),
     }
 }
@@ -33,6 +37,7 @@ pub fn schedule(local: &'static Local) -> *mut Frame {
         let Some(sc) = pop_ready(&mut local.queues.lock()) else {
             // Nobody's state may be found in the registers by whoever runs next, so idling can keep it.
             local.slice_end.set(u64::MAX);
+            trace::record(local, Kind::Idle, 0, None);
             khw::cpu::idle();
             continue;
         };
@@ -45,23 +50,33 @@ pub fn schedule(local: &'static Local) -> *mut Frame {
         local.sc.set(Some(sc));
         local.charged_since.set(now);
         local.slice_end.set(now.saturating_add(available));
-        local.wants_switch.set(false);
+        local.attention.remove(Attention::SWITCH);
         let Some(ec) = runnable(local, sc) else {
             // It blocked again, or stopped, after it was queued; or whom it helps is blocked.
             local.sc.set(None);
             continue;
         };
         local.ec.set(Some(ec));
-        let frame = activate(local, ec);
-        let Some(vcpu) = ec.vcpu.get() else { return frame };
-        if vcpu.resume(ec) {
-            return activate(local, ec);
+        activate(local, ec);
+        if let Some(vcpu) = ec.vcpu.get() {
+            trace::record(local, Kind::Enter, 0, Some(ec));
+            if !vcpu.resume(ec) {
+                continue;
+            }
+            activate(local, ec);
         }
+        return leave_for(local, ec);
     }
 }
 
+/// The frame by which to leave the kernel for the user code of `ec`, which is active.
+fn leave_for(local: &'static Local, ec: &'static Ec) -> *mut Frame {
+    trace::returns(local, ec);
+    ec.frame_ptr()
+}
+
 /// Makes `ec`'s address space, ports and register frame the active ones.
-fn activate(local: &'static Local, ec: &'static Ec) -> *mut Frame {
+fn activate(local: &'static Local, ec: &'static Ec) {
     arm(local, local.slice_end.get());
     let epoch = smp::epoch();
     let is_active =
@@ -82,7 +97,6 @@ fn activate(local: &'static Local, ec: &'static Ec) -> *mut Frame {
     if ec.pd.io_frames().is_some() || local.io_is_open.get() {
         show_ports(local, ec);
     }
-    ec.frame_ptr()
 }
 
 /// Makes the I/O bitmap that of `ec`'s domain, copying it only if another one is in the TSS.
@@ -157,7 +171,7 @@ pub fn release_helpers(ec: &Ec) {
     let local = cpu::local();
     let released = release(&mut local.queues.lock(), ec);
     if released > local.sc.get().map(|current| current.priority) {
-        local.wants_switch.set(true);
+        local.attention.add(Attention::SWITCH);
     }
 }
 
@@ -265,7 +279,7 @@ fn notice(target: &'static Local, sc: &'static Sc, priority: u8) {
         interrupt(target.id);
     } else if target.sc.get().is_none_or(|current| priority > current.priority || core::ptr::eq(current, sc))
     {
-        target.wants_switch.set(true);
+        target.attention.add(Attention::SWITCH);
     }
 }
 
@@ -320,6 +334,7 @@ pub fn wake(ec: &'static Ec, result: WaitResult) {
         WaitResult::Look | WaitResult::Kicked => {}
     }
     ec.state.set(State::Active);
+    trace::record(cpu::local(), Kind::Wake, 0, Some(ec));
     let own = ec.sc.get();
     if let Some(sc) = own {
         match sc.place.get() {
@@ -348,7 +363,7 @@ pub fn expire(local: &'static Local, now: u64) {
         if let Some(sc) = queues.refill.first().filter(|sc| sc.refilled.when() <= now) {
             queues.refill.remove(sc);
             enqueue(&mut queues, sc, false);
-            local.wants_switch.set(true);
+            local.attention.add(Attention::SWITCH);
             continue;
         }
         let Some(ec) = queues.timed.first().filter(|ec| ec.timed.when() <= now) else {
@@ -373,14 +388,20 @@ pub fn timer_expired(local: &'static Local) {
     let now = tsc::read();
     expire(local, now);
     if now >= local.slice_end.get() {
-        local.wants_switch.set(true);
+        local.attention.add(Attention::SWITCH);
     }
     rearm(local, now);
 }
 
 /// Whether the current context should make way.
 pub fn should_switch(local: &Local) -> bool {
-    local.wants_switch.get() || local.ec.get().is_none_or(|ec| ec.state.get() != State::Active)
+    local.attention.has(Attention::SWITCH) || is_stopped(local)
+}
+
+/// Whether the current context cannot go on.
+#[inline]
+pub fn is_stopped(local: &Local) -> bool {
+    local.ec.get().is_none_or(|ec| ec.state.get() != State::Active)
 }
 
 /// When the current timeslice ends, TSC.
@@ -421,6 +442,6 @@ pub fn look(local: &Local) {
     let most_urgent = 31u32.checked_sub(queues.bitmap.leading_zeros());
     let current = local.sc.get().map(|sc| sc.priority as u32);
     if most_urgent > current || smp::has_request() {
-        local.wants_switch.set(true);
+        local.attention.add(Attention::SWITCH);
     }
 }

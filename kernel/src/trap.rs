@@ -3,7 +3,8 @@
 use crate::object::ec::{Ec, State};
 use crate::object::interrupt;
 use crate::object::signal::Signal;
-use crate::{cpu, epitaph, hypercall, sched};
+use crate::{cpu, epitaph, hypercall, sched, trace};
+use hypercall_abi::trace::Kind;
 use khw::cpu::control;
 use khw::entry::{Frame, Handlers};
 use khw::irq::{lapic, vector};
@@ -36,6 +37,7 @@ extern "C" fn user_trap(frame: *mut Frame) -> *mut Frame {
 /// Stops a context on a fault and tells who wants to know.
 fn fault(ec: &'static Ec, number: u64) {
     let address = if number == PAGE_FAULT { control::read_cr2() } else { 0 };
+    trace::record(cpu::local(), Kind::Fault, number as u32, Some(ec));
     ec.fault.set((number, address));
     ec.state.set(State::Faulted);
     let frame = ec.frame();
@@ -63,6 +65,7 @@ extern "C" fn kernel_trap(frame: *mut Frame) {
 
 fn deliver(number: u8) {
     let local = cpu::local();
+    trace::record(local, Kind::Interrupt, number as u32, local.ec.get());
     match number {
         vector::TIMER => {
             lapic::eoi();

@@ -8,6 +8,8 @@ use crate::desc::{USER_CODE, USER_DATA};
 use crate::percpu::offset;
 use core::arch::global_asm;
 use core::mem::{offset_of, size_of};
+use core::sync::atomic::{AtomicU64, Ordering};
+use hypercall_abi::boot_info::MAX_CPUS;
 
 /// The registers of interrupted user code.
 #[repr(C, align(16))]
@@ -124,12 +126,30 @@ pub unsafe fn enable_syscall(entry: u64) {
     // SAFETY: long mode has these MSRs; the selectors are those of `desc`.
     unsafe {
         msr::write(msr::STAR, 0x1b << 48 | 0x08 << 32);
-        msr::write(msr::LSTAR, entry);
+        set_syscall_entry(entry);
         msr::write(msr::CSTAR, 0);
         msr::write(msr::SFMASK, FLAG_MASK);
         // SYSENTER faults: its code segment is null.
         msr::write(msr::SYSENTER_CS, 0);
     }
+}
+
+/// Where SYSCALL goes, by CPU: for vCPUs, whose guests change LSTAR.
+static SYSCALL_ENTRIES: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
+
+/// Changes where SYSCALL goes on this CPU. vCPUs notice when they take the CPU over from another ([`crate::virt::GuestCpu::take_over`]).
+///
+/// # Safety
+/// `entry` is as for [`enable_syscall`]; the CPU has no guest's registers.
+pub unsafe fn set_syscall_entry(entry: u64) {
+    SYSCALL_ENTRIES[crate::percpu::id()].store(entry, Ordering::Relaxed);
+    // SAFETY: long mode has the MSR; by the contract of this function.
+    unsafe { crate::cpu::msr::write(crate::cpu::msr::LSTAR, entry) };
+}
+
+/// Where SYSCALL goes on this CPU.
+pub(crate) fn syscall_entry() -> u64 {
+    SYSCALL_ENTRIES[crate::percpu::id()].load(Ordering::Relaxed)
 }
 
 /// Address of the entry stub of a vector.

@@ -79,6 +79,7 @@ fn build(system: &System) -> Result<(), Status> {
         (root::LOG, ObjectType::Log, 0),
         (root::PORTS, ObjectType::Ports, 1 << 16),
         (root::IRQS, ObjectType::Irqs, vector::GSI_COUNT as u64),
+        (root::TRACE, ObjectType::Trace, smp::cpu_count() as u64),
     ] {
         let slot = pd.empty_slot(tree, selector)?;
         cap::insert_range(tree, slot, kind, use_it, 0, count);

@@ -7,6 +7,7 @@ use crate::object::ec::Ec;
 use crate::object::guest_space::GuestSpace;
 use crate::object::interrupt;
 use crate::object::vcpu::Vcpu;
+use crate::{reclaim, trace};
 use core::sync::atomic::Ordering;
 use hypercall_abi::cap::{BindRole, IrqKind};
 use hypercall_abi::doorbell::Doorbell;
@@ -49,6 +50,18 @@ pub(super) fn bind(call: &Call) -> Result {
             let space = found.cast::<GuestSpace>(Rights::GUEST_DOORBELL)?;
             let trigger = Doorbell::decode(role, extra).ok_or(Status::BadArgument)?;
             space.bind_doorbell(&mut tree, bound, trigger)?;
+        }
+        BindRole::TraceRing => {
+            found.range(ObjectType::Trace, Rights::USE)?;
+            if extra >= found.count {
+                return Err(Status::BadArgument.into());
+            }
+            let ring = trace::ring(found.object + extra);
+            let first = bind_page(&mut tree, bound, 0, Target::Trace(ring))?;
+            ring.set_memory(first, bound.count);
+            // Every CPU looks at its ring; the tree lock is held.
+            reclaim::let_go(call.local);
+            khw::smp::synchronize();
         }
         BindRole::VcpuNotification => {
             let vcpu = found.cast::<Vcpu>(Rights::VCPU_RUN)?;

@@ -12,11 +12,11 @@ pub(super) fn capability(call: &Call) -> Result {
     Ok(Outcome::Done(Status::Success, call.capability()?.describe()))
 }
 
-/// Whether a context stopped on a fault, and where.
+/// Whether a context stopped on a fault, and where; else its number.
 pub(super) fn ec(call: &Call) -> Result {
     let ec = call.capability()?.cast::<Ec>(Rights::EC_INFO)?;
     if ec.state.get() != State::Faulted {
-        return Ok(Outcome::OK);
+        return Ok(Outcome::Done(Status::Success, [0, 0, ec.number as u64]));
     }
     let (vector, address) = ec.fault.get();
     Ok(Outcome::Done(Status::Success, [1 << 63 | vector, ec.frame().rip, address]))

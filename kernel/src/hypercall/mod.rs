@@ -15,7 +15,7 @@ pub mod vcpu;
 mod wait;
 
 use crate::cap::{self, Restart, Tree};
-use crate::cpu::{self, Local};
+use crate::cpu::{self, Attention, Local};
 use crate::object::ec::Ec;
 use crate::sched;
 use hypercall_abi::regs::Head;
@@ -142,7 +142,7 @@ pub fn dispatch() -> *mut Frame {
             // SYSCALL is two bytes long: the caller executes it again, with its registers untouched.
             registers.rip -= 2;
             khw::cpu::interrupt_window();
-            local.wants_switch.set(true);
+            local.attention.add(Attention::SWITCH);
         }
     }
     sched::resume(local)

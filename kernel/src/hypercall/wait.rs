@@ -1,6 +1,7 @@
 //! Signal, wait, yield.
 
 use super::{Call, Outcome, Result};
+use crate::cpu::Attention;
 use crate::sched;
 use hypercall_abi::{Rights, Status};
 use khw::cpu::tsc;
@@ -35,6 +36,6 @@ pub(super) fn yield_now(call: &Call) -> Result {
         sc.budget().forfeit(tsc::read());
     }
     call.local.slice_end.set(0);
-    call.local.wants_switch.set(true);
+    call.local.attention.add(Attention::SWITCH);
     Ok(Outcome::OK)
 }

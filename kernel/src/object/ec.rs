@@ -9,7 +9,7 @@ use super::vcpu::Vcpu;
 use super::{Header, Linked, List, ListLink, Object};
 use crate::cap::BoundList;
 use core::cell::{Cell, UnsafeCell};
-use core::sync::atomic::{AtomicPtr, AtomicU64};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use hypercall_abi::{ObjectType, Status};
 use khw::entry::Frame;
 
@@ -22,6 +22,8 @@ pub struct Ec {
     pub pd: &'static Pd,
     /// Its CPU.
     pub cpu: u16,
+    /// Its number: no other context's since boot.
+    pub number: u32,
     /// Runs only when called through a portal.
     pub is_handler: bool,
     /// Stack pointer a handler starts with.
@@ -139,6 +141,9 @@ unsafe impl Object for Ec {
     const KIND: ObjectType = ObjectType::Ec;
 }
 
+/// Contexts made since boot.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
 impl Ec {
     /// A context of `pd` on `cpu`, not started.
     pub fn new(header: Header, pd: &'static Pd, cpu: u16, is_handler: bool, frame: Frame) -> Self {
@@ -146,6 +151,7 @@ impl Ec {
             header,
             pd,
             cpu,
+            number: COUNT.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
             is_handler,
             handler_sp: frame.rsp,
             state: Cell::new(State::Idle),

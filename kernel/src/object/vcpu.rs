@@ -11,12 +11,13 @@ use super::signal::Signal;
 use super::vapic::VirtualApic;
 use super::{Header, Linked, ListLink, Object};
 use crate::cap::BoundList;
-use crate::cpu::{self, Local};
-use crate::sched;
+use crate::cpu::{self, Attention, Local};
+use crate::{sched, trace};
 use core::cell::{Cell, UnsafeCell};
 use core::ptr::{NonNull, addr_of_mut};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hypercall_abi::exit::{EntryRule, ExitKind};
+use hypercall_abi::trace::Kind;
 use hypercall_abi::vcpu::{ACTIVITY_HALTED, FpuOperation, Groups, RunFlags, VcpuPage};
 use hypercall_abi::{ObjectType, Status};
 use kcore::addr::PhysAddr;
@@ -233,7 +234,7 @@ impl Vcpu {
         local.tr_is_short.set(true);
         if next == Next::RESCHEDULE {
             self.attach(ec);
-            local.wants_switch.set(true);
+            local.attention.add(Attention::SWITCH);
         }
         next
     }
@@ -294,6 +295,7 @@ impl Vcpu {
             }
             backend.run(page, &args)
         };
+        let mut answered = 0;
         match returned {
             Returned::Exit(kind) => {
                 if !self.rings(page, kind)
@@ -302,6 +304,7 @@ impl Vcpu {
                     return Some(Next::complete(Status::Success, kind));
                 }
                 // What the kernel answers in the VMM's place goes on from here.
+                answered = kind;
                 khw::cpu::interrupt_window();
             }
             Returned::HostInterrupt => khw::cpu::interrupt_window(),
@@ -310,7 +313,13 @@ impl Vcpu {
             Returned::Timer => sched::timer_expired(local),
             Returned::Halted => {}
         }
-        sched::should_switch(local).then_some(Next::RESCHEDULE)
+        if !local.attention.is_none() {
+            if local.attention.has(Attention::SWITCH) {
+                return Some(Next::RESCHEDULE);
+            }
+            trace::record(local, Kind::Enter, answered, Some(ec));
+        }
+        sched::is_stopped(local).then_some(Next::RESCHEDULE)
     }
 
     /// Completes the call without entering the guest.

@@ -18,6 +18,7 @@ pub mod revoke;
 pub mod scheduling;
 pub mod signals;
 pub mod smp;
+pub mod trace;
 pub mod vcpu;
 pub mod vcpu_fpu;
 pub mod vcpu_fuzz;
@@ -97,6 +98,7 @@ pub const ALL: &[Group] = &[
     scheduling::GROUP,
     smp::GROUP,
     faults::GROUP,
+    trace::GROUP,
     entry::GROUP,
     vcpu::GROUP,
     vcpu_state::GROUP,

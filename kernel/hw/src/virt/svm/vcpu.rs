@@ -98,7 +98,7 @@ unsafe impl GuestCpu for Vcpu {
         vmcb.control.nested_control = NP_ENABLE;
         vmcb.control.nested_cr3 = nested_root.0;
         vmcb.save.reset();
-        // What VMLOAD restores is the same for ever: user code has no FS or GS base.
+        // What VMLOAD restores is the same for ever, but for LSTAR: user code has no FS or GS base.
         // SAFETY: the caller gives the frame; SVM is enabled where there are vCPUs.
         unsafe { insn::vmsave(vcpu.host) };
         let host = vmcb_at(vcpu.host);
@@ -108,6 +108,7 @@ unsafe impl GuestCpu for Vcpu {
 
     unsafe fn take_over(&mut self) {
         tsc::set_aux(self.extra.tsc_aux);
+        vmcb_at(self.host).save.lstar = crate::entry::syscall_entry();
         self.is_settled = false;
     }
 

@@ -128,6 +128,7 @@ unsafe impl GuestCpu for Vcpu {
         // SAFETY: long mode has CSTAR; its value was checked. Nothing of the kernel's uses it.
         unsafe { msr::write(msr::CSTAR, self.guest_msrs.cstar) };
         tsc::set_aux(self.guest_msrs.tsc_aux as u32);
+        self.host.msrs.lstar = crate::entry::syscall_entry();
         self.chores |= Chores::BREAKPOINTS;
     }
 
