@@ -6,6 +6,7 @@ use crate::image::BootImage;
 use crate::image::iso::{self, Firmware};
 use crate::request::{self, RunArgs};
 use crate::run::outcome::{Report, Verdict};
+use crate::trace::{self, TraceArgs};
 use crate::{compile, doctor, progress, setup, test};
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
@@ -30,6 +31,8 @@ enum Command {
     Test(test::TestArgs),
     /// Measures what operations cost, beside other hypervisors
     Bench(BenchArgs),
+    /// Boots with every CPU recording what it does, and draws the time line
+    Trace(TraceArgs),
     /// Says what this machine has, and what to do about what it lacks
     Doctor(doctor::DoctorArgs),
     /// Makes an image that boots on a PC, by BIOS and UEFI
@@ -57,12 +60,14 @@ pub fn main() -> ExitCode {
         Command::Run(args) => args.json,
         Command::Image(args) => args.run.json,
         Command::Bench(args) => args.json,
+        Command::Trace(args) => args.run.json,
         Command::Test(_) | Command::Doctor(_) | Command::Build | Command::Setup => false,
     };
     let result = match cli.command {
         Command::Run(args) => run(&args),
         Command::Test(args) => test::test(&args),
         Command::Bench(args) => bench::bench(&args).map(|()| 0),
+        Command::Trace(args) => trace::trace(&args),
         Command::Doctor(args) => doctor::doctor(&args).map(|()| 0),
         Command::Image(args) => image(&args).map(|()| 0),
         Command::Build => build().map(|()| 0),

@@ -22,4 +22,5 @@ pub mod request;
 pub mod run;
 pub mod setup;
 pub mod test;
+pub mod trace;
 pub mod workspace;

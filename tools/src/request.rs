@@ -13,7 +13,7 @@ use clap::{Args, Parser};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use vmm_protocol::manifest::{
-    ConsoleMode, DiskConfig, MONITOR_MODULE, Manifest, OnCrash, OnReset, VmConfig, WhenDone,
+    ConsoleMode, DiskConfig, MONITOR_MODULE, Manifest, OnCrash, OnReset, TraceConfig, VmConfig, WhenDone,
 };
 
 /// Memory for Linux in MiB.
@@ -89,6 +89,9 @@ pub struct RunArgs {
     /// Everything is built already.
     #[arg(skip)]
     pub is_built: bool,
+    /// What the CPUs do is recorded.
+    #[arg(skip)]
+    pub trace: Option<TraceConfig>,
 }
 
 /// A disk of the guest.
@@ -243,14 +246,19 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
     }
     let mut collector = Collector::default();
     let vm = vm(args, is_linux, &mut collector)?;
-    let mut manifest =
-        Manifest { console: ConsoleMode::default(), when_done: WhenDone::Poweroff, vms: vec![vm] };
+    let mut manifest = Manifest {
+        console: ConsoleMode::default(),
+        when_done: WhenDone::Poweroff,
+        trace: None,
+        vms: vec![vm],
+    };
     adapt(&mut manifest, args, for_whom);
     manifest::check_all(&manifest, collector, host)
 }
 
 /// What the options change in a manifest.
 fn adapt(manifest: &mut Manifest, args: &RunArgs, for_whom: ForWhom) {
+    manifest.trace = args.trace.or(manifest.trace);
     if for_whom == ForWhom::Tool {
         manifest.console = ConsoleMode::Framed;
         if let (Some(_), Some(vm)) = (args.gdb, manifest.vms.first_mut()) {

@@ -41,7 +41,8 @@ pub fn main(info: core::result::Result<&'static BootInfo, &'static str>, started
 
 fn run(info: &'static BootInfo, started: u64) -> Result<()> {
     process::pool().create_ntfn(process::selector::EVENTS)?;
-    let mut system = System { info, memory: FreeMemory::new(info), wall_clock: WallClock::default() };
+    let mut system =
+        System { info, memory: FreeMemory::new(info), wall_clock: WallClock::default(), recorder: None };
     let report = Report::new(&request(&system)?);
     report.measure("boot.kernel_to_user", || Ok(Summary::single(started - info.entry_tsc - info.boot_wait)));
     report.measure(USER_BYTES, || user_bytes(&system).map(Summary::single));

@@ -18,6 +18,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 use vmm_protocol::link::{Frame, NO_VM, Stream, VERSION};
 use vmm_protocol::outcome::Outcome;
+use vmm_protocol::trace;
 
 /// How long the system may take until its console server speaks, unless the whole run may take less.
 const BOOT_TIME: Duration = Duration::from_secs(180);
@@ -224,6 +225,10 @@ impl<'a> Session<'a> {
         let line = if self.emulator.machine().is_bochs() { bochs::kernel_line(line) } else { Some(line) };
         let Some(line) = line else { return };
         self.log.raw(line);
+        if line.starts_with(trace::PREFIX) && self.closing.is_some() {
+            // There is more to come.
+            self.closing = Some(Instant::now() + CLOSING_TIME);
+        }
         if line.starts_with(EPITAPH) {
             self.epitaph.push(line.to_owned());
             self.close_within(EPITAPH_TIME);

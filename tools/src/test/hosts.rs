@@ -75,8 +75,12 @@ fn run(machine: Machine, case: &Case) -> Result<Outcome> {
         vm.cpu = cpu;
         vm
     });
-    let manifest =
-        Manifest { console: ConsoleMode::Framed, when_done: WhenDone::Poweroff, vms: vms.collect() };
+    let manifest = Manifest {
+        console: ConsoleMode::Framed,
+        when_done: WhenDone::Poweroff,
+        trace: None,
+        vms: vms.collect(),
+    };
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
     let options = Options {
         timeout: Some(TIME_LIMIT),

@@ -13,6 +13,7 @@ pub mod linux;
 pub mod mistakes;
 pub mod record;
 pub mod refusals;
+pub mod trace;
 pub mod vmms;
 
 use crate::run::machine::Machine;
@@ -143,6 +144,7 @@ fn on(machine: Machine) -> Vec<Test> {
         disks::tests(machine),
         images::tests(machine),
         gdb::tests(machine),
+        trace::tests(machine),
         refusals::tests(machine),
     ]
     .into_iter()

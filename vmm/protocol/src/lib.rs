@@ -3,6 +3,7 @@
 //! - [`manifest`]: which VMs to start and from what; TOML on the host, postcard in the boot image.
 //! - [`link`]: frames on the serial line between the console server and `cargo nacre`.
 //! - [`outcome`]: how a VM ended.
+//! - [`trace`]: how the root task prints what was recorded.
 //! - [`process`]: what the root task and the processes it starts say to each other.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -13,3 +14,4 @@ pub mod link;
 pub mod manifest;
 pub mod outcome;
 pub mod process;
+pub mod trace;

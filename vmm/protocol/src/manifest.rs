@@ -27,9 +27,26 @@ pub struct Manifest {
     /// What the root task does when every VM has ended.
     #[serde(default)]
     pub when_done: WhenDone,
+    /// What the CPUs do is recorded, and printed at the end: see [`crate::trace`].
+    #[serde(default)]
+    pub trace: Option<TraceConfig>,
     /// The VMs; at least one, names distinct.
     #[serde(rename = "vm")]
     pub vms: Vec<VmConfig>,
+}
+
+/// When to record what the CPUs do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TraceConfig {
+    /// How many events to keep for each CPU: the last ones.
+    pub events: u32,
+    /// Begin so long after the root task, in µs.
+    #[serde(default)]
+    pub from_us: u64,
+    /// Stop so long after the root task, in µs; not there: when every VM has ended.
+    #[serde(default)]
+    pub to_us: Option<u64>,
 }
 
 /// How the console server uses COM1.
@@ -142,6 +159,8 @@ pub enum OnCrash {
 
 /// Most disks of a VM.
 pub const MAX_DISKS: usize = 6;
+/// Most events that can be kept for each CPU.
+pub const MAX_TRACE_EVENTS: u32 = 1 << 22;
 /// Longest name of a VM, in bytes.
 pub const MAX_NAME: usize = 15;
 /// Most guest memory, in MiB.
@@ -170,6 +189,8 @@ pub enum ManifestError {
     TooManyDisks(String),
     /// This boot module is a disk that a VM may write, and something else too.
     SharedDisk(String),
+    /// The trace keeps none, or more than [`MAX_TRACE_EVENTS`] events.
+    TraceEvents(u32),
 }
 
 impl fmt::Display for ManifestError {
@@ -195,6 +216,9 @@ impl fmt::Display for ManifestError {
             ManifestError::SharedDisk(image) => {
                 write!(f, "disk {image:?} is used twice: make it read_only everywhere, or copy it")
             }
+            ManifestError::TraceEvents(events) => {
+                write!(f, "a trace of {events} events: it must keep 1 to {MAX_TRACE_EVENTS}")
+            }
         }
     }
 }
@@ -209,6 +233,9 @@ impl Manifest {
         }
         if self.vms.len() > MAX_VMS {
             return Err(ManifestError::TooManyVms(self.vms.len()));
+        }
+        if let Some(trace) = self.trace.filter(|trace| !(1..=MAX_TRACE_EVENTS).contains(&trace.events)) {
+            return Err(ManifestError::TraceEvents(trace.events));
         }
         for (index, vm) in self.vms.iter().enumerate() {
             vm.check()?;
@@ -284,7 +311,7 @@ mod tests {
     }
 
     fn check(vms: Vec<VmConfig>) -> Result<(), ManifestError> {
-        Manifest { console: ConsoleMode::Plain, when_done: WhenDone::Poweroff, vms }.check()
+        Manifest { console: ConsoleMode::Plain, when_done: WhenDone::Poweroff, trace: None, vms }.check()
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod memory;
 pub mod process;
 pub mod supervisor;
 pub mod system;
+pub mod trace;
 pub mod vm;
 pub mod wall_clock;
 

@@ -147,6 +147,9 @@ impl Process {
 
         let start = ThreadStart { cpu: plan.cpu, ip: entry, sp: layout::STACK_TOP, argument: layout::INFO };
         self.ec = self.pool.create_ec(selector::allocate()?, self.pd, start)?;
+        if let Some(recorder) = &mut system.recorder {
+            recorder.name(self.ec, plan.name);
+        }
         self.add_utcb(&mut system.memory)?;
         self.add_first_capabilities(plan)
     }

@@ -3,6 +3,7 @@
 use crate::console::Console;
 use crate::error::StartError;
 use crate::system::System;
+use crate::trace::Recorder;
 use crate::vm::Vm;
 use alloc::vec::Vec;
 use usys::cap::{Cap, Ntfn};
@@ -60,6 +61,9 @@ pub struct Supervisor {
 impl Supervisor {
     /// Starts the console server and every VM. A VM that cannot start is reported, and no error.
     pub fn start(mut system: System, manifest: Manifest) -> Result<Self, StartError> {
+        if let Some(config) = manifest.trace {
+            system.recorder = Some(Recorder::new(&mut system.memory, system.info, config)?);
+        }
         let new_vm = |(index, config): (usize, VmConfig)| Vm::new(&mut system, index, config);
         let vms: Vec<Vm> = manifest.vms.into_iter().enumerate().map(new_vm).collect::<Result<_, _>>()?;
         let mut console = Console::new(&mut system, manifest.console, &vms)?;
@@ -79,17 +83,23 @@ impl Supervisor {
     /// Reports what ends, until every VM has; returns only with what makes going on impossible.
     pub fn run(mut self) -> StartError {
         while self.vms.iter().any(Vm::is_running) || self.when_done == WhenDone::Halt {
-            let raised = match process::events().wait(FOREVER) {
+            let deadline = self.system.recorder.as_ref().map_or(FOREVER, Recorder::next);
+            let raised = match process::events().wait(deadline) {
                 Ok(raised) => raised,
                 Err(error) => return error.into(),
             };
-            if let Err(error) = self.handle(raised) {
+            if let Err(error) = self.record().and_then(|()| self.handle(raised)) {
                 return error;
             }
             let deadline = cpu::deadline_in(BREATH_MS, self.system.info.tsc_hz);
             let _ = self.pause.wait(deadline);
         }
         self.finish()
+    }
+
+    /// Begins, or stops, recording if it is time.
+    fn record(&mut self) -> Result<(), StartError> {
+        self.system.recorder.as_mut().map_or(Ok(()), Recorder::look)
     }
 
     fn handle(&mut self, raised: u64) -> Result<(), StartError> {
@@ -152,6 +162,9 @@ impl Supervisor {
 
     /// Every VM has ended: lets the console server send what is left, and turns the machine off.
     fn finish(&mut self) -> ! {
+        if let Some(Err(error)) = self.system.recorder.as_mut().map(Recorder::print) {
+            log::error!("the trace cannot be printed: {error}");
+        }
         self.console.say_bye();
         let deadline = cpu::deadline_in(BYE_MS, self.system.info.tsc_hz);
         while self.console.is_running()

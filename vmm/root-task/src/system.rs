@@ -2,6 +2,7 @@
 
 use crate::error::StartError;
 use crate::memory::FreeMemory;
+use crate::trace::Recorder;
 use crate::wall_clock::WallClock;
 use alloc::string::ToString;
 use alloc::vec;
@@ -40,13 +41,16 @@ pub struct System {
     pub memory: FreeMemory,
     /// What time it was when the root task started.
     pub wall_clock: WallClock,
+    /// What the CPUs do is recorded.
+    pub recorder: Option<Recorder>,
 }
 
 impl System {
     /// Takes over from the kernel.
     pub fn new(info: &'static BootInfo) -> Result<Self, StartError> {
         process::pool().create_ntfn(process::selector::EVENTS)?;
-        let system = System { info, memory: FreeMemory::new(info), wall_clock: WallClock::read() };
+        let system =
+            System { info, memory: FreeMemory::new(info), wall_clock: WallClock::read(), recorder: None };
         log::info!(
             "{} CPUs, {} MiB free, TSC at {} MHz",
             info.cpu_count,

@@ -42,6 +42,8 @@ object_types! {
     Irqs,
     /// The kernel's log.
     Log,
+    /// A range of CPUs whose events may be recorded.
+    Trace,
 }
 
 /// A capability for an object or range of type `T` in this process's object space.

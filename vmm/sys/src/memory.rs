@@ -6,7 +6,7 @@
 
 use crate::cap::{Cap, GuestSpace, Memory, Narrow, Pd};
 use crate::error::{Error, Result};
-use crate::hypercall::invoke_range;
+use crate::hypercall::{invoke, invoke_range};
 use crate::lock::Mutex;
 use crate::range::RangeSet;
 use crate::window::Window;
@@ -56,6 +56,12 @@ impl Cap<Memory> {
         };
         // SAFETY: the kernel maps only where nothing is mapped, hence where no reference points.
         unsafe { invoke_range(Hypercall::Map, self.selector(), step) }
+    }
+
+    /// Ends what all `pages` pages of this capability are mapped into or bound to.
+    pub fn unmap(self, pages: u64) -> Result<()> {
+        // SAFETY: mappings only go away: an access afterwards faults and ends this process.
+        unsafe { invoke(Hypercall::Unmap, self.selector(), [0, pages, 0, 0, 0, 0]) }.map(drop)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What can be done with the objects of the kernel, as methods of their capabilities (SPEC.md 4).
 
-use crate::cap::{Cap, Ec, GuestSpace, Irqs, Log, Ntfn, Pd, Pool, Ports, Pt, Sc, Sm, Vcpu};
+use crate::cap::{Cap, Ec, GuestSpace, Irqs, Log, Memory, Ntfn, Pd, Pool, Ports, Pt, Sc, Sm, Trace, Vcpu};
 use crate::error::{Error, Result};
 use crate::hypercall::{call_portal, invoke, invoke_range};
 use crate::process;
@@ -160,6 +160,13 @@ impl Cap<Ec> {
         let is_stopped = state >> 63 != 0;
         Ok(is_stopped.then_some(Fault { vector: state as u8, rip, address }))
     }
+
+    /// The number that records of the trace have for the thread; 0 once it stopped.
+    pub fn number(self) -> Result<u64> {
+        // SAFETY: reads only.
+        let [state, _, number] = unsafe { invoke(Hypercall::EcInfo, self.selector(), [0; 6]) }?;
+        Ok(if state >> 63 == 0 { number } else { 0 })
+    }
 }
 
 impl Cap<Sc> {
@@ -262,6 +269,13 @@ impl Cap<Irqs> {
     pub fn acknowledge(self, index: u64) -> Result<()> {
         // SAFETY: touches no memory.
         unsafe { invoke(Hypercall::IrqAck, self.selector(), [index, 0, 0, 0, 0, 0]) }.map(drop)
+    }
+}
+
+impl Cap<Trace> {
+    /// Has CPU `index` of this range record its events in all of `ring` (SPEC.md 4.10), which was zeroed and has no other use.
+    pub fn record(self, index: u64, ring: Cap<Memory>) -> Result<()> {
+        bind(self.selector(), ring.selector(), BindRole::TraceRing, index)
     }
 }
 
