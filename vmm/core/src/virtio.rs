@@ -11,8 +11,10 @@ use core::fmt;
 use vdev::bus::Bus;
 use vdev::guest_mem::GuestMemory;
 use vdev::virtio::block::Block;
+use vdev::virtio::console::ConsoleDevice;
 use vdev::virtio::entropy::EntropyDevice;
 use vdev::virtio::mmio::{Line, MMIO_BYTES, Transport};
+use vdev::virtio::net::Net;
 use vdev::virtio::queue::Queue;
 use vdev::virtio::{Device, DeviceType, DriverError, Turn};
 
@@ -28,6 +30,10 @@ pub enum VirtioDevice {
     Block(Block),
     /// A source of random numbers.
     Entropy(EntropyDevice),
+    /// A console.
+    Console(ConsoleDevice),
+    /// A network card.
+    Net(Net),
 }
 
 /// Calls a method of whichever device it is.
@@ -36,6 +42,8 @@ macro_rules! each {
         match $device {
             VirtioDevice::Block($inner) => $call,
             VirtioDevice::Entropy($inner) => $call,
+            VirtioDevice::Console($inner) => $call,
+            VirtioDevice::Net($inner) => $call,
         }
     };
 }
@@ -78,7 +86,7 @@ impl Device for VirtioDevice {
         each!(self, device => device.process(memory, queues, index))
     }
 
-    fn poll<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<bool, DriverError> {
+    fn poll<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {
         each!(self, device => device.poll(memory, queues))
     }
 }
@@ -177,6 +185,7 @@ impl VirtioBus {
     ) {
         for (index, device) in self.devices.iter_mut().enumerate() {
             let line = device.poll(memory);
+            self.is_notified |= device.is_notified();
             follow(LineChange { gsi: gsi(index), line }, take_complaint(index, device));
         }
     }

@@ -30,6 +30,7 @@
 //! | [`block`] | disk: requests, their checks, and where the sectors are |
 //! | [`console`] | bytes in and out |
 //! | [`entropy`] | random bytes |
+//! | [`net`] | network card: frames to a link and from it |
 //! | [`virtio`] | the front ends for virtio's drivers |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -47,6 +48,7 @@ pub mod i8042;
 pub mod interrupt;
 pub mod ioapic;
 pub mod lapic;
+pub mod net;
 pub mod pvclock;
 pub mod rtc;
 pub mod segment;

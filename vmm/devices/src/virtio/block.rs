@@ -239,7 +239,7 @@ impl Device for Block {
         index: usize,
     ) -> Result<Turn, DriverError> {
         let Some(queue) = queues.get_mut(index) else {
-            return Ok(Turn { interrupt: false, again: false });
+            return Ok(Turn::NOTHING);
         };
         for _ in 0..queue.size() {
             if !queue.pop_or_arm(memory, &mut self.chain)? {
@@ -250,9 +250,9 @@ impl Device for Block {
         queue.end_turn(memory, true)
     }
 
-    fn poll<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<bool, DriverError> {
+    fn poll<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {
         if self.in_flight_count == 0 {
-            return Ok(false);
+            return Ok(Turn::NOTHING);
         }
         while let Some((token, completion)) = self.disk.take_completed(memory) {
             let slot = usize::try_from(token.0).ok().and_then(|slot| self.in_flight.get_mut(slot));
@@ -264,11 +264,11 @@ impl Device for Block {
                 end(memory, queue, &flight, completion)?;
             }
         }
-        let mut wants = false;
+        let mut interrupt = false;
         for queue in queues {
-            wants |= queue.wants_interrupt(memory)?;
+            interrupt |= queue.wants_interrupt(memory)?;
         }
-        Ok(wants)
+        Ok(Turn { interrupt, again: false })
     }
 }
 

@@ -7,7 +7,7 @@ use crate::segment::Segment;
 use alloc::vec::Vec;
 
 pub(super) const MEMORY_BYTES: usize = 1 << 20;
-/// Queue n lies here, `n * QUEUE_STRIDE` further.
+/// Queue 0 lies here, queue n `n * QUEUE_STRIDE` further.
 const QUEUES: u64 = 0x1000;
 const QUEUE_STRIDE: u64 = 0x4000;
 const AVAILABLE: u64 = 0x1000;
@@ -34,15 +34,23 @@ impl Buffer {
     }
 }
 
+/// What a driver knows of a queue.
+#[derive(Clone, Default)]
+struct Ring {
+    next_descriptor: u16,
+    available: u16,
+    used: u16,
+}
+
 /// A driver and the device that it drives.
 pub(super) struct Driver<D> {
     pub(super) device: Transport<D>,
     pub(super) memory: VecMemory,
     features: u64,
     size: u16,
-    next_descriptor: u16,
-    available: u16,
-    used: u16,
+    /// The queue that everything is about.
+    queue: usize,
+    rings: Vec<Ring>,
     /// The interrupt line.
     pub(super) line: bool,
     /// Interrupts: rises of the line.
@@ -50,7 +58,7 @@ pub(super) struct Driver<D> {
 }
 
 impl<D: Device> Driver<D> {
-    /// Brings the device up with queue 0 of `size` descriptors.
+    /// Brings the device up with queues of `size` descriptors each.
     pub(super) fn new(device: D, features: u64, size: u16) -> Self {
         let mut driver = Driver::raw(device);
         driver.start(features, size);
@@ -64,9 +72,8 @@ impl<D: Device> Driver<D> {
             memory: VecMemory::new(MEMORY_BYTES),
             features: 0,
             size: 0,
-            next_descriptor: 0,
-            available: 0,
-            used: 0,
+            queue: 0,
+            rings: Vec::new(),
             line: false,
             interrupts: 0,
         }
@@ -75,8 +82,7 @@ impl<D: Device> Driver<D> {
     /// The sequence of 3.1.1.
     pub(super) fn start(&mut self, features: u64, size: u16) {
         (self.features, self.size) = (features | VERSION_1, size);
-        (self.next_descriptor, self.available, self.used) = (0, 0, 0);
-        self.memory.write(QUEUES, &[0; QUEUE_STRIDE as usize]).unwrap();
+        self.rings.clear();
         self.write(0x070, 0);
         self.write(0x070, 1);
         self.write(0x070, 3);
@@ -86,14 +92,35 @@ impl<D: Device> Driver<D> {
         }
         self.write(0x070, 11);
         assert_eq!(self.read(0x070), 11, "the device takes the features");
+        for queue in 0..self.device.device().queue_sizes().len() {
+            self.rings.push(Ring::default());
+            self.select(queue);
+            self.memory.write(self.base(), &[0; QUEUE_STRIDE as usize]).unwrap();
+            self.write(0x030, queue as u32);
+            self.write(0x038, size.into());
+            self.write(0x080, self.base() as u32);
+            self.write(0x090, (self.base() + AVAILABLE) as u32);
+            self.write(0x0a0, (self.base() + USED) as u32);
+            self.write(0x044, 1);
+        }
+        self.select(0);
         self.write(0x030, 0);
-        self.write(0x038, size.into());
-        self.write(0x080, QUEUES as u32);
-        self.write(0x090, (QUEUES + AVAILABLE) as u32);
-        self.write(0x0a0, (QUEUES + USED) as u32);
-        self.write(0x044, 1);
         self.write(0x070, 15);
         self.run();
+    }
+
+    /// From now on everything is about this queue.
+    pub(super) fn select(&mut self, queue: usize) {
+        self.queue = queue;
+    }
+
+    /// Where the queue is.
+    fn base(&self) -> u64 {
+        QUEUES + self.queue as u64 * QUEUE_STRIDE
+    }
+
+    fn ring(&mut self) -> &mut Ring {
+        &mut self.rings[self.queue]
     }
 
     pub(super) fn read(&mut self, offset: u64) -> u32 {
@@ -129,24 +156,24 @@ impl<D: Device> Driver<D> {
 
     /// Offers a chain, through a table of its own if that was negotiated; returns its name. Nothing is notified yet.
     pub(super) fn offer(&mut self, buffers: &[Buffer]) -> u16 {
-        let head = self.next_descriptor;
+        let head = self.ring().next_descriptor;
         if self.features & INDIRECT_DESC != 0 {
-            let table = TABLES + u64::from(head) * 16 * 16;
+            let table = TABLES + self.queue as u64 * 0x4000 + u64::from(head) * 16 * 16;
             self.write_descriptors(table, buffers, |at| at as u16 + 1);
             let len = buffers.len() as u64 * 16;
-            self.write_descriptor(QUEUES + u64::from(head) * 16, (table, len | 4 << 32));
-            self.next_descriptor = (head + 1) % self.size;
+            self.write_descriptor(self.base() + u64::from(head) * 16, (table, len | 4 << 32));
+            self.ring().next_descriptor = (head + 1) % self.size;
         } else {
             let size = self.size;
             for (at, buffer) in (0..).zip(buffers) {
                 let here = (head + at) % size;
                 let is_last = usize::from(at) + 1 == buffers.len();
                 self.write_descriptor(
-                    QUEUES + u64::from(here) * 16,
+                    self.base() + u64::from(here) * 16,
                     buffer.descriptor(is_last, (here + 1) % size),
                 );
             }
-            self.next_descriptor = (head + buffers.len() as u16) % size;
+            self.ring().next_descriptor = (head + buffers.len() as u16) % size;
         }
         self.put_available(head);
         head
@@ -165,47 +192,48 @@ impl<D: Device> Driver<D> {
         self.memory.write_u64(gpa + 8, rest).unwrap();
     }
 
-    /// Where descriptor `index` of the queue is.
+    /// Where descriptor `index` of queue 0 is.
     pub(super) fn descriptor(index: u16) -> u64 {
         QUEUES + u64::from(index) * 16
     }
 
     /// Puts any number into the available ring.
     pub(super) fn put_available(&mut self, head: u16) {
-        let slot = u64::from(self.available % self.size);
-        self.memory.write_u16(QUEUES + AVAILABLE + 4 + 2 * slot, head).unwrap();
-        self.available = self.available.wrapping_add(1);
-        self.set_available_index(self.available);
+        let slot = u64::from(self.rings[self.queue].available % self.size);
+        self.memory.write_u16(self.base() + AVAILABLE + 4 + 2 * slot, head).unwrap();
+        let index = self.available_index().wrapping_add(1);
+        self.ring().available = index;
+        self.set_available_index(index);
     }
 
     pub(super) fn set_available_index(&mut self, index: u16) {
-        self.memory.write_u16(QUEUES + AVAILABLE + 2, index).unwrap();
+        self.memory.write_u16(self.base() + AVAILABLE + 2, index).unwrap();
     }
 
     pub(super) fn set_available_flags(&mut self, flags: u16) {
-        self.memory.write_u16(QUEUES + AVAILABLE, flags).unwrap();
+        self.memory.write_u16(self.base() + AVAILABLE, flags).unwrap();
     }
 
     /// Wants an interrupt when the used index passes this one.
     pub(super) fn set_used_event(&mut self, index: u16) {
-        self.memory.write_u16(QUEUES + AVAILABLE + 4 + 2 * u64::from(self.size), index).unwrap();
+        self.memory.write_u16(self.base() + AVAILABLE + 4 + 2 * u64::from(self.size), index).unwrap();
     }
 
     /// Whether the device wants a notification for what was offered since `old`.
     pub(super) fn must_notify(&self, old: u16) -> bool {
         if self.features & EVENT_IDX == 0 {
-            return self.memory.read_u16(QUEUES + USED).unwrap() & 1 == 0;
+            return self.memory.read_u16(self.base() + USED).unwrap() & 1 == 0;
         }
-        let event = self.memory.read_u16(QUEUES + USED + 4 + 8 * u64::from(self.size)).unwrap();
-        self.available.wrapping_sub(event).wrapping_sub(1) < self.available.wrapping_sub(old)
+        let event = self.memory.read_u16(self.base() + USED + 4 + 8 * u64::from(self.size)).unwrap();
+        self.available_index().wrapping_sub(event).wrapping_sub(1) < self.available_index().wrapping_sub(old)
     }
 
     pub(super) fn available_index(&self) -> u16 {
-        self.available
+        self.rings[self.queue].available
     }
 
     pub(super) fn notify(&mut self) {
-        self.write(0x050, 0);
+        self.write(0x050, self.queue as u32);
         self.run();
     }
 
@@ -221,12 +249,12 @@ impl<D: Device> Driver<D> {
 
     /// What came back since this was last asked: names and bytes written.
     pub(super) fn take_used(&mut self) -> Vec<(u32, u32)> {
-        let index = self.memory.read_u16(QUEUES + USED + 2).unwrap();
+        let index = self.memory.read_u16(self.base() + USED + 2).unwrap();
         let mut used = Vec::new();
-        while self.used != index {
-            let element = QUEUES + USED + 4 + 8 * u64::from(self.used % self.size);
+        while self.ring().used != index {
+            let element = self.base() + USED + 4 + 8 * u64::from(self.rings[self.queue].used % self.size);
             used.push((self.memory.read_u32(element).unwrap(), self.memory.read_u32(element + 4).unwrap()));
-            self.used = self.used.wrapping_add(1);
+            self.ring().used = self.ring().used.wrapping_add(1);
         }
         used
     }

@@ -59,7 +59,7 @@ impl Device for EntropyDevice {
         index: usize,
     ) -> Result<Turn, DriverError> {
         let Some(queue) = queues.get_mut(index) else {
-            return Ok(Turn { interrupt: false, again: false });
+            return Ok(Turn::NOTHING);
         };
         for _ in 0..queue.size() {
             if !queue.pop_or_arm(memory, &mut self.chain)? {

@@ -268,7 +268,7 @@ impl<D: Device> Transport<D> {
         }
         if (new - self.status).contains(Status::DRIVER_OK) {
             // Buffers may have been there before; of those there was no notification.
-            self.notified = u64::MAX >> (64 - self.queues.len().max(1));
+            self.notify_all();
         }
         self.status = new;
         Line::Same
@@ -291,6 +291,10 @@ impl<D: Device> Transport<D> {
         if (value as usize) < self.queues.len() && self.is_running() {
             self.notified |= 1 << value;
         }
+    }
+
+    fn notify_all(&mut self) {
+        self.notified = u64::MAX >> (64 - self.queues.len().max(1));
     }
 
     fn acknowledge(&mut self, value: u32) -> Line {
@@ -326,14 +330,18 @@ impl<D: Device> Transport<D> {
         if wants_interrupt { self.raise(Reasons::USED_BUFFER) } else { Line::Same }
     }
 
-    /// Looks for what came from behind the device.
+    /// Looks for what came from behind the device. [`Self::is_notified`] says whether there is more to do.
     pub fn poll<M: GuestMemory>(&mut self, memory: &mut M) -> Line {
         if !self.is_running() {
             return Line::Same;
         }
         match self.device.poll(memory, &mut self.queues) {
-            Ok(true) => self.raise(Reasons::USED_BUFFER),
-            Ok(false) => Line::Same,
+            Ok(turn) => {
+                if turn.again {
+                    self.notify_all();
+                }
+                if turn.interrupt { self.raise(Reasons::USED_BUFFER) } else { Line::Same }
+            }
             Err(error) => self.fail(error),
         }
     }

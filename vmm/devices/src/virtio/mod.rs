@@ -10,14 +10,16 @@
 //! |---|---|
 //! | [`queue`], [`chain`] | split queues (2.7) with indirect descriptors and event indices |
 //! | [`mmio`] | the transport (4.2) |
-//! | [`block`], [`entropy`] | devices (5.2, 5.4) |
+//! | [`block`], [`console`], [`entropy`], [`net`] | devices (5.2, 5.3, 5.4, 5.1) |
 //!
 //! Numbers in parentheses are sections of that specification.
 
 pub mod block;
 pub mod chain;
+pub mod console;
 pub mod entropy;
 pub mod mmio;
+pub mod net;
 pub mod queue;
 
 #[cfg(test)]
@@ -117,6 +119,11 @@ pub struct Turn {
     pub again: bool,
 }
 
+impl Turn {
+    /// There was nothing to do.
+    pub const NOTHING: Turn = Turn { interrupt: false, again: false };
+}
+
 /// A device behind a transport.
 ///
 /// The transport calls the queue methods only between DRIVER_OK and the next reset, and only with queues that may be
@@ -152,9 +159,9 @@ pub trait Device {
         index: usize,
     ) -> Result<Turn, DriverError>;
 
-    /// Something may have come from behind the device: completions, input. Returns whether the driver wants an interrupt.
-    fn poll<M: GuestMemory>(&mut self, _memory: &mut M, _queues: &mut [Queue]) -> Result<bool, DriverError> {
-        Ok(false)
+    /// Something may have come from behind the device: completions, input.
+    fn poll<M: GuestMemory>(&mut self, _memory: &mut M, _queues: &mut [Queue]) -> Result<Turn, DriverError> {
+        Ok(Turn::NOTHING)
     }
 }
 

@@ -175,6 +175,17 @@ impl Queue {
         head: u16,
         len: u32,
     ) -> Result<(), DriverError> {
+        self.put(memory, head, len)?;
+        self.publish(memory)
+    }
+
+    /// As [`Self::push`], but the driver does not see it before [`Self::publish`].
+    pub fn put(
+        &mut self,
+        memory: &mut (impl GuestMemory + ?Sized),
+        head: u16,
+        len: u32,
+    ) -> Result<(), DriverError> {
         if !self.is_ready {
             return Ok(());
         }
@@ -182,9 +193,21 @@ impl Queue {
         let element = u64::from(head) | u64::from(len) << 32;
         memory.write_u64(self.addresses.used.wrapping_add(RING + 8 * slot), element)?;
         self.next_used = self.next_used.wrapping_add(1);
-        // The element is visible before the index that covers it: writes stay in order.
-        memory.write_u16(self.addresses.used.wrapping_add(INDEX), self.next_used)?;
         Ok(())
+    }
+
+    /// Lets the driver see all that was put.
+    pub fn publish(&mut self, memory: &mut (impl GuestMemory + ?Sized)) -> Result<(), DriverError> {
+        if !self.is_ready {
+            return Ok(());
+        }
+        // The elements are visible before the index that covers them: writes stay in order.
+        Ok(memory.write_u16(self.addresses.used.wrapping_add(INDEX), self.next_used)?)
+    }
+
+    /// Puts back the last `count` chains that were taken: they will be taken again.
+    pub fn unpop(&mut self, count: u16) {
+        self.next_available = self.next_available.wrapping_sub(count);
     }
 
     /// Whether the driver wants an interrupt for what was given back since this was last asked.

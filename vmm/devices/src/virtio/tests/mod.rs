@@ -1,8 +1,10 @@
 //! Devices as drivers see them, through registers and rings.
 
 mod block;
+mod console;
 mod hostile;
 mod negotiation;
+mod net;
 mod queue;
 
 use super::block::{Block, ID_BYTES};

@@ -1,0 +1,230 @@
+//! Network device (5.1).
+
+use super::chain::Chain;
+use super::queue::Queue;
+use super::{Device, DeviceType, DriverError, Turn, read_config_bytes};
+use crate::guest_mem::GuestMemory;
+use crate::net::{Checksum, Link, MAX_FRAME, MIN_FRAME};
+use crate::segment::{Cursor, total_bytes};
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::fmt;
+
+/// The queues: frames for the driver, frames from it.
+const QUEUE_SIZES: [u16; 2] = [256, 256];
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+
+/// Features (5.1.3).
+mod feature {
+    pub(super) const CSUM: u64 = 1 << 0;
+    pub(super) const GUEST_CSUM: u64 = 1 << 1;
+    pub(super) const MTU: u64 = 1 << 3;
+    pub(super) const MAC: u64 = 1 << 5;
+    pub(super) const MRG_RXBUF: u64 = 1 << 15;
+    pub(super) const STATUS: u64 = 1 << 16;
+}
+
+/// Bytes of the header before each frame (5.1.6).
+const HEADER: usize = 12;
+/// Header flag: a checksum is missing.
+const NEEDS_CSUM: u8 = 1 << 0;
+/// Status: the link is up.
+const LINK_UP: u16 = 1;
+/// Payload that a frame can carry.
+const MTU: u16 = 1500;
+
+/// The front end of a [`Link`].
+pub struct Net {
+    link: Box<dyn Link>,
+    config: [u8; 12],
+    features: u64,
+    chain: Chain,
+    /// Chains that a frame for the driver goes into; made once.
+    chains: Vec<Chain>,
+    /// A frame of the driver's.
+    outgoing: Box<[u8; MAX_FRAME]>,
+    /// A frame for the driver, behind its header.
+    incoming: Box<[u8; HEADER + MAX_FRAME]>,
+    /// Bytes of the frame that came and waits for a buffer; 0 if there is none.
+    waiting: usize,
+}
+
+impl fmt::Debug for Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Net").field("waiting", &self.waiting).finish_non_exhaustive()
+    }
+}
+
+impl Net {
+    /// A card with this address on a link.
+    pub fn new(link: Box<dyn Link>, mac: [u8; 6]) -> Self {
+        let mut config = [0; 12];
+        config[..6].copy_from_slice(&mac);
+        config[6..8].copy_from_slice(&LINK_UP.to_le_bytes());
+        config[10..].copy_from_slice(&MTU.to_le_bytes());
+        Net {
+            link,
+            config,
+            features: 0,
+            chain: Chain::new(),
+            chains: Vec::new(),
+            outgoing: Box::new([0; MAX_FRAME]),
+            incoming: Box::new([0; HEADER + MAX_FRAME]),
+            waiting: 0,
+        }
+    }
+
+    fn has(&self, feature: u64) -> bool {
+        self.features & feature != 0
+    }
+
+    /// Sends the frame in the chain. One of a length that no frame has is lost.
+    fn send<M: GuestMemory>(&mut self, memory: &M) -> Result<(), DriverError> {
+        let mut header = [0; HEADER];
+        self.chain.take(memory, &mut header)?;
+        let [flags, _, _, _, _, _, start_low, start_high, offset_low, offset_high, ..] = header;
+        let len = total_bytes(self.chain.readable());
+        let Some(len) = usize::try_from(len).ok().filter(|len| (MIN_FRAME..=MAX_FRAME).contains(len)) else {
+            return Ok(());
+        };
+        let frame = &mut self.outgoing[..len];
+        Cursor::new(self.chain.readable()).read(memory, frame)?;
+        let missing = Checksum {
+            start: u16::from_le_bytes([start_low, start_high]),
+            offset: u16::from_le_bytes([offset_low, offset_high]),
+        };
+        let missing = (flags & NEEDS_CSUM != 0).then_some(missing);
+        if missing.is_none_or(|missing| self.features & feature::CSUM != 0 && missing.fits(len)) {
+            self.link.send(frame, missing);
+        }
+        Ok(())
+    }
+
+    /// Takes a frame from the link, with the header that the driver wants before it. What is no frame is dropped.
+    fn fetch(&mut self) -> bool {
+        let (header, frame) = self.incoming.split_at_mut(HEADER);
+        while let Some((len, missing)) = self.link.receive(frame) {
+            if !(MIN_FRAME..=MAX_FRAME).contains(&len) || missing.is_some_and(|missing| !missing.fits(len)) {
+                continue;
+            }
+            header.fill(0);
+            if let Some(missing) = missing {
+                if self.features & feature::GUEST_CSUM == 0 {
+                    missing.fill_in(&mut frame[..len]);
+                } else {
+                    header[0] = NEEDS_CSUM;
+                    header[6..8].copy_from_slice(&missing.start.to_le_bytes());
+                    header[8..10].copy_from_slice(&missing.offset.to_le_bytes());
+                }
+            }
+            self.waiting = len;
+            return true;
+        }
+        false
+    }
+
+    /// Gives the driver frames while there are any and it has buffers, for one turn.
+    fn receive<M: GuestMemory>(&mut self, memory: &mut M, queue: &mut Queue) -> Result<Turn, DriverError> {
+        for _ in 0..queue.size() {
+            if self.waiting == 0 && !self.fetch() || !self.deliver(memory, queue)? {
+                return queue.end_turn(memory, false);
+            }
+        }
+        queue.end_turn(memory, true)
+    }
+
+    /// Gives the driver the frame that waits; `false` if it has no room for it yet.
+    fn deliver<M: GuestMemory>(&mut self, memory: &mut M, queue: &mut Queue) -> Result<bool, DriverError> {
+        let bytes = HEADER + self.waiting;
+        let (mut taken, mut room) = (0, 0);
+        while room < bytes as u64 {
+            if taken == self.chains.len() {
+                self.chains.push(Chain::new());
+            }
+            let chain = &mut self.chains[taken];
+            if !queue.pop_or_arm(memory, chain)? {
+                queue.unpop(taken as u16);
+                return Ok(false);
+            }
+            taken += 1;
+            room += total_bytes(chain.writable());
+            // Without mergeable buffers each is to hold a whole frame (5.1.6.3.1).
+            if room < bytes as u64 && (!self.has(feature::MRG_RXBUF) || taken == usize::from(queue.size())) {
+                return Err(DriverError::Request);
+            }
+        }
+        self.incoming[10..HEADER].copy_from_slice(&(taken as u16).to_le_bytes());
+        let mut rest = &self.incoming[..bytes];
+        for chain in &self.chains[..taken] {
+            let written = chain.write(memory, rest)?;
+            rest = &rest[written..];
+            queue.put(memory, chain.head(), written as u32)?;
+        }
+        // A driver looks for all buffers of a frame once it sees the first.
+        queue.publish(memory)?;
+        self.waiting = 0;
+        Ok(true)
+    }
+}
+
+impl Device for Net {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Network
+    }
+
+    fn features(&self) -> u64 {
+        feature::CSUM
+            | feature::GUEST_CSUM
+            | feature::MTU
+            | feature::MAC
+            | feature::MRG_RXBUF
+            | feature::STATUS
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, into: &mut [u8]) {
+        read_config_bytes(&self.config, offset, into);
+    }
+
+    fn set_features(&mut self, features: u64) {
+        self.features = features;
+    }
+
+    fn reset(&mut self) {
+        self.features = 0;
+        self.waiting = 0;
+    }
+
+    fn process<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        queues: &mut [Queue],
+        index: usize,
+    ) -> Result<Turn, DriverError> {
+        let Some(queue) = queues.get_mut(index) else {
+            return Ok(Turn::NOTHING);
+        };
+        if index != TRANSMIT {
+            return self.receive(memory, queue);
+        }
+        for _ in 0..queue.size() {
+            if !queue.pop_or_arm(memory, &mut self.chain)? {
+                return queue.end_turn(memory, false);
+            }
+            self.send(memory)?;
+            queue.push(memory, self.chain.head(), 0)?;
+        }
+        queue.end_turn(memory, true)
+    }
+
+    fn poll<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {
+        match queues.get_mut(RECEIVE) {
+            Some(queue) => self.receive(memory, queue),
+            None => Ok(Turn::NOTHING),
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The network card.
+
+use super::*;
+use crate::net::{Cable, Checksum, Link, MAX_FRAME};
+use crate::virtio::net::Net;
+
+const TRANSMIT: usize = 1;
+const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
+const CSUM: u64 = 1 << 0;
+const GUEST_CSUM: u64 = 1 << 1;
+const MRG_RXBUF: u64 = 1 << 15;
+
+fn card(features: u64, size: u16) -> (Driver<Net>, Cable) {
+    let (near, far) = Cable::new();
+    (Driver::new(Net::new(Box::new(near), MAC), features, size), far)
+}
+
+/// What arrived at the other end.
+fn arrived(far: &mut Cable) -> Option<(Vec<u8>, Option<Checksum>)> {
+    let mut frame = [0; MAX_FRAME];
+    far.receive(&mut frame).map(|(len, missing)| (frame[..len].to_vec(), missing))
+}
+
+fn frame(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 7) as u8).collect()
+}
+
+#[test]
+fn a_card_has_an_address_and_its_link_is_up() {
+    let (mut driver, _) = card(0, 8);
+    assert_eq!(driver.read(0x008), 1);
+    assert_eq!(driver.device.read(0x100, 8).to_le_bytes(), [0x52, 0x54, 0, 0, 0, 1, 1, 0]);
+    assert_eq!(driver.device.read(0x10a, 2), 1500);
+}
+
+#[test]
+fn frames_go_out_however_the_driver_cuts_them() {
+    let (mut driver, mut far) = card(CSUM, 8);
+    driver.select(TRANSMIT);
+    driver.memory.write(DATA, &[0; 12]).unwrap();
+    driver.memory.write(DATA + 12, &frame(100)).unwrap();
+    driver.transfer(&[Buffer::Read(DATA, 112)]);
+    driver.transfer(&[Buffer::Read(DATA, 5), Buffer::Read(DATA + 5, 17), Buffer::Read(DATA + 22, 90)]);
+    assert_eq!(arrived(&mut far), Some((frame(100), None)));
+    assert_eq!(arrived(&mut far), Some((frame(100), None)));
+    assert_eq!(arrived(&mut far), None);
+}
+
+#[test]
+fn a_checksum_that_the_driver_leaves_out_travels_as_a_note() {
+    let (mut driver, mut far) = card(CSUM, 8);
+    driver.select(TRANSMIT);
+    driver.memory.write(DATA, &[1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]).unwrap();
+    driver.memory.write(DATA + 12, &frame(60)).unwrap();
+    driver.transfer(&[Buffer::Read(DATA, 72)]);
+    assert_eq!(arrived(&mut far), Some((frame(60), Some(Checksum { start: 34, offset: 16 }))));
+    // One that lies outside the frame is no checksum.
+    driver.memory.write_u8(DATA + 8, 25).unwrap();
+    driver.transfer(&[Buffer::Read(DATA, 72)]);
+    assert_eq!(arrived(&mut far), None);
+}
+
+#[test]
+fn what_is_no_frame_is_lost() {
+    let (mut driver, mut far) = card(0, 8);
+    driver.select(TRANSMIT);
+    for len in [0, 13, MAX_FRAME as u32 + 1, 70_000] {
+        driver.transfer(&[Buffer::Read(DATA, 12), Buffer::Read(DATA, len)]);
+        assert_eq!(arrived(&mut far), None, "{len} bytes");
+    }
+    driver.offer(&[Buffer::Read(DATA, 11)]);
+    driver.notify();
+    assert_eq!(driver.device.take_error(), Some(DriverError::Request), "not even a header");
+}
+
+#[test]
+fn a_frame_waits_for_a_buffer_and_comes_with_a_header() {
+    let (mut driver, mut far) = card(GUEST_CSUM | EVENT_IDX, 8);
+    far.send(&frame(80), Some(Checksum { start: 34, offset: 6 }));
+    far.send(&frame(14), None);
+    driver.poll();
+    assert!(driver.take_used().is_empty());
+    driver.offer(&[Buffer::Write(DATA, 12), Buffer::Write(DATA + 0x1000, 1518)]);
+    driver.notify();
+    assert_eq!(driver.take_used(), [(0, 92)]);
+    assert_eq!(driver.bytes(DATA, 12), [1, 0, 0, 0, 0, 0, 34, 0, 6, 0, 1, 0]);
+    assert_eq!(driver.bytes(DATA + 0x1000, 80), frame(80));
+    driver.offer(&[Buffer::Write(DATA, 1530)]);
+    driver.notify();
+    assert_eq!(driver.take_used(), [(2, 26)]);
+    assert_eq!(driver.bytes(DATA, 26), [vec![0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0], frame(14)].concat());
+}
+
+#[test]
+fn a_driver_that_takes_no_notes_gets_the_checksum() {
+    let (mut driver, mut far) = card(0, 8);
+    driver.offer(&[Buffer::Write(DATA, 1530)]);
+    let missing = Checksum { start: 34, offset: 6 };
+    far.send(&frame(80), Some(missing));
+    driver.poll();
+    let mut expected = frame(80);
+    missing.fill_in(&mut expected);
+    assert_eq!(driver.take_used(), [(0, 92)]);
+    assert_eq!(driver.bytes(DATA, 12), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+    assert_eq!(driver.bytes(DATA + 12, 80), expected);
+}
+
+#[test]
+fn with_mergeable_buffers_a_frame_fills_as_many_as_it_needs() {
+    let (mut driver, mut far) = card(MRG_RXBUF | INDIRECT_DESC, 16);
+    far.send(&frame(1000), None);
+    far.send(&frame(300), None);
+    for at in 0..2 {
+        driver.offer(&[Buffer::Write(DATA + at * 0x400, 400)]);
+    }
+    driver.notify();
+    assert!(driver.take_used().is_empty(), "two buffers are too few, and none is used up");
+    for at in 2..5 {
+        driver.offer(&[Buffer::Write(DATA + at * 0x400, 400)]);
+    }
+    driver.notify();
+    assert_eq!(driver.take_used(), [(0, 400), (1, 400), (2, 212), (3, 312)]);
+    assert_eq!(driver.bytes(DATA + 10, 2), [3, 0]);
+    assert_eq!(driver.bytes(DATA + 0xc00 + 10, 2), [1, 0]);
+    let pieces =
+        [driver.bytes(DATA + 12, 388), driver.bytes(DATA + 0x400, 400), driver.bytes(DATA + 0x800, 212)];
+    assert_eq!(pieces.concat(), frame(1000));
+}
+
+#[test]
+fn a_driver_whose_buffers_hold_no_frame_is_stopped() {
+    for (features, len) in [(0, 50), (MRG_RXBUF, 1)] {
+        let (mut driver, mut far) = card(features, 4);
+        for _ in 0..4 {
+            driver.offer(&[Buffer::Write(DATA, len)]);
+        }
+        far.send(&frame(80), None);
+        driver.poll();
+        assert_eq!(driver.device.take_error(), Some(DriverError::Request));
+    }
+}
+
+#[test]
+fn a_reset_forgets_the_frame_that_waited() {
+    let (mut driver, mut far) = card(0, 8);
+    far.send(&frame(20), None);
+    driver.poll();
+    driver.start(0, 8);
+    far.send(&frame(30), None);
+    driver.offer(&[Buffer::Write(DATA, 1530)]);
+    driver.notify();
+    assert_eq!(driver.take_used(), [(0, 42)]);
+}
