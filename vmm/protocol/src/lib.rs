@@ -1,6 +1,7 @@
 //! What the host tool, the root task and the VMM processes say to each other.
 //!
 //! - [`manifest`]: which VMs to start and from what; TOML on the host, postcard in the boot image.
+//! - [`block`]: the channel between a VMM and the driver of its disk.
 //! - [`link`]: frames on the serial line between the console server and `cargo nacre`.
 //! - [`outcome`]: how a VM ended.
 //! - [`trace`]: how the root task prints what was recorded.
@@ -10,6 +11,7 @@
 
 extern crate alloc;
 
+pub mod block;
 pub mod link;
 pub mod manifest;
 pub mod outcome;

@@ -23,8 +23,11 @@ pub const KERNEL: &str = "kernel";
 /// Name of a monitor's shared region with a piece of the initrd; the piece's number, from 0, is behind it.
 pub const INITRD: &str = "initrd";
 
-/// Name of a monitor's region with the content of a disk; the disk's number, from 0, is behind it.
+/// Name of a monitor's region with the content of a disk in memory; the disk's number, from 0, is behind it.
 pub const DISK: &str = "disk";
+/// Name of a disk driver's shared region with the channel to its user ([`crate::block`]). In a monitor the name has the disk's
+/// number in its VM behind it.
+pub const CHANNEL: &str = "channel";
 
 /// Selectors and notification bits of the console server.
 pub mod console {
@@ -52,8 +55,40 @@ pub mod monitor {
     pub const CONSOLE: u32 = 17;
     /// Selector: one page of memory, for the vCPU's state.
     pub const VCPU_PAGE: u32 = 18;
+    /// Selector: its own notification with [`DISK_BIT`], for when it has taken the bit too early.
+    pub const DISK_NTFN: u32 = 19;
+    /// First selector of the notifications of its disks' driver processes; disk n's is n further.
+    pub const DISKS: u32 = 32;
     /// Notification bit: the console server has input, or made room.
     pub const CONSOLE_BIT: u64 = 1 << 0;
+    /// Notification bit: the driver of a disk completed something, came or went.
+    pub const DISK_BIT: u64 = 1 << 1;
+}
+
+/// Selectors, notification bits and devices of a disk driver.
+pub mod driver {
+    /// Selector: its device's interrupt, a range of one.
+    pub const IRQ: u32 = 16;
+    /// Selector: its own notification with the badge [`IRQ_BIT`].
+    pub const IRQ_NTFN: u32 = 17;
+    /// Selector: the notification of the disk's user.
+    pub const USER: u32 = 18;
+    /// Notification bit: the device interrupted.
+    pub const IRQ_BIT: u64 = 1 << 0;
+    /// Notification bit: the user put a request into the ring, or wants to begin.
+    pub const USER_BIT: u64 = 1 << 1;
+
+    /// Where the ATA channels of a PC are, by number.
+    pub mod ata {
+        /// First port of the command block.
+        pub const COMMAND: [u16; 2] = [0x1f0, 0x170];
+        /// Ports of the command block.
+        pub const COMMAND_PORTS: u16 = 8;
+        /// Port of device control and alternate status.
+        pub const CONTROL: [u16; 2] = [0x3f6, 0x376];
+        /// ISA interrupt.
+        pub const IRQ: [u64; 2] = [14, 15];
+    }
 }
 
 /// Configuration of the console server.
@@ -72,6 +107,17 @@ pub struct MonitorConfig {
     pub index: u8,
     /// The VM.
     pub vm: VmConfig,
+}
+
+/// Configuration of a disk driver.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriverConfig {
+    /// Its number among the drivers that the disk had: [`crate::block::Served::session`].
+    pub session: u32,
+    /// Which of the devices of its kind it drives: for ATA, the channel.
+    pub device: u8,
+    /// Writes are refused.
+    pub is_read_only: bool,
 }
 
 /// How a monitor's report lies in its shared page.

@@ -41,6 +41,40 @@ impl PortRange {
         }
     }
 
+    /// Fills `into` with 16-bit words from the port at `offset`; a last odd byte, and everything outside the range, is left as it
+    /// is.
+    pub fn read_words(&self, offset: u16, into: &mut [u8]) {
+        if let Some(port) = self.port(offset, 2) {
+            // SAFETY: INS writes `into.len() / 2` words from the start of `into`, upwards since the direction flag is clear;
+            // the kernel refuses ports that this process has no authority for.
+            unsafe {
+                asm!(
+                    "rep insw",
+                    in("dx") port,
+                    inout("rdi") into.as_mut_ptr() => _,
+                    inout("rcx") into.len() / 2 => _,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+    }
+
+    /// Writes `from` as 16-bit words to the port at `offset`; a last odd byte is dropped, and outside the range nothing happens.
+    pub fn write_words(&self, offset: u16, from: &[u8]) {
+        if let Some(port) = self.port(offset, 2) {
+            // SAFETY: OUTS reads `from.len() / 2` words from the start of `from`; otherwise as in `read_words`.
+            unsafe {
+                asm!(
+                    "rep outsw",
+                    in("dx") port,
+                    inout("rsi") from.as_ptr() => _,
+                    inout("rcx") from.len() / 2 => _,
+                    options(nostack, preserves_flags, readonly),
+                );
+            }
+        }
+    }
+
     fn port(&self, offset: u16, size: u16) -> Option<u16> {
         if offset.checked_add(size)? > self.count {
             return None;

@@ -1,0 +1,422 @@
+//! The user's end: a backend for `vdev`'s block device.
+//!
+//! A request of the guest becomes one job. A job is done in parts, each as long as a slot at most; as many parts are at the
+//! driver as there are slots, in the order in which the jobs came.
+
+use crate::{Signal, Words};
+use alloc::collections::VecDeque;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::sync::atomic::{Ordering, fence};
+use core::task::Poll;
+use usys::Window;
+use usys::window::OutOfWindow;
+use vdev::block::{Backend, BlockError, Completion, Geometry, Request, Token};
+use vdev::guest_mem::GuestMemory;
+use vdev::segment::{Cursor, Segment};
+use vmm_protocol::block::{
+    self, COMPLETION_HEAD, DRIVER_SLEEPS, DiskInfo, EPOCH, FLAGS, Operation, REQUEST_HEAD, SECTOR_BYTES,
+    SECTORS, SERVED, SLOT_SECTORS, SLOTS, Served, Status, completion_offset, data_offset, request_offset,
+};
+
+/// Bytes that are copied at a time.
+const BOUNCE_BYTES: usize = 4096;
+
+/// What a job does with its sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Action {
+    Read,
+    Write,
+    /// Writes zeroes.
+    Zero,
+    Flush,
+}
+
+/// A request of the guest.
+#[derive(Debug)]
+struct Job {
+    token: Token,
+    action: Action,
+    segments: Vec<Segment>,
+    /// First sector of the next part.
+    sector: u64,
+    /// Sectors that are in no part yet; for a flush, 1 until it is.
+    left: u64,
+    /// Bytes that are in parts.
+    offset: u64,
+    /// Parts at the driver.
+    parts: u32,
+    result: Completion,
+    /// Nobody wants to know how it ends.
+    is_abandoned: bool,
+}
+
+/// What a slot is used for.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    job: usize,
+    /// Where in the job's segments its data is.
+    offset: u64,
+    bytes: usize,
+}
+
+/// The state of the connection with the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    /// The epoch is published; no driver has begun it.
+    Waiting,
+    /// This driver serves.
+    Served(Served),
+}
+
+/// The user of a channel.
+#[derive(Debug)]
+pub struct Client<S> {
+    words: Words,
+    driver: S,
+    link: Link,
+    epoch: u32,
+    /// What the disk was when it was first seen: a guest expects no other.
+    disk: Option<DiskInfo>,
+    /// Requests put into the ring.
+    head: u32,
+    /// Completions taken.
+    tail: u32,
+    slots: [Option<Part>; SLOTS],
+    jobs: Vec<Option<Job>>,
+    /// Jobs with sectors that are in no part yet.
+    queue: VecDeque<usize>,
+    completed: VecDeque<(Token, Completion)>,
+    bounce: Vec<u8>,
+}
+
+impl<S: Signal> Client<S> {
+    /// Begins to use a channel. A predecessor may have used it.
+    ///
+    /// # Errors
+    /// The memory is too short for a channel.
+    pub fn new(window: Window, driver: S) -> Result<Self, OutOfWindow> {
+        let words = Words::new(window)?;
+        let mut client = Client {
+            words,
+            driver,
+            link: Link::Waiting,
+            epoch: words.load(EPOCH),
+            disk: None,
+            head: 0,
+            tail: 0,
+            slots: [None; SLOTS],
+            jobs: Vec::new(),
+            queue: VecDeque::new(),
+            completed: VecDeque::new(),
+            bounce: vec![0; BOUNCE_BYTES],
+        };
+        client.begin();
+        Ok(client)
+    }
+
+    /// What the disk is, once a driver serves it; `sectors` is 0 if the driver found none.
+    pub fn connect(&mut self) -> Option<DiskInfo> {
+        self.follow_driver();
+        self.disk.filter(|_| self.link != Link::Waiting)
+    }
+
+    /// Begins a new epoch: whatever a driver does for the last one concerns nobody.
+    fn begin(&mut self) {
+        self.link = Link::Waiting;
+        // Whatever is there may be served already; 0 means nobody.
+        self.epoch = self.epoch.wrapping_add(1).max(1);
+        (self.head, self.tail) = (0, 0);
+        self.words.store(REQUEST_HEAD, 0);
+        self.words.store(EPOCH, self.epoch);
+        self.driver.signal();
+    }
+
+    /// Notices that a driver came or went.
+    fn follow_driver(&mut self) {
+        let served = Served::decode(self.words.load_u64(SERVED));
+        match self.link {
+            Link::Served(last) if last == served => {}
+            Link::Served(_) => self.disconnect("its driver is gone"),
+            Link::Waiting => {}
+        }
+        if self.link == Link::Waiting && served.session != 0 && served.epoch == self.epoch {
+            let disk = DiskInfo::new(self.words.load_u64(SECTORS), self.words.load(FLAGS));
+            if *self.disk.get_or_insert(disk) == disk {
+                self.link = Link::Served(served);
+            }
+        }
+    }
+
+    /// Everything pending fails, and a new epoch begins.
+    #[cold]
+    fn disconnect(&mut self, why: &str) {
+        log::warn!("disk: {why}; what is pending fails");
+        self.slots = [None; SLOTS];
+        self.queue.clear();
+        for index in 0..self.jobs.len() {
+            if let Some(job) = &mut self.jobs[index] {
+                (job.left, job.parts, job.result) = (0, 0, Err(BlockError::Io));
+                self.finish_if_done(index);
+            }
+        }
+        self.begin();
+    }
+
+    fn add_job(&mut self, job: Job) -> usize {
+        let index = self.jobs.iter().position(Option::is_none).unwrap_or(self.jobs.len());
+        if index == self.jobs.len() {
+            self.jobs.push(None);
+        }
+        self.jobs[index] = Some(job);
+        index
+    }
+
+    fn finish_if_done(&mut self, index: usize) {
+        let is_done = |job: &mut Job| job.left == 0 && job.parts == 0;
+        if let Some(job) = self.jobs.get_mut(index).and_then(|job| job.take_if(is_done))
+            && !job.is_abandoned
+        {
+            self.completed.push_back((job.token, job.result));
+        }
+    }
+
+    /// Gives parts to the driver as long as slots are free.
+    fn pump(&mut self, memory: &mut dyn GuestMemory) {
+        let head = self.head;
+        while let Some(&index) = self.queue.front()
+            && let Some(slot) = self.slots.iter().position(Option::is_none)
+        {
+            let is_whole = match self.issue(memory, index, slot) {
+                Ok(is_whole) => is_whole,
+                Err(error) => {
+                    self.fail(index, error);
+                    continue;
+                }
+            };
+            if is_whole {
+                self.queue.pop_front();
+            }
+        }
+        if self.head != head {
+            self.publish();
+        }
+    }
+
+    /// Puts the next part of a job into the ring. Returns whether it was the last.
+    fn issue(&mut self, memory: &dyn GuestMemory, index: usize, slot: usize) -> Result<bool, BlockError> {
+        let Some(job) = self.jobs.get_mut(index).and_then(Option::as_mut) else {
+            return Ok(true);
+        };
+        let is_flush = job.action == Action::Flush;
+        let count = if is_flush { 0 } else { job.left.min(SLOT_SECTORS.into()) as u32 };
+        let request = block::Request {
+            slot: slot as u8,
+            operation: match job.action {
+                Action::Read => Operation::Read,
+                Action::Write | Action::Zero => Operation::Write,
+                Action::Flush => Operation::Flush,
+            },
+            sector: job.sector,
+            count,
+        };
+        let to = data_offset(slot as u8);
+        match job.action {
+            Action::Write => {
+                copy_out(&self.words, to, memory, job, request.bytes(), &mut self.bounce)?;
+            }
+            Action::Zero => self.words.0.zero(to, request.bytes()).map_err(|_| BlockError::Io)?,
+            Action::Read | Action::Flush => {}
+        }
+        self.slots[slot] = Some(Part { job: index, offset: job.offset, bytes: request.bytes() });
+        job.parts += 1;
+        job.offset += request.bytes() as u64;
+        job.sector += u64::from(count);
+        job.left = if is_flush { 0 } else { job.left - u64::from(count) };
+        let is_whole = job.left == 0;
+        let [word, sector] = request.encode();
+        let at = request_offset(self.head);
+        self.words.store_u64(at, word);
+        self.words.store_u64(at + 8, sector);
+        self.head = self.head.wrapping_add(1);
+        Ok(is_whole)
+    }
+
+    /// Shows the driver what was put into the ring.
+    fn publish(&self) {
+        self.words.store(REQUEST_HEAD, self.head);
+        // Pairs with the fence in `Server::prepare_to_wait`.
+        fence(Ordering::SeqCst);
+        let word = self.words.0.atomic_u32(DRIVER_SLEEPS);
+        if word.is_ok_and(|word| word.load(Ordering::Relaxed) != 0 && word.swap(0, Ordering::AcqRel) != 0) {
+            self.driver.signal();
+        }
+    }
+
+    /// Nothing more of a job is begun.
+    fn fail(&mut self, index: usize, error: BlockError) {
+        self.queue.retain(|&queued| queued != index);
+        if let Some(job) = self.jobs.get_mut(index).and_then(Option::as_mut) {
+            job.left = 0;
+            job.result = job.result.and(Err(error));
+        }
+        self.finish_if_done(index);
+    }
+
+    /// Takes completions out of the ring.
+    fn collect(&mut self, memory: &mut dyn GuestMemory) {
+        let head = self.words.load(COMPLETION_HEAD);
+        if head.wrapping_sub(self.tail) as usize > SLOTS {
+            return self.disconnect("its driver completes what nobody asked for");
+        }
+        while self.tail != head {
+            let completion = block::Completion::decode(self.words.load(completion_offset(self.tail)));
+            self.tail = self.tail.wrapping_add(1);
+            let Some(part) = self.slots.get_mut(usize::from(completion.slot)).and_then(Option::take) else {
+                return self.disconnect("its driver completes what nobody asked for");
+            };
+            self.end_part(memory, completion, part);
+        }
+    }
+
+    fn end_part(&mut self, memory: &mut dyn GuestMemory, completion: block::Completion, part: Part) {
+        let Some(job) = self.jobs.get_mut(part.job).and_then(Option::as_mut) else {
+            return;
+        };
+        job.parts -= 1;
+        let result = match completion.status {
+            Status::Done if job.action == Action::Read && !job.is_abandoned => {
+                let from = data_offset(completion.slot);
+                copy_in(&self.words, from, memory, job, part, &mut self.bounce)
+            }
+            Status::Done => Ok(()),
+            Status::OutOfRange => Err(BlockError::OutOfRange),
+            Status::ReadOnly => Err(BlockError::ReadOnly),
+            Status::Unsupported => Err(BlockError::Unsupported),
+            Status::Io => Err(BlockError::Io),
+        };
+        match result {
+            Ok(()) => self.finish_if_done(part.job),
+            Err(error) => self.fail(part.job, error),
+        }
+    }
+}
+
+/// Copies the next part of a job from guest memory to a slot.
+fn copy_out(
+    words: &Words,
+    to: usize,
+    memory: &dyn GuestMemory,
+    job: &Job,
+    bytes: usize,
+    bounce: &mut [u8],
+) -> Result<(), BlockError> {
+    let mut cursor = Cursor::new(&job.segments);
+    cursor.skip(job.offset as usize);
+    let mut done = 0;
+    while done < bytes {
+        let piece = (bytes - done).min(bounce.len());
+        let copied = cursor.read(memory, &mut bounce[..piece])?;
+        if copied == 0 {
+            return Err(BlockError::OutOfRange);
+        }
+        words.0.write(to + done, &bounce[..copied]).map_err(|_| BlockError::Io)?;
+        done += copied;
+    }
+    Ok(())
+}
+
+/// Copies a part of a job from its slot to guest memory.
+fn copy_in(
+    words: &Words,
+    from: usize,
+    memory: &mut dyn GuestMemory,
+    job: &Job,
+    part: Part,
+    bounce: &mut [u8],
+) -> Result<(), BlockError> {
+    let mut cursor = Cursor::new(&job.segments);
+    cursor.skip(part.offset as usize);
+    let mut done = 0;
+    while done < part.bytes {
+        let piece = (part.bytes - done).min(bounce.len());
+        words.0.read(from + done, &mut bounce[..piece]).map_err(|_| BlockError::Io)?;
+        cursor.write(memory, &bounce[..piece])?;
+        done += piece;
+    }
+    Ok(())
+}
+
+impl<S: Signal> Backend for Client<S> {
+    /// As it was when [`Client::connect`] first saw it; an empty disk before.
+    fn geometry(&self) -> Geometry {
+        let disk = self.disk.unwrap_or(DiskInfo::new(0, 0));
+        let DiskInfo { sectors, is_read_only, has_cache } = disk;
+        Geometry { sectors, is_read_only, can_discard: false, has_cache }
+    }
+
+    fn submit(
+        &mut self,
+        memory: &mut dyn GuestMemory,
+        token: Token,
+        request: &Request<'_>,
+    ) -> Poll<Completion> {
+        let bytes = |segments: &[Segment]| vdev::segment::total_bytes(segments) / SECTOR_BYTES as u64;
+        let (action, segments, sector, left) = match *request {
+            Request::Read { sector, into } => (Action::Read, into, sector, bytes(into)),
+            Request::Write { sector, from } => (Action::Write, from, sector, bytes(from)),
+            Request::Flush => (Action::Flush, &[][..], 0, 1),
+            Request::WriteZeroes { sector, count, .. } => (Action::Zero, &[][..], sector, count),
+            Request::Discard { .. } => return Poll::Ready(Err(BlockError::Unsupported)),
+        };
+        self.follow_driver();
+        if self.link == Link::Waiting {
+            return Poll::Ready(Err(BlockError::Io));
+        }
+        if left == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        let segments = segments.to_vec();
+        let job = Job {
+            token,
+            action,
+            segments,
+            sector,
+            left,
+            offset: 0,
+            parts: 0,
+            result: Ok(()),
+            is_abandoned: false,
+        };
+        let index = self.add_job(job);
+        self.queue.push_back(index);
+        self.pump(memory);
+        // It may have failed before its first part was out.
+        match self.completed.iter().position(|&(completed, _)| completed == token) {
+            Some(at) => self.completed.remove(at).map_or(Poll::Pending, |(_, result)| Poll::Ready(result)),
+            None => Poll::Pending,
+        }
+    }
+
+    fn take_completed(&mut self, memory: &mut dyn GuestMemory) -> Option<(Token, Completion)> {
+        if self.completed.is_empty() {
+            self.follow_driver();
+            if self.link != Link::Waiting {
+                self.collect(memory);
+                self.pump(memory);
+            }
+        }
+        self.completed.pop_front()
+    }
+
+    fn abandon(&mut self) {
+        self.queue.clear();
+        self.completed.clear();
+        for index in 0..self.jobs.len() {
+            if let Some(job) = &mut self.jobs[index] {
+                (job.left, job.is_abandoned) = (0, true);
+            }
+            self.finish_if_done(index);
+        }
+    }
+}

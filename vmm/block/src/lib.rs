@@ -1,0 +1,66 @@
+//! The channel between the user of a disk and the driver process that serves it (`vmm_protocol::block`): the user's end is
+//! the [`Client`], a backend of `vdev`'s block device, the driver's the [`Server`].
+//!
+//! Neither end trusts the other. What a broken peer can cause is that the disk does not work: I/O errors for the client's
+//! guest, an idle driver.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod client;
+mod server;
+#[cfg(test)]
+mod tests;
+
+pub use client::Client;
+pub use server::Server;
+
+use core::sync::atomic::Ordering;
+use usys::Window;
+use usys::cap::{Cap, Ntfn};
+use usys::window::OutOfWindow;
+use vmm_protocol::block::CHANNEL_BYTES;
+
+/// Wakes the peer.
+pub trait Signal {
+    /// Makes it look at the channel.
+    fn signal(&self);
+}
+
+impl Signal for Cap<Ntfn> {
+    fn signal(&self) {
+        // A peer that is gone needs no signal.
+        let _ = Cap::signal(*self);
+    }
+}
+
+/// The words of a channel. An offset that is outside reads as 0; there is none, as [`Words::new`] checks the length.
+#[derive(Clone, Copy, Debug)]
+struct Words(Window);
+
+impl Words {
+    fn new(window: Window) -> Result<Self, OutOfWindow> {
+        if window.len() < CHANNEL_BYTES { Err(OutOfWindow) } else { Ok(Words(window)) }
+    }
+
+    fn load(&self, offset: usize) -> u32 {
+        self.0.atomic_u32(offset).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    fn store(&self, offset: usize, value: u32) {
+        if let Ok(word) = self.0.atomic_u32(offset) {
+            word.store(value, Ordering::Release);
+        }
+    }
+
+    fn load_u64(&self, offset: usize) -> u64 {
+        self.0.atomic_u64(offset).map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    fn store_u64(&self, offset: usize, value: u64) {
+        if let Ok(word) = self.0.atomic_u64(offset) {
+            word.store(value, Ordering::Release);
+        }
+    }
+}
