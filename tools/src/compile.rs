@@ -13,8 +13,13 @@ use std::{env, fs};
 pub const BARE_TARGET: &str = "x86_64-unknown-none";
 
 /// The programs of every boot image: package and binary, the kernel first.
-pub const SYSTEM: [(&str, &str); 4] =
-    [("kernel", "kernel"), ("root-task", "root"), ("console", "console"), ("monitor", "monitor")];
+pub const SYSTEM: [(&str, &str); 5] = [
+    ("kernel", "kernel"),
+    ("root-task", "root"),
+    ("console", "console"),
+    ("monitor", "monitor"),
+    ("drv-ata", "drv-ata"),
+];
 
 /// The package of the test guests.
 pub const GUESTS: &str = "guests";
@@ -24,6 +29,9 @@ pub const CONFORMANCE: &str = "conformance";
 
 /// The package, and the program, of the VMM that is watched, or made to crash.
 pub const TEST_MONITOR: &str = "test-monitor";
+
+/// The package, and the program, of the disk driver that fails or crashes.
+pub const TEST_DRIVER: &str = "test-driver";
 
 /// A cargo command in the workspace. The user's `RUSTFLAGS` would replace those of `.cargo/config.toml`, without which
 /// the kernel does not link, so they are dropped.
@@ -75,9 +83,8 @@ pub fn checked_kernel() -> Result<()> {
 pub fn everything_tested() -> Result<()> {
     let names = guest_names()?;
     let guests = names.iter().map(|guest| (GUESTS, &**guest));
-    programs(
-        SYSTEM.into_iter().chain([(CONFORMANCE, CONFORMANCE), (TEST_MONITOR, TEST_MONITOR)]).chain(guests),
-    )?;
+    let tests = [CONFORMANCE, TEST_MONITOR, TEST_DRIVER].map(|name| (name, name));
+    programs(SYSTEM.into_iter().chain(tests).chain(guests))?;
     checked_kernel()
 }
 

@@ -1,9 +1,9 @@
 //! What the options of `run` and `image` mean: which VMs, from what, on which machine.
 
 use crate::guest::{self, debian, initramfs, kernel_file};
-use crate::image::elf;
 use crate::image::manifest::{self, Host, Plan};
 use crate::image::modules::Collector;
+use crate::image::{disks, elf};
 use crate::run::machine::Machine;
 use crate::run::outcome::Report;
 use crate::run::{self, Options, Output, Script, bochs, terminal};
@@ -13,7 +13,8 @@ use clap::{Args, Parser};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use vmm_protocol::manifest::{
-    ConsoleMode, DiskConfig, MONITOR_MODULE, Manifest, OnCrash, OnReset, TraceConfig, VmConfig, WhenDone,
+    ConsoleMode, DiskConfig, DiskDriver, MONITOR_MODULE, Manifest, OnCrash, OnReset, TraceConfig, VmConfig,
+    WhenDone,
 };
 
 /// Memory for Linux in MiB.
@@ -38,8 +39,9 @@ pub struct RunArgs {
     /// Its initial file system, or a Multiboot module (may be repeated)
     #[arg(long, value_name = "FILE", conflicts_with = "manifest")]
     pub initrd: Vec<PathBuf>,
-    /// A disk with the content of a file; the first is /dev/vda. What is written is lost at the end (may be repeated)
-    #[arg(long, value_name = "FILE[,ro]", value_parser = parse_disk, conflicts_with = "manifest")]
+    /// A disk; the first is /dev/vda, and what is written to it is in the file (may be repeated). DRIVER is `ata`, which is what
+    /// machines have, or `memory`: then the file stays as it is
+    #[arg(long, value_name = "FILE[,ro][,DRIVER]", value_parser = parse_disk, conflicts_with = "manifest")]
     pub disk: Vec<DiskArg>,
     /// The guest kernel's command line (for Linux: added to the usual one)
     #[arg(long, value_name = "STR", conflicts_with = "manifest")]
@@ -101,17 +103,28 @@ pub struct DiskArg {
     pub path: PathBuf,
     /// The guest may only read it.
     pub is_read_only: bool,
+    /// Who serves it, if the user says so.
+    pub driver: Option<DiskDriver>,
 }
 
 fn parse_disk(text: &str) -> Result<DiskArg, String> {
-    let (path, is_read_only) = match text.strip_suffix(",ro") {
-        Some(path) => (path, true),
-        None => (text, false),
-    };
-    if path.is_empty() {
+    let mut disk = DiskArg { path: PathBuf::new(), is_read_only: false, driver: None };
+    let mut rest = text;
+    // From the end: the file's name may have commas.
+    while let Some((before, option)) = rest.rsplit_once(',') {
+        let driver = DiskDriver::ALL.into_iter().find(|driver| driver.name() == option);
+        match (option, driver) {
+            ("ro", _) => disk.is_read_only = true,
+            (_, Some(driver)) => disk.driver = Some(driver),
+            _ => break,
+        }
+        rest = before;
+    }
+    if rest.is_empty() {
         return Err("it names no file".into());
     }
-    Ok(DiskArg { path: path.into(), is_read_only })
+    disk.path = rest.into();
+    Ok(disk)
 }
 
 /// Options from words, as on the command line.
@@ -228,7 +241,7 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
     }
     // Mistakes are told before anything is built or fetched.
     args.initrd.iter().try_for_each(|path| check_readable(path))?;
-    args.disk.iter().try_for_each(|disk| manifest::check_disk(&disk.path))?;
+    args.disk.iter().try_for_each(|disk| disks::check(&disk.path))?;
     let kernel = args.kernel.as_deref().map(check_kernel).transpose()?;
     let is_linux = match kernel {
         Some(kind) => kind.is_linux(),
@@ -245,7 +258,7 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
         build(args, &[])?;
     }
     let mut collector = Collector::default();
-    let vm = vm(args, is_linux, &mut collector)?;
+    let vm = vm(args, is_linux, for_whom, &mut collector)?;
     let mut manifest = Manifest {
         console: ConsoleMode::default(),
         when_done: WhenDone::Poweroff,
@@ -322,8 +335,29 @@ fn memory(args: &RunArgs, is_linux: bool) -> u32 {
     args.memory.unwrap_or(if is_linux { LINUX_MEMORY_MIB } else { GUEST_MEMORY_MIB })
 }
 
+/// A disk of the machine; in an image for other machines, one that the image carries.
+fn disk_config(
+    disk: &DiskArg,
+    machine: Machine,
+    for_whom: ForWhom,
+    collector: &mut Collector,
+) -> Result<DiskConfig> {
+    let usual = match machine.disk_drivers() {
+        [usual, ..] if for_whom == ForWhom::Tool => *usual,
+        _ => DiskDriver::Memory,
+    };
+    let mut config = DiskConfig {
+        image: String::new(),
+        read_only: disk.is_read_only,
+        driver: disk.driver.unwrap_or(usual),
+        on_crash: OnCrash::Restart,
+    };
+    config.image = disks::pack(&disk.path, &config, collector)?;
+    Ok(config)
+}
+
 /// The one VM of a run without a manifest.
-fn vm(args: &RunArgs, is_linux: bool, collector: &mut Collector) -> Result<VmConfig> {
+fn vm(args: &RunArgs, is_linux: bool, for_whom: ForWhom, collector: &mut Collector) -> Result<VmConfig> {
     let (name, kernel) = match &args.kernel {
         Some(path) => ("guest", collector.add_file(path)?),
         None if is_linux => (guest::LINUX, collector.add_file(&debian::fetch()?.kernel)?),
@@ -332,10 +366,8 @@ fn vm(args: &RunArgs, is_linux: bool, collector: &mut Collector) -> Result<VmCon
             ("guest", collector.add_bytes(&args.guest, program)?)
         }
     };
-    let disks = args.disk.iter().map(|disk| {
-        let image = manifest::pack_disk(&disk.path, disk.is_read_only, collector)?;
-        Ok(DiskConfig { image, read_only: disk.is_read_only })
-    });
+    let machine = args.machine.resolve();
+    let disks = args.disk.iter().map(|disk| disk_config(disk, machine, for_whom, collector));
     let disks = disks.collect::<Result<Vec<_>>>()?;
     let mut initrd = args.initrd.iter().map(|path| collector.add_file(path)).collect::<Result<Vec<_>>>()?;
     let mut cmdline = args.cmdline.clone().unwrap_or_default();

@@ -8,6 +8,7 @@
 
 pub mod cases;
 pub mod crash;
+pub mod disk;
 pub mod exit;
 pub mod line;
 pub mod poison;

@@ -3,14 +3,14 @@
 //! In TOML, `kernel`, `initrd` and a disk's `image` are paths relative to the manifest's folder, or `guest:NAME` for a test guest or
 //! `guest:linux`; here they become boot modules. So does `vmm`, the path of a VMM of the user's own.
 
-use super::Module;
 use super::modules::Collector;
+use super::{Module, disks};
 use crate::guest::{self, kernel_file};
 use crate::{compile, failure, workspace};
 use anyhow::{Context, Result};
 use std::collections::HashSet;
 use std::path::Path;
-use vmm_protocol::manifest::{DiskConfig, MAX_DISKS, MONITOR_MODULE, Manifest, VmConfig};
+use vmm_protocol::manifest::{DiskConfig, DiskDriver, MAX_DISKS, MONITOR_MODULE, Manifest, VmConfig};
 
 /// Memory that the kernel and the root task's processes take beside the VMs and the boot modules, in MiB.
 const SYSTEM_MIB: u64 = 64;
@@ -20,8 +20,6 @@ const MAX_MEMORY_MIB: u32 = 1 << 20;
 const MAX_PRIORITY: u8 = 30;
 /// Priority of a VM that does not say.
 pub const DEFAULT_PRIORITY: u8 = 16;
-/// Bytes of a sector of a disk.
-const SECTOR_BYTES: u64 = 512;
 /// Frames of the serial line number VMs in a byte and keep 255 for "none".
 const MAX_VMS: usize = 255;
 
@@ -90,6 +88,7 @@ pub fn resolve(mut manifest: Manifest, folder: &Path, host: Host) -> Result<Plan
 /// Checks a manifest whose files are packed already.
 pub fn check_all(manifest: &Manifest, collector: Collector, host: Host) -> Result<Plan> {
     check(manifest, host).map_err(failure::usage)?;
+    disks::check_shared(manifest)?;
     let modules = collector.into_modules();
     check_fit(manifest, &modules, host).map_err(failure::usage)?;
     Ok(Plan { manifest: manifest.clone(), modules })
@@ -122,7 +121,9 @@ fn pack(vm: &mut VmConfig, folder: &Path, collector: &mut Collector) -> Result<(
         }
     }
     for disk in &mut vm.disks {
-        disk.image = pack_disk(&folder.join(&disk.image), disk.read_only, collector)?;
+        if disk.driver == DiskDriver::Memory || !disk.image.is_empty() {
+            disk.image = disks::pack(&folder.join(&disk.image), disk, collector)?;
+        }
     }
     Ok(())
 }
@@ -130,26 +131,6 @@ fn pack(vm: &mut VmConfig, folder: &Path, collector: &mut Collector) -> Result<(
 /// The modules of Debian's kernel that drive the devices of a VM with these disks.
 pub fn drivers(disks: &[DiskConfig]) -> &'static [&'static str] {
     if disks.is_empty() { &[] } else { &["virtio_mmio", "virtio_blk", "virtio-rng"] }
-}
-
-/// Takes in a disk's content. One that is written is nobody else's, so it is taken anew each time.
-pub fn pack_disk(path: &Path, is_read_only: bool, collector: &mut Collector) -> Result<String> {
-    check_disk(path)?;
-    if is_read_only { collector.add_file(path) } else { collector.add_copy(path) }
-}
-
-/// Refuses a file that cannot be a disk.
-pub fn check_disk(path: &Path) -> Result<()> {
-    let metadata = std::fs::metadata(path)
-        .map_err(|error| failure::usage(format!("cannot read {}: {error}", path.display())))?;
-    let bytes = metadata.len();
-    if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
-        return Err(failure::usage(format!(
-            "disk {}: {bytes} bytes are no whole number of sectors of {SECTOR_BYTES} bytes",
-            path.display()
-        )));
-    }
-    Ok(())
 }
 
 fn pack_vmm(path: &str, folder: &Path, collector: &mut Collector) -> Result<String> {

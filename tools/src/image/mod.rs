@@ -1,5 +1,6 @@
 //! What is booted: the kernel, its command line and the boot modules, and the ways to pack them.
 
+pub mod disks;
 pub mod elf;
 pub mod iso;
 pub mod manifest;
@@ -47,6 +48,9 @@ impl BootImage {
             module(MONITOR_MODULE, program("monitor")?),
             module(MODULE, encoded),
         ];
+        for driver in plan.manifest.driver_modules() {
+            modules.push(module(driver, program(driver)?));
+        }
         modules.extend(plan.modules.iter().cloned());
         Ok(BootImage {
             kernel: elf::loadable(&workspace::kernel_binary())?,

@@ -5,12 +5,14 @@ use crate::failure;
 use anyhow::Result;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use vmm_protocol::manifest::{CONSOLE_MODULE, MODULE, MONITOR_MODULE, ROOT_MODULE};
+use vmm_protocol::manifest::{CONSOLE_MODULE, DiskDriver, MODULE, MONITOR_MODULE, ROOT_MODULE};
 
 /// Longest name the kernel hands on (`hypercall_abi::boot_info::Module::name`, zero-terminated).
 const MAX_NAME: usize = 31;
-/// How many modules the kernel takes (`hypercall_abi::boot_info::MAX_MODULES`), less the system's own four.
-const MAX_GUEST_MODULES: usize = 32 - 4;
+/// How many modules the kernel takes (`hypercall_abi::boot_info::MAX_MODULES`), less the system's own.
+const MAX_GUEST_MODULES: usize = 32 - OWN.len() - DiskDriver::PROCESSES.len();
+/// The modules of every system.
+const OWN: [&str; 4] = [ROOT_MODULE, CONSOLE_MODULE, MONITOR_MODULE, MODULE];
 
 /// Collects modules.
 #[derive(Debug, Default)]
@@ -68,7 +70,10 @@ impl Collector {
         };
         let base: String = wish.chars().map(plain).take(MAX_NAME - 3).collect();
         let is_taken = |name: &str| {
-            [ROOT_MODULE, CONSOLE_MODULE, MONITOR_MODULE, MODULE, KERNEL_FILE, "grub", ""].contains(&name)
+            let drivers = DiskDriver::PROCESSES.map(|driver| driver.module().unwrap_or_default());
+            OWN.contains(&name)
+                || [KERNEL_FILE, "grub", ""].contains(&name)
+                || drivers.contains(&name)
                 || self.modules.iter().any(|module| module.name == name)
         };
         let numbered = (2..=MAX_GUEST_MODULES + 8).map(|number| format!("{base}-{number}"));

@@ -2,12 +2,14 @@
 
 use super::Options;
 use super::machine::Machine;
+use crate::image::disks::MachineDisk;
 use crate::image::iso;
 use crate::workspace;
 use anyhow::Result;
 use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
+use vmm_protocol::manifest::DiskDriver;
 
 /// Exit code of Bochs when the root task ends the machine ("Shutdown" to port 0x8900).
 pub const END: i32 = 1;
@@ -34,11 +36,8 @@ const MOST_TRIPLE_FAULTS: usize = 1000;
 const LOG: &str = "bochs.log";
 
 /// The command that boots [`iso::FILE`] in `folder`, with COM1 connected to a local TCP port.
-pub fn command(options: &Options, folder: &Path, port: u16) -> Result<Command> {
-    workspace::write(
-        &folder.join(CONFIGURATION),
-        configuration(options, options.cpu_model.as_deref().unwrap_or(model(options.machine)), port),
-    )?;
+pub fn command(options: &Options, disks: &[MachineDisk], folder: &Path, port: u16) -> Result<Command> {
+    workspace::write(&folder.join(CONFIGURATION), configuration(options, disks, port))?;
     // Debian's Bochs stops in its debugger before the first instruction, and at every triple fault.
     let stops = 1 + if survives_triple_faults(options.machine) { MOST_TRIPLE_FAULTS } else { 0 };
     workspace::write(&folder.join(DEBUGGER_COMMANDS), "c\n".repeat(stops))?;
@@ -62,7 +61,8 @@ const fn model(machine: Machine) -> &'static str {
     }
 }
 
-fn configuration(options: &Options, model: &str, port: u16) -> String {
+fn configuration(options: &Options, disks: &[MachineDisk], port: u16) -> String {
+    let model = options.cpu_model.as_deref().unwrap_or(model(options.machine));
     let clock = if options.deterministic {
         format!("sync=none, time0={FIXED_TIME}")
     } else {
@@ -83,12 +83,8 @@ fn configuration(options: &Options, model: &str, port: u16) -> String {
         options.host_cpus
     );
     let _ = writeln!(text, "clock: {clock}");
-    text.push_str(
-        "pci: enabled=1, chipset=i440fx\n\
-         ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n\
-         boot: cdrom\n",
-    );
-    let _ = writeln!(text, "ata0-master: type=cdrom, path={}, status=inserted", iso::FILE);
+    text.push_str("pci: enabled=1, chipset=i440fx\n");
+    text.push_str(&drives(disks));
     let _ = writeln!(text, "com1: enabled=1, mode=socket-client, dev=localhost:{port}");
     let cpu_panics = if survives_triple_faults(options.machine) {
         (0..options.host_cpus).map(|cpu| format!(", cpu{cpu}=report")).collect()
@@ -106,6 +102,23 @@ fn configuration(options: &Options, model: &str, port: u16) -> String {
          info: action=ignore\n\
          debug: action=ignore"
     );
+    text
+}
+
+/// The ATA channels with the disks, each the first drive of its channel, and the CD-ROM that is booted.
+fn drives(disks: &[MachineDisk]) -> String {
+    let mut text = String::from("ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14\n");
+    let disks = disks.iter().filter(|disk| disk.driver == DiskDriver::Ata).collect::<Vec<_>>();
+    let cdrom = if disks.is_empty() { "ata0-master" } else { "ata1-slave" };
+    if !disks.is_empty() {
+        text.push_str("ata1: enabled=1, ioaddr1=0x170, ioaddr2=0x370, irq=15\n");
+    }
+    for MachineDisk { device, file, is_read_only, .. } in disks {
+        // Of a volatile disk the file is the base, and what is written goes to a file that is deleted.
+        let mode = if *is_read_only { "volatile" } else { "flat" };
+        let _ = writeln!(text, "ata{device}-master: type=disk, path={file}, mode={mode}, translation=auto");
+    }
+    let _ = writeln!(text, "boot: cdrom\n{cdrom}: type=cdrom, path={}, status=inserted", iso::FILE);
     text
 }
 

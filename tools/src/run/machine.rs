@@ -5,6 +5,7 @@ use crate::setup::{self, Need};
 use anyhow::Result;
 use clap::ValueEnum;
 use std::fs::{self, OpenOptions};
+use vmm_protocol::manifest::DiskDriver;
 
 /// A machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -77,6 +78,11 @@ impl Machine {
     pub fn prepare(self) -> Result<()> {
         self.check()?;
         setup::packages(self.needs())
+    }
+
+    /// The drivers for disks that it can have; the first is the usual one.
+    pub const fn disk_drivers(self) -> &'static [DiskDriver] {
+        &[DiskDriver::Ata]
     }
 
     /// The packages it needs.

@@ -16,7 +16,7 @@ pub mod symbols;
 pub mod terminal;
 
 use crate::image::manifest::Plan;
-use crate::image::{BootImage, iso};
+use crate::image::{BootImage, disks, iso};
 use crate::workspace;
 use anyhow::{Context, Result};
 use emulator::Emulator;
@@ -88,16 +88,17 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report> {
 pub fn boot(image: &BootImage, plan: &Plan, options: &Options) -> Result<Report> {
     let scratch =
         tempfile::Builder::new().prefix("nacre-").tempdir().context("cannot make a temporary folder")?;
+    let disks = disks::lay_out(&plan.manifest, scratch.path())?;
     let listener;
     let command = if options.machine.is_bochs() {
         listener = Listener::tcp()?;
         let iso = scratch.path().join(iso::FILE);
         iso::make(image, iso::Firmware::Bios, scratch.path(), &iso)?;
-        bochs::command(options, scratch.path(), listener.port())?
+        bochs::command(options, &disks, scratch.path(), listener.port())?
     } else {
         listener = Listener::unix(&scratch.path().join(qemu::LINK_SOCKET))?;
         image.lay_out(scratch.path())?;
-        qemu::command(options, image)
+        qemu::command(options, image, &disks)
     };
     run_machine(command, listener, scratch.path(), plan, options)
 }

@@ -2,8 +2,11 @@
 
 use super::Options;
 use super::machine::Machine;
+use crate::image::disks::MachineDisk;
 use crate::image::{BootImage, KERNEL_FILE, iso};
 use std::process::Command;
+use vmm_protocol::manifest::DiskDriver;
+use vmm_protocol::process::driver::ata;
 
 /// Name of the socket that COM1 is connected to, in the run's folder.
 pub const LINK_SOCKET: &str = "link.sock";
@@ -14,8 +17,9 @@ const PROGRAM: &str = "qemu-system-x86_64";
 
 /// The command that boots `image`, laid out in the folder in which the command will run. Relative names keep spaces and
 /// commas in paths away from QEMU's own syntax.
-pub fn command(options: &Options, image: &BootImage) -> Command {
+pub fn command(options: &Options, image: &BootImage, disks: &[MachineDisk]) -> Command {
     let mut command = machine(options);
+    disks.iter().for_each(|disk| add_disk(&mut command, disk));
     let modules: Vec<String> = image.modules.iter().map(|module| format!("{0} {0}", module.name)).collect();
     command.args(["-kernel", KERNEL_FILE, "-append", &image.cmdline, "-initrd", &modules.join(",")]);
     command
@@ -29,6 +33,27 @@ pub fn iso_command(options: &Options, uefi: Option<&str>) -> Command {
     }
     command.args(["-cdrom", iso::FILE]);
     command
+}
+
+/// Connects a disk.
+fn add_disk(command: &mut Command, disk: &MachineDisk) {
+    let MachineDisk { device, file, .. } = disk;
+    let mut drive = format!("if=none,id={file},file={file},format=raw");
+    if disk.driver == DiskDriver::Ata {
+        let (command_block, control) = (ata::COMMAND[*device], ata::CONTROL[*device]);
+        if disk.is_read_only {
+            // An ATA disk cannot be read-only: what nobody is to write goes to a temporary file.
+            drive += ",snapshot=on";
+        }
+        let irq = ata::IRQ[*device];
+        command.args([
+            "-device",
+            &format!("isa-ide,id=ata{device},iobase={command_block:#x},iobase2={control:#x},irq={irq}"),
+            "-device",
+            &format!("ide-hd,drive={file},bus=ata{device}.0"),
+        ]);
+    }
+    command.args(["-drive", &drive]);
 }
 
 /// The machine without what it boots.

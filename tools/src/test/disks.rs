@@ -1,4 +1,4 @@
-//! Disks of a guest: Debian's own drivers on an ext4 file system made on the host.
+//! Disks of a guest in memory: Debian's own drivers on an ext4 file system made on the host.
 
 use super::Test;
 use super::guests::verdict;
@@ -54,13 +54,13 @@ fn run(machine: Machine, name: &str) -> Result<Outcome> {
     let image = folder.path().join("ext4.img");
     make_file_system(folder.path(), &image)?;
     let (image, command) = (image.to_string_lossy(), command());
-    let read_only = format!("{image},ro");
+    let (writable, read_only) = (format!("{image},memory"), format!("{image},ro,memory"));
     let words = [
         "--machine",
         machine.name(),
         "--deterministic",
         "--disk",
-        &*image,
+        &*writable,
         "--disk",
         &*read_only,
         "--exec",
@@ -71,7 +71,7 @@ fn run(machine: Machine, name: &str) -> Result<Outcome> {
 }
 
 /// An ext4 file system of 4 MiB with a file.
-fn make_file_system(folder: &Path, image: &Path) -> Result<()> {
+pub(super) fn make_file_system(folder: &Path, image: &Path) -> Result<()> {
     let content = folder.join("content");
     std::fs::create_dir(&content).context("cannot make a folder")?;
     workspace::write(&content.join("hello"), b"a file of the host\n")?;

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod checks;
 pub mod conformance;
 pub mod disks;
+pub mod drivers;
 pub mod gdb;
 pub mod graph;
 pub mod guests;
@@ -142,6 +143,7 @@ fn on(machine: Machine) -> Vec<Test> {
         bench::tests(machine),
         linux::tests(machine),
         disks::tests(machine),
+        drivers::tests(machine),
         images::tests(machine),
         gdb::tests(machine),
         trace::tests(machine),

@@ -1,5 +1,6 @@
 //! The rings to and from the console server.
 
+use crate::devices;
 use crate::output::{SERIAL_PORTS as INPUT_PORTS, STREAMS};
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -57,17 +58,21 @@ impl Channel {
 
     /// Sends a record, waiting while the console server makes room. The guest stands still meanwhile, as with a slow line.
     pub fn send(&mut self, stream: Stream, bytes: &[u8]) {
+        let mut taken = 0;
         while !self.push(stream, bytes) {
             let consumed = self.producer.lock().consumed();
             if self.is_dead {
+                devices::give_back(taken);
                 return;
             }
             let deadline = cpu::deadline_in(PATIENCE_MS, self.tsc_hz);
             // The bit is for input too; nothing is lost, since input is looked at after every exit.
             let raised = process::events().wait(deadline).unwrap_or(0);
+            taken |= raised;
             self.is_dead = raised == 0 && self.producer.lock().consumed() == consumed;
         }
         self.is_dead = false;
+        devices::give_back(taken);
         // A console server that is gone is the root task's matter.
         let _ = self.doorbell.signal();
     }

@@ -3,18 +3,24 @@
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::vec::Vec;
+use block_channel::Client;
+use usys::abi::Selector;
+use usys::cap::{Cap, Ntfn};
 use usys::cpu;
-use usys::process::{ProcessInfo, padded};
-use vdev::block::{Disk, MemoryDisk};
+use usys::process::{self, ProcessInfo, padded};
+use vdev::block::{Backend, Disk, MemoryDisk};
 use vdev::entropy::Words;
 use vdev::virtio::block::Block;
 use vdev::virtio::entropy::EntropyDevice;
 use vmm_core::virtio::VirtioDevice;
-use vmm_protocol::manifest::{DiskConfig, VmConfig};
-use vmm_protocol::process::DISK;
+use vmm_protocol::manifest::{DiskConfig, DiskDriver, VmConfig};
+use vmm_protocol::process::{CHANNEL, DISK, monitor};
 
 /// Queues of a disk: the VM has one CPU.
 const DISK_QUEUES: usize = 1;
+/// How long the driver process of a disk may look for it before the VM is not started, in ms: a drive that does not answer is reset,
+/// which takes up to 31 s.
+const CONNECT_MS: u64 = 60_000;
 
 /// The disks that the manifest says, in its order, then a source of random numbers if this CPU has one.
 pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Vec<VirtioDevice>, &'static str> {
@@ -27,13 +33,50 @@ pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Vec<Virt
 }
 
 fn open(info: &'static ProcessInfo, index: usize, disk: &DiskConfig) -> Result<VirtioDevice, &'static str> {
+    let backend: Box<dyn Backend> = match disk.driver {
+        DiskDriver::Memory => Box::new(in_memory(info, index, disk.read_only)?),
+        DiskDriver::Ata => Box::new(connect(info, index)?),
+    };
+    let id = padded(&format!("nacre-{DISK}{index}"));
+    Ok(VirtioDevice::Block(Block::new(Disk::new(backend), id, DISK_QUEUES)))
+}
+
+fn in_memory(
+    info: &'static ProcessInfo,
+    index: usize,
+    is_read_only: bool,
+) -> Result<MemoryDisk, &'static str> {
     const MISSING: &str = "a disk is not mapped";
     let region = format!("{DISK}{index}");
-    let content = if disk.read_only {
+    Ok(if is_read_only {
         MemoryDisk::read_only(info.constant(&region).ok_or(MISSING)?)
     } else {
         MemoryDisk::writable(info.take_private(&region).ok_or(MISSING)?)
-    };
-    let disk = Disk::new(Box::new(content));
-    Ok(VirtioDevice::Block(Block::new(disk, padded(&format!("nacre-{region}")), DISK_QUEUES)))
+    })
+}
+
+/// Connects to the driver process of a disk, which may be looking for it yet.
+fn connect(info: &'static ProcessInfo, index: usize) -> Result<Client<Cap<Ntfn>>, &'static str> {
+    let channel = info.window(&format!("{CHANNEL}{index}")).ok_or("the channel to a disk is not mapped")?;
+    let driver = Cap::new(Selector(monitor::DISKS + index as u32));
+    let mut client = Client::new(channel, driver).map_err(|_| "the channel to a disk is too short")?;
+    let deadline = cpu::deadline_in(CONNECT_MS, info.header.tsc_hz);
+    loop {
+        match client.connect() {
+            Some(disk) if disk.sectors == 0 => return Err("the driver of a disk found none: see the log"),
+            Some(_) => return Ok(client),
+            None if cpu::now() >= deadline => return Err("the driver of a disk does not answer"),
+            // The console server's bit may be among those taken here; its ring is looked at before the guest runs.
+            None => drop(process::events().wait(deadline)),
+        }
+    }
+}
+
+/// Raises again what stood for the disks among bits that were taken outside the run loop.
+pub fn give_back(taken: u64) {
+    if taken & monitor::DISK_BIT != 0 {
+        let again: Cap<Ntfn> = Cap::new(Selector(monitor::DISK_NTFN));
+        // Without disks there is no such capability, and no such bit.
+        let _ = again.signal();
+    }
 }

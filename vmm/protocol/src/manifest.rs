@@ -120,11 +120,64 @@ pub struct VmConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
-    /// Boot module with its content, whole sectors of 512 bytes. One that a VM may write is nothing else to anybody.
+    /// For [`DiskDriver::Memory`], the boot module with its content, whole sectors of 512 bytes; one that a VM may write is
+    /// nothing else to anybody. For the others, the file that `cargo nacre run` makes a disk of the machine; the root task does not
+    /// look at it.
+    #[serde(default)]
     pub image: String,
     /// Whether the VM may only read it.
     #[serde(default)]
     pub read_only: bool,
+    /// Who serves it.
+    #[serde(default)]
+    pub driver: DiskDriver,
+    /// What a crash of its driver process does, beside I/O errors for what was pending.
+    #[serde(default)]
+    pub on_crash: OnCrash,
+}
+
+/// Who serves a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DiskDriver {
+    /// The VMM itself, from a boot module: changes are lost when the VM ends.
+    #[default]
+    Memory,
+    /// A driver process for the first drive of an ATA channel. The first disk with this driver is on the first channel (ports
+    /// 1F0H to 1F7H and 3F6H, ISA interrupt 14), the second one on the second (170H to 177H and 376H, 15).
+    Ata,
+}
+
+impl DiskDriver {
+    /// Its name in the manifest.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DiskDriver::Memory => "memory",
+            DiskDriver::Ata => "ata",
+        }
+    }
+
+    /// Name of the boot module with the executable of its process, if it is one.
+    pub const fn module(self) -> Option<&'static str> {
+        match self {
+            DiskDriver::Memory => None,
+            DiskDriver::Ata => Some("drv-ata"),
+        }
+    }
+
+    /// How many disks it can serve in a system.
+    pub const fn max_disks(self) -> usize {
+        match self {
+            DiskDriver::Memory => usize::MAX,
+            DiskDriver::Ata => crate::process::driver::ata::IRQ.len(),
+        }
+    }
+
+    /// Every driver.
+    pub const ALL: [DiskDriver; 2] = [DiskDriver::Memory, DiskDriver::Ata];
+
+    /// Every driver that is a process.
+    pub const PROCESSES: [DiskDriver; 1] = [DiskDriver::Ata];
 }
 
 const fn default_priority() -> u8 {
@@ -191,6 +244,10 @@ pub enum ManifestError {
     SharedDisk(String),
     /// The trace keeps none, or more than [`MAX_TRACE_EVENTS`] events.
     TraceEvents(u32),
+    /// A disk in memory of this VM has no image.
+    DiskImage(String),
+    /// There are more disks with this driver than it can serve.
+    DriverDisks(DiskDriver),
 }
 
 impl fmt::Display for ManifestError {
@@ -219,6 +276,10 @@ impl fmt::Display for ManifestError {
             ManifestError::TraceEvents(events) => {
                 write!(f, "a trace of {events} events: it must keep 1 to {MAX_TRACE_EVENTS}")
             }
+            ManifestError::DiskImage(name) => write!(f, "VM {name:?}: a disk in memory needs an image"),
+            ManifestError::DriverDisks(driver) => {
+                write!(f, "driver {:?} serves at most {} disks", driver.name(), driver.max_disks())
+            }
         }
     }
 }
@@ -243,17 +304,33 @@ impl Manifest {
                 return Err(ManifestError::Duplicate(vm.name.clone()));
             }
         }
-        let disks = self.vms.iter().flat_map(|vm| &vm.disks);
-        match disks.filter(|disk| !disk.read_only).find(|disk| self.uses(&disk.image) > 1) {
-            Some(disk) => Err(ManifestError::SharedDisk(disk.image.clone())),
+        let disks = || self.vms.iter().flat_map(|vm| &vm.disks);
+        let is_shared = |disk: &&DiskConfig| {
+            disk.driver == DiskDriver::Memory && !disk.read_only && self.uses(&disk.image) > 1
+        };
+        if let Some(disk) = disks().find(is_shared) {
+            return Err(ManifestError::SharedDisk(disk.image.clone()));
+        }
+        let is_too_often =
+            |driver: &DiskDriver| disks().filter(|disk| disk.driver == *driver).count() > driver.max_disks();
+        match DiskDriver::PROCESSES.into_iter().find(is_too_often) {
+            Some(driver) => Err(ManifestError::DriverDisks(driver)),
             None => Ok(()),
         }
+    }
+
+    /// Names of the boot modules with the driver processes that its disks need, each once.
+    pub fn driver_modules(&self) -> impl Iterator<Item = &'static str> {
+        let is_needed =
+            |driver: &DiskDriver| self.vms.iter().flat_map(|vm| &vm.disks).any(|disk| disk.driver == *driver);
+        DiskDriver::PROCESSES.into_iter().filter(is_needed).filter_map(DiskDriver::module)
     }
 
     /// How often this boot module is something for a VM.
     fn uses(&self, module: &str) -> usize {
         let of = |vm: &VmConfig| {
-            let disks = vm.disks.iter().map(|disk| &disk.image);
+            let in_memory = vm.disks.iter().filter(|disk| disk.driver == DiskDriver::Memory);
+            let disks = in_memory.map(|disk| &disk.image);
             let modules = [&vm.kernel, &vm.vmm].into_iter().chain(&vm.initrd).chain(disks);
             modules.filter(|name| *name == module).count()
         };
@@ -278,6 +355,9 @@ impl VmConfig {
         }
         if self.disks.len() > MAX_DISKS {
             return Err(ManifestError::TooManyDisks(self.name.clone()));
+        }
+        if self.disks.iter().any(|disk| disk.driver == DiskDriver::Memory && disk.image.is_empty()) {
+            return Err(ManifestError::DiskImage(self.name.clone()));
         }
         Ok(())
     }
@@ -307,7 +387,7 @@ mod tests {
     }
 
     fn disk(image: &str, read_only: bool) -> DiskConfig {
-        DiskConfig { image: image.into(), read_only }
+        DiskConfig { image: image.into(), read_only, driver: DiskDriver::Memory, on_crash: OnCrash::Report }
     }
 
     fn check(vms: Vec<VmConfig>) -> Result<(), ManifestError> {
@@ -336,6 +416,7 @@ mod tests {
             VmConfig { priority: 0, ..vm("a") },
             VmConfig { kernel: String::new(), ..vm("a") },
             VmConfig { disks: alloc::vec![disk("d", true); MAX_DISKS + 1], ..vm("a") },
+            VmConfig { disks: alloc::vec![disk("", true)], ..vm("a") },
         ] {
             assert!(check(alloc::vec![broken]).is_err());
         }
@@ -353,5 +434,14 @@ mod tests {
         assert_eq!(check(alloc::vec![with("a", &[disk("d", false), disk("d", true)])]), shared);
         let initrd = VmConfig { initrd: alloc::vec!["d".into()], ..vm("b") };
         assert_eq!(check(alloc::vec![with("a", &write), initrd]), shared);
+    }
+
+    #[test]
+    fn a_real_disk_needs_no_image_and_each_driver_has_its_limit() {
+        let ata = DiskConfig { driver: DiskDriver::Ata, ..disk("", false) };
+        let with = |name: &str, count: usize| VmConfig { disks: alloc::vec![ata.clone(); count], ..vm(name) };
+        assert_eq!(check(alloc::vec![with("a", 1), with("b", 1)]), Ok(()));
+        let too_many = Err(ManifestError::DriverDisks(DiskDriver::Ata));
+        assert_eq!(check(alloc::vec![with("a", 1), with("b", 2)]), too_many);
     }
 }

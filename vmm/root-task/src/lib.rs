@@ -4,13 +4,15 @@
 //!    ([`process`]).
 //! 2. A VMM gets its VM's memory, its modules, its notification and two rings to the console server; nothing of another VM
 //!    ([`vm`]).
-//! 3. What a process says (its report, its rings) is input from a stranger; that it crashed, the kernel says.
+//! 3. The driver process of a disk gets that disk's device, and a channel to the VM that has it ([`disk`]).
+//! 4. What a process says (its report, its rings) is input from a stranger; that it crashed, the kernel says.
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
 pub mod console;
+pub mod disk;
 pub mod error;
 pub mod frames;
 pub mod loader;

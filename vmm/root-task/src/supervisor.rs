@@ -1,6 +1,7 @@
 //! Starting everything, and waiting for what ends.
 
 use crate::console::Console;
+use crate::disk::{self, Disk};
 use crate::error::StartError;
 use crate::system::System;
 use crate::trace::Recorder;
@@ -19,7 +20,7 @@ pub mod events {
     use super::MAX_VMS;
 
     const FAULTS: usize = 32;
-    const _: () = assert!(MAX_VMS <= FAULTS && FAULTS + MAX_VMS <= 62);
+    const _: () = assert!(MAX_VMS <= 30 && FAULTS + MAX_VMS <= 62);
 
     /// The VMM of VM `index` reported an outcome.
     pub const fn report(index: usize) -> u64 {
@@ -31,13 +32,17 @@ pub mod events {
         1 << (FAULTS + index)
     }
 
+    /// The driver process of a disk has something to say; none has.
+    pub const DRIVER_REPORT: u64 = 1 << 30;
+    /// The driver process of a disk stopped on a fault.
+    pub const DRIVER_FAULT: u64 = 1 << 31;
     /// The console server stopped on a fault.
     pub const CONSOLE_FAULT: u64 = 1 << 62;
     /// The console server has sent everything.
     pub const CONSOLE_DONE: u64 = 1 << 63;
 }
 
-/// How often a VMM, or the console server, is started again.
+/// How often a VMM, a driver or the console server is started again.
 const MAX_RESTARTS: u32 = 3;
 /// How long to leave the CPU to others after each round, in ms: a VMM that signals without end must not keep it from VMs.
 const BREATH_MS: u64 = 1;
@@ -54,18 +59,20 @@ pub struct Supervisor {
     console: Console,
     console_crashes: u32,
     vms: Vec<Vm>,
+    disks: Vec<Disk>,
     /// Crashes of each VM's VMM.
     crashes: Vec<u32>,
 }
 
 impl Supervisor {
-    /// Starts the console server and every VM. A VM that cannot start is reported, and no error.
+    /// Starts the console server, the drivers and every VM. A driver or a VM that cannot start is reported, and no error.
     pub fn start(mut system: System, manifest: Manifest) -> Result<Self, StartError> {
         if let Some(config) = manifest.trace {
             system.recorder = Some(Recorder::new(&mut system.memory, system.info, config)?);
         }
         let new_vm = |(index, config): (usize, VmConfig)| Vm::new(&mut system, index, config);
         let vms: Vec<Vm> = manifest.vms.into_iter().enumerate().map(new_vm).collect::<Result<_, _>>()?;
+        let disks = disk::all(&mut system, &vms)?;
         let mut console = Console::new(&mut system, manifest.console, &vms)?;
         console.start(&mut system, &vms)?;
         console.take_log();
@@ -73,7 +80,10 @@ impl Supervisor {
         let when_done = manifest.when_done;
         let pause = process::pool().create_ntfn(selector::allocate()?)?;
         let mut supervisor =
-            Supervisor { system, when_done, pause, console, console_crashes: 0, vms, crashes };
+            Supervisor { system, when_done, pause, console, console_crashes: 0, vms, disks, crashes };
+        for index in 0..supervisor.disks.len() {
+            supervisor.start_driver(index);
+        }
         for index in 0..supervisor.vms.len() {
             supervisor.start_vm(index);
         }
@@ -105,6 +115,9 @@ impl Supervisor {
     fn handle(&mut self, raised: u64) -> Result<(), StartError> {
         if raised & events::CONSOLE_FAULT != 0 {
             self.restart_console()?;
+        }
+        if raised & events::DRIVER_FAULT != 0 {
+            (0..self.disks.len()).for_each(|index| self.look_at_driver(index));
         }
         for index in 0..self.vms.len() {
             if raised & (events::report(index) | events::fault(index)) != 0 {
@@ -141,8 +154,29 @@ impl Supervisor {
     }
 
     fn start_vm(&mut self, index: usize) {
-        if let Err(error) = self.vms[index].start(&mut self.system, &self.console) {
+        if let Err(error) = self.vms[index].start(&mut self.system, &self.console, &self.disks) {
             self.console.report(index, &Outcome::not_started(error));
+        }
+    }
+
+    fn start_driver(&mut self, index: usize) {
+        let disk = &mut self.disks[index];
+        if let Err(error) = disk.start(&mut self.system) {
+            log::error!("{}: its driver does not start: {error}", disk.name());
+        }
+    }
+
+    /// A driver may have crashed.
+    fn look_at_driver(&mut self, index: usize) {
+        let disk = &mut self.disks[index];
+        let Some(Fault { vector, rip, address }) = disk.take_crash(&mut self.system) else {
+            return;
+        };
+        let (name, crashes) = (disk.name(), disk.crashes());
+        log::error!("{name}: its driver crashed: vector {vector} at {rip:#x}, address {address:#x}");
+        if disk.on_crash() == OnCrash::Restart && crashes <= MAX_RESTARTS {
+            log::warn!("{name}: starting its driver again ({crashes} of {MAX_RESTARTS})");
+            self.start_driver(index);
         }
     }
 

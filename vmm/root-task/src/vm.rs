@@ -1,6 +1,7 @@
 //! One VM: what belongs to it for good, and its VMM while that lives.
 
 use crate::console::{Console, ring_pages};
+use crate::disk::Disk;
 use crate::error::StartError;
 use crate::memory::{Allocation, FreeMemory};
 use crate::process::{Blueprint, Process, Shared, page_tables};
@@ -15,9 +16,11 @@ use usys::cap::{Cap, Narrow, Ntfn};
 use usys::memory::Mapping;
 use usys::object::{Fault, Schedule};
 use usys::{process, selector};
-use vmm_protocol::manifest::VmConfig;
+use vmm_protocol::manifest::{DiskDriver, VmConfig};
 use vmm_protocol::outcome::Outcome;
-use vmm_protocol::process::{DISK, INITRD, INPUT, KERNEL, MonitorConfig, OUTPUT, REPORT, Report, monitor};
+use vmm_protocol::process::{
+    CHANNEL, DISK, INITRD, INPUT, KERNEL, MonitorConfig, OUTPUT, REPORT, Report, monitor,
+};
 
 /// KiB for records from the VM.
 const OUTPUT_KIB: u64 = 64;
@@ -95,15 +98,21 @@ impl Vm {
     }
 
     /// Starts a VMM for it.
-    pub fn start(&mut self, system: &mut System, console: &Console) -> Result<(), StartError> {
+    pub fn start(
+        &mut self,
+        system: &mut System,
+        console: &Console,
+        disks: &[Disk],
+    ) -> Result<(), StartError> {
         let count = system.info.cpu_count;
         if self.config.cpu >= count {
             return Err(StartError::Cpu { cpu: self.config.cpu, count });
         }
         self.report_view.window().atomic_u32(Report::LEN)?.store(0, Ordering::Relaxed);
-        let process = self.create_process(system)?;
+        let disks: Vec<&Disk> = disks.iter().filter(|disk| disk.user().vm == self.index).collect();
+        let process = self.create_process(system, &disks)?;
         let mut instance = Instance { process, memory: Vec::new() };
-        match self.equip(system, console, &mut instance) {
+        match self.equip(system, console, &disks, &mut instance) {
             Ok(()) => {
                 self.instance = Some(instance);
                 Ok(())
@@ -115,7 +124,7 @@ impl Vm {
         }
     }
 
-    fn create_process(&self, system: &mut System) -> Result<Process, StartError> {
+    fn create_process(&self, system: &mut System, disks: &[&Disk]) -> Result<Process, StartError> {
         let kernel = system.module(&self.config.kernel)?;
         let names: Vec<_> = (0..self.config.initrd.len()).map(|piece| format!("{INITRD}{piece}")).collect();
         let mut windows = vec![
@@ -127,10 +136,14 @@ impl Vm {
         for (module, name) in self.config.initrd.iter().zip(&names) {
             windows.push(Shared::module(name, system.module(module)?));
         }
-        let disks: Vec<_> = (0..self.config.disks.len()).map(|disk| format!("{DISK}{disk}")).collect();
-        for (disk, name) in self.config.disks.iter().zip(&disks) {
-            windows.push(Shared::disk(name, system.module(&disk.image)?, !disk.read_only));
+        let names: Vec<_> = (0..self.config.disks.len()).map(|disk| format!("{DISK}{disk}")).collect();
+        for (disk, name) in self.config.disks.iter().zip(&names) {
+            if disk.driver == DiskDriver::Memory {
+                windows.push(Shared::disk(name, system.module(&disk.image)?, !disk.read_only));
+            }
         }
+        let names: Vec<_> = disks.iter().map(|disk| format!("{CHANNEL}{}", disk.user().number)).collect();
+        windows.extend(disks.iter().zip(&names).map(|(disk, name)| Shared::writable(name, disk.channel())));
         let config = MonitorConfig { index: self.index as u8, vm: self.config.clone() };
         let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;
         let plan = Blueprint {
@@ -149,11 +162,12 @@ impl Vm {
         Process::create(system, &plan)
     }
 
-    /// Gives the VMM its guest's memory and its doorbell, and starts it.
+    /// Gives the VMM its guest's memory and its doorbells, and starts it.
     fn equip(
         &self,
         system: &mut System,
         console: &Console,
+        disks: &[&Disk],
         instance: &mut Instance,
     ) -> Result<(), StartError> {
         let pages = u64::from(self.config.memory_mib) * PAGES_PER_MIB;
@@ -168,6 +182,13 @@ impl Vm {
         let keep = Rights::READ | Rights::WRITE | Rights::DERIVE;
         page_cap.delegate(pd, Selector(monitor::VCPU_PAGE), Narrow::rights(keep))?;
         console.delegate_doorbell(self.index, &instance.process, Selector(monitor::CONSOLE))?;
+        if !disks.is_empty() {
+            let again = Narrow::rights(Rights::SIGNAL).badge(monitor::DISK_BIT);
+            self.events.delegate(pd, Selector(monitor::DISK_NTFN), again)?;
+        }
+        for disk in disks {
+            disk.delegate_doorbell(pd)?;
+        }
         instance.process.start()
     }
 

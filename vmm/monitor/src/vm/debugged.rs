@@ -1,6 +1,7 @@
 //! The run loop of a VM that may have a debugger.
 
 use super::{Vm, Watch, refused};
+use crate::devices;
 use crate::guest_cpu::GuestCpu;
 use crate::guest_ram::GuestRam;
 use usys::cpu;
@@ -102,7 +103,7 @@ impl<W: Watch> Inferior for Debugged<'_, W> {
 
     fn wait(&mut self) {
         self.vm.output.flush(&mut self.vm.channel);
-        let _ = process::events().wait(FOREVER);
+        devices::give_back(process::events().wait(FOREVER).unwrap_or(0));
     }
 
     fn send(&mut self, bytes: &[u8]) {

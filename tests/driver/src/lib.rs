@@ -1,0 +1,64 @@
+//! A disk driver without a disk: every sector reads as its own number, and some of them (`tproto::disk`) fail, or make the
+//! process crash.
+#![no_std]
+#![forbid(unsafe_code)]
+
+use block_channel::Server;
+use tproto::disk;
+use usys::abi::Selector;
+use usys::cap::{Cap, Ntfn};
+use usys::object::FOREVER;
+use usys::process::{self, ProcessInfo};
+use vmm_protocol::block::{DiskInfo, Operation, Request, SECTOR_BYTES, Status};
+use vmm_protocol::process::{CHANNEL, DriverConfig, driver};
+
+/// Serves the disk that is none.
+pub fn main(info: &'static ProcessInfo) -> ! {
+    usys::logger::to_kernel();
+    let session = postcard::from_bytes(info.config()).map(|config: DriverConfig| config.session);
+    let user: Cap<Ntfn> = Cap::new(Selector(driver::USER));
+    let nothing = DiskInfo { sectors: disk::SECTORS, is_read_only: false, has_cache: false };
+    let server = info.window(CHANNEL).zip(session.ok()).and_then(|(channel, session)| {
+        log::info!("driver number {session}");
+        Server::new(channel, user, session, nothing).ok()
+    });
+    match server {
+        Some(server) => serve(server),
+        None => usys::start::fault(),
+    }
+}
+
+fn serve(mut server: Server<Cap<Ntfn>>) -> ! {
+    loop {
+        if server.is_asked_to_begin() {
+            server.begin();
+        }
+        while let Some(request) = server.take() {
+            let status = answer(&server, &request);
+            server.complete(request.slot, status);
+        }
+        server.notify();
+        if server.prepare_to_wait() {
+            let _bits = process::events().wait(FOREVER);
+        }
+    }
+}
+
+fn answer(server: &Server<Cap<Ntfn>>, request: &Request) -> Status {
+    let sectors = request.sector..request.sector + u64::from(request.count);
+    if sectors.contains(&disk::CRASHES) {
+        usys::start::fault();
+    }
+    if sectors.contains(&disk::FAILS) {
+        return Status::Io;
+    }
+    if request.operation == Operation::Read
+        && let Ok(data) = server.data(request.slot, request.bytes())
+    {
+        for (index, sector) in sectors.enumerate() {
+            // Inside the data, which is as long as the sectors.
+            let _ = data.write(index * SECTOR_BYTES, &sector.to_le_bytes());
+        }
+    }
+    Status::Done
+}

@@ -1,0 +1,134 @@
+//! Disks behind driver processes: what a guest writes is in the file, and what becomes of a guest whose disk fails.
+
+use super::Test;
+use super::disks::make_file_system;
+use super::guests::{log_path, verdict};
+use super::linux::{boot, check, ended_with};
+use super::record::Outcome;
+use crate::image::BootImage;
+use crate::run::machine::Machine;
+use crate::run::outcome::{Report, Verdict};
+use crate::run::{self, Options, Output};
+use crate::{compile, image, request, workspace};
+use anyhow::{Context, Result};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use tproto::disk;
+use vmm_protocol::manifest::DiskDriver;
+
+/// How long a test may take on a loaded machine.
+const TIME_LIMIT: Duration = Duration::from_secs(600);
+/// Bytes of a file that the guest writes.
+const WRITTEN: u32 = 300_000;
+
+/// The tests of a machine.
+pub fn tests(machine: Machine) -> Vec<Test> {
+    let mut tests = Vec::new();
+    for driver in machine.disk_drivers() {
+        let name = format!("{}/linux-disk-{}", machine.name(), driver.name());
+        let shows = "what Debian writes to an ext4 disk of the machine is in the host's file, which is clean";
+        tests.push(Test::on(machine, name, shows, move |name| real(machine, *driver, name)));
+    }
+    let name = format!("{}/linux-disk-failures", machine.name());
+    let shows = "a disk that fails, or whose driver crashes, is an I/O error in the guest, and the next driver serves on";
+    tests.push(Test::on(machine, name, shows, move |name| failing(machine, name)));
+    tests
+}
+
+/// Writes, makes durable and reads again, with nothing left in a cache.
+fn write_and_read() -> String {
+    format!(
+        r#"set -e
+mount /dev/vda /mnt
+cat /mnt/hello
+head -c {WRITTEN} /dev/urandom > /mnt/new
+md5sum < /mnt/new
+sync
+umount /mnt
+echo 3 > /proc/sys/vm/drop_caches
+mount -o ro /dev/vda /mnt
+md5sum < /mnt/new
+umount /mnt"#
+    )
+}
+
+fn real(machine: Machine, driver: DiskDriver, name: &str) -> Result<Outcome> {
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let image = folder.path().join("a, b.img");
+    make_file_system(folder.path(), &image)?;
+    let disk = format!("{},{}", image.display(), driver.name());
+    let command = write_and_read();
+    let words = ["--machine", machine.name(), "--deterministic", "--disk", &disk, "--exec", &command];
+    let (report, options) = boot(&words, None, name)?;
+    Ok(verdict(&report, &options.log, || judge_real(&report, &image)))
+}
+
+fn judge_real(report: &Report, image: &Path) -> Result<(), String> {
+    let stdout = String::from_utf8_lossy(&report.stdout);
+    let lines: Vec<&str> = stdout.lines().collect();
+    let ["a file of the host", written, read] = lines[..] else {
+        return Err(format!("the command said {stdout:?}"));
+    };
+    check(written == read, &format!("{written} was written, and {read} read"))?;
+    ended_with(report, &Verdict::Command(0))?;
+    let fsck = output(Command::new("/usr/sbin/e2fsck").arg("-fn").arg(image))?;
+    check(fsck.status.success(), &format!("e2fsck: {}", String::from_utf8_lossy(&fsck.stdout)))?;
+    let file = output(Command::new("/usr/sbin/debugfs").args(["-R", "cat /new"]).arg(image))?;
+    check(file.stdout.len() == WRITTEN as usize, "the file in the image has another length")
+}
+
+fn output(command: &mut Command) -> Result<std::process::Output, String> {
+    command.output().map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))
+}
+
+/// Reads good sectors, then one that fails, then one at which the driver crashes, and good ones again.
+fn read_around() -> String {
+    let fails = disk::FAILS * 512 / 4096;
+    let crashes = disk::CRASHES * 512 / 4096;
+    format!(
+        r#"read_block() {{ dd if=/dev/vda of=/dev/null bs=4096 skip=$1 count=1 2>/dev/null && echo good || echo EIO; }}
+read_block 0
+read_block {fails}
+read_block 64
+read_block {crashes}
+sleep 1
+read_block 128"#
+    )
+}
+
+fn failing(machine: Machine, name: &str) -> Result<Outcome> {
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    // Nobody looks at it: the driver is another than the disk's.
+    let file = folder.path().join("disk.img");
+    workspace::write(&file, vec![0; 1 << 20])?;
+    let command = read_around();
+    let disk = format!("{},{}", file.display(), DiskDriver::Ata.name());
+    let words = ["--machine", machine.name(), "--deterministic", "--disk", &disk, "--exec", &command];
+    let mut args = request::parse(&words)?;
+    args.is_built = true;
+    let plan = request::plan(&args, request::ForWhom::Tool)?;
+    let options = Options {
+        timeout: Some(TIME_LIMIT),
+        log: log_path(name)?,
+        ..request::options(&args, Output::Collect)?
+    };
+    let mut boot = BootImage::collect(&plan, &options.kernel_cmdline)?;
+    let program = image::elf::loadable(&workspace::bare_binary(compile::TEST_DRIVER))?;
+    let module = boot.modules.iter_mut().find(|module| Some(&*module.name) == DiskDriver::Ata.module());
+    module.context("the image has no driver")?.bytes = program;
+    options.machine.prepare()?;
+    let report = run::boot(&boot, &plan, &options)?;
+    let log = String::from_utf8_lossy(&workspace::read(&options.log)?).into_owned();
+    Ok(verdict(&report, &options.log, || judge_failing(&report, &log)))
+}
+
+fn judge_failing(report: &Report, log: &str) -> Result<(), String> {
+    let stdout = String::from_utf8_lossy(&report.stdout);
+    check(stdout == "good\nEIO\ngood\nEIO\ngood\n", &format!("the command said {stdout:?}"))?;
+    ended_with(report, &Verdict::Command(0))?;
+    for line in ["linux.disk0: its driver crashed", "linux.disk0: driver number 2"] {
+        check(log.contains(line), &format!("the log does not say {line:?}"))?;
+    }
+    Ok(())
+}

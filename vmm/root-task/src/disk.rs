@@ -1,0 +1,216 @@
+//! One disk with a driver process: what belongs to it for good, and its driver while that lives.
+
+use crate::error::StartError;
+use crate::memory::Allocation;
+use crate::process::{Blueprint, Process, Shared};
+use crate::supervisor::events;
+use crate::system::System;
+use crate::vm::Vm;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+use usys::abi::boot_info::root;
+use usys::abi::{PAGE_SIZE, Rights, Selector};
+use usys::cap::{Cap, Irqs, Log, Narrow, Ntfn, Pd, Ports};
+use usys::memory::Mapping;
+use usys::object::{Fault, Schedule};
+use usys::process::{self, selector as well_known};
+use usys::selector;
+use vmm_protocol::block::{CHANNEL_BYTES, SERVED};
+use vmm_protocol::manifest::{DiskConfig, DiskDriver, OnCrash};
+use vmm_protocol::process::{CHANNEL, DriverConfig, driver, monitor};
+
+/// Pages of a channel.
+const CHANNEL_PAGES: u64 = (CHANNEL_BYTES as u64).div_ceil(PAGE_SIZE);
+/// Frames of kernel memory for what a driver makes: a bitmap of its ports, and capability tables.
+const EXTRA_FRAMES: u64 = 16;
+/// Pages of a driver's heap: what it copies a request's data through, twice.
+const HEAP_PAGES: u64 = 64;
+/// Of each 10 ms, a driver gets at most this many µs: a VM that keeps its disk busy leaves time to other VMs.
+const BUDGET_US: u64 = 8_000;
+const PERIOD_US: u64 = 10_000;
+
+/// Who uses a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The VM.
+    pub vm: usize,
+    /// The disk's number there.
+    pub number: usize,
+}
+
+/// A disk with a driver process. The channel and the notifications outlive the driver, so that the VM only notices that its
+/// requests fail for a while.
+#[derive(Debug)]
+pub struct Disk {
+    name: String,
+    config: DiskConfig,
+    /// Its number among the disks with the same driver.
+    device: u8,
+    user: User,
+    /// CPU and priority of the VM.
+    cpu: u16,
+    priority: u8,
+    channel: Allocation,
+    /// The channel's words.
+    view: Mapping,
+    events: Cap<Ntfn>,
+    /// Signals the VM, for this process and to derive the driver's from.
+    doorbell: Cap<Ntfn>,
+    process: Option<Process>,
+    session: u32,
+}
+
+impl Disk {
+    /// Makes what outlives the driver; [`Self::start`] makes the driver. `device` is the disk's number among those with the same
+    /// driver.
+    pub fn new(
+        system: &mut System,
+        vm: &Vm,
+        user: User,
+        config: DiskConfig,
+        device: u8,
+    ) -> Result<Self, StartError> {
+        let channel = system.memory.allocate(CHANNEL_PAGES, 1)?;
+        let view = Mapping::new(channel.memory(), 0, 1, true)?;
+        let events = process::pool().create_ntfn(selector::allocate()?)?;
+        let signal = Narrow::rights(Rights::SIGNAL | Rights::DERIVE).badge(monitor::DISK_BIT);
+        let doorbell = vm.events().derive(selector::allocate()?, signal)?;
+        Ok(Disk {
+            name: format!("{}.disk{}", vm.config().name, user.number),
+            config,
+            device,
+            user,
+            cpu: vm.config().cpu,
+            priority: vm.config().priority,
+            channel,
+            view,
+            events,
+            doorbell,
+            process: None,
+            session: 0,
+        })
+    }
+
+    /// Who uses it.
+    pub fn user(&self) -> User {
+        self.user
+    }
+
+    /// The memory that its user and its driver share.
+    pub fn channel(&self) -> &Allocation {
+        &self.channel
+    }
+
+    /// Its name, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What a crash of its driver does.
+    pub fn on_crash(&self) -> OnCrash {
+        self.config.on_crash
+    }
+
+    /// Drivers that crashed so far.
+    pub fn crashes(&self) -> u32 {
+        self.session - u32::from(self.process.is_some())
+    }
+
+    /// Lets a VMM signal the driver.
+    pub fn delegate_doorbell(&self, pd: Cap<Pd>) -> usys::Result<()> {
+        let to = Selector(monitor::DISKS + self.user.number as u32);
+        self.events.delegate(pd, to, Narrow::rights(Rights::SIGNAL).badge(driver::USER_BIT))
+    }
+
+    /// Starts a driver process for it.
+    pub fn start(&mut self, system: &mut System) -> Result<(), StartError> {
+        let Some(program) = self.config.driver.module() else { return Ok(()) };
+        self.session += 1;
+        let config =
+            DriverConfig { session: self.session, device: self.device, is_read_only: self.config.read_only };
+        let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;
+        let windows = [Shared::writable(CHANNEL, &self.channel)];
+        let plan = Blueprint {
+            name: &self.name,
+            program,
+            cpu: self.cpu,
+            // Just above the VM that it works for: nothing that is more important than the VM waits for the VM's disk.
+            schedule: Schedule { priority: self.priority + 1, budget_us: BUDGET_US, period_us: PERIOD_US },
+            extra_frames: EXTRA_FRAMES,
+            heap_pages: HEAP_PAGES,
+            config: &config,
+            events: self.events,
+            parent_badge: events::DRIVER_REPORT,
+            fault_badge: events::DRIVER_FAULT,
+            windows: &windows,
+        };
+        let mut process = Process::create(system, &plan)?;
+        let started = self.equip(&mut process).and_then(|()| process.start());
+        if let Err(error) = started {
+            process.destroy(&mut system.memory);
+            return Err(error);
+        }
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Gives the driver its device, the kernel's log, and the doorbell of its user.
+    fn equip(&self, process: &mut Process) -> Result<(), StartError> {
+        let pd = process.pd();
+        match self.config.driver {
+            DiskDriver::Ata => self.equip_ata(process)?,
+            DiskDriver::Memory => {}
+        }
+        let signal = Narrow::rights(Rights::SIGNAL);
+        self.events.delegate(pd, Selector(driver::IRQ_NTFN), signal.badge(driver::IRQ_BIT))?;
+        self.doorbell.delegate(pd, Selector(driver::USER), signal)?;
+        let log: Cap<Log> = Cap::new(root::LOG);
+        Ok(log.delegate(pd, well_known::LOG, Narrow::rights(Rights::USE))?)
+    }
+
+    /// The ports and the interrupt of its channel.
+    fn equip_ata(&self, process: &mut Process) -> Result<(), StartError> {
+        use driver::ata;
+        let pd = process.pd();
+        let channel = usize::from(self.device) % ata::IRQ.len();
+        let ports: Cap<Ports> = Cap::new(root::PORTS);
+        for (base, count) in [(ata::COMMAND[channel], ata::COMMAND_PORTS), (ata::CONTROL[channel], 1)] {
+            let range = Narrow::rights(Rights::USE).range(base.into(), count.into());
+            process.derive(ports, range)?.map(pd, 0, count.into())?;
+        }
+        let irqs: Cap<Irqs> = Cap::new(root::IRQS);
+        let irq = Narrow::rights(Rights::USE).range(ata::IRQ[channel], 1);
+        Ok(irqs.delegate(pd, Selector(driver::IRQ), irq)?)
+    }
+
+    /// Ends the driver after it crashed, and lets its user know; says what it did.
+    pub fn take_crash(&mut self, system: &mut System) -> Option<Fault> {
+        let fault = self.process.as_ref()?.fault()?;
+        if let Some(process) = self.process.take() {
+            process.destroy(&mut system.memory);
+        }
+        if let Ok(served) = self.view.window().atomic_u64(SERVED) {
+            served.store(0, Ordering::Release);
+        }
+        // A VM that is gone needs no signal.
+        let _ = self.doorbell.signal();
+        Some(fault)
+    }
+}
+
+/// The disks with driver processes of all VMs.
+pub fn all(system: &mut System, vms: &[Vm]) -> Result<Vec<Disk>, StartError> {
+    let mut disks: Vec<Disk> = Vec::new();
+    for (vm_index, vm) in vms.iter().enumerate() {
+        for (number, config) in vm.config().disks.iter().enumerate() {
+            if config.driver.module().is_some() {
+                let device = disks.iter().filter(|disk| disk.config.driver == config.driver).count();
+                let user = User { vm: vm_index, number };
+                disks.push(Disk::new(system, vm, user, config.clone(), device as u8)?);
+            }
+        }
+    }
+    Ok(disks)
+}
