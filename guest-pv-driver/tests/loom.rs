@@ -108,7 +108,7 @@ fn driver(shared: &Shared, in_flight: u32) {
 
 fn check(in_flight: u32) {
     let mut model = loom::model::Builder::new();
-    model.preemption_bound = Some(3);
+    model.preemption_bound = Some(2);
     model.check(move || {
         let shared = Arc::new(Shared::new());
         let of_device = shared.clone();

@@ -22,6 +22,7 @@
 //! | [`acpi_pm`] | sleep, reset and timer registers of hardware-reduced ACPI, and port CF9 |
 //! | [`debug`] | POST code, debug consoles, exit device |
 //! | [`pvclock`] | the clock and steal-time areas of KVM's interface |
+//! | [`pvring`] | paravirtual devices with queues in guest memory |
 //!
 //! Devices that guests reach through rings have a core for every front end:
 //!
@@ -50,6 +51,7 @@ pub mod ioapic;
 pub mod lapic;
 pub mod net;
 pub mod pvclock;
+pub mod pvring;
 pub mod rtc;
 pub mod segment;
 pub mod uart16550;
