@@ -38,6 +38,8 @@ bitflags::bitflags! {
         const TSC_OFFSET = 1 << 12;
         /// IRR, ISR or TPR in the virtual-APIC page.
         const APIC = 1 << 13;
+        /// [`VcpuPage::code_root`].
+        const CODE = 1 << 14;
     }
 }
 
@@ -349,7 +351,13 @@ pub struct VcpuPage {
     pub stores: [Store; STORES],
     /// In: bit *n* of the 256: with a virtual APIC, the end of interrupt *n* exits as [`ExitKind::Eoi`].
     pub eoi_exits: [u64; 4],
+    /// Out: CR3 if the guest executes 64-bit code, else [`NO_CODE_ROOT`]. The tables there, of four levels, say where the
+    /// instruction at RIP is.
+    pub code_root: u64,
 }
+
+/// [`VcpuPage::code_root`]: the guest does not execute 64-bit code.
+pub const NO_CODE_ROOT: u64 = u64::MAX;
 
 /// Entries of [`VcpuPage::stores`].
 pub const STORES: usize = 8;
@@ -432,6 +440,7 @@ impl VcpuPage {
         self.pat = 0x0007_0406_0007_0406;
         self.deadline = u64::MAX;
         self.decode = (Groups::CS_SS | Groups::DATA_SEGMENTS | Groups::CONTROL).bits();
+        self.code_root = NO_CODE_ROOT;
         self.dirty = Groups::all().bits();
     }
 }

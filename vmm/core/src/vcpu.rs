@@ -97,6 +97,13 @@ pub const fn code_bits(page: &VcpuPage) -> u32 {
     }
 }
 
+/// The root of the page tables, four levels of them, if the CPU runs 64-bit code; `None` also where the last exit does not say.
+#[inline]
+pub const fn code_root(page: &VcpuPage) -> Option<u64> {
+    let is_told = page.filled & Groups::CODE.bits() != 0 && page.code_root != abi::NO_CODE_ROOT;
+    if is_told { Some(page.code_root) } else { None }
+}
+
 /// Puts the CPU behind the instruction of `length` bytes that was just emulated: RIP, the interrupt shadow, RF, and
 /// the single-step trap if TF is set.
 #[inline]
@@ -179,6 +186,8 @@ pub fn reset(page: &mut VcpuPage) {
     page.exception_bitmap = 0;
     page.inject_length = 0;
     page.filled = abi::Groups::all().bits();
+    // Nearly every instruction that has to be decoded needs no more than what is fetched by this.
+    page.decode = Groups::CODE.bits();
 }
 
 /// A virtual CPU for tests: its page, and a record of what was asked of it.
@@ -246,6 +255,7 @@ impl FakeVcpu {
             debugctl: 0,
             stores: [abi::Store::default(); abi::STORES],
             eoi_exits: [0; 4],
+            code_root: abi::NO_CODE_ROOT,
         });
         reset(&mut page);
         FakeVcpu { page, required: Groups::empty() }

@@ -11,6 +11,27 @@ use crate::vcpu::code_bits;
 
 const PAGE_SIZE: u64 = 4096;
 
+/// The guest-physical address of an access, if it is the one that made the CPU exit ([`NestedFault`]). The CPU has
+/// translated the address by the guest's page tables, checked that they allow the access and set their flags: all
+/// this need not be done again. Where an instruction has more than one access, another may have made it exit.
+///
+/// Where the hardware does not say the linear address, the offset in the page must do.
+#[inline]
+pub(super) fn reached(page: &VcpuPage, linear: u64, size: usize, access: Access) -> Option<u64> {
+    let [physical, flags, reported, ..] = page.exit_info;
+    let flags = NestedFault::from_bits_retain(flags);
+    let is_same = if flags.contains(NestedFault::LINEAR_VALID) {
+        reported == linear
+    } else {
+        (physical ^ linear).is_multiple_of(PAGE_SIZE)
+    };
+    let is_allowed = access == Access::Read || flags.contains(NestedFault::WRITE);
+    let is_in_page = linear % PAGE_SIZE + size as u64 <= PAGE_SIZE;
+    // An access of the page walk is none of the instruction.
+    let is_own = !flags.contains(NestedFault::PAGE_WALK);
+    (is_own && is_same && is_allowed && is_in_page).then_some(physical)
+}
+
 /// The address space that an instruction works on.
 pub(super) struct LinearSpace<'a, M, D> {
     pub(super) memory: &'a mut M,
@@ -64,25 +85,10 @@ impl<'a, M: GuestMemory, D: Devices> LinearSpace<'a, M, D> {
         self.locate(page, linear, size, Access::Write).map(|_| ())
     }
 
-    /// The guest-physical address of an access, if it is the one that made the CPU exit ([`NestedFault`]). The CPU has
-    /// translated the address by the guest's page tables, checked that they allow the access and set their flags: all
-    /// this need not be done again.
-    ///
-    /// Where the hardware does not say the linear address, the offset in the page must do.
+    /// [`reached`], if the instruction has one access only.
     #[inline]
     pub(super) fn reached(&self, page: &VcpuPage, linear: u64, size: usize, access: Access) -> Option<u64> {
-        let [physical, flags, reported, ..] = page.exit_info;
-        let flags = NestedFault::from_bits_retain(flags);
-        let is_same = if flags.contains(NestedFault::LINEAR_VALID) {
-            reported == linear
-        } else {
-            (physical ^ linear).is_multiple_of(PAGE_SIZE)
-        };
-        let is_allowed = access == Access::Read || flags.contains(NestedFault::WRITE);
-        let is_in_page = linear % PAGE_SIZE + size as u64 <= PAGE_SIZE;
-        // An access of the page walk is none of the instruction.
-        let is_own = self.has_one_access && !flags.contains(NestedFault::PAGE_WALK);
-        (is_own && is_same && is_allowed && is_in_page).then_some(physical)
+        if self.has_one_access { reached(page, linear, size, access) } else { None }
     }
 
     fn locate(&mut self, page: &VcpuPage, linear: u64, size: usize, access: Access) -> Result<Place, Fault> {

@@ -1,6 +1,6 @@
 //! Effective addresses of memory operands (SDM 1 3.7.5).
 
-use hypercall_abi::vcpu::gpr;
+use hypercall_abi::vcpu::{VcpuPage, gpr};
 use iced_x86::{Instruction, Register};
 
 use super::register::Gpr;
@@ -60,19 +60,43 @@ impl Address {
         })
     }
 
+    /// An address of 64-bit code: with a displacement of all its bits, and 64-bit registers.
+    pub(super) fn in_64_bit_code(
+        base: Option<Gpr>,
+        index: Option<Gpr>,
+        scale: u8,
+        displacement: u64,
+        segment: Register,
+    ) -> Address {
+        Address { base, index, scale, displacement, mask: u64::MAX, segment }
+    }
+
+    /// Whether in 64-bit code it depends on nothing but registers that every exit tells: [`Self::offset`] is the linear address.
+    pub(super) fn is_flat(&self) -> bool {
+        let is_told = |register: Option<Gpr>| !register.is_some_and(Gpr::is_stack_pointer);
+        !matches!(self.segment, Register::FS | Register::GS) && is_told(self.base) && is_told(self.index)
+    }
+
+    /// The offset in the segment.
+    #[inline]
+    pub(super) fn offset(&self, page: &VcpuPage) -> u64 {
+        let mut offset = self.displacement;
+        if let Some(base) = self.base {
+            offset = offset.wrapping_add(base.of_page(page));
+        }
+        if let Some(index) = self.index {
+            offset = offset.wrapping_add(index.of_page(page) << self.scale);
+        }
+        offset & self.mask
+    }
+
     /// The linear address of `size` bytes there.
     ///
     /// # Errors
     /// The fault that segmentation raises.
     pub(super) fn linear(&self, vcpu: &mut impl Vcpu, size: usize, access: Access) -> Result<u64, Fault> {
-        let mut offset = self.displacement;
-        if let Some(base) = self.base {
-            offset = offset.wrapping_add(base.read_wide(vcpu));
-        }
-        if let Some(index) = self.index {
-            offset = offset.wrapping_add(index.read_wide(vcpu) << self.scale);
-        }
-        segment::linear(vcpu, self.segment, offset & self.mask, size, access)
+        let offset = self.offset(vcpu.page());
+        segment::linear(vcpu, self.segment, offset, size, access)
     }
 }
 

@@ -5,14 +5,13 @@
 //! tables.
 
 use alloc::boxed::Box;
-use hypercall_abi::vcpu::VcpuPage;
-use iced_x86::Instruction;
+use iced_x86::{CodeSize, Instruction};
 use vdev::guest_mem::GuestMemory;
 
 use super::decode::Bytes;
 use super::string;
+use super::trace::Trace;
 use super::transfer::Transfer;
-use super::walk::Trace;
 
 /// Places that are remembered; a power of two.
 const ENTRIES: usize = 32;
@@ -34,16 +33,27 @@ pub(super) struct Decoded {
     pub(super) work: Work,
     /// Bytes: 1 to 15.
     pub(super) length: u8,
+    /// A move in 64-bit code, for [`Transfer::execute_flat`].
+    pub(super) is_flat: bool,
 }
 
 impl Decoded {
     pub(super) fn new(instruction: &Instruction) -> Decoded {
+        let length = instruction.len() as u8;
         let work = match Transfer::of(instruction) {
+            Some(transfer) if instruction.code_size() == CodeSize::Code64 => {
+                return Self::of_64_bit_code(transfer, length);
+            }
             Some(transfer) => Work::Transfer(transfer),
             None if string::is_string(instruction.mnemonic()) => Work::String(*instruction),
             None => Work::Other(*instruction),
         };
-        Decoded { work, length: instruction.len() as u8 }
+        Decoded { work, length, is_flat: false }
+    }
+
+    /// A move in 64-bit code.
+    pub(super) fn of_64_bit_code(transfer: Transfer, length: u8) -> Decoded {
+        Decoded { work: Work::Transfer(transfer), length, is_flat: transfer.is_flat() }
     }
 }
 
@@ -74,12 +84,11 @@ impl Default for DecodeCache {
 }
 
 impl DecodeCache {
-    /// The bytes at the instruction pointer of 64-bit code, if they are where they were the last time.
+    /// The bytes at `rip` of 64-bit code, if they are where they were the last time.
     #[inline]
-    pub(super) fn fetch(&self, page: &VcpuPage, memory: &impl GuestMemory) -> Option<Bytes> {
-        let entry = self.entries[slot(page.rip)].as_ref()?;
-        let physical = entry.trace.as_ref()?.translate(page, page.rip, memory)?;
-        Bytes::read_whole(memory, physical)
+    pub(super) fn fetch(&self, root: u64, rip: u64, memory: &impl GuestMemory) -> Option<Bytes> {
+        let trace = self.entries[slot(rip)].as_ref()?.trace.as_ref()?;
+        if trace.holds(memory, root, rip) { Bytes::read_whole(memory, trace.physical()) } else { None }
     }
 
     /// Whether the instruction at `rip` is known, and `fetched` begins with it: then [`Self::get`] has it.
@@ -101,17 +110,17 @@ impl DecodeCache {
     }
 
     /// Remembers what was decoded from `fetched`, and how that was found.
+    #[inline]
     pub(super) fn insert(
         &mut self,
         rip: u64,
         code_bits: u32,
         fetched: &Bytes,
         trace: Option<Trace>,
-        instruction: &Instruction,
+        decoded: Decoded,
     ) {
-        let (bytes, mask) = fetched.prefix(instruction.len());
-        self.entries[slot(rip)] =
-            Some(Entry { rip, code_bits, bytes, mask, trace, decoded: Decoded::new(instruction) });
+        let (bytes, mask) = fetched.prefix(decoded.length.into());
+        self.entries[slot(rip)] = Some(Entry { rip, code_bits, bytes, mask, trace, decoded });
     }
 }
 

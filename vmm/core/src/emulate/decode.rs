@@ -8,9 +8,11 @@ use vdev::guest_mem::GuestMemory;
 
 use super::Cause;
 use super::cache::{DecodeCache, Decoded};
-use super::walk::{Access, Paging, Trace};
+use super::plain;
+use super::trace::Trace;
+use super::walk::{Access, Paging};
 use crate::fault::{Fault, Trouble};
-use crate::vcpu::{MODE, Vcpu, code_bits};
+use crate::vcpu::{MODE, Vcpu, code_bits, code_root};
 
 /// Longest instruction (SDM 2A 2.3.11).
 const MAX_LENGTH: usize = 15;
@@ -79,16 +81,28 @@ pub(super) fn decode<'a>(
     cache: &'a mut DecodeCache,
     cause: Cause,
 ) -> Result<&'a Decoded, Trouble> {
-    let page = vcpu.state(MODE);
-    let (rip, code_bits) = (page.rip, code_bits(page));
-    let bytes = match Bytes::of_exit(page, cause) {
-        None if code_bits == 64 => cache.fetch(page, memory),
-        bytes => bytes,
+    let (root, bits) = mode(vcpu);
+    let page = vcpu.page();
+    let rip = page.rip;
+    let bytes = match (Bytes::of_exit(page, cause), root) {
+        (None, Some(root)) => cache.fetch(root, rip, memory),
+        (bytes, _) => bytes,
     };
-    if !bytes.is_some_and(|bytes| cache.has(rip, code_bits, &bytes)) {
-        decode_anew(vcpu, memory, cache, cause)?;
+    if !bytes.is_some_and(|bytes| cache.has(rip, bits, &bytes)) {
+        decode_anew(vcpu, memory, cache, cause, root)?;
     }
     cache.get(rip).ok_or(Fault::UNDEFINED.into())
+}
+
+/// The root of the page tables of 64-bit code, and the size of code in bits.
+#[inline]
+fn mode(vcpu: &mut impl Vcpu) -> (Option<u64>, u32) {
+    if let Some(root) = code_root(vcpu.page()) {
+        return (Some(root), 64);
+    }
+    let page = vcpu.state(MODE);
+    let bits = code_bits(page);
+    ((bits == 64).then_some(page.cr3), bits)
 }
 
 #[inline(never)]
@@ -97,21 +111,41 @@ fn decode_anew(
     memory: &mut impl GuestMemory,
     cache: &mut DecodeCache,
     cause: Cause,
+    root: Option<u64>,
 ) -> Result<(), Trouble> {
-    let page = vcpu.page();
-    let (rip, code_bits) = (page.rip, code_bits(page));
+    let rip = vcpu.page().rip;
+    if let Some(root) = root
+        && let Some(trace) = Trace::of_code(memory, root, rip)
+        && let Some(bytes) = Bytes::read_whole(memory, trace.physical())
+        && let Some((transfer, length)) = plain::decode(bytes.word, rip)
+    {
+        cache.insert(rip, 64, &bytes, Some(trace), Decoded::of_64_bit_code(transfer, length));
+        return Ok(());
+    }
+    decode_fully(vcpu, memory, cache, cause)
+}
+
+#[inline(never)]
+fn decode_fully(
+    vcpu: &mut impl Vcpu,
+    memory: &mut impl GuestMemory,
+    cache: &mut DecodeCache,
+    cause: Cause,
+) -> Result<(), Trouble> {
+    let page = vcpu.state(MODE);
+    let (rip, bits) = (page.rip, code_bits(page));
     if let Some(bytes) = Bytes::of_exit(page, cause)
         && let Ok(instruction) = decode_bytes(page, &bytes)
     {
-        cache.insert(rip, code_bits, &bytes, None, &instruction);
+        cache.insert(rip, bits, &bytes, None, Decoded::new(&instruction));
         return Ok(());
     }
     let fetched = fetch(vcpu, memory)?;
-    if fetched.trace.is_none() && cache.has(rip, code_bits, &fetched.bytes) {
+    if fetched.trace.is_none() && cache.has(rip, bits, &fetched.bytes) {
         return Ok(());
     }
     let instruction = decode_fetched(vcpu, &fetched)?;
-    cache.insert(rip, code_bits, &fetched.bytes, fetched.trace, &instruction);
+    cache.insert(rip, bits, &fetched.bytes, fetched.trace, Decoded::new(&instruction));
     Ok(())
 }
 
@@ -160,14 +194,13 @@ struct Fetched {
 
 fn fetch(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory) -> Result<Fetched, Fault> {
     let page = vcpu.state(MODE);
-    let paging = Paging::of(page);
-    if code_bits(page) == 64 {
-        let trace = paging.trace(memory, page.rip, Access::Fetch)?;
-        if let Some(bytes) = Bytes::read_whole(memory, trace.physical()) {
-            return Ok(Fetched { bytes, trace: Some(trace), end: None });
-        }
+    if code_bits(page) == 64
+        && let Some(trace) = Trace::of_code(memory, page.cr3, page.rip)
+        && let Some(bytes) = Bytes::read_whole(memory, trace.physical())
+    {
+        return Ok(Fetched { bytes, trace: Some(trace), end: None });
     }
-    fetch_in_pieces(page, &paging, memory)
+    fetch_in_pieces(page, &Paging::of(page), memory)
 }
 
 fn fetch_in_pieces(
@@ -250,6 +283,14 @@ pub fn verify_length(
 }
 
 fn find_length(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory, kind: ExitKind) -> Result<u8, Trouble> {
+    let page = vcpu.page();
+    if let (Some(root), Some(code)) = (code_root(page), plain_form(kind))
+        && let Some(trace) = Trace::of_code(memory, root, page.rip)
+        && let Some(bytes) = Bytes::read_whole(memory, trace.physical())
+        && bytes.starts_with(code)
+    {
+        return Ok(code.len() as u8);
+    }
     let fetched = fetch(vcpu, memory)?;
     match plain_form(kind) {
         Some(code) if fetched.bytes.starts_with(code) => Ok(code.len() as u8),

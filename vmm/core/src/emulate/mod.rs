@@ -10,9 +10,11 @@ mod alu;
 mod cache;
 mod decode;
 mod operand;
+mod plain;
 mod register;
 mod segment;
 mod string;
+mod trace;
 mod transfer;
 mod walk;
 
@@ -26,7 +28,7 @@ use iced_x86::{Instruction, Mnemonic};
 use vdev::guest_mem::GuestMemory;
 
 use crate::fault::Trouble;
-use crate::vcpu::{Vcpu, complete_instruction};
+use crate::vcpu::{MODE, Vcpu, complete_instruction};
 use access::LinearSpace;
 use alu::Operation;
 use cache::Work;
@@ -68,16 +70,16 @@ pub fn emulate<M: GuestMemory>(
 ) -> Result<(), Trouble> {
     let decoded = decode::decode(vcpu, memory, cache, cause)?;
     let length = decoded.length;
-    let mut space = LinearSpace::new(memory, devices);
-    match (&decoded.work, cause) {
-        (Work::Transfer(transfer), Cause::Memory) => {
-            space.has_one_access = true;
-            transfer.execute(vcpu, &mut space)?;
-            complete_instruction(vcpu, length);
-            Ok(())
-        }
-        (work, _) => execute_other(vcpu, &mut space, work, length, cause),
+    if decoded.is_flat
+        && cause == Cause::Memory
+        && let Work::Transfer(transfer) = &decoded.work
+        && transfer.execute_flat(vcpu.page(), devices)
+    {
+        complete_instruction(vcpu, length);
+        return Ok(());
     }
+    vcpu.require(MODE);
+    execute_other(vcpu, &mut LinearSpace::new(memory, devices), &decoded.work, length, cause)
 }
 
 #[inline(never)]
@@ -89,6 +91,11 @@ fn execute_other<M: GuestMemory, D: Devices>(
     cause: Cause,
 ) -> Result<(), Trouble> {
     let is_complete = match (work, cause) {
+        (Work::Transfer(transfer), Cause::Memory) => {
+            space.has_one_access = true;
+            transfer.execute(vcpu, space)?;
+            true
+        }
         (Work::Other(instruction), Cause::Memory) => {
             space.has_one_access = true;
             execute(vcpu, space, instruction)?;

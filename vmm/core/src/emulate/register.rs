@@ -1,5 +1,7 @@
 //! General-purpose registers and their parts, as instructions name them.
 
+use hypercall_abi::vcpu::VcpuPage;
+use hypercall_abi::vcpu::gpr::RSP;
 use iced_x86::Register;
 
 use super::alu::truncate;
@@ -22,6 +24,15 @@ impl Gpr {
         Gpr { number: number as u8, size: size as u8, shift: 0 }
     }
 
+    /// The register with this number in an instruction of 64-bit code. Without a REX prefix, bytes 4 to 7 are AH, CH, DH and BH.
+    pub(super) fn named(number: usize, size: usize, has_rex: bool) -> Gpr {
+        let is_high = size == 1 && !has_rex && (4..8).contains(&number);
+        Gpr {
+            shift: if is_high { 8 } else { 0 },
+            ..Gpr::new(if is_high { number - 4 } else { number }, size)
+        }
+    }
+
     /// `None` for registers of other kinds.
     pub(super) fn of(register: Register) -> Option<Gpr> {
         let is_high = matches!(register, Register::AH | Register::CH | Register::DH | Register::BH);
@@ -42,7 +53,17 @@ impl Gpr {
 
     /// The value in the low bytes; those above are anything.
     pub(super) fn read_wide(self, vcpu: &mut impl Vcpu) -> u64 {
-        vcpu.page().gpr[usize::from(self.number & 15)] >> self.shift
+        self.of_page(vcpu.page())
+    }
+
+    /// As [`Self::read_wide`].
+    pub(super) fn of_page(self, page: &VcpuPage) -> u64 {
+        page.gpr[usize::from(self.number & 15)] >> self.shift
+    }
+
+    /// Whether it is RSP or a part of it, which need not be in the page.
+    pub(super) fn is_stack_pointer(self) -> bool {
+        usize::from(self.number) == RSP
     }
 
     pub(super) fn read(self, vcpu: &mut impl Vcpu) -> u64 {
@@ -51,15 +72,23 @@ impl Gpr {
 
     /// Writes as instructions do: 32-bit results clear the upper half, smaller ones leave the rest.
     pub(super) fn write(self, vcpu: &mut impl Vcpu, value: u64) {
-        let new = match self.size {
+        let new = self.merge(vcpu.page(), value);
+        write_gpr(vcpu, self.number, new);
+    }
+
+    /// As [`Self::write`], if it is not RSP.
+    pub(super) fn write_to_page(self, page: &mut VcpuPage, value: u64) {
+        page.gpr[usize::from(self.number & 15)] = self.merge(page, value);
+    }
+
+    fn merge(self, page: &VcpuPage, value: u64) -> u64 {
+        match self.size {
             8 => value,
             4 => value & 0xffff_ffff,
             size => {
                 let mask = if size == 2 { 0xffff } else { 0xff } << self.shift;
-                let old = vcpu.page().gpr[usize::from(self.number & 15)];
-                old & !mask | value << self.shift & mask
+                page.gpr[usize::from(self.number & 15)] & !mask | value << self.shift & mask
             }
-        };
-        write_gpr(vcpu, self.number, new);
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! MOV and its kin between memory and a register, or from an immediate: nearly all accesses to devices.
 
+use hypercall_abi::vcpu::VcpuPage;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use vdev::guest_mem::GuestMemory;
 
 use super::Devices;
-use super::access::LinearSpace;
+use super::access::{LinearSpace, reached};
 use super::address::Address;
 use super::alu::{sign_extend, truncate};
 use super::register::Gpr;
@@ -14,9 +15,12 @@ use crate::vcpu::Vcpu;
 
 /// What moves, and where to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
+    /// A load into a register that may be wider.
     Load { to: Gpr, is_signed: bool },
+    /// A store from a register.
     Store { from: Gpr },
+    /// A store of a constant.
     StoreImmediate { value: u64 },
 }
 
@@ -30,6 +34,21 @@ pub(super) struct Transfer {
 }
 
 impl Transfer {
+    /// `size` bytes in memory: 1, 2, 4 or 8.
+    pub(super) fn new(kind: Kind, address: Address, size: u8) -> Transfer {
+        Transfer { kind, address, size }
+    }
+
+    /// Whether [`Self::execute_flat`] can do it in 64-bit code.
+    pub(super) fn is_flat(&self) -> bool {
+        let register = match self.kind {
+            Kind::Load { to, .. } => Some(to),
+            Kind::Store { from } => Some(from),
+            Kind::StoreImmediate { .. } => None,
+        };
+        self.address.is_flat() && !register.is_some_and(Gpr::is_stack_pointer)
+    }
+
     /// `None` for instructions of other kinds.
     pub(super) fn of(instruction: &Instruction) -> Option<Transfer> {
         let is_signed = match instruction.mnemonic() {
@@ -52,7 +71,29 @@ impl Transfer {
         })
     }
 
+    /// Executes a flat one in 64-bit code with what the exit in the page tells; says whether that was the access that the CPU
+    /// reported, and does nothing otherwise.
     #[inline]
+    pub(super) fn execute_flat(&self, page: &mut VcpuPage, devices: &mut impl Devices) -> bool {
+        let size = usize::from(self.size);
+        let linear = self.address.offset(page);
+        let access = if matches!(self.kind, Kind::Load { .. }) { Access::Read } else { Access::Write };
+        let Some(address) = reached(page, linear, size, access) else {
+            return false;
+        };
+        let value = match self.kind {
+            Kind::Load { to, is_signed } => {
+                let value = truncate(devices.read_memory(address, self.size), size);
+                to.write_to_page(page, if is_signed { sign_extend(value, size) } else { value });
+                return true;
+            }
+            Kind::Store { from } => from.of_page(page),
+            Kind::StoreImmediate { value } => value,
+        };
+        devices.write_memory(address, self.size, value);
+        true
+    }
+
     pub(super) fn execute<M: GuestMemory, D: Devices>(
         &self,
         vcpu: &mut impl Vcpu,

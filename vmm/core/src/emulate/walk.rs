@@ -49,17 +49,16 @@ enum Mode {
 }
 
 /// The registers that say how linear addresses are translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 struct Control {
     cr0: u64,
     cr3: u64,
     cr4: u64,
-    efer: u64,
 }
 
 impl Control {
     fn of(page: &VcpuPage) -> Self {
-        Control { cr0: page.cr0, cr3: page.cr3, cr4: page.cr4, efer: page.efer }
+        Control { cr0: page.cr0, cr3: page.cr3, cr4: page.cr4 }
     }
 }
 
@@ -101,21 +100,6 @@ impl Paging {
         }
     }
 
-    /// As [`Self::translate`], with what the translation depends on.
-    ///
-    /// # Errors
-    /// As [`Self::translate`].
-    pub(super) fn trace(
-        &self,
-        memory: &mut impl GuestMemory,
-        linear: u64,
-        access: Access,
-    ) -> Result<Trace, Fault> {
-        let mut entries = Entries::default();
-        let physical = self.translate_by(memory, linear, access, &mut entries)?;
-        Ok(Trace { linear, control: self.control, entries, physical })
-    }
-
     /// The same as [`Self::of`] for one whom no permission binds.
     pub fn for_debugger(page: &VcpuPage) -> Self {
         let control = Control::of(page);
@@ -140,49 +124,37 @@ impl Paging {
         linear: u64,
         access: Access,
     ) -> Result<u64, Fault> {
-        self.translate_by(memory, linear, access, &mut Entries::default())
-    }
-
-    fn translate_by(
-        &self,
-        memory: &mut impl GuestMemory,
-        linear: u64,
-        access: Access,
-        entries: &mut Entries,
-    ) -> Result<u64, Fault> {
         match self.mode {
             Mode::Flat => Ok(linear & 0xffff_ffff),
             Mode::Legacy => {
                 let linear = linear & 0xffff_ffff;
-                self.walk::<Entry32>(memory, linear, access, (self.control.cr3 & 0xffff_f000, 2), entries)
+                self.walk::<Entry32>(memory, linear, access, (self.control.cr3 & 0xffff_f000, 2))
             }
             Mode::Pae => {
                 let linear = linear & 0xffff_ffff;
                 let address = (self.control.cr3 & 0xffff_ffe0) + (linear >> 30) * 8;
                 let pointer = Entry64::read(memory, address);
-                entries.push(address, pointer);
                 if pointer & PRESENT == 0 {
                     return Err(self.fault(linear, access, 0));
                 }
-                self.walk::<Entry64>(memory, linear, access, (pointer & ADDRESS, 2), entries)
+                self.walk::<Entry64>(memory, linear, access, (pointer & ADDRESS, 2))
             }
             Mode::Long => {
                 if (linear as i64) << 16 >> 16 != linear as i64 {
                     return Err(Fault::PROTECTION);
                 }
-                self.walk::<Entry64>(memory, linear, access, (self.control.cr3 & ADDRESS, 4), entries)
+                self.walk::<Entry64>(memory, linear, access, (self.control.cr3 & ADDRESS, 4))
             }
         }
     }
 
-    /// Walks from a table with so many levels down, and adds what it finds to `entries`.
+    /// Walks from a table with so many levels down.
     fn walk<E: Entry>(
         &self,
         memory: &mut impl GuestMemory,
         linear: u64,
         access: Access,
         (mut table, levels): (u64, u32),
-        entries: &mut Entries,
     ) -> Result<u64, Fault> {
         let mut shift = 12 + (levels - 1) * E::INDEX_BITS;
         // What every entry grants, and what some entry forbids.
@@ -199,7 +171,6 @@ impl Paging {
             if self.is_reserved(entry, is_large, shift) {
                 return Err(self.fault(linear, access, ERROR_PRESENT | ERROR_RESERVED));
             }
-            entries.push(address, entry);
             every &= entry;
             some |= entry;
             if is_large || shift == 12 {
@@ -254,57 +225,6 @@ impl Paging {
         let low = if shift == 39 { u64::MAX } else { ((1 << shift) - 1) & !0x1fff };
         // All ones are what a table outside RAM reads as: address bits beyond every CPU's are set.
         entry == u64::MAX || entry & self.reserved != 0 || is_large && entry & low != 0
-    }
-}
-
-/// A translation, and what it depends on: it holds as long as that is the same, which takes less time to see than to translate
-/// again.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Trace {
-    linear: u64,
-    control: Control,
-    entries: Entries,
-    physical: u64,
-}
-
-impl Trace {
-    pub(super) fn physical(&self) -> u64 {
-        self.physical
-    }
-
-    /// The physical address for `linear`, if this is the translation for it now. Whether the page tables allow the access is
-    /// not looked at: the CPU has just done it.
-    pub(super) fn translate(&self, page: &VcpuPage, linear: u64, memory: &impl GuestMemory) -> Option<u64> {
-        let holds = self.linear == linear && self.control == Control::of(page) && self.entries.are_in(memory);
-        holds.then_some(self.physical)
-    }
-}
-
-/// The page-table entries of a translation, with their addresses.
-#[derive(Clone, Copy, Debug, Default)]
-struct Entries {
-    list: [(u64, u64); Entries::MAX],
-    count: usize,
-}
-
-impl Entries {
-    const MAX: usize = 4;
-
-    fn push(&mut self, address: u64, entry: u64) {
-        if let Some(place) = self.list.get_mut(self.count) {
-            *place = (address, entry);
-            self.count += 1;
-        }
-    }
-
-    #[inline]
-    fn are_in(&self, memory: &impl GuestMemory) -> bool {
-        for &(address, entry) in &self.list[..self.count.min(Self::MAX)] {
-            if memory.read_u64(address) != Ok(entry) {
-                return false;
-            }
-        }
-        true
     }
 }
 

@@ -153,7 +153,7 @@ impl GuestExit {
 }
 
 /// The kind of an exit that is the VMM's, for the most frequent ones: instructions whose exit code says it all, but for HLT,
-/// which may be the kernel's, accesses of one port, and VMMCALL. With the length of the instruction, 0 where the hardware does not say.
+/// which may be the kernel's, accesses of one port, VMMCALL, and nested page faults. With the length of the instruction, 0 where the hardware does not say.
 #[inline]
 pub fn quick(vmcb: &Vmcb, processor: &Processor) -> Option<(ExitKind, u32)> {
     const FIRST: u64 = code::INTR;
@@ -172,7 +172,9 @@ pub fn quick(vmcb: &Vmcb, processor: &Processor) -> Option<(ExitKind, u32)> {
         kinds
     };
     let index = vmcb.control.exit_code.wrapping_sub(FIRST) as usize;
-    let kind = QUICK.get(index).copied().flatten()?;
+    let Some(kind) = QUICK.get(index).copied().flatten() else {
+        return (vmcb.control.exit_code == code::NPF).then_some((ExitKind::NestedFault, 0));
+    };
     if kind == ExitKind::PortIo {
         let is_string = vmcb.control.exit_info_1 >> 2 & 1 != 0;
         return (!is_string).then(|| (kind, length_to(vmcb, vmcb.control.exit_info_2)));
@@ -293,8 +295,15 @@ fn port_io(vmcb: &Vmcb, processor: &Processor) -> GuestExit {
     exit
 }
 
-/// Nested page faults (APM 15.25.6).
 fn nested_fault(vmcb: &Vmcb, processor: &Processor) -> GuestExit {
+    let mut exit = with_info(GuestExit::plain(ExitKind::NestedFault), &nested_fault_info(vmcb, processor));
+    exit.decodes = true;
+    exit
+}
+
+/// The words of `exit_info` at a nested page fault (APM 15.25.6).
+#[inline]
+pub fn nested_fault_info(vmcb: &Vmcb, processor: &Processor) -> [u64; 6] {
     const PRESENT: u64 = 1 << 0;
     const WRITE: u64 = 1 << 1;
     const EXECUTE: u64 = 1 << 4;
@@ -313,12 +322,7 @@ fn nested_fault(vmcb: &Vmcb, processor: &Processor) -> GuestExit {
         bytes[..15].copy_from_slice(&control.bytes);
     }
     let bytes = u128::from_le_bytes(bytes);
-    let mut exit = with_info(
-        GuestExit::plain(ExitKind::NestedFault),
-        &[control.exit_info_2, fault.bits(), 0, count as u64, bytes as u64, (bytes >> 64) as u64],
-    );
-    exit.decodes = true;
-    exit
+    [control.exit_info_2, fault.bits(), 0, count as u64, bytes as u64, (bytes >> 64) as u64]
 }
 
 /// Task switches (APM 15.14.1).

@@ -74,6 +74,20 @@ pub fn table_from_vmcb(table: &VmcbSegment) -> DescriptorTable {
     DescriptorTable { base: table.base, limit: table.limit & 0xffff, reserved: 0 }
 }
 
+/// Whether the guest executes 64-bit code.
+#[inline]
+pub fn is_64_bit(save: &SaveArea) -> bool {
+    const EFER_LMA: u64 = 1 << 10;
+    const CS_LONG: u16 = 1 << 9;
+    save.efer & EFER_LMA != 0 && save.cs.attributes & CS_LONG != 0
+}
+
+/// CR3, if the guest executes 64-bit code.
+#[inline]
+pub fn code_root(save: &SaveArea) -> Option<u64> {
+    is_64_bit(save).then_some(save.cr3)
+}
+
 /// CPL as the mode, or else the DPL of SS, says (APM 15.5.1: VMRUN takes it from the VMCB, QEMU from SS).
 pub fn cpl(save: &SaveArea) -> u8 {
     const CR0_PE: u64 = 1;

@@ -250,7 +250,7 @@ pub fn decode(reason: Reason, details: &Details, wanted_exceptions: u32, was_del
         Reason::HLT => return Outcome::Halt,
         Reason::EXCEPTION_OR_NMI => return decode_exception(details, wanted_exceptions, was_delivering),
         Reason::IO_INSTRUCTION => decode_port_io(details),
-        Reason::EPT_VIOLATION => decode_nested_fault(details),
+        Reason::EPT_VIOLATION => Report::with(ExitKind::NestedFault, nested_fault(details)),
         Reason::INTERRUPT_WINDOW => Report::new(ExitKind::InterruptWindow),
         Reason::NMI_WINDOW => Report::new(ExitKind::NmiWindow),
         Reason::CR_ACCESS => {
@@ -383,8 +383,9 @@ fn decode_port_io(details: &Details) -> Report {
         .needing(Groups::CS_SS.union(Groups::DATA_SEGMENTS).union(Groups::CONTROL))
 }
 
-/// SDM 3C table 27-7.
-fn decode_nested_fault(details: &Details) -> Report {
+/// The words of `exit_info` at an EPT violation (SDM 3C table 27-7).
+#[inline]
+pub fn nested_fault(details: &Details) -> [u64; 4] {
     let qualification = details.qualification;
     let has_linear = qualification >> 7 & 1 != 0;
     let is_translation = qualification >> 8 & 1 != 0;
@@ -394,7 +395,7 @@ fn decode_nested_fault(details: &Details) -> Report {
     flags.set(NestedFault::PAGE_WALK, has_linear && !is_translation);
     let linear = if has_linear { details.linear } else { 0 };
     // The last word: VMX fetches no instruction bytes.
-    Report::with(ExitKind::NestedFault, [details.physical, flags.bits(), linear, 0])
+    [details.physical, flags.bits(), linear, 0]
 }
 
 /// SDM 3C table 27-3.

@@ -6,7 +6,7 @@ use crate::virt::page::{Page, get, put};
 use hypercall_abi::exit::EntryRule;
 use hypercall_abi::vcpu::gpr::RSP;
 use hypercall_abi::vcpu::{
-    ACTIVITY_ACTIVE, ACTIVITY_HALTED, CS, DS, ES, FS, GS, Groups, Interruptibility, SS,
+    ACTIVITY_ACTIVE, ACTIVITY_HALTED, CS, DS, ES, FS, GS, Groups, Interruptibility, NO_CODE_ROOT, SS,
 };
 use kcore::virt::svm::checks::{CR0_ET, CR0_PG, EFER_LME, EFER_SVME, HIDDEN_CR0};
 use kcore::virt::svm::event::NmiMask;
@@ -224,6 +224,9 @@ pub(super) fn give(page: Page, groups: Groups, vmcb: &Vmcb, extra: &Extra) {
         put!(page, save.rflags => rflags);
         put!(page, interruptibility(vmcb, extra).bits() => interruptibility);
         put!(page, ACTIVITY_ACTIVE => activity);
+    }
+    if groups.contains(Groups::CODE) {
+        put!(page, segment::code_root(save).unwrap_or(NO_CODE_ROOT) => code_root);
     }
     if !groups.intersects(BEYOND_RIP) {
         return;

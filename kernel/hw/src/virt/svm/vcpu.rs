@@ -19,6 +19,7 @@ use kcore::virt::svm::event::{self, Leftover, NmiMask, Plan, Readiness};
 use kcore::virt::svm::exit::{self, GuestExit, Reason};
 use kcore::virt::svm::intercepts::{ALIGNMENT_CHECK, Choice, DEBUG_EXCEPTION};
 use kcore::virt::svm::processor::{Processor, SvmFeatures};
+use kcore::virt::svm::segment;
 use kcore::virt::svm::vmcb::{
     Clean, INTERRUPT_SHADOW, NP_ENABLE, V_IGN_TPR, V_INTR_MASKING, V_INTR_PRIO_MAX, V_INTR_VECTOR_SHIFT,
     V_IRQ, Vmcb,
@@ -133,8 +134,7 @@ unsafe impl GuestCpu for Vcpu {
 
     #[inline(always)]
     unsafe fn code_root(&mut self) -> Option<u64> {
-        let is_64_bit = self.readiness().long_mode_64;
-        is_64_bit.then(|| self.vmcb().save.cr3)
+        segment::code_root(&self.vmcb().save)
     }
 
     #[inline(always)]
@@ -256,8 +256,6 @@ impl Vcpu {
     }
 
     fn readiness(&mut self) -> Readiness {
-        const EFER_LMA: u64 = 1 << 10;
-        const CS_LONG: u16 = 1 << 9;
         let nmi_masked = self.extra.nmi.is_masked();
         let vmcb = self.vmcb();
         Readiness {
@@ -265,7 +263,7 @@ impl Vcpu {
             shadow: vmcb.control.interrupt_shadow & INTERRUPT_SHADOW != 0,
             nmi_masked,
             protected_mode: vmcb.save.cr0 & 1 != 0,
-            long_mode_64: vmcb.save.efer & EFER_LMA != 0 && vmcb.save.cs.attributes & CS_LONG != 0,
+            long_mode_64: segment::is_64_bit(&vmcb.save),
         }
     }
 

@@ -6,7 +6,7 @@ use crate::cpu::msr;
 use crate::virt::GuestCpu;
 use crate::virt::page::{Page, get, put};
 use hypercall_abi::exit::EntryRule;
-use hypercall_abi::vcpu::{CS, DS, ES, FS, GS, Groups, Intercepts, Interruptibility, SS, gpr};
+use hypercall_abi::vcpu::{CS, DS, ES, FS, GS, Groups, Intercepts, Interruptibility, NO_CODE_ROOT, SS, gpr};
 use kcore::virt::vmx::checks::{self, Mode, RFLAGS_TF, RFLAGS_VM};
 use kcore::virt::vmx::control_registers::{CR0_PE, ControlRegisters, EFER_LMA};
 use kcore::virt::vmx::controls::{entry, primary};
@@ -263,6 +263,7 @@ impl Vcpu {
                 put!(page, vmcs.read(fields::GUEST_SYSENTER_EIP) => sysenter_eip);
             }
             Groups::SYSCALL => self.fill_syscall(page),
+            Groups::CODE => self.fill_code(vmcs, page),
             Groups::PAT => {
                 put!(page, vmcs.read(fields::GUEST_PAT) => pat);
                 put!(page, vmcs.read(fields::GUEST_DEBUGCTL) => debugctl);
@@ -277,6 +278,19 @@ impl Vcpu {
         put!(page, self.held.rflags => rflags);
         put!(page, self.held.interruptibility => interruptibility);
         put!(page, activity => activity);
+    }
+
+    /// CR3, if the guest executes 64-bit code.
+    #[inline(always)]
+    pub(super) fn root_of_code(&self, vmcs: CurrentVmcs) -> Option<u64> {
+        const LONG: u32 = 1 << 13;
+        let is_64_bit = self.is_long(vmcs) && vmcs.read(fields::GUEST_SEGMENTS[CS].access) & LONG != 0;
+        is_64_bit.then(|| vmcs.read(fields::GUEST_CR3))
+    }
+
+    #[inline(always)]
+    pub(super) fn fill_code(&self, vmcs: CurrentVmcs, page: Page) {
+        put!(page, self.root_of_code(vmcs).unwrap_or(NO_CODE_ROOT) => code_root);
     }
 
     fn fill_control(&self, vmcs: CurrentVmcs, page: Page) {

@@ -14,13 +14,13 @@ use crate::virt::page::{Page, get, put, refuse, wanted};
 use crate::virt::{GuestCpu, HostState, Returned, RunArgs};
 use core::ptr::NonNull;
 use hypercall_abi::exit::{EntryRule, ExitKind};
-use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, CS, Event, Groups, Interruptibility, RunFlags, SS, VcpuPage};
+use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, Event, Groups, Interruptibility, RunFlags, SS, VcpuPage};
 use kcore::addr::PhysAddr;
 use kcore::virt::vmx::checks::{EventContext, check_event};
 use kcore::virt::vmx::controls::{primary, secondary};
 use kcore::virt::vmx::exit::{
     DEBUG_EXCEPTION, Details, ENTRY_FAILURE, Interruption, Needs, Outcome, Reason, Report, decode,
-    is_software_event, port_io, quick_kind, restores_nmi_blocking,
+    is_software_event, nested_fault, port_io, quick_kind, restores_nmi_blocking,
 };
 use kcore::virt::vmx::fields;
 use kcore::virt::vmx::syscall_msrs::SyscallMsrs;
@@ -177,11 +177,8 @@ unsafe impl GuestCpu for Vcpu {
     }
 
     unsafe fn code_root(&mut self) -> Option<u64> {
-        const LONG: u32 = 1 << 13;
         // SAFETY: by the contract of this function.
-        let vmcs = unsafe { region::make_current(self.vmcs) };
-        let is_64_bit = self.is_long(vmcs) && vmcs.read(fields::GUEST_SEGMENTS[CS].access) & LONG != 0;
-        is_64_bit.then(|| vmcs.read(fields::GUEST_CR3))
+        self.root_of_code(unsafe { region::make_current(self.vmcs) })
     }
 
     #[inline(always)]
@@ -427,6 +424,11 @@ impl Vcpu {
             return failed_entry(vmcs, page, raw_reason);
         }
         self.is_launched = true;
+        if raw_reason == u32::from(Reason::EPT_VIOLATION.0)
+            && let Some(returned) = self.report_nested_fault(vmcs, page)
+        {
+            return returned;
+        }
         let reason = Reason(raw_reason as u16);
         let needs = reason.needs();
         let details = read_details(vmcs, needs, self.machine.controls.has_string_io_info);
@@ -458,6 +460,31 @@ impl Vcpu {
             Outcome::Reflect { event, debug_bits } => self.reflect(vmcs, page, event, debug_bits, length),
         };
         self.go_on(page, returned)
+    }
+
+    /// The straight path of a nested fault: no event was being delivered, and the VMM wants the code's root and nothing else.
+    /// Does nothing where it is otherwise.
+    #[inline(always)]
+    fn report_nested_fault(&mut self, vmcs: CurrentVmcs, page: Page) -> Option<Returned> {
+        let details = read_details(vmcs, Reason::EPT_VIOLATION.needs(), false);
+        let interrupted = Interruption(vmcs.read(fields::IDT_VECTORING_INFO));
+        if interrupted.is_valid()
+            || self.chores.contains(Chores::EVENT)
+            || restores_nmi_blocking(Reason::EPT_VIOLATION, &details)
+            || wanted(page, true) != Groups::CODE
+        {
+            return None;
+        }
+        let kind = ExitKind::NestedFault as u32;
+        put!(page, kind => exit_kind);
+        put!(page, 0 => exit_length);
+        for (index, word) in nested_fault(&details).into_iter().enumerate() {
+            put!(page, word => exit_info[index]);
+        }
+        self.fill_code(vmcs, page);
+        self.fill_rip(page, ACTIVITY_ACTIVE);
+        put!(page, (Groups::RIP | Groups::CODE).bits() => filled);
+        Some(Returned::Exit(kind))
     }
 
     /// Leaves the page ready for the next run, which is the kernel's own.

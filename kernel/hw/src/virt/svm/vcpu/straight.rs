@@ -78,6 +78,10 @@ impl Vcpu {
             put!(page, exit::port_access(vmcb.control.exit_info_1).encode() => exit_info[0]);
         } else if kind == ExitKind::Hypercall {
             put!(page, segment::cpl(&vmcb.save) as u64 => exit_info[0]);
+        } else if kind == ExitKind::NestedFault {
+            for (index, word) in exit::nested_fault_info(vmcb, &self.processor).into_iter().enumerate() {
+                put!(page, word => exit_info[index]);
+            }
         }
         put!(page, vmcb.save.rax => gpr[RAX]);
         put!(page, vmcb.save.cr2 => cr2);
