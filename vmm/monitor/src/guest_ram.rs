@@ -11,13 +11,17 @@ use vmm_core::layout::{HIGH_RAM, Layout};
 #[derive(Clone, Copy, Debug)]
 pub struct GuestRam {
     window: Window,
+    /// What of it is below 4 GiB, where offset and address are the same.
+    low: Window,
     layout: Layout,
 }
 
 impl GuestRam {
     /// Guest memory of this layout in `window`, which is as long as all RAM.
-    pub const fn new(window: Window, layout: Layout) -> Self {
-        GuestRam { window, layout }
+    pub fn new(window: Window, layout: Layout) -> Self {
+        // A shorter window is itself its lower part.
+        let low = window.slice(0, layout.low_end() as usize).unwrap_or(window);
+        GuestRam { window, low, layout }
     }
 
     /// Maps the memory into this process and into the guest's space.
@@ -32,7 +36,7 @@ impl GuestRam {
             offset += pages;
         }
         let own = source.derive(selector::allocate()?, Narrow::rights(Rights::READ | Rights::WRITE))?;
-        Ok(GuestRam { window: memory::map_guest_memory(own, offset)?, layout })
+        Ok(Self::new(memory::map_guest_memory(own, offset)?, layout))
     }
 
     /// Zeroes all of it.
@@ -41,16 +45,7 @@ impl GuestRam {
         let _ = self.window.zero(0, self.window.len());
     }
 
-    /// Where in the window `len` bytes from `gpa` are, if all of them are RAM.
-    #[inline]
-    fn offset(&self, gpa: u64, len: usize) -> Result<usize, OutOfRange> {
-        let low_end = self.layout.low_end();
-        match low_end.checked_sub(gpa) {
-            Some(left) if len as u64 <= left => Ok(gpa as usize),
-            _ => self.high_offset(gpa, len),
-        }
-    }
-
+    /// Where in the window `len` bytes from `gpa` are, if all of them are RAM above 4 GiB.
     #[cold]
     fn high_offset(&self, gpa: u64, len: usize) -> Result<usize, OutOfRange> {
         let end = self.layout.high_end();
@@ -65,20 +60,29 @@ impl GuestRam {
 impl GuestMemory for GuestRam {
     #[inline]
     fn read(&self, gpa: u64, into: &mut [u8]) -> Result<(), OutOfRange> {
+        if self.low.read(gpa as usize, into).is_ok() {
+            return Ok(());
+        }
         let len = into.len();
-        self.window.read(self.offset(gpa, len)?, into).map_err(|_| OutOfRange { gpa, len })
+        self.window.read(self.high_offset(gpa, len)?, into).map_err(|_| OutOfRange { gpa, len })
     }
 
     #[inline]
     fn write(&mut self, gpa: u64, from: &[u8]) -> Result<(), OutOfRange> {
+        if self.low.write(gpa as usize, from).is_ok() {
+            return Ok(());
+        }
         let len = from.len();
-        self.window.write(self.offset(gpa, len)?, from).map_err(|_| OutOfRange { gpa, len })
+        self.window.write(self.high_offset(gpa, len)?, from).map_err(|_| OutOfRange { gpa, len })
     }
 
     /// As the default, without memory between: page walks read with this.
     #[inline]
     fn read_u64(&self, gpa: u64) -> Result<u64, OutOfRange> {
-        self.window.read_u64(self.offset(gpa, 8)?).map_err(|_| OutOfRange { gpa, len: 8 })
+        if let Ok(value) = self.low.read_u64(gpa as usize) {
+            return Ok(value);
+        }
+        self.window.read_u64(self.high_offset(gpa, 8)?).map_err(|_| OutOfRange { gpa, len: 8 })
     }
 
     fn size_bytes(&self) -> u64 {
@@ -110,10 +114,9 @@ mod tests {
     fn memory_above_the_devices_follows_that_below_in_the_window() {
         // Only addresses are looked at, so that no gigabytes are needed.
         let ram = GuestRam::new(Window::leak(8), Layout::new(5 << 30));
-        assert_eq!(ram.offset(0xbfff_ffff, 1), Ok(0xbfff_ffff));
-        assert!(ram.offset(0xbfff_ffff, 2).is_err());
-        assert_eq!(ram.offset(1 << 32, 8), Ok(0xc000_0000));
-        assert_eq!(ram.offset((1 << 32) + (2 << 30) - 1, 1), Ok((5 << 30) - 1));
-        assert!(ram.offset((1 << 32) + (2 << 30), 1).is_err());
+        assert!(ram.high_offset(0xbfff_ffff, 1).is_err());
+        assert_eq!(ram.high_offset(1 << 32, 8), Ok(0xc000_0000));
+        assert_eq!(ram.high_offset((1 << 32) + (2 << 30) - 1, 1), Ok((5 << 30) - 1));
+        assert!(ram.high_offset((1 << 32) + (2 << 30), 1).is_err());
     }
 }

@@ -13,8 +13,10 @@ use super::string;
 use super::trace::Trace;
 use super::transfer::Transfer;
 
-/// Places that are remembered; a power of two.
+/// Instructions that are remembered; a power of two.
 const ENTRIES: usize = 32;
+/// Pages of code that are remembered; a power of two.
+const PAGES: usize = 8;
 
 /// What an instruction does.
 #[derive(Clone, Copy, Debug)]
@@ -66,29 +68,33 @@ struct Entry {
     /// The instruction's own bytes; the mask has ones for them.
     bytes: u128,
     mask: u128,
-    /// Where they were found, if that can be checked.
-    trace: Option<Trace>,
     decoded: Decoded,
 }
 
-/// The decoded instructions of a vCPU.
+/// The decoded instructions of a vCPU, and where their pages are.
 #[derive(Clone, Debug)]
 pub struct DecodeCache {
+    pages: [Trace; PAGES],
     entries: Box<[Option<Entry>; ENTRIES]>,
 }
 
 impl Default for DecodeCache {
     fn default() -> Self {
-        DecodeCache { entries: Box::new([None; ENTRIES]) }
+        DecodeCache { pages: [Trace::NONE; PAGES], entries: Box::new([None; ENTRIES]) }
     }
 }
 
 impl DecodeCache {
-    /// The bytes at `rip` of 64-bit code, if they are where they were the last time.
+    /// The bytes at `rip` of 64-bit code, from which the CPU has fetched by the tables at `root`; `None` if they are not all in one
+    /// page, or the tables do not lead there now.
     #[inline]
-    pub(super) fn fetch(&self, root: u64, rip: u64, memory: &impl GuestMemory) -> Option<Bytes> {
-        let trace = self.entries[slot(rip)].as_ref()?.trace.as_ref()?;
-        if trace.holds(memory, root, rip) { Bytes::read_whole(memory, trace.physical()) } else { None }
+    pub(super) fn fetch(&mut self, memory: &impl GuestMemory, root: u64, rip: u64) -> Option<Bytes> {
+        let trace = &mut self.pages[(rip >> 12) as usize % PAGES];
+        let physical = match trace.find(memory, root, rip) {
+            Some(physical) => physical,
+            None => follow(trace, memory, root, rip)?,
+        };
+        Bytes::read_whole(memory, physical)
     }
 
     /// Whether the instruction at `rip` is known, and `fetched` begins with it: then [`Self::get`] has it.
@@ -109,19 +115,17 @@ impl DecodeCache {
         Some(&self.entries[slot(rip)].as_ref()?.decoded)
     }
 
-    /// Remembers what was decoded from `fetched`, and how that was found.
+    /// Remembers what was decoded from `fetched`.
     #[inline]
-    pub(super) fn insert(
-        &mut self,
-        rip: u64,
-        code_bits: u32,
-        fetched: &Bytes,
-        trace: Option<Trace>,
-        decoded: Decoded,
-    ) {
+    pub(super) fn insert(&mut self, rip: u64, code_bits: u32, fetched: &Bytes, decoded: Decoded) {
         let (bytes, mask) = fetched.prefix(decoded.length.into());
-        self.entries[slot(rip)] = Some(Entry { rip, code_bits, bytes, mask, trace, decoded });
+        self.entries[slot(rip)] = Some(Entry { rip, code_bits, bytes, mask, decoded });
     }
+}
+
+#[inline(never)]
+fn follow(trace: &mut Trace, memory: &impl GuestMemory, root: u64, rip: u64) -> Option<u64> {
+    trace.follow(memory, root, rip).then(|| trace.find(memory, root, rip))?
 }
 
 fn slot(rip: u64) -> usize {

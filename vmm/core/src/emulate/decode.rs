@@ -9,7 +9,6 @@ use vdev::guest_mem::GuestMemory;
 use super::Cause;
 use super::cache::{DecodeCache, Decoded};
 use super::plain;
-use super::trace::Trace;
 use super::walk::{Access, Paging};
 use crate::fault::{Fault, Trouble};
 use crate::vcpu::{MODE, Vcpu, code_bits, code_root};
@@ -85,11 +84,19 @@ pub(super) fn decode<'a>(
     let page = vcpu.page();
     let rip = page.rip;
     let bytes = match (Bytes::of_exit(page, cause), root) {
-        (None, Some(root)) => cache.fetch(root, rip, memory),
+        (None, Some(root)) => cache.fetch(memory, root, rip),
         (bytes, _) => bytes,
     };
     if !bytes.is_some_and(|bytes| cache.has(rip, bits, &bytes)) {
-        decode_anew(vcpu, memory, cache, cause, root)?;
+        match bytes
+            .filter(|_| root.is_some())
+            .and_then(|bytes| Some((bytes, plain::decode(bytes.word, rip)?)))
+        {
+            Some((bytes, (transfer, length))) => {
+                cache.insert(rip, bits, &bytes, Decoded::of_64_bit_code(transfer, length));
+            }
+            None => decode_fully(vcpu, memory, cache, cause)?,
+        }
     }
     cache.get(rip).ok_or(Fault::UNDEFINED.into())
 }
@@ -106,26 +113,6 @@ fn mode(vcpu: &mut impl Vcpu) -> (Option<u64>, u32) {
 }
 
 #[inline(never)]
-fn decode_anew(
-    vcpu: &mut impl Vcpu,
-    memory: &mut impl GuestMemory,
-    cache: &mut DecodeCache,
-    cause: Cause,
-    root: Option<u64>,
-) -> Result<(), Trouble> {
-    let rip = vcpu.page().rip;
-    if let Some(root) = root
-        && let Some(trace) = Trace::of_code(memory, root, rip)
-        && let Some(bytes) = Bytes::read_whole(memory, trace.physical())
-        && let Some((transfer, length)) = plain::decode(bytes.word, rip)
-    {
-        cache.insert(rip, 64, &bytes, Some(trace), Decoded::of_64_bit_code(transfer, length));
-        return Ok(());
-    }
-    decode_fully(vcpu, memory, cache, cause)
-}
-
-#[inline(never)]
 fn decode_fully(
     vcpu: &mut impl Vcpu,
     memory: &mut impl GuestMemory,
@@ -137,15 +124,15 @@ fn decode_fully(
     if let Some(bytes) = Bytes::of_exit(page, cause)
         && let Ok(instruction) = decode_bytes(page, &bytes)
     {
-        cache.insert(rip, bits, &bytes, None, Decoded::new(&instruction));
+        cache.insert(rip, bits, &bytes, Decoded::new(&instruction));
         return Ok(());
     }
-    let fetched = fetch(vcpu, memory)?;
-    if fetched.trace.is_none() && cache.has(rip, bits, &fetched.bytes) {
+    let fetched = fetch(vcpu, memory, cache)?;
+    if cache.has(rip, bits, &fetched.bytes) {
         return Ok(());
     }
     let instruction = decode_fetched(vcpu, &fetched)?;
-    cache.insert(rip, bits, &fetched.bytes, fetched.trace, Decoded::new(&instruction));
+    cache.insert(rip, bits, &fetched.bytes, Decoded::new(&instruction));
     Ok(())
 }
 
@@ -187,18 +174,19 @@ fn decode_bytes(page: &VcpuPage, bytes: &Bytes) -> Result<Instruction, DecoderEr
 /// As many bytes as the mode, the segment and the page tables let the CPU fetch, and what stops it.
 struct Fetched {
     bytes: Bytes,
-    /// How they were found, if they are all on one page.
-    trace: Option<Trace>,
     end: Option<Fault>,
 }
 
-fn fetch(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory) -> Result<Fetched, Fault> {
+fn fetch(
+    vcpu: &mut impl Vcpu,
+    memory: &mut impl GuestMemory,
+    cache: &mut DecodeCache,
+) -> Result<Fetched, Fault> {
     let page = vcpu.state(MODE);
     if code_bits(page) == 64
-        && let Some(trace) = Trace::of_code(memory, page.cr3, page.rip)
-        && let Some(bytes) = Bytes::read_whole(memory, trace.physical())
+        && let Some(bytes) = cache.fetch(memory, page.cr3, page.rip)
     {
-        return Ok(Fetched { bytes, trace: Some(trace), end: None });
+        return Ok(Fetched { bytes, end: None });
     }
     fetch_in_pieces(page, &Paging::of(page), memory)
 }
@@ -239,7 +227,7 @@ fn fetch_in_pieces(
     // What cannot be fetched matters only if the instruction is not complete without it.
     match end {
         Some(fault) if length == 0 => Err(fault),
-        _ => Ok(Fetched { bytes: Bytes { word: u128::from_le_bytes(bytes), length }, trace: None, end }),
+        _ => Ok(Fetched { bytes: Bytes { word: u128::from_le_bytes(bytes), length }, end }),
     }
 }
 
@@ -250,9 +238,10 @@ fn fetch_in_pieces(
 pub fn decode_exiting(
     vcpu: &mut impl Vcpu,
     memory: &mut impl GuestMemory,
+    cache: &mut DecodeCache,
     kind: ExitKind,
 ) -> Result<Instruction, Trouble> {
-    let fetched = fetch(vcpu, memory)?;
+    let fetched = fetch(vcpu, memory, cache)?;
     check_exiting(vcpu, &fetched, kind)
 }
 
@@ -274,24 +263,30 @@ fn check_exiting(vcpu: &mut impl Vcpu, fetched: &Fetched, kind: ExitKind) -> Res
 pub fn verify_length(
     vcpu: &mut impl Vcpu,
     memory: &mut impl GuestMemory,
+    cache: &mut DecodeCache,
     kind: ExitKind,
 ) -> Result<u8, Trouble> {
     match vcpu.page().exit_length {
         length @ 1..=15 => Ok(length as u8),
-        _ => find_length(vcpu, memory, kind),
+        _ => find_length(vcpu, memory, cache, kind),
     }
 }
 
-fn find_length(vcpu: &mut impl Vcpu, memory: &mut impl GuestMemory, kind: ExitKind) -> Result<u8, Trouble> {
-    let page = vcpu.page();
-    if let (Some(root), Some(code)) = (code_root(page), plain_form(kind))
-        && let Some(trace) = Trace::of_code(memory, root, page.rip)
-        && let Some(bytes) = Bytes::read_whole(memory, trace.physical())
+#[inline(never)]
+fn find_length(
+    vcpu: &mut impl Vcpu,
+    memory: &mut impl GuestMemory,
+    cache: &mut DecodeCache,
+    kind: ExitKind,
+) -> Result<u8, Trouble> {
+    let (root, rip) = (code_root(vcpu.page()), vcpu.page().rip);
+    if let Some(code) = plain_form(kind)
+        && let Some(bytes) = root.and_then(|root| cache.fetch(memory, root, rip))
         && bytes.starts_with(code)
     {
         return Ok(code.len() as u8);
     }
-    let fetched = fetch(vcpu, memory)?;
+    let fetched = fetch(vcpu, memory, cache)?;
     match plain_form(kind) {
         Some(code) if fetched.bytes.starts_with(code) => Ok(code.len() as u8),
         _ => Ok(check_exiting(vcpu, &fetched, kind)?.len() as u8),

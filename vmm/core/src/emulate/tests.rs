@@ -442,17 +442,20 @@ fn what_is_not_supported_says_where_it_is() {
 #[test]
 fn the_length_of_an_exiting_instruction_counts_its_prefixes() {
     let mut machine = Machine::long(&[0x66, 0x48, 0x0f, 0xa2]);
-    let length = verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid);
+    let length = verify_length(&mut machine.vcpu, &mut machine.memory, &mut machine.cache, ExitKind::Cpuid);
     assert_eq!(length, Ok(4));
-    let wrong = verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Hlt);
+    let wrong = verify_length(&mut machine.vcpu, &mut machine.memory, &mut machine.cache, ExitKind::Hlt);
     assert!(matches!(wrong, Err(Trouble::Unsupported(_))));
     let mut plain = Machine::long(&[0x0f, 0xa2]);
-    let length = verify_length(&mut plain.vcpu, &mut plain.memory, ExitKind::Cpuid);
+    let length = verify_length(&mut plain.vcpu, &mut plain.memory, &mut plain.cache, ExitKind::Cpuid);
     assert_eq!(length, Ok(2));
-    let wrong = verify_length(&mut plain.vcpu, &mut plain.memory, ExitKind::MsrRead);
+    let wrong = verify_length(&mut plain.vcpu, &mut plain.memory, &mut plain.cache, ExitKind::MsrRead);
     assert!(matches!(wrong, Err(Trouble::Unsupported(_))));
     machine.vcpu.page.exit_length = 2;
-    assert_eq!(verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid), Ok(2));
+    assert_eq!(
+        verify_length(&mut machine.vcpu, &mut machine.memory, &mut machine.cache, ExitKind::Cpuid),
+        Ok(2)
+    );
 }
 
 #[test]
@@ -465,10 +468,13 @@ fn an_instruction_may_end_with_its_page_but_not_reach_into_a_missing_one() {
     }
     machine.memory.write(0x1f_fffe, &[0x0f, 0xa2]).unwrap();
     machine.vcpu.page.rip = 0x1f_fffe;
-    assert_eq!(verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid), Ok(2));
+    assert_eq!(
+        verify_length(&mut machine.vcpu, &mut machine.memory, &mut machine.cache, ExitKind::Cpuid),
+        Ok(2)
+    );
     machine.memory.write(0x1f_ffff, &[0x0f]).unwrap();
     machine.vcpu.page.rip = 0x1f_ffff;
-    let fault = verify_length(&mut machine.vcpu, &mut machine.memory, ExitKind::Cpuid);
+    let fault = verify_length(&mut machine.vcpu, &mut machine.memory, &mut machine.cache, ExitKind::Cpuid);
     assert_eq!(fault, Err(Trouble::Fault(Fault::page(0x10, 0x20_0000))), "an instruction fetch");
 }
 

@@ -69,7 +69,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     /// is the instruction's, too: QEMU 10 reports every one as CR0.
     fn control_instruction(&mut self, access: &ControlAccess) -> Result<Handled, Trouble> {
         use ControlOperation::{Clts, Lmsw, Read, Write};
-        let instruction = decode_exiting(self.vcpu, self.memory, ExitKind::ControlAccess)?;
+        let instruction = decode_exiting(self.vcpu, self.memory, self.decoded, ExitKind::ControlAccess)?;
         let gpr = gpr_operand(&instruction);
         let register = control_operand(&instruction).unwrap_or(access.register);
         match (instruction.mnemonic(), access.operation, gpr) {
@@ -247,7 +247,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     pub(super) fn debug_access(&mut self) -> Result<Handled, Trouble> {
         const CR4_DE: u64 = 1 << 3;
         let access = ControlAccess::decode(self.vcpu.page().exit_info[0]);
-        let instruction = decode_exiting(self.vcpu, self.memory, ExitKind::DebugAccess)?;
+        let instruction = decode_exiting(self.vcpu, self.memory, self.decoded, ExitKind::DebugAccess)?;
         let gpr = gpr_operand(&instruction).unwrap_or(0);
         let page = self.vcpu.state(MODE | Groups::DEBUG);
         let register = match access.register & 7 {

@@ -133,7 +133,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     /// The length of the exiting instruction.
     #[inline]
     fn length(&mut self, kind: ExitKind) -> Result<u8, Trouble> {
-        verify_length(self.vcpu, self.memory, kind)
+        verify_length(self.vcpu, self.memory, self.decoded, kind)
     }
 
     /// Moves behind the exiting instruction, all of which was done.
@@ -251,7 +251,7 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     }
 
     fn rdtsc(&mut self) -> Result<Handled, Trouble> {
-        let instruction = decode_exiting(self.vcpu, self.memory, ExitKind::Rdtsc)?;
+        let instruction = decode_exiting(self.vcpu, self.memory, self.decoded, ExitKind::Rdtsc)?;
         let now = self.now.guest;
         write_edx_eax(self.vcpu.page(), now);
         if instruction.mnemonic() == Mnemonic::Rdtscp {
