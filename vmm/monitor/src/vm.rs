@@ -16,7 +16,7 @@ use usys::abi::boot_info::Machine as MachineBits;
 use usys::abi::exit::ExitKind;
 use usys::cap::Cap;
 use usys::process::{self, InfoHeader, ProcessInfo};
-use usys::vcpu::MappedVcpu;
+use usys::vcpu::{ApicPage, MappedVcpu};
 use usys::{cpu, selector};
 use vmm_core::facts::{CpuidRegs, HostFacts};
 use vmm_core::image::BootImages;
@@ -57,6 +57,7 @@ pub struct Vm<W> {
     output: Output,
     ram: GuestRam,
     vcpu: GuestCpu,
+    apic_page: &'static ApicPage,
     statistics: Statistics,
     /// The statistics were written to the log when the guest first wrote to another port than its console.
     is_reported: bool,
@@ -84,7 +85,7 @@ impl<W: Watch> Vm<W> {
         let devices = devices::devices(info, &config)?;
         let images = Images::new(info, &config)?;
         let header = &info.header;
-        let (ram, vcpu) = create(header, &config).map_err(|error| {
+        let (ram, vcpu, apic_page) = create(header, &config).map_err(|error| {
             log::error!("{error}");
             "the kernel refused to make the VM"
         })?;
@@ -99,6 +100,7 @@ impl<W: Watch> Vm<W> {
             output,
             ram,
             vcpu,
+            apic_page,
             statistics,
             is_reported: false,
             now: 0,
@@ -139,7 +141,8 @@ impl<W: Watch> Vm<W> {
             guest_xcr0: self.info.guest_xcr0,
             tsc_hz: self.info.tsc_hz,
         };
-        let host = Host { cpuid: &cpuid, facts, unix_ns: unix_ns(self.info, now) };
+        let host =
+            Host { cpuid: &cpuid, facts, unix_ns: unix_ns(self.info, now), apic_page: Some(self.apic_page) };
         let modules = self.images.modules(&self.config);
         let images = BootImages { kernel: &self.images.kernel, modules: &modules };
         let devices = mem::take(&mut self.devices);
@@ -259,14 +262,15 @@ fn refused(error: usys::Error) -> Outcome {
     Outcome::unsupported(format_args!("the kernel refused {error}"))
 }
 
-fn create(info: &InfoHeader, config: &VmConfig) -> usys::Result<(GuestRam, GuestCpu)> {
+fn create(info: &InfoHeader, config: &VmConfig) -> usys::Result<(GuestRam, GuestCpu, &'static ApicPage)> {
     let space = process::pool().create_guest_space(selector::allocate()?)?;
     let memory = Cap::new(Selector(monitor::GUEST_MEMORY));
     let ram = GuestRam::map(memory, space, Machine::layout(config))?;
     let page = Cap::new(Selector(monitor::VCPU_PAGE));
     let vcpu = MappedVcpu::create(space, info.cpu as u16, page)?;
     vcpu.cap().bind_notification(process::events())?;
-    Ok((ram, GuestCpu::new(vcpu)))
+    let apic_page = vcpu.bind_virtual_apic(Cap::new(Selector(monitor::APIC_PAGE)))?;
+    Ok((ram, GuestCpu::new(vcpu), apic_page))
 }
 
 /// Unix time in nanoseconds at TSC `now`; 0 if the machine has no clock.

@@ -57,6 +57,8 @@ pub mod monitor {
     pub const VCPU_PAGE: u32 = 18;
     /// Selector: its own notification with [`DISK_BIT`], for when it has taken the bit too early.
     pub const DISK_NTFN: u32 = 19;
+    /// Selector: one page of memory, for the vCPU's local APIC.
+    pub const APIC_PAGE: u32 = 20;
     /// First selector of the notifications of its disks' driver processes; disk n's is n further.
     pub const DISKS: u32 = 32;
     /// Notification bit: the console server has input, or made room.

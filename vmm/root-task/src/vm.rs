@@ -176,11 +176,13 @@ impl Vm {
         let guest_cap = guest.memory();
         instance.memory.push(guest);
         guest_cap.delegate(pd, Selector(monitor::GUEST_MEMORY), Narrow::ALL)?;
-        let page = system.memory.allocate(1, 1)?;
-        let page_cap = page.memory();
-        instance.memory.push(page);
         let keep = Rights::READ | Rights::WRITE | Rights::DERIVE;
-        page_cap.delegate(pd, Selector(monitor::VCPU_PAGE), Narrow::rights(keep))?;
+        for to in [monitor::VCPU_PAGE, monitor::APIC_PAGE] {
+            let page = system.memory.allocate(1, 1)?;
+            let page_cap = page.memory();
+            instance.memory.push(page);
+            page_cap.delegate(pd, Selector(to), Narrow::rights(keep))?;
+        }
         console.delegate_doorbell(self.index, &instance.process, Selector(monitor::CONSOLE))?;
         if !disks.is_empty() {
             let again = Narrow::rights(Rights::SIGNAL).badge(monitor::DISK_BIT);

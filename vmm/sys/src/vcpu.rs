@@ -5,16 +5,20 @@ use crate::error::Result;
 use crate::hypercall::{invoke, invoke_plain};
 use crate::{memory, object, process, selector};
 use core::fmt;
+use core::sync::atomic::AtomicU32;
 use hypercall_abi::cap::{BindRole, MapFlags};
 use hypercall_abi::exit::ExitKind;
 use hypercall_abi::vcpu::{FpuOperation, Groups, VcpuPage};
-use hypercall_abi::{Hypercall, Rights};
+use hypercall_abi::{Hypercall, PAGE_SIZE, Rights};
 
 /// A vCPU whose page this process has mapped.
 pub struct MappedVcpu {
     cap: Cap<Vcpu>,
     page: &'static mut VcpuPage,
 }
+
+/// The words of a virtual-APIC page.
+pub type ApicPage = [AtomicU32; PAGE_SIZE as usize / 4];
 
 impl fmt::Debug for MappedVcpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -43,6 +47,18 @@ impl MappedVcpu {
     /// The capability.
     pub fn cap(&self) -> Cap<Vcpu> {
         self.cap
+    }
+
+    /// Makes the first page of `page` the vCPU's virtual-APIC page (SPEC.md 7.7). The process must have no other use for it.
+    pub fn bind_virtual_apic(&self, page: Cap<Memory>) -> Result<&'static ApicPage> {
+        let rights = Rights::READ | Rights::WRITE;
+        let bound = page.derive(selector::allocate()?, Narrow::rights(rights).range(0, 1))?;
+        let mapped = page.derive(selector::allocate()?, Narrow::rights(rights).range(0, 1))?;
+        let address = memory::take_addresses(1, 1)?;
+        mapped.map(process::pd(), address, 0, 1, MapFlags::READ | MapFlags::WRITE)?;
+        self.cap.bind_virtual_apic(bound)?;
+        // SAFETY: the address was free and stays mapped. Any bytes are atomics, and the kernel accesses them as such.
+        Ok(unsafe { &*(address as *const ApicPage) })
     }
 
     /// The page.

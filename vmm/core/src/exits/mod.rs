@@ -93,9 +93,8 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
             | ExitKind::InterruptWindow
             | ExitKind::NmiWindow
             // The only CPU of a VM gets no start-up messages.
-            | ExitKind::Init
-            // The local APIC is emulated here: there is no virtual one.
-            | ExitKind::Eoi => Ok(Handled::Resume),
+            | ExitKind::Init => Ok(Handled::Resume),
+            ExitKind::Eoi => Ok(self.end_of_interrupt()),
             ExitKind::Hlt => self.halt(),
             ExitKind::Cpuid => self.cpuid(),
             ExitKind::PortIo => self.port_io(),
@@ -173,6 +172,14 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         }
         complete_instruction(self.vcpu, length);
         Ok(Handled::Resume)
+    }
+
+    /// The kernel ended an interrupt of which the I/O APIC must hear; the guest is behind the instruction.
+    fn end_of_interrupt(&mut self) -> Handled {
+        let [vector, ..] = self.vcpu.page().exit_info;
+        let effect = self.board.lapic.ended(vector as u8);
+        self.board.apply(effect);
+        Handled::Resume
     }
 
     /// KVM's interface (Linux Documentation/virt/kvm/x86/hypercalls.rst). CPUID offers nothing that needs a call.

@@ -9,6 +9,7 @@ use hypercall_abi::vcpu::{
 };
 use vdev::Request;
 use vdev::guest_mem::GuestMemory;
+use vdev::lapic::PageWords;
 use vmm_protocol::manifest::VmConfig;
 use vmm_protocol::outcome::Outcome;
 
@@ -45,6 +46,8 @@ pub struct Host<'a> {
     pub facts: HostFacts,
     /// Unix time in nanoseconds at the moment of the call; 0 if nobody knows.
     pub unix_ns: u64,
+    /// The vCPU's virtual-APIC page, if it has one.
+    pub apic_page: Option<&'static PageWords>,
 }
 
 /// A virtual machine, without its memory and its vCPU.
@@ -58,6 +61,7 @@ pub struct Machine {
     decoded: DecodeCache,
     log: Log,
     protocol: BootProtocol,
+    apic_page: Option<&'static PageWords>,
 }
 
 impl Machine {
@@ -84,7 +88,8 @@ impl Machine {
             .map_err(|error| LoadError::UnknownFeature { name: error.0 })?;
         let layout = Self::layout(config);
         let virtio = VirtioBus::new(devices);
-        let board = new_board(layout, virtio, &cpu, &host.facts, host.unix_ns, now);
+        let mut board = new_board(layout, virtio, &cpu, &host.facts, host.unix_ns, now);
+        host.apic_page.iter().for_each(|page| board.lapic.share(page));
         let mut machine = Machine {
             layout,
             command_line: config.cmdline.clone(),
@@ -95,6 +100,7 @@ impl Machine {
             decoded: DecodeCache::default(),
             log: Log::new(host.facts.tsc_hz),
             protocol: BootProtocol::Linux,
+            apic_page: host.apic_page,
         };
         machine.load(images, memory, vcpu, now)?;
         Ok(machine)
@@ -115,6 +121,7 @@ impl Machine {
         let mut virtio = core::mem::take(&mut self.board.virtio);
         virtio.reset();
         self.board = new_board(self.layout, virtio, &self.cpu, &self.facts, unix_ns, now);
+        self.apic_page.iter().for_each(|page| self.board.lapic.share(page));
         self.msrs = Msrs::default();
         self.load(images, memory, vcpu, now)
     }
@@ -181,7 +188,13 @@ impl Machine {
                 flags |= RunFlags::NMI_WINDOW;
             }
         }
-        if let Some(vector) = self.board.lapic.pending() {
+        if self.board.lapic.is_virtual() {
+            flags |= RunFlags::VIRTUAL_APIC;
+            if self.board.lapic.take_has_changed() {
+                page.eoi_exits = self.board.lapic.level_triggered();
+                page.dirty |= Groups::APIC.bits();
+            }
+        } else if let Some(vector) = self.board.lapic.pending() {
             if is_free && !is_shadowed && page.rflags & RFLAGS_IF != 0 {
                 self.board.lapic.acknowledge(vector);
                 inject(page, Event::interrupt(vector));

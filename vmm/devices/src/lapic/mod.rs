@@ -17,7 +17,7 @@ mod timer;
 mod x2apic;
 
 pub use ipi::{IpiRequest, Shorthand};
-pub use register::PAGE_WORDS;
+pub use register::{PAGE_WORDS, PageWords};
 pub use x2apic::{IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_FIRST, X2APIC_LAST};
 
 use crate::interrupt::{FIRST_LEGAL_VECTOR, destination_from_8_bits};
@@ -86,7 +86,6 @@ impl Effect {
 }
 
 /// One CPU's local APIC.
-#[derive(Clone)]
 pub struct Lapic {
     apic_id: u32,
     /// IA32_APIC_BASE; always one of the three modes.
@@ -135,8 +134,39 @@ impl Lapic {
     }
 
     /// The register page, in the layout of a virtual-APIC page.
-    pub fn registers(&self) -> &[u32; PAGE_WORDS] {
+    pub fn registers(&self) -> &PageWords {
         self.page.words()
+    }
+
+    /// Keeps the registers in a page that the kernel has as the vCPU's virtual-APIC page.
+    pub fn share(&mut self, page: &'static PageWords) {
+        self.page.share(page);
+    }
+
+    /// Whether the kernel delivers and ends interrupts by the shared page now: then [`Self::pending`] is not for the VMM to
+    /// act on.
+    pub fn is_virtual(&self) -> bool {
+        self.page.is_shared() && self.mode() == Mode::X2Apic && self.is_software_enabled()
+    }
+
+    /// Whether IRR, ISR or TPR may have changed here since this was last asked; the kernel has to know.
+    pub fn take_has_changed(&mut self) -> bool {
+        self.page.take_has_changed()
+    }
+
+    /// The vectors whose end the I/O APIC must hear of, a bit for each.
+    pub fn level_triggered(&self) -> [u64; 4] {
+        self.page.members(VectorSet::TriggerMode)
+    }
+
+    /// What follows from the end of `vector`, which is not in service any more.
+    pub fn ended(&self, vector: u8) -> Effect {
+        let is_level = self.page.contains(VectorSet::TriggerMode, vector);
+        if is_level && !self.svr().contains(Svr::SUPPRESS_EOI_BROADCAST) {
+            Effect::EoiBroadcast(vector)
+        } else {
+            Effect::None
+        }
     }
 
     /// Reads the 32-bit register at byte `offset` of the page. Outside xAPIC mode nothing answers, which
@@ -341,12 +371,7 @@ impl Lapic {
         };
         self.page.remove(VectorSet::InService, vector);
         self.update_processor_priority();
-        let is_level = self.page.contains(VectorSet::TriggerMode, vector);
-        if is_level && !self.svr().contains(Svr::SUPPRESS_EOI_BROADCAST) {
-            Effect::EoiBroadcast(vector)
-        } else {
-            Effect::None
-        }
+        self.ended(vector)
     }
 
     /// A local source interrupts by its LVT entry. Those modelled deliver a vector only.
@@ -392,6 +417,7 @@ impl Lapic {
         let in_service = self.page.highest(VectorSet::InService).unwrap_or(0) & 0xf0;
         let ppr = if tpr >> 4 >= in_service >> 4 { tpr } else { in_service };
         self.page.set(Register::ProcessorPriority, u32::from(ppr));
+        self.page.note_change();
     }
 
     fn reset_registers(&mut self) {

@@ -3,6 +3,7 @@
 
 use alloc::boxed::Box;
 use bitflags::bitflags;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// 32-bit words in the register page.
 pub const PAGE_WORDS: usize = 1024;
@@ -188,35 +189,75 @@ impl VectorSet {
     }
 }
 
-/// The registers, each in the first word of its 16 bytes, as in a virtual-APIC page (SDM 3C 29.1.1).
-#[derive(Clone)]
+/// The words of a page of registers: each register is in the first word of its 16 bytes, as in a virtual-APIC page (SDM 3C
+/// 29.1.1).
+pub type PageWords = [AtomicU32; PAGE_WORDS];
+
+/// The registers. Whoever shares the page changes IRR, ISR, TPR and PPR in it while the guest runs.
 pub(super) struct RegisterPage {
-    words: Box<[u32; PAGE_WORDS]>,
-    /// Bit N: word N of the set is not zero. Every entry of a guest asks for the highest member of a set.
+    words: Words,
+    /// Bit N: word N of the set is not zero. Every entry of a guest asks for the highest member of a set. Not kept for a shared
+    /// page.
     occupied: [u8; 3],
+    /// See [`Self::note_change`].
+    has_changed: bool,
+}
+
+enum Words {
+    Own(Box<PageWords>),
+    Shared(&'static PageWords),
 }
 
 impl RegisterPage {
     pub(super) fn new() -> Self {
-        Self { words: Box::new([0; PAGE_WORDS]), occupied: [0; 3] }
+        let words = Words::Own(Box::new([const { AtomicU32::new(0) }; PAGE_WORDS]));
+        Self { words, occupied: [0; 3], has_changed: false }
     }
 
-    pub(super) fn words(&self) -> &[u32; PAGE_WORDS] {
-        &self.words
+    /// Moves into a page that somebody else has, too.
+    pub(super) fn share(&mut self, page: &'static PageWords) {
+        for (to, from) in page.iter().zip(self.words()) {
+            to.store(from.load(Relaxed), Relaxed);
+        }
+        self.words = Words::Shared(page);
+        self.note_change();
+    }
+
+    pub(super) fn is_shared(&self) -> bool {
+        matches!(self.words, Words::Shared(_))
+    }
+
+    /// What decides which interrupt comes next was changed.
+    pub(super) fn note_change(&mut self) {
+        self.has_changed = true;
+    }
+
+    /// Whether there was such a change since this was last asked.
+    pub(super) fn take_has_changed(&mut self) -> bool {
+        core::mem::take(&mut self.has_changed)
+    }
+
+    #[inline]
+    pub(super) fn words(&self) -> &PageWords {
+        match &self.words {
+            Words::Own(words) => words,
+            Words::Shared(words) => words,
+        }
     }
 
     pub(super) fn clear(&mut self) {
-        self.words.fill(0);
+        self.words().iter().for_each(|word| word.store(0, Relaxed));
         self.occupied = [0; 3];
+        self.note_change();
     }
 
     pub(super) fn get(&self, register: Register) -> u32 {
-        self.words[register.index() * 4]
+        self.words()[register.index() * 4].load(Relaxed)
     }
 
     /// Sets a register that is no part of a vector set.
     pub(super) fn set(&mut self, register: Register, value: u32) {
-        self.words[register.index() * 4] = value;
+        self.words()[register.index() * 4].store(value, Relaxed);
     }
 
     pub(super) fn contains(&self, set: VectorSet, vector: u8) -> bool {
@@ -224,27 +265,37 @@ impl RegisterPage {
     }
 
     pub(super) fn insert(&mut self, set: VectorSet, vector: u8) {
-        *self.word_mut(set, vector) |= 1 << (vector % 32);
+        let register = set.word(vector / 32);
+        self.set(register, self.get(register) | 1 << (vector % 32));
         self.occupied[set as usize] |= 1 << (vector / 32);
+        self.note_change();
     }
 
     pub(super) fn remove(&mut self, set: VectorSet, vector: u8) {
-        let word = self.word_mut(set, vector);
-        *word &= !(1 << (vector % 32));
-        if *word == 0 {
+        let register = set.word(vector / 32);
+        let word = self.get(register) & !(1 << (vector % 32));
+        self.set(register, word);
+        if word == 0 {
             self.occupied[set as usize] &= !(1 << (vector / 32));
         }
+        self.note_change();
     }
 
     pub(super) fn highest(&self, set: VectorSet) -> Option<u8> {
-        let word = self.occupied[set as usize].checked_ilog2()? as u8;
+        let word = if self.is_shared() {
+            (0..8).rev().find(|&word| self.get(set.word(word)) != 0)?
+        } else {
+            self.occupied[set as usize].checked_ilog2()? as u8
+        };
         let bit = self.get(set.word(word)).checked_ilog2()?;
         // Both parts are below 32.
         Some(word << 5 | bit as u8)
     }
 
-    fn word_mut(&mut self, set: VectorSet, vector: u8) -> &mut u32 {
-        &mut self.words[set.word(vector / 32).index() * 4]
+    /// All members: bit N of word N / 64 for vector N.
+    pub(super) fn members(&self, set: VectorSet) -> [u64; 4] {
+        let word = |word| u64::from(self.get(set.word(word)));
+        core::array::from_fn(|index| word(2 * index as u8 + 1) << 32 | word(2 * index as u8))
     }
 }
 
@@ -274,6 +325,6 @@ mod tests {
         assert_eq!(page.highest(set), Some(0x40));
         assert!(page.contains(set, 0x31));
         // Vector 0x31 is bit 17 of the word at 0x210.
-        assert_eq!(page.words()[0x210 / 4], 1 << 17);
+        assert_eq!(page.words()[0x210 / 4].load(Relaxed), 1 << 17);
     }
 }

@@ -1,5 +1,7 @@
 use super::*;
 use crate::interrupt::{BROADCAST, DeliveryMode};
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use proptest::prelude::*;
 
 const ID: u64 = 0x20;
@@ -399,10 +401,31 @@ fn the_register_page_has_the_layout_of_a_virtual_apic_page() {
     let mut lapic = enabled();
     lapic.set_cr8(2);
     assert!(lapic.accept(0x45, true));
-    let page = lapic.registers();
-    assert_eq!(page[0x80 / 4], 0x20);
-    assert_eq!(page[0xa0 / 4], 0x20);
-    assert_eq!((page[0x220 / 4], page[0x1a0 / 4]), (1 << 5, 1 << 5));
+    let at = |offset: usize| lapic.registers()[offset / 4].load(Relaxed);
+    assert_eq!((at(0x80), at(0xa0)), (0x20, 0x20));
+    assert_eq!((at(0x220), at(0x1a0)), (1 << 5, 1 << 5));
+}
+
+#[test]
+fn whoever_shares_the_page_delivers_and_ends_interrupts() {
+    let page: &'static PageWords = Box::leak(Box::new([const { AtomicU32::new(0) }; PAGE_WORDS]));
+    let mut lapic = enabled_x2apic();
+    assert!(lapic.accept(0x45, true));
+    assert!(!lapic.is_virtual());
+    lapic.share(page);
+    assert!(lapic.is_virtual() && lapic.take_has_changed() && !lapic.take_has_changed());
+    assert_eq!((page[0x220 / 4].load(Relaxed), lapic.level_triggered()), (1 << 5, [0, 1 << 5, 0, 0]));
+    // Delivered by the other, and ended.
+    page[0x220 / 4].store(0, Relaxed);
+    page[0x120 / 4].store(1 << 5, Relaxed);
+    assert_eq!(lapic.pending(), None);
+    page[0x120 / 4].store(0, Relaxed);
+    assert_eq!(lapic.ended(0x45), Effect::EoiBroadcast(0x45));
+    assert!(lapic.accept(0x45, false) && lapic.take_has_changed());
+    assert_eq!((lapic.pending(), lapic.ended(0x45)), (Some(0x45), Effect::None));
+    lapic.set_cr8(5);
+    assert!(lapic.take_has_changed());
+    assert_eq!(page[0xa0 / 4].load(Relaxed), 0x50);
 }
 
 proptest! {

@@ -1,6 +1,9 @@
 //! Interrupts, timers and halting.
 
 use super::*;
+use alloc::boxed::Box;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use vdev::lapic::PageWords;
 
 #[test]
 fn input_interrupts_the_guest_when_it_takes_interrupts() {
@@ -163,4 +166,24 @@ fn an_interrupt_whose_delivery_an_exception_interrupts_comes_behind_it() {
     assert_eq!(vm.enter(), (Event::exception(17, Some(0)), RunFlags::INTERRUPT_WINDOW));
     vm.exit(ExitKind::InterruptWindow, [0, 0]);
     assert_eq!(vm.enter().0, Event::interrupt(0x41));
+}
+
+#[test]
+fn with_a_virtual_apic_the_kernel_is_told_of_requests_and_delivers_them() {
+    let page: &'static PageWords = Box::leak(Box::new([const { AtomicU32::new(0) }; 1024]));
+    let mut vm = Vm::on(&Host { apic_page: Some(page), ..host() }, &config(), vec![]);
+    vm.set_if(true);
+    assert_eq!(vm.enter().1, RunFlags::empty(), "in xAPIC mode the VMM delivers");
+    vm.enable_interrupts();
+    vm.vcpu.page.dirty = 0;
+    assert_eq!(vm.enter().1, RunFlags::VIRTUAL_APIC);
+    assert_ne!(vm.vcpu.page.dirty & Groups::APIC.bits(), 0);
+    vm.vcpu.page.dirty = 0;
+    vm.machine.input(0, b"x");
+    assert_eq!(vm.enter(), (Event::NONE, RunFlags::VIRTUAL_APIC));
+    assert_eq!((page[0x220 / 4].load(Relaxed), vm.vcpu.page.dirty), (1, Groups::APIC.bits()));
+    vm.vcpu.page.dirty = 0;
+    vm.enter();
+    assert_eq!(vm.vcpu.page.dirty, 0, "nothing has changed");
+    assert_eq!(vm.exit(ExitKind::Eoi, [0x40, 0]), Action::Run);
 }

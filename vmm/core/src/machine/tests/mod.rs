@@ -41,7 +41,7 @@ fn host_cpuid(leaf: u32, _: u32) -> CpuidRegs {
 
 fn host() -> Host<'static> {
     let facts = HostFacts { machine: MachineBits::all(), guest_xcr0: 7, tsc_hz: TSC_HZ };
-    Host { cpuid: &host_cpuid, facts, unix_ns: 1_700_000_000_000_000_000 }
+    Host { cpuid: &host_cpuid, facts, unix_ns: 1_700_000_000_000_000_000, apic_page: None }
 }
 
 fn config() -> VmConfig {
@@ -88,14 +88,18 @@ impl Vm {
     }
 
     fn with(config: &VmConfig) -> Vm {
-        Vm::with_devices(config, vec![])
+        Vm::on(&host(), config, vec![])
     }
 
     fn with_devices(config: &VmConfig, devices: Vec<VirtioDevice>) -> Vm {
+        Vm::on(&host(), config, devices)
+    }
+
+    fn on(host: &Host<'_>, config: &VmConfig, devices: Vec<VirtioDevice>) -> Vm {
         let (mut memory, mut vcpu) = (VecMemory::new(4 << 20), FakeVcpu::new());
         let images = BootImages { kernel: &kernel(), modules: &[] };
         let machine =
-            Machine::boot(config, &images, devices, &host(), &mut memory, &mut vcpu, BOOT_TSC).unwrap();
+            Machine::boot(config, &images, devices, host, &mut memory, &mut vcpu, BOOT_TSC).unwrap();
         Vm { machine, memory, vcpu, now: BOOT_TSC }
     }
 
