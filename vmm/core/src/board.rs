@@ -211,10 +211,11 @@ impl Board {
             }
             return;
         };
-        self.write_register(is_lapic, offset, value as u32, size, now);
         if size > 4 {
-            self.write_register(is_lapic, offset + 4, (value >> 32) as u32, size - 4, now);
+            self.write_register(is_lapic, offset, value as u32, 4, now);
+            return self.write_register(is_lapic, offset + 4, (value >> 32) as u32, size - 4, now);
         }
+        self.write_register(is_lapic, offset, value as u32, size, now);
     }
 
     /// Writes the low `size` bytes of a register; the others become zero.

@@ -55,6 +55,12 @@ impl GuestRam {
             Err(OutOfRange { gpa, len })
         }
     }
+
+    #[cold]
+    #[inline(never)]
+    fn read_high_u64(&self, gpa: u64) -> Result<u64, OutOfRange> {
+        self.window.read_u64(self.high_offset(gpa, 8)?).map_err(|_| OutOfRange { gpa, len: 8 })
+    }
 }
 
 impl GuestMemory for GuestRam {
@@ -79,10 +85,7 @@ impl GuestMemory for GuestRam {
     /// As the default, without memory between: page walks read with this.
     #[inline]
     fn read_u64(&self, gpa: u64) -> Result<u64, OutOfRange> {
-        if let Ok(value) = self.low.read_u64(gpa as usize) {
-            return Ok(value);
-        }
-        self.window.read_u64(self.high_offset(gpa, 8)?).map_err(|_| OutOfRange { gpa, len: 8 })
+        self.low.read_u64(gpa as usize).or_else(|_| self.read_high_u64(gpa))
     }
 
     fn size_bytes(&self) -> u64 {

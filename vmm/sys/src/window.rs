@@ -142,9 +142,11 @@ impl Window {
     /// The address of `offset`, if `len` bytes from there are inside.
     #[inline]
     fn at(&self, offset: usize, len: usize) -> Result<*mut u8, OutOfWindow> {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.len => Ok(self.base.wrapping_add(offset)),
-            _ => Err(OutOfWindow),
+        // One comparison for each offset: where an access of this length may not begin any more is the same for all.
+        if offset < (self.len + 1).saturating_sub(len) {
+            Ok(self.base.wrapping_add(offset))
+        } else {
+            Err(OutOfWindow)
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::threads::{HIGH, LOW};
 use hypercall_abi::boot_info::Machine;
 use hypercall_abi::cap::BindRole;
 use hypercall_abi::exit::{ExitKind, NestedFault, PortIo};
-use hypercall_abi::vcpu::{ACTIVITY_HALTED, FpuOperation, Groups, Intercepts, RunFlags, gpr};
+use hypercall_abi::vcpu::{ACTIVITY_HALTED, FpuOperation, Groups, Intercepts, NO_CODE_ROOT, RunFlags, gpr};
 use usys::cpu;
 
 pub(super) const GROUP: Group = group!(
@@ -31,6 +31,7 @@ pub(super) const GROUP: Group = group!(
         nested_faults_are_described,
         a_triple_fault_exits,
         vcpu_read_fills_groups,
+        the_root_of_code_is_told_of_64_bit_code,
         wanted_groups_are_filled_at_every_exit,
         a_guest_does_not_see_what_was_in_the_pages_of_another,
     ],
@@ -67,7 +68,7 @@ fn running_reading_and_poking_need_their_rights(w: &mut World) -> Check {
     for number in [VcpuRun, VcpuRead, VcpuPoke] {
         call(number, guest.space, []).fails(BadType)?;
     }
-    for groups in [1 << 14, 1 << 31, 1 << 32, u64::MAX] {
+    for groups in [1 << 15, 1 << 31, 1 << 32, u64::MAX] {
         call(VcpuRead, guest.vcpu, [groups]).fails(BadArgument)?;
     }
     Ok(())
@@ -373,6 +374,33 @@ fn vcpu_read_fills_groups(w: &mut World) -> Check {
     guest.page().cr3 = 0x1234_5000;
     guest.read(Groups::CONTROL)?;
     equal("CR3", guest.page().cr3, 0)
+}
+
+fn the_root_of_code_is_told_of_64_bit_code(w: &mut World) -> Check {
+    let mut guest = Guest::new(w)?;
+    // MOV [RBX], EAX.
+    guest.code(&[0x89, 0x03]);
+    guest.page().gpr[gpr::RBX] = 0x20_0000;
+    guest.page().decode = Groups::CODE.bits();
+    guest.run_to(ExitKind::NestedFault)?;
+    equal("filled", guest.page().filled, (Groups::RIP | Groups::CODE).bits())?;
+    equal("root in 32-bit mode", guest.page().code_root, NO_CODE_ROOT)?;
+    guest.long_mode();
+    guest.page().gpr[gpr::RBX] = 0x20_0000;
+    guest.page().decode = Groups::CODE.bits();
+    let root = guest.page().cr3;
+    for _ in 0..3 {
+        guest.page().code_root = 0;
+        guest.run_to(ExitKind::NestedFault)?;
+        equal("filled", guest.page().filled, (Groups::RIP | Groups::CODE).bits())?;
+        equal("root", guest.page().code_root, root)?;
+        equal("address", guest.page().exit_info[0], 0x20_0000)?;
+        equal("length", guest.page().exit_length, 0)?;
+    }
+    guest.page().decode = (Groups::CODE | Groups::CONTROL).bits();
+    guest.run_to(ExitKind::NestedFault)?;
+    holds("filled", guest.page().filled & Groups::CONTROL.bits() != 0)?;
+    equal("root", guest.page().code_root, root)
 }
 
 fn wanted_groups_are_filled_at_every_exit(w: &mut World) -> Check {

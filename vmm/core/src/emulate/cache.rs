@@ -9,6 +9,7 @@ use iced_x86::{CodeSize, Instruction};
 use vdev::guest_mem::GuestMemory;
 
 use super::decode::Bytes;
+use super::plain;
 use super::string;
 use super::trace::Trace;
 use super::transfer::Transfer;
@@ -89,12 +90,38 @@ impl DecodeCache {
     /// page, or the tables do not lead there now.
     #[inline]
     pub(super) fn fetch(&mut self, memory: &impl GuestMemory, root: u64, rip: u64) -> Option<Bytes> {
-        let trace = &mut self.pages[(rip >> 12) as usize % PAGES];
+        let trace = &mut self.pages[page_slot(rip)];
         let physical = match trace.find(memory, root, rip) {
             Some(physical) => physical,
             None => follow(trace, memory, root, rip)?,
         };
         Bytes::read_whole(memory, physical)
+    }
+
+    /// The instruction at `rip` of 64-bit code, to which the tables at `root` lead, and its length, if it is a flat move.
+    #[inline]
+    pub(super) fn flat_move(
+        &mut self,
+        memory: &impl GuestMemory,
+        root: u64,
+        rip: u64,
+    ) -> Option<(&Transfer, u8)> {
+        let bytes = self.fetch(memory, root, rip)?;
+        if !self.has(rip, 64, &bytes) {
+            self.learn(rip, &bytes)?;
+        }
+        match self.get(rip)? {
+            Decoded { work: Work::Transfer(transfer), length, is_flat: true } => Some((transfer, *length)),
+            _ => None,
+        }
+    }
+
+    /// Remembers what is at `rip` of 64-bit code if that is a plain move.
+    #[inline(never)]
+    fn learn(&mut self, rip: u64, bytes: &Bytes) -> Option<()> {
+        let (transfer, length) = plain::decode(bytes.word(), rip)?;
+        self.insert(rip, 64, bytes, Decoded::of_64_bit_code(transfer, length));
+        Some(())
     }
 
     /// Whether the instruction at `rip` is known, and `fetched` begins with it: then [`Self::get`] has it.
@@ -126,6 +153,10 @@ impl DecodeCache {
 #[inline(never)]
 fn follow(trace: &mut Trace, memory: &impl GuestMemory, root: u64, rip: u64) -> Option<u64> {
     trace.follow(memory, root, rip).then(|| trace.find(memory, root, rip))?
+}
+
+fn page_slot(rip: u64) -> usize {
+    (rip >> 12) as usize % PAGES
 }
 
 fn slot(rip: u64) -> usize {

@@ -8,7 +8,6 @@ use vdev::guest_mem::GuestMemory;
 
 use super::Cause;
 use super::cache::{DecodeCache, Decoded};
-use super::plain;
 use super::walk::{Access, Paging};
 use crate::fault::{Fault, Trouble};
 use crate::vcpu::{MODE, Vcpu, code_bits, code_root};
@@ -88,15 +87,7 @@ pub(super) fn decode<'a>(
         (bytes, _) => bytes,
     };
     if !bytes.is_some_and(|bytes| cache.has(rip, bits, &bytes)) {
-        match bytes
-            .filter(|_| root.is_some())
-            .and_then(|bytes| Some((bytes, plain::decode(bytes.word, rip)?)))
-        {
-            Some((bytes, (transfer, length))) => {
-                cache.insert(rip, bits, &bytes, Decoded::of_64_bit_code(transfer, length));
-            }
-            None => decode_fully(vcpu, memory, cache, cause)?,
-        }
+        decode_fully(vcpu, memory, cache, cause)?;
     }
     cache.get(rip).ok_or(Fault::UNDEFINED.into())
 }

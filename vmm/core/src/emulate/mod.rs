@@ -28,7 +28,7 @@ use iced_x86::{Instruction, Mnemonic};
 use vdev::guest_mem::GuestMemory;
 
 use crate::fault::Trouble;
-use crate::vcpu::{MODE, Vcpu, complete_instruction};
+use crate::vcpu::{MODE, Vcpu, code_root, complete_instruction};
 use access::LinearSpace;
 use alu::Operation;
 use cache::Work;
@@ -55,6 +55,26 @@ pub enum Cause {
     Port,
 }
 
+/// Executes the plain move of 64-bit code that the vCPU is on, as nearly all accesses to devices are, if the exit in the page tells
+/// of its access. Says whether it was so; else nothing was done, and [`emulate`] does it.
+#[inline(never)]
+pub fn emulate_move(
+    vcpu: &mut impl Vcpu,
+    memory: &impl GuestMemory,
+    devices: &mut impl Devices,
+    cache: &mut DecodeCache,
+) -> bool {
+    let page = vcpu.page();
+    if let Some(root) = code_root(page)
+        && let Some((transfer, length)) = cache.flat_move(memory, root, page.rip)
+        && transfer.execute_flat(page, devices)
+    {
+        complete_instruction(vcpu, length);
+        return true;
+    }
+    false
+}
+
 /// Executes the instruction that the vCPU is on.
 ///
 /// A string instruction with REP does a bounded number of iterations and leaves the rest to the next exit.
@@ -70,14 +90,6 @@ pub fn emulate<M: GuestMemory>(
 ) -> Result<(), Trouble> {
     let decoded = decode::decode(vcpu, memory, cache, cause)?;
     let length = decoded.length;
-    if decoded.is_flat
-        && cause == Cause::Memory
-        && let Work::Transfer(transfer) = &decoded.work
-        && transfer.execute_flat(vcpu.page(), devices)
-    {
-        complete_instruction(vcpu, length);
-        return Ok(());
-    }
     vcpu.require(MODE);
     execute_other(vcpu, &mut LinearSpace::new(memory, devices), &decoded.work, length, cause)
 }

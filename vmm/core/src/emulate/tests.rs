@@ -3,7 +3,7 @@ use crate::fault::Fault;
 use crate::vcpu::{CR0_PE, FakeVcpu, RFLAGS_DF};
 use alloc::vec::Vec;
 use hypercall_abi::exit::{ExitKind, NestedFault};
-use hypercall_abi::vcpu::{CS, DS, ES, FS, Segment, gpr};
+use hypercall_abi::vcpu::{CS, DS, ES, FS, NO_CODE_ROOT, Segment, gpr};
 use proptest::prelude::*;
 use vdev::guest_mem::VecMemory;
 
@@ -55,6 +55,7 @@ impl Machine {
         }
         memory.write(CODE, code).unwrap();
         let mut vcpu = FakeVcpu::long_mode(CODE, 0x1_0000);
+        vcpu.page.code_root = vcpu.page.cr3;
         // The exit tells nothing of the instruction's own access.
         vcpu.page.exit_info[1] = NestedFault::PAGE_WALK.bits();
         Machine { vcpu, memory, devices: Recorder::default(), cache: DecodeCache::default() }
@@ -64,7 +65,7 @@ impl Machine {
     fn protected(code: &[u8]) -> Machine {
         let mut machine = Machine::long(code);
         let page = &mut machine.vcpu.page;
-        (page.cr0, page.cr4, page.efer) = (CR0_PE, 0, 0);
+        (page.cr0, page.cr4, page.efer, page.code_root) = (CR0_PE, 0, 0, NO_CODE_ROOT);
         page.segments[CS] = Segment::new(8, 0, 0xffff_ffff, 0xc09b);
         machine
     }
@@ -74,6 +75,10 @@ impl Machine {
     }
 
     fn step_for(&mut self, cause: Cause) -> Result<(), Trouble> {
+        let Machine { vcpu, memory, devices, cache } = self;
+        if cause == Cause::Memory && emulate_move(vcpu, memory, devices, cache) {
+            return Ok(());
+        }
         emulate(&mut self.vcpu, &mut self.memory, &mut self.devices, &mut self.cache, cause)
     }
 
@@ -411,6 +416,7 @@ fn an_instruction_that_was_decoded_before_is_not_taken_for_another() {
     // The same bytes at the same address are another instruction in 16-bit code: mov [bp + di + 4], ax.
     machine.vcpu.page.rip = CODE;
     machine.vcpu.page.segments[CS].access = 0x9b;
+    machine.vcpu.page.code_root = NO_CODE_ROOT;
     machine.step().unwrap();
     let sizes: Vec<u8> = machine.devices.log.iter().map(|entry| entry.2).collect();
     assert_eq!(sizes, [4, 4]);

@@ -16,35 +16,33 @@ pub(super) struct Trace {
     /// Page number.
     page: u64,
     root: u64,
-    /// The entries, each with its address.
+    /// The entries, each with its address; the last one again where there are fewer.
     entries: [(u64, u64); LEVELS],
-    count: usize,
     /// Physical address of the page.
     frame: u64,
 }
 
 impl Trace {
     /// A translation of nothing.
-    pub(super) const NONE: Trace =
-        Trace { page: u64::MAX, root: 0, entries: [(0, 0); LEVELS], count: 0, frame: 0 };
+    pub(super) const NONE: Trace = Trace { page: u64::MAX, root: 0, entries: [(0, 0); LEVELS], frame: 0 };
 
     /// Follows the tables at `root` to the page of `linear`, and says whether it got there. If not, the CPU went by other tables,
     /// which the guest has changed.
     pub(super) fn follow(&mut self, memory: &impl GuestMemory, root: u64, linear: u64) -> bool {
         self.page = Self::NONE.page;
         let mut table = root & ADDRESS;
-        for (level, place) in self.entries.iter_mut().enumerate() {
+        for level in 0..LEVELS {
             let shift = 39 - 9 * level;
             let address = table + (linear >> shift & 0x1ff) * 8;
             let Some(entry) = memory.read_u64(address).ok().filter(|entry| entry & PRESENT != 0) else {
                 return false;
             };
-            *place = (address, entry);
+            self.entries[level..].fill((address, entry));
             // 512 GiB pages do not exist.
             if level == LEVELS - 1 || level > 0 && entry & LARGE != 0 {
                 let offset_mask = (1 << shift) - 1;
                 self.frame = (entry & !offset_mask | linear & offset_mask) & ADDRESS;
-                (self.page, self.root, self.count) = (linear / PAGE_SIZE, root, level + 1);
+                (self.page, self.root) = (linear / PAGE_SIZE, root);
                 return true;
             }
             table = entry & ADDRESS;
@@ -56,9 +54,7 @@ impl Trace {
     #[inline]
     pub(super) fn find(&self, memory: &impl GuestMemory, root: u64, linear: u64) -> Option<u64> {
         let is_same = |&(address, entry): &(u64, u64)| memory.read_u64(address) == Ok(entry);
-        let holds = self.page == linear / PAGE_SIZE
-            && self.root == root
-            && self.entries[..self.count.min(LEVELS)].iter().all(is_same);
+        let holds = self.page == linear / PAGE_SIZE && self.root == root && self.entries.iter().all(is_same);
         holds.then_some(self.frame + linear % PAGE_SIZE)
     }
 }

@@ -7,7 +7,7 @@ use vdev::guest_mem::GuestMemory;
 
 use super::{Exit, Handled};
 use crate::board::{Board, Time};
-use crate::emulate::{Cause, Devices, emulate};
+use crate::emulate::{Cause, Devices, emulate, emulate_move};
 use crate::fault::{Fault, Trouble};
 use crate::vcpu::{MODE, Vcpu, complete_instruction, privilege_level};
 
@@ -78,6 +78,10 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
                 format!("the guest executes {address:#x}, where there is no RAM, at {rip:#x}")
             });
             return Err(Fault::UNDEFINED.into());
+        }
+        let mut devices = BoardNow { board: self.board, now: self.now };
+        if emulate_move(self.vcpu, self.memory, &mut devices, self.decoded) {
+            return Ok(Handled::Resume);
         }
         self.emulate(Cause::Memory)
     }

@@ -141,12 +141,20 @@ impl Lapic {
     /// Keeps the registers in a page that the kernel has as the vCPU's virtual-APIC page.
     pub fn share(&mut self, page: &'static PageWords) {
         self.page.share(page);
+        self.lend();
+    }
+
+    /// After a change of the mode or of SVR.
+    fn lend(&mut self) {
+        let is_enabled = self.mode() == Mode::X2Apic && self.is_software_enabled();
+        self.page.lend(self.page.is_shared() && is_enabled);
     }
 
     /// Whether the kernel delivers and ends interrupts by the shared page now: then [`Self::pending`] is not for the VMM to
     /// act on.
+    #[inline]
     pub fn is_virtual(&self) -> bool {
-        self.page.is_shared() && self.mode() == Mode::X2Apic && self.is_software_enabled()
+        self.page.is_lent()
     }
 
     /// Whether IRR, ISR or TPR may have changed here since this was last asked; the kernel has to know.
@@ -239,6 +247,7 @@ impl Lapic {
     }
 
     /// The vector that the CPU should take now: the highest in IRR, if its class is above that of PPR.
+    #[inline]
     pub fn pending(&self) -> Option<u8> {
         if self.mode() == Mode::Disabled {
             return None;
@@ -346,6 +355,7 @@ impl Lapic {
 
     fn write_svr(&mut self, svr: Svr) {
         self.page.set(Register::SpuriousVector, svr.bits());
+        self.lend();
         if !svr.contains(Svr::SOFTWARE_ENABLE) {
             for lvt in Lvt::ALL {
                 self.page.set(Register::Lvt(lvt), self.lvt(lvt) | LVT_MASK);
@@ -431,6 +441,7 @@ impl Lapic {
             self.page.set(Register::Lvt(lvt), LVT_MASK);
         }
         self.set_identity();
+        self.lend();
     }
 
     /// Sets ID and logical destination as the mode shows them.

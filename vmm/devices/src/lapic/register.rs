@@ -196,9 +196,11 @@ pub type PageWords = [AtomicU32; PAGE_WORDS];
 /// The registers. Whoever shares the page changes IRR, ISR, TPR and PPR in it while the guest runs.
 pub(super) struct RegisterPage {
     words: Words,
-    /// Bit N: word N of the set is not zero. Every entry of a guest asks for the highest member of a set. Not kept for a shared
-    /// page.
+    /// Bit N: word N of the set is not zero. Every entry of a guest asks for the highest member of a set. Not kept while the page
+    /// is lent.
     occupied: [u8; 3],
+    /// Whoever shares the page may change it.
+    is_lent: bool,
     /// See [`Self::note_change`].
     has_changed: bool,
 }
@@ -211,7 +213,7 @@ enum Words {
 impl RegisterPage {
     pub(super) fn new() -> Self {
         let words = Words::Own(Box::new([const { AtomicU32::new(0) }; PAGE_WORDS]));
-        Self { words, occupied: [0; 3], has_changed: false }
+        Self { words, occupied: [0; 3], is_lent: false, has_changed: false }
     }
 
     /// Moves into a page that somebody else has, too.
@@ -225,6 +227,25 @@ impl RegisterPage {
 
     pub(super) fn is_shared(&self) -> bool {
         matches!(self.words, Words::Shared(_))
+    }
+
+    /// Lends it to whoever shares it, or takes it back.
+    pub(super) fn lend(&mut self, is_lent: bool) {
+        if self.is_lent && !is_lent {
+            let sets = [VectorSet::InService, VectorSet::TriggerMode, VectorSet::InterruptRequest];
+            self.occupied = sets.map(|set| self.occupied_words(set));
+        }
+        self.is_lent = is_lent;
+    }
+
+    #[inline]
+    pub(super) fn is_lent(&self) -> bool {
+        self.is_lent
+    }
+
+    #[inline(never)]
+    fn occupied_words(&self, set: VectorSet) -> u8 {
+        (0..8).filter(|&word| self.get(set.word(word)) != 0).fold(0, |words, word| words | 1 << word)
     }
 
     /// What decides which interrupt comes next was changed.
@@ -281,12 +302,10 @@ impl RegisterPage {
         self.note_change();
     }
 
+    #[inline]
     pub(super) fn highest(&self, set: VectorSet) -> Option<u8> {
-        let word = if self.is_shared() {
-            (0..8).rev().find(|&word| self.get(set.word(word)) != 0)?
-        } else {
-            self.occupied[set as usize].checked_ilog2()? as u8
-        };
+        let occupied = if self.is_lent { self.occupied_words(set) } else { self.occupied[set as usize] };
+        let word = occupied.checked_ilog2()? as u8;
         let bit = self.get(set.word(word)).checked_ilog2()?;
         // Both parts are below 32.
         Some(word << 5 | bit as u8)

@@ -134,6 +134,7 @@ impl Lapic {
             (Mode::Disabled, Mode::XApic) => self.set_identity(),
             _ => {}
         }
+        self.lend();
         true
     }
 }
