@@ -3,7 +3,8 @@
 use crate::error::{Failure, Result};
 use alloc::format;
 use alloc::string::String;
-use bench_protocol::{Line, Samples, Summary, VMS};
+use bench_protocol::{Line, STRETCHES, Samples, Summary, VMS};
+use usys::trace::{Ring, Stretches};
 
 /// Says results, of the operations that were asked for.
 #[derive(Clone, Debug)]
@@ -28,6 +29,11 @@ impl Report {
         let words = self.wanted.split_whitespace();
         let count = words.filter_map(|word| word.strip_prefix(VMS)?.parse().ok()).next();
         count.map_or(0, |count: u64| count.saturating_sub(1))
+    }
+
+    /// Whether the longest stretches with interrupts off are asked for.
+    pub fn wants_stretches(&self) -> bool {
+        self.wanted.split_whitespace().any(|word| word == STRETCHES)
     }
 
     /// Whether an operation was asked for.
@@ -65,6 +71,17 @@ impl Report {
                 log::info!("{}", Line::Failed { op, why: &why });
             }
         }
+    }
+
+    /// Says how long the stretches were while `ring` was recorded.
+    pub fn say_stretches(ring: &Ring) -> Result<()> {
+        ring.stop()?;
+        let mut stretches = Stretches::default();
+        stretches.add(ring.records());
+        for (event, ticks) in stretches.iter() {
+            log::info!("{}", Line::Stretch { event, ticks });
+        }
+        Ok(())
     }
 
     /// Says that this was all.

@@ -16,10 +16,13 @@ use usys::abi::boot_info::{BootInfo, MAX_REGIONS, MemoryRegion, RegionKind};
 use usys::memory::Mapping;
 use usys::object::Schedule;
 use usys::power::{self, Ending};
+use usys::trace::Ring;
 use usys::{layout, process};
 
 /// Name of the boot module with this program: it is where the root task is otherwise.
 pub const PROGRAM: &str = "root";
+/// Pages for records: four million.
+const RING_PAGES: u64 = 16_384;
 /// Pages of heap of a copy.
 pub const HEAP_PAGES: u64 = 64;
 
@@ -46,6 +49,7 @@ fn run(info: &'static BootInfo, started: u64) -> Result<()> {
     let report = Report::new(&request(&system)?);
     report.measure("boot.kernel_to_user", || Ok(Summary::single(started - info.entry_tsc - info.boot_wait)));
     report.measure(USER_BYTES, || user_bytes(&system).map(Summary::single));
+    let ring = if report.wants_stretches() { Some(record(&mut system)?) } else { None };
     // As many VMs as are asked for, the one that measures included, wait in the background.
     let _background = vmm::start_idle(&mut system, report.other_vms())?;
     let overhead = stopwatch::overhead()?;
@@ -57,8 +61,18 @@ fn run(info: &'static BootInfo, started: u64) -> Result<()> {
     threads::measure(&report, info);
     vmm::measure(&report, &mut system);
     vms::measure(&report, &mut system);
+    if let Some(ring) = ring {
+        Report::say_stretches(&ring)?;
+    }
     report.end();
     Ok(())
+}
+
+/// Has the first CPU record what it does from here on.
+fn record(system: &mut System) -> Result<Ring> {
+    let ring = Ring::new(system.memory.allocate(RING_PAGES, 1)?.memory(), RING_PAGES)?;
+    ring.start(0)?;
+    Ok(ring)
 }
 
 /// Bytes of memory that the root task has: what is free, the boot modules, and itself.

@@ -137,7 +137,7 @@ fn run_guest(report: &Report, system: &mut System, console: &Console) -> Result<
             Some(Line::Result { op, summary }) => report.say(op, Ok(summary)),
             Some(Line::Failed { op, why }) => report.say(op, Err(Failure::new(why))),
             Some(Line::Window { op }) => Report::announce(op),
-            Some(Line::End) | None => {}
+            Some(Line::Stretch { .. } | Line::End) | None => {}
         }
     }
     Ok(())

@@ -31,6 +31,10 @@ pub const ARENA: u64 = 1005;
 pub const IMAGE: u64 = 1006;
 /// The pool of the test that runs.
 pub const TEST_POOL: u64 = 1007;
+/// Memory for records, where the benchmark asks for them.
+pub const RING: u64 = 999;
+/// Its pages.
+pub const RING_PAGES: u64 = 1024;
 /// First of the selectors that a test uses again and again, in a loop.
 pub const SCRATCH: u64 = 1008;
 /// How many those are.

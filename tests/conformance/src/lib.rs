@@ -20,6 +20,7 @@ pub mod guest;
 pub mod layout;
 pub mod prelude;
 pub mod run;
+pub mod stretches;
 pub mod tests;
 pub mod threads;
 pub mod world;

@@ -4,6 +4,7 @@ use crate::call::{Sel, call};
 use crate::check::{Check, Failure};
 use crate::layout::{DONE, LOG, PD, ROOT_POOL, RUNNER_EC, RUNNER_SC, STACK_COUNT};
 use crate::prelude::{CreateEc, CreateSc, CreateSm, LogWrite, Wait};
+use crate::stretches::Recorder;
 use crate::tests::{Group, Needs, Test};
 use crate::threads;
 use crate::world::World;
@@ -123,12 +124,21 @@ fn test_at(packed: u64) -> Option<&'static Test> {
 }
 
 extern "C" fn run_all(_: u64) -> ! {
+    let mut recorder = Recorder::new(info());
     for (number, group) in crate::tests::ALL.iter().enumerate() {
         for (index, test) in group.tests.iter().enumerate() {
             CURRENT.store((number as u64) << 32 | index as u64, Ordering::Relaxed);
             BEGUN.fetch_add(1, Ordering::Relaxed);
-            run_one(group, test);
+            match &mut recorder {
+                // The trace is taken.
+                Some(_) if group.name == crate::tests::trace::GROUP.name => {}
+                Some(recorder) => recorder.record(test.name, || run_one(group, test)),
+                None => run_one(group, test),
+            }
         }
+    }
+    if let Some(recorder) = recorder {
+        recorder.say();
     }
     call(hypercall_abi::Hypercall::Signal, DONE as Sel, []);
     threads::park()

@@ -4,13 +4,15 @@ use crate::call::{Sel, call};
 use crate::check::{Check, Failure, Seen, equal};
 use crate::child;
 use crate::layout::{
-    ARENA, ARENA_PAGES, BOARD, BOARD_PAGES, FIXED, FIXED_PAGES, IMAGE, IMAGE_PAGES, PD, PORTS, ROOT_POOL,
-    SCRATCH, SCRATCH_COUNT, SLEEP, TEST_END, TEST_FIRST, TEST_POOL, WINDOW, WINDOW_PAGES,
+    ARENA, ARENA_PAGES, BOARD, BOARD_PAGES, FIXED, FIXED_PAGES, IMAGE, IMAGE_PAGES, PD, PORTS, RING,
+    RING_PAGES, ROOT_POOL, SCRATCH, SCRATCH_COUNT, SLEEP, TEST_END, TEST_FIRST, TEST_POOL, WINDOW,
+    WINDOW_PAGES,
 };
 use crate::prelude::{
     CapInfo, CreateEc, CreateGuestSpace, CreateNtfn, CreatePd, CreatePool, CreatePt, CreateSc, CreateSm,
     Derive, Map, MapFlags, PAGE, PoolInfo, Revoke, Rights, Unmap, Wait,
 };
+use crate::stretches;
 use crate::threads::{self, Stacks};
 use core::sync::atomic::{AtomicU64, Ordering};
 use hypercall_abi::regs::pack_ec_place;
@@ -79,6 +81,9 @@ impl World {
         derive(ARENA, first, ARENA_PAGES)?;
         derive(FIXED, first + ARENA_PAGES, FIXED_PAGES)?;
         derive(IMAGE, first + ARENA_PAGES + FIXED_PAGES, IMAGE_PAGES)?;
+        if stretches::is_wanted(info) {
+            derive(RING, first + ARENA_PAGES + FIXED_PAGES + IMAGE_PAGES, RING_PAGES)?;
+        }
         map_all(FIXED, PD, BOARD, 0, FIXED_PAGES, RW)?;
         call(CreateSm, SLEEP, [ROOT_POOL, 0]).done()?;
         // Capability tables and page tables stay once they are there: a test must not be charged for the first use.

@@ -11,7 +11,7 @@ use crate::run::machine::Machine;
 use crate::run::{Options, Output, Script, bochs, log::Log, qemu};
 use crate::{progress, workspace};
 use anyhow::{Context, Result, bail};
-use bench_protocol::{FIRST_MODULE, GUEST_MODULE, Line, REQUEST_MODULE, Summary};
+use bench_protocol::{FIRST_MODULE, GUEST_MODULE, Line, REQUEST_MODULE, STRETCHES, Summary};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
@@ -38,6 +38,8 @@ pub enum Purpose {
 pub struct Plan {
     /// The machine.
     pub machine: Machine,
+    /// What runs in place of the root task.
+    pub program: &'static str,
     /// Beginnings of the names of operations; empty for all.
     pub only: Vec<String>,
     /// Mitigations of side channels: `off` or `auto`.
@@ -55,6 +57,8 @@ pub struct Measurements {
     pub results: BTreeMap<String, Result<Summary, String>>,
     /// By operation: what was executed.
     pub heavy: BTreeMap<String, Counts>,
+    /// The longest stretches with interrupts off, by event.
+    pub stretches: BTreeMap<u16, u64>,
 }
 
 impl Measurements {
@@ -100,16 +104,20 @@ pub fn run(plan: &Plan, purpose: Purpose) -> Result<Measurements> {
 fn image(plan: &Plan) -> Result<BootImage> {
     let program = |name: &str| elf::loadable(&workspace::bare_binary(name));
     let module = |name: &str, bytes| Module { name: name.to_owned(), bytes };
+    let asks_for_stretches = plan.only.iter().any(|word| word == STRETCHES);
     Ok(BootImage {
         kernel: program("kernel")?,
         cmdline: format!("loglevel=error mitigations={} {}", plan.mitigations, plan.cmdline),
         modules: vec![
-            module(ROOT_MODULE, program("bench")?),
+            module(ROOT_MODULE, program(plan.program)?),
             module(REQUEST_MODULE, format!("{}\n", plan.only.join(" ")).into_bytes()),
             module(MONITOR_MODULE, program("monitor")?),
             module(FIRST_MODULE, program(FIRST_MODULE)?),
             module(GUEST_MODULE, program(GUEST_MODULE)?),
-        ],
+        ]
+        .into_iter()
+        .chain(asks_for_stretches.then(|| module(STRETCHES, b"\n".to_vec())))
+        .collect(),
     })
 }
 
@@ -235,6 +243,9 @@ impl Session {
             }
             Some(Line::Failed { op, why }) => {
                 results.insert(op.to_owned(), Err(why.to_owned()));
+            }
+            Some(Line::Stretch { event, ticks }) => {
+                self.measurements.stretches.insert(event, ticks);
             }
             Some(Line::Window { op }) => self.windows.push(op.to_owned()),
             Some(Line::End) => self.is_complete = true,

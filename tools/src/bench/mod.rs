@@ -10,6 +10,7 @@ pub mod chart;
 pub mod gdb;
 pub mod growth;
 pub mod heavy;
+pub mod irqoff;
 pub mod linux;
 pub mod machine;
 pub mod qemu_trace;
@@ -35,9 +36,10 @@ const TWO_CPUS: &str = "signal.cross_cpu";
 const KERNEL_BYTES: &str = "mem.kernel_bytes";
 
 /// Programs that the benchmark consists of: package and binary.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("kernel", "kernel"),
     ("bench", "bench"),
+    ("conformance", "conformance"),
     ("monitor", "monitor"),
     ("bench-guest", FIRST_MODULE),
     ("bench-guest", GUEST_MODULE),
@@ -155,7 +157,8 @@ fn measure(machine: Machine, only: &[String]) -> Result<Vec<Row>> {
         .filter(|op| only.is_empty() || only.iter().any(|name| op.name.starts_with(name.as_str())))
         .collect();
     let wants = |name: &str| wanted.iter().any(|op| op.name == name);
-    let plan = Plan { machine, only: request(only), mitigations: "off", cpus: 1, cmdline: "" };
+    let plan =
+        Plan { machine, program: "bench", only: request(only), mitigations: "off", cpus: 1, cmdline: "" };
     let run = |what: &str, plan: &Plan, purpose| {
         progress::timed(&format!("{what} on {}", machine.name()), || machine::run(plan, purpose))
     };
@@ -192,7 +195,17 @@ fn measure(machine: Machine, only: &[String]) -> Result<Vec<Row>> {
     let plan = Plan { only: named.map(str::to_owned).collect(), ..plan };
     let traced = run("tracing", &plan, Purpose::Trace)?;
     off.heavy.extend(traced.heavy);
+    if wants(irqoff::OPERATION) {
+        let plan = Plan { only: irqoff_request(), ..plan };
+        off.merge(irqoff::measure(&plan));
+    }
     wanted.into_iter().map(|op| row(op, &off, &auto)).collect()
+}
+
+/// What is recorded for the longest stretch: all that the benchmark does on one CPU.
+fn irqoff_request() -> Vec<String> {
+    let names = OPERATIONS.iter().map(|op| op.name);
+    names.filter(|name| !growth::is_growth(name)).map(str::to_owned).collect()
 }
 
 fn boot_linux(machine: Machine, mitigations: &str) -> Measurements {

@@ -23,7 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("tproto", &[]),
     ("trt", &["tproto", "guest-pv-driver"]),
     ("guests", &["trt", "tproto", "guest-pv-driver"]),
-    ("conformance", &["usys", "tproto", "hypercall-abi"]),
+    ("conformance", &["usys", "tproto", "bench-protocol", "hypercall-abi"]),
     ("test-monitor", &["monitor", "usys", "tproto", "vmm-protocol"]),
     ("bench-protocol", &[]),
     ("bench-guest", &["bench-protocol", "trt"]),

@@ -1,16 +1,16 @@
 //! Recording what the CPUs do, for `cargo nacre trace`: the rings, when to record, and printing them.
 
 use crate::error::StartError;
-use crate::memory::{Allocation, FreeMemory};
+use crate::memory::FreeMemory;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::Write;
 use usys::abi::PAGE_SIZE;
 use usys::abi::boot_info::{BootInfo, root};
 use usys::abi::trace::{RECORD_BYTES, Record};
-use usys::cap::{Cap, Ec, Trace};
-use usys::memory::Mapping;
+use usys::cap::{Cap, Ec};
 use usys::object::FOREVER;
+use usys::trace::Ring;
 use usys::{cpu, process};
 use vmm_protocol::manifest::TraceConfig;
 use vmm_protocol::trace::Line;
@@ -24,7 +24,7 @@ const BUFFER: usize = 4000;
 #[derive(Debug)]
 pub struct Recorder {
     /// One for each CPU.
-    rings: Vec<Allocation>,
+    rings: Vec<Ring>,
     /// When to begin, TSC.
     from: u64,
     /// When to stop, TSC.
@@ -47,7 +47,9 @@ impl Recorder {
     /// Makes the rings, and begins if it is time.
     pub fn new(memory: &mut FreeMemory, info: &BootInfo, config: TraceConfig) -> Result<Self, StartError> {
         let pages = (u64::from(config.events) * RECORD_BYTES as u64).div_ceil(PAGE_SIZE);
-        let rings = (0..info.cpu_count).map(|_| memory.allocate(pages, 1)).collect::<Result<_, _>>()?;
+        let mut ring =
+            || -> Result<Ring, StartError> { Ok(Ring::new(memory.allocate(pages, 1)?.memory(), pages)?) };
+        let rings = (0..info.cpu_count).map(|_| ring()).collect::<Result<_, _>>()?;
         let now = cpu::now();
         let after = |us: u64| now.saturating_add(us.saturating_mul(info.tsc_hz / 1_000_000));
         let mut recorder = Recorder {
@@ -83,9 +85,8 @@ impl Recorder {
     pub fn look(&mut self) -> Result<(), StartError> {
         if self.state == State::Waiting && cpu::now() >= self.from {
             self.state = State::Recording;
-            let trace: Cap<Trace> = Cap::new(root::TRACE);
             for (index, ring) in self.rings.iter().enumerate() {
-                trace.record(index as u64, ring.memory())?;
+                ring.start(index as u64)?;
             }
         }
         if self.state == State::Recording && cpu::now() >= self.to {
@@ -97,7 +98,7 @@ impl Recorder {
     fn stop(&mut self) -> Result<(), StartError> {
         if self.state == State::Recording {
             for ring in &self.rings {
-                ring.memory().unmap(ring.pages())?;
+                ring.stop()?;
             }
         }
         self.state = State::Stopped;
@@ -114,7 +115,7 @@ impl Recorder {
             out.line(Line::Thread { number: *number, name });
         }
         for (index, ring) in self.rings.iter().enumerate() {
-            print_ring(&mut out, index as u32, ring, start)?;
+            print_ring(&mut out, index as u32, ring, start);
         }
         out.line(Line::End);
         out.flush();
@@ -123,37 +124,14 @@ impl Recorder {
 }
 
 /// The records of one CPU, from the oldest on.
-fn print_ring(out: &mut Out, index: u32, ring: &Allocation, start: u64) -> Result<(), StartError> {
-    let mapping = Mapping::new(ring.memory(), 0, ring.pages(), false)?;
-    let window = mapping.window();
-    let places = window.len() / RECORD_BYTES;
-    let record = |place: usize| -> Result<Record, StartError> {
-        let mut bytes = [0; RECORD_BYTES];
-        window.read(place * RECORD_BYTES, &mut bytes)?;
-        Ok(Record::from_bytes(bytes))
-    };
-    let mut count = 0;
-    let mut oldest = 0;
-    let mut last = 0;
-    for place in 0..places {
-        let tsc = record(place)?.tsc;
-        if tsc == 0 {
-            break;
-        }
-        if tsc < last {
-            oldest = place;
-        }
-        last = tsc;
-        count = place + 1;
-    }
-    out.line(Line::Cpu { index, count: count as u32 });
+fn print_ring(out: &mut Out, index: u32, ring: &Ring, start: u64) {
+    let records = ring.records();
+    out.line(Line::Cpu { index, count: records.len() as u32 });
     let mut last = start;
-    for place in (oldest..count).chain(0..oldest) {
-        let record = record(place)?;
-        out.line(Line::Record { ticks: record.tsc.saturating_sub(last), event: record.event, ec: record.ec });
-        last = record.tsc;
+    for Record { tsc, event, ec } in records {
+        out.line(Line::Record { ticks: tsc.saturating_sub(last), event, ec });
+        last = tsc;
     }
-    Ok(())
 }
 
 /// Lines on their way to the kernel's log.

@@ -31,6 +31,7 @@ pub mod selector;
 mod shared;
 pub mod start;
 pub mod thread;
+pub mod trace;
 pub mod vcpu;
 pub mod window;
 

@@ -18,6 +18,9 @@ pub const SAMPLES: usize = 256;
 pub const REQUEST_MODULE: &str = "bench-request";
 /// Word of the request that a number of VMs follows.
 pub const VMS: &str = "vms=";
+/// Word of the request, and boot module of the conformance task, that asks for the longest stretches with interrupts off in place of
+/// results.
+pub const STRETCHES: &str = "stretches";
 /// The boot module with a guest whose first instruction ends its VM.
 pub const FIRST_MODULE: &str = "bench-first";
 /// The boot module with the guest that measures.

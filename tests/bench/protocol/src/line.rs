@@ -28,6 +28,13 @@ pub enum Line<'a> {
         /// Its name.
         op: &'a str,
     },
+    /// The longest stretch with interrupts off: `bench stretch EVENT TICKS`.
+    Stretch {
+        /// What the kernel was entered for: the low half of a record of the trace.
+        event: u16,
+        /// Ticks.
+        ticks: u64,
+    },
     /// All that was asked for is measured: `bench end`.
     End,
 }
@@ -41,6 +48,7 @@ impl Display for Line<'_> {
             }
             Line::Failed { op, why } => write!(f, "{WORD} failed {op} {why}"),
             Line::Window { op } => write!(f, "{WORD} window {op}"),
+            Line::Stretch { event, ticks } => write!(f, "{WORD} stretch {event} {ticks}"),
             Line::End => write!(f, "{WORD} end"),
         }
     }
@@ -61,6 +69,10 @@ impl<'a> Line<'a> {
             }
             "failed" => Some(Line::Failed { op: words.next()?, why: words.next().unwrap_or_default() }),
             "window" => Some(Line::Window { op: words.next()? }),
+            "stretch" => {
+                let (event, ticks) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+                Some(Line::Stretch { event, ticks })
+            }
             "end" => Some(Line::End),
             _ => None,
         }
@@ -80,6 +92,7 @@ mod tests {
             Line::Result { op: "ipc.call_same", summary },
             Line::Failed { op: "sm.create", why: "the pool is empty" },
             Line::Window { op: "ipc.call_same" },
+            Line::Stretch { event: 0xb01, ticks: 1 << 40 },
             Line::End,
         ] {
             assert_eq!(Line::parse(&format!("root: {line}\r")), Some(line));

@@ -12,7 +12,8 @@ use hypercall_abi::exit::ExitKind;
 use hypercall_abi::trace::{Kind, RECORD_BYTES, Record};
 use hypercall_abi::{Hypercall, Status};
 
-pub(super) const GROUP: Group = group!(
+/// These tests.
+pub const GROUP: Group = group!(
     "the trace",
     Needs::Nothing => [
         a_ring_needs_a_trace_capability_and_memory_that_is_read_and_written,
