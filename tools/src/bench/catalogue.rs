@@ -150,6 +150,8 @@ operations! {
     "vm.create_zeroed", Bytes, None, None, [];
     "linux.outside_guest", Instructions, Some(80_000_000), Some(25_000_000), [];
     "boot.to_shell", Instructions, None, None, [];
+    "virtio.block_4k_read", Instructions, Some(5000), Some(2500), ["KVM" 40_300 Svm];
+    "virtio.block_4k_read_qd32", Instructions, Some(900), Some(400), ["KVM" 7800 Svm];
     "sm.signal.64vms", Instructions, Some(142), Some(80), ["NOVA" 142 Both];
     "ipc.call_cross.64vms", Instructions, Some(280), Some(160), ["NOVA" 280 Both];
     "exit.cpuid.64vms", Instructions, Some(480), Some(300), ["KVM" 2709 Svm];

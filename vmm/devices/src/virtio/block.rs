@@ -97,11 +97,9 @@ impl Block {
         queue: &mut Queue,
         index: u16,
     ) -> Result<(), DriverError> {
-        let mut header = [0; 16];
-        self.chain.take(memory, &mut header)?;
-        let [kind_0, kind_1, kind_2, kind_3, _, _, _, _, sector @ ..] = header;
-        let kind = u32::from_le_bytes([kind_0, kind_1, kind_2, kind_3]);
-        let sector = u64::from_le_bytes(sector);
+        let [kind, sector] = self.chain.take_words(memory)?;
+        // The other half of the word is reserved.
+        let kind = kind as u32;
         let status = self.chain.take_last()?;
         let mut flight = InFlight { queue: index, head: self.chain.head(), status, written: 0 };
         let completion = match kind {
@@ -163,11 +161,8 @@ impl Block {
         memory: &M,
         kind: u32,
     ) -> Result<Result<Request<'static>, BlockError>, DriverError> {
-        let mut segment = [0; 16];
-        self.chain.take(memory, &mut segment)?;
-        let word = |at: usize| [segment[at], segment[at + 1], segment[at + 2], segment[at + 3]];
-        let sector = u64::from(u32::from_le_bytes(word(0))) | u64::from(u32::from_le_bytes(word(4))) << 32;
-        let (count, flags) = (u32::from_le_bytes(word(8)), u32::from_le_bytes(word(12)));
+        let [sector, rest] = self.chain.take_words(memory)?;
+        let (count, flags) = (rest as u32, (rest >> 32) as u32);
         let known = if kind == kind::WRITE_ZEROES { UNMAP } else { 0 };
         if count > MAX_ZERO_SECTORS || flags & !known != 0 || total_bytes(self.chain.readable()) != 0 {
             return Ok(Err(BlockError::Unsupported));

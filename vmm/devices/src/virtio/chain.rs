@@ -88,6 +88,22 @@ impl Chain {
         &self.segments[self.writable..]
     }
 
+    /// Takes two 64-bit words from the front of what is readable: what a request begins with.
+    #[inline]
+    pub fn take_words(&mut self, memory: &(impl GuestMemory + ?Sized)) -> Result<[u64; 2], DriverError> {
+        const BYTES: u32 = 16;
+        // Nearly every driver gives them a descriptor of their own.
+        if let Some(&Segment { gpa, len: BYTES }) = self.readable().first() {
+            let words = [memory.read_u64(gpa)?, memory.read_u64(gpa.wrapping_add(8))?];
+            self.first += 1;
+            return Ok(words);
+        }
+        let mut bytes = [0; BYTES as usize];
+        self.take(memory, &mut bytes)?;
+        let words = u128::from_le_bytes(bytes);
+        Ok([words as u64, (words >> 64) as u64])
+    }
+
     /// Takes `into.len()` bytes from the front of what is readable, however the driver cut it.
     pub fn take(&mut self, memory: &(impl GuestMemory + ?Sized), into: &mut [u8]) -> Result<(), DriverError> {
         let mut done = 0;
