@@ -50,7 +50,7 @@ fn boot(machine: Machine, mitigations: &str, single: u64, deep: u64) -> Result<B
     let disk = folder.path().join("disk");
     workspace::write(&disk, vec![0; DISK as usize])?;
     let log = workspace::own_dir("log")?.join(format!("bench-virtio-{}.log", machine.name()));
-    let (disk, log_name) = (format!("{},ro", disk.display()), log.display().to_string());
+    let (disk, log_name) = (format!("{},ro,memory", disk.display()), log.display().to_string());
     // What Linux reads ahead, 128 KiB, is split into requests of 4 KiB, which reach the driver, and the device, together.
     let command = format!(
         "exec 2>/dev/null; cd /sys/block/vda/queue; echo none > scheduler; echo 4 > max_sectors_kb
