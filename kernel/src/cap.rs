@@ -8,6 +8,7 @@ use crate::object::pd::Pd;
 use crate::object::signal::Signal;
 use crate::object::vcpu::Vcpu;
 use crate::object::{Header, Object};
+use crate::reclaim::Reclaim;
 use crate::trace::Ring;
 use core::cell::Cell;
 use core::sync::atomic::{Ordering, fence};
@@ -22,12 +23,17 @@ const SLOT_SHIFT: u32 = 6;
 
 /// The right to change slots: what the tree lock guards.
 #[derive(Debug)]
-pub struct Tree(());
+pub struct Tree {
+    /// What is on its way out.
+    pub reclaim: Reclaim,
+}
 
-static TREE: Lock<Tree> = Lock::new(Tree(()));
+static TREE: Lock<Tree> = Lock::new(Tree { reclaim: Reclaim::new() });
 
 /// Bit of [`Slot::state`]: what is derived from the slot is being revoked, so nothing may be derived.
 pub const REVOKING: u8 = 1;
+/// Bit of [`Slot::state`]: the object, whose first capability it is, is ending.
+pub const DOOMED: u8 = 2;
 
 /// The call must start again: another CPU holds the tree lock and waits for this one.
 #[derive(Clone, Copy, Debug)]
@@ -218,13 +224,12 @@ impl Pd {
         if tree.slot(id).kind != ObjectType::Null as u8 { Err(Status::Occupied) } else { Ok(id) }
     }
 
-    /// The slot tables that exist, for the end of the domain.
-    pub fn tables(&self) -> impl Iterator<Item = PhysAddr> + use<> {
-        let directory = self.directory;
-        (0..512).filter_map(move |index| {
+    /// The first slot table there is from index `first` on, for the end of the domain.
+    pub fn table_from(&self, first: usize) -> Option<(usize, PhysAddr)> {
+        (first..512).find_map(|index| {
             // SAFETY: the directory is a frame of this domain, the index below 512.
-            let table = unsafe { phys_to_virt(directory).cast::<u64>().add(index).read_volatile() };
-            (table != 0).then_some(PhysAddr(table))
+            let table = unsafe { phys_to_virt(self.directory).cast::<u64>().add(index).read_volatile() };
+            (table != 0).then_some((index, PhysAddr(table)))
         })
     }
 }
@@ -294,12 +299,14 @@ pub fn insert_derived(
 #[derive(Debug)]
 pub struct BoundList {
     head: Cell<u32>,
+    /// The slot that is being unmapped as a whole, and how many of its pages were; 0 for none.
+    pub unmapping: Cell<(u32, u64)>,
 }
 
 impl BoundList {
     /// An empty list.
     pub const fn new() -> Self {
-        BoundList { head: Cell::new(0) }
+        BoundList { head: Cell::new(0), unmapping: Cell::new((0, 0)) }
     }
 
     /// The newest entry, 0 for none.
@@ -323,6 +330,9 @@ impl BoundList {
 
     /// Takes it out again.
     pub fn unbind(&self, tree: &mut Tree, slot: u32) {
+        if self.unmapping.get().0 == slot {
+            self.unmapping.set((0, 0));
+        }
         let entry = tree.slot_mut(slot);
         let (next, prev) = (entry.bound_next, entry.bound_prev);
         (entry.bound, entry.address, entry.bound_next, entry.bound_prev) = (0, 0, 0, 0);

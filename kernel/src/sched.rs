@@ -204,9 +204,10 @@ fn charge(local: &Local, sc: &Sc, now: u64) {
 fn enqueue(queues: &mut Queues, sc: &'static Sc, at_front: bool) {
     let priority = sc.priority as usize & 31;
     let list = &queues.ready[priority];
-    match list.first() {
-        Some(first) if at_front => list.insert_before(sc, first),
-        _ => list.push_back(sc),
+    if at_front {
+        list.push_front(sc)
+    } else {
+        list.push_back(sc)
     }
     queues.bitmap |= 1 << priority;
     sc.place.set(Place::Ready);

@@ -3,7 +3,6 @@
 use super::{Call, Outcome, Result, lock_tree};
 use crate::cap;
 use crate::object::pd::Pd;
-use crate::reclaim::{self, Progress};
 use hypercall_abi::{ObjectType, Rights, Selector, Status};
 use kcore::cap::range;
 use kcore::virt::vapic;
@@ -68,8 +67,5 @@ pub(super) fn revoke(call: &Call) -> Result {
     };
     let mut tree = lock_tree()?;
     let found = call.capability()?;
-    match reclaim::revoke(&mut tree, found.slot, with_self) {
-        Progress::Done => Ok(Outcome::OK),
-        Progress::More => Ok(Outcome::Restart),
-    }
+    Ok(if tree.revoke(found.slot, with_self) { Outcome::OK } else { Outcome::Restart })
 }

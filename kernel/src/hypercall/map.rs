@@ -4,7 +4,6 @@ use super::{Call, Failure, Outcome, Result, lock_tree};
 use crate::cap::{Found, Target, Tree};
 use crate::object::guest_space::GuestSpace;
 use crate::object::pd::Pd;
-use crate::reclaim::Reclaim;
 use hypercall_abi::cap::MapFlags;
 use hypercall_abi::{ObjectType, PAGE_SIZE, Rights, Selector, Status, USER_END};
 use kcore::addr::PhysAddr;
@@ -124,7 +123,8 @@ fn attach(tree: &mut Tree, slot: u32, target: Target, base: u64) -> core::result
         target.bound_list().bind(tree, slot, addr, base);
         return Ok(false);
     }
-    if entry.bound == addr && entry.address == base { Ok(true) } else { Err(Status::Occupied) }
+    let is_same = entry.bound == addr && entry.address == base;
+    if is_same && target.bound_list().unmapping.get().0 != slot { Ok(true) } else { Err(Status::Occupied) }
 }
 
 fn map_pages(
@@ -213,22 +213,18 @@ pub(super) fn unmap(call: &Call) -> Result {
         kcore::cap::range::sub_range(own_first, own_count, offset, count).ok_or(Status::BadArgument)?;
     let entry = *tree.slot(found.slot);
     let target = Target::of(&entry).ok_or(Failure::Status(Status::Unbound))?;
-    let mut reclaim = Reclaim::default();
-    let mut result = Ok(());
-    if count == own_count {
-        reclaim.unmap(&mut tree, found.slot);
+    tree.begin();
+    let unmapped = if count == own_count {
+        Ok(tree.unmap(found.slot).then_some(count))
+    } else if found.kind == ObjectType::Memory {
+        tree.unmap_pages(target, entry.address + offset * PAGE_SIZE, first, count).map(Some)
     } else {
-        let address = entry.address + offset * PAGE_SIZE;
-        match target {
-            Target::Pd(pd) if found.kind == ObjectType::Memory => {
-                result = reclaim.unmap_host(pd, address, first, count)
-            }
-            Target::Guest(space) => result = reclaim.unmap_guest(space, address, first, count),
-            // Ports, message areas and vCPU pages go as a whole.
-            _ => return Err(Status::BadArgument.into()),
-        }
-    }
-    reclaim.finish(&mut tree);
-    result?;
-    Ok(Outcome::value(count))
+        Err(Status::BadArgument)
+    };
+    tree.finish();
+    Ok(match unmapped? {
+        Some(pages) if pages == count => Outcome::value(count),
+        Some(pages) => Outcome::Done(Status::Partial, [pages, 0, 0]),
+        None => Outcome::Restart,
+    })
 }

@@ -108,11 +108,6 @@ impl<T: Linked<Tag>, Tag> List<T, Tag> {
         Self::at(self.head.get())
     }
 
-    /// The entry after `item`, which is in this list.
-    pub fn after(&self, item: &T) -> Option<&'static T> {
-        Self::at(item.link().next.get())
-    }
-
     /// Appends an object that is in no list of this kind.
     pub fn push_back(&self, item: &'static T) {
         let (addr, tail) = (item as *const T as u64, self.tail.get());
@@ -125,16 +120,16 @@ impl<T: Linked<Tag>, Tag> List<T, Tag> {
         self.tail.set(addr);
     }
 
-    /// Inserts before `next`, which is in this list.
-    pub fn insert_before(&self, item: &'static T, next: &'static T) {
-        let (addr, prev) = (item as *const T as u64, next.link().prev.get());
-        item.link().next.set(next as *const T as u64);
-        item.link().prev.set(prev);
-        next.link().prev.set(addr);
-        match Self::at(prev) {
-            Some(before) => before.link().next.set(addr),
-            None => self.head.set(addr),
+    /// Puts an object that is in no list of this kind first.
+    pub fn push_front(&self, item: &'static T) {
+        let (addr, head) = (item as *const T as u64, self.head.get());
+        item.link().next.set(head);
+        item.link().prev.set(0);
+        match Self::at(head) {
+            Some(first) => first.link().prev.set(addr),
+            None => self.tail.set(addr),
         }
+        self.head.set(addr);
     }
 
     /// Takes out an object that is in this list.
@@ -150,14 +145,6 @@ impl<T: Linked<Tag>, Tag> List<T, Tag> {
         }
         item.link().next.set(0);
         item.link().prev.set(0);
-    }
-
-    /// Takes out an object that is in this list or in none.
-    pub fn remove_if_linked(&self, item: &T) {
-        let is_first = self.first().is_some_and(|first| core::ptr::eq(first, item));
-        if is_first || item.link().prev.get() != 0 {
-            self.remove(item);
-        }
     }
 
     /// Takes out the oldest entry.

@@ -31,6 +31,8 @@ pub struct Pd {
     pub ecs: List<Ec, OfPd>,
     /// Memory and port capabilities that are mapped into it. Under the tree lock.
     pub bound: BoundList,
+    /// At its end: slot tables, from the first, that are empty. Under the tree lock.
+    pub cleared: Cell<usize>,
 }
 
 // SAFETY: each field says who touches it.
@@ -61,6 +63,7 @@ impl Pd {
             io_version: AtomicU64::new(0),
             ecs: List::new(),
             bound: BoundList::new(),
+            cleared: Cell::new(0),
         })
     }
 
@@ -96,13 +99,17 @@ impl Pd {
         let Some(frames) = self.io_frames() else {
             return false;
         };
-        for port in first..first + count {
-            let (frame, byte) = (frames[port as usize >> 15 & 1], port as usize >> 3 & 0xfff);
-            // SAFETY: the index is below 4096, in a frame of this domain; the tree lock is held.
+        let (mut port, end) = (first, first + count);
+        while port < end {
+            let (frame, word) = (frames[port as usize >> 15 & 1], port as usize >> 6 & 0x1ff);
+            let next = end.min((port | 63) + 1);
+            let bits = (u64::MAX >> (64 - (next - port))) << (port & 63);
+            // SAFETY: the index is below 512, in a frame of this domain; the tree lock is held.
             unsafe {
-                let byte = phys_to_virt(frame).add(byte);
-                *byte = if is_open { *byte & !(1 << (port & 7)) } else { *byte | 1 << (port & 7) };
+                let word = phys_to_virt(frame).cast::<u64>().add(word);
+                *word = if is_open { *word & !bits } else { *word | bits };
             }
+            port = next;
         }
         self.io_version.fetch_add(1, Ordering::Release);
         true

@@ -6,6 +6,7 @@
 //! the same time whatever its size.
 
 use super::{Header, InPool, List, Object};
+use core::cell::Cell;
 use core::marker::PhantomData;
 use core::mem::{align_of, size_of};
 use hypercall_abi::{ObjectType, PAGE_SIZE};
@@ -32,8 +33,10 @@ pub struct Pool {
     pub depth: u32,
     /// Highest priority of scheduling contexts that are paid from it.
     pub max_priority: u8,
-    /// Every object paid from this pool. Under the tree lock.
+    /// Every object paid from this pool, but those that are ending. Under the tree lock.
     pub objects: List<Header, InPool>,
+    /// How many are ending. Under the tree lock.
+    pub ending: Cell<u32>,
 }
 
 // SAFETY: `header` and `objects` are used under the tree lock, `frames` has its own.
@@ -54,6 +57,8 @@ struct Frames {
     /// Those of them that are still in the parent's list.
     unfilled: u64,
     total: u64,
+    /// Those in slabs.
+    in_slabs: u64,
     slabs: [Slab; CLASSES.len()],
 }
 
@@ -61,8 +66,10 @@ struct Frames {
 struct Slab {
     /// First free object (direct-map address); each holds the address of the next.
     free: u64,
-    /// First frame of the class; each holds the address of the next.
+    /// First frame of the class; each holds the address of the next, as in the list of free ones.
     frames: u64,
+    /// Its last frame.
+    last: u64,
 }
 
 /// # Safety
@@ -87,7 +94,8 @@ impl Frames {
             free: 0,
             unfilled: 0,
             total: 0,
-            slabs: [Slab { free: 0, frames: 0 }; CLASSES.len()],
+            in_slabs: 0,
+            slabs: [Slab { free: 0, frames: 0, last: 0 }; CLASSES.len()],
         }
     }
 
@@ -124,7 +132,11 @@ impl Frames {
     #[inline(never)]
     fn cut(&mut self, class: usize, frame: PhysAddr) {
         let base = phys_to_virt(frame) as u64;
+        self.in_slabs += 1;
         let slab = &mut self.slabs[class];
+        if slab.frames == 0 {
+            slab.last = base;
+        }
         // SAFETY: the frame is ours; its pieces do not overlap.
         unsafe {
             set_next(base, slab.frames);
@@ -155,6 +167,7 @@ impl Pool {
             depth: 0,
             max_priority: 31,
             objects: List::new(),
+            ending: Cell::new(0),
         }
     }
 
@@ -174,6 +187,7 @@ impl Pool {
             depth: parent.depth.saturating_add(1),
             max_priority,
             objects: List::new(),
+            ending: Cell::new(0),
         })?;
         let mut source = parent.frames.lock();
         let mut own = pool.frames.lock();
@@ -292,15 +306,15 @@ impl Pool {
     pub unsafe fn dissolve(&self) {
         let Some(parent) = self.header.pool else { return };
         let mut own = self.frames.lock();
-        for class in 0..CLASSES.len() {
-            let mut frame = core::mem::replace(&mut own.slabs[class], Slab { free: 0, frames: 0 }).frames;
-            while frame != 0 {
-                // SAFETY: slab frames are chained through their first word, and no object is left in them.
-                let next = unsafe { next_of(frame) };
-                own.give(direct_virt_to_phys(frame));
-                frame = next;
+        for Slab { frames, last, .. } in own.slabs.into_iter().filter(|slab| slab.frames != 0) {
+            // SAFETY: slab frames are chained through their first word, and no object is left in them.
+            unsafe { set_next(last, own.head) };
+            if own.head == 0 {
+                own.tail = last;
             }
+            own.head = frames;
         }
+        own.free += own.in_slabs;
         debug_assert_eq!(own.free, own.total, "a pool lost frames");
         let mut target = parent.frames.lock();
         if own.head != 0 {

@@ -172,19 +172,6 @@ impl Signal {
         self.inner.lock().vcpu.get()
     }
 
-    /// Wakes everybody who waits: the object goes away.
-    pub fn abort_waiters(&self) {
-        loop {
-            let inner = self.inner.lock();
-            let Some(ec) = inner.waiters.pop_front() else {
-                return;
-            };
-            ec.waits_on.set(None);
-            drop(inner);
-            sched::wake(ec, WaitResult::Failed(Status::Aborted));
-        }
-    }
-
     /// Signals with `badge` when `ec` stops on a fault; false if somebody is told already. Under the tree lock.
     pub fn watch(&'static self, ec: &'static Ec, badge: u64) -> bool {
         if !ec.fault_signal.load(Ordering::Relaxed).is_null() {
@@ -214,10 +201,17 @@ impl Signal {
         }
     }
 
-    /// The object goes away: nobody is told any more.
-    pub fn unwatch_all(&self) {
-        while let Some(ec) = self.watched.first() {
-            Self::unwatch(ec);
+    /// The object goes away: wakes one who waits, or forgets one who is watched; false if there is nobody. Under the tree lock.
+    pub fn dismiss_one(&self) -> bool {
+        let inner = self.inner.lock();
+        let waiter = inner.waiters.pop_front();
+        if let Some(ec) = waiter {
+            ec.waits_on.set(None);
+            drop(inner);
+            sched::wake(ec, WaitResult::Failed(Status::Aborted));
+            return true;
         }
+        let watched = self.watched.first();
+        watched.map(Self::unwatch).is_some()
     }
 }

@@ -157,8 +157,7 @@ impl Vcpu {
     }
 
     /// Its page is unbound, maybe because the vCPU ends: a run in progress ends too. Under the tree lock.
-    pub fn lose_page(&self) {
-        let is_ending = self.header.root_slot.get() == 0;
+    pub fn lose_page(&self, is_ending: bool) {
         self.page.store(if is_ending { ENDED } else { 0 }, Ordering::Release);
         self.kick();
     }

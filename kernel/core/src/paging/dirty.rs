@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn a_page_that_changes_its_rights_or_its_size_counts_as_written() {
         let (mut mem, root) = mapped::<EptFormat>(512);
-        unmap::<EptFormat, _>(&mut mem, root, VA, 1, PA).unwrap();
+        unmap::<EptFormat, _>(&mut mem, root, VA, 1, PA, &mut 1).unwrap();
         let split = collect_dirty::<EptFormat, _>(&mut mem, root, VA, 2, PageSize::K4);
         assert_eq!(split.report, [2, 0, 0]);
         let read_only = Attr { write: false, ..ATTR };

@@ -27,7 +27,7 @@ pub use format_ept::EptFormat;
 pub use format_host::HostFormat;
 pub use format_npt::NptFormat;
 pub use map::{map, map_bounded};
-pub use unmap::{unmap, unmap_bounded};
+pub use unmap::unmap;
 pub use walk::lookup;
 
 use crate::addr::PhysAddr;

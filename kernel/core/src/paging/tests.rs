@@ -83,7 +83,7 @@ fn a_split_without_memory_changes_nothing() {
     map::<HostFormat, _>(&mut mem, root, 0, PhysAddr(0), 1024, RW, PageSize::M2).unwrap();
     mem.history.clear();
     let mapped = map::<HostFormat, _>(&mut mem, root, M2, PhysAddr(M2), 1, RO, PageSize::M2).unwrap_err();
-    let unmapped = unmap::<HostFormat, _>(&mut mem, root, 0, 513, PhysAddr(0)).unwrap_err();
+    let unmapped = unmap::<HostFormat, _>(&mut mem, root, 0, 513, PhysAddr(0), &mut 1000).unwrap_err();
     assert_eq!(mapped, Partial { pages: 0, reduced_rights: false, error: MapError::NoMemory });
     assert_eq!(unmapped, Partial { pages: 512, reduced_rights: true, error: MapError::NoMemory });
     assert_eq!(mem.history.len(), 1);
@@ -108,7 +108,7 @@ fn unmap_leaves_other_frames_and_crosses_holes_quickly() {
     map::<HostFormat, _>(&mut mem, root, 0x2000, PhysAddr(0x7000), 1, RW, PageSize::K4).unwrap();
     map::<HostFormat, _>(&mut mem, root, far, PhysAddr(far), 1, RW, PageSize::K4).unwrap();
     let pages = far / 4096 + 1;
-    let done = unmap_bounded::<HostFormat, _>(&mut mem, root, 0, pages, PhysAddr(0), 3000).unwrap();
+    let done = unmap::<HostFormat, _>(&mut mem, root, 0, pages, PhysAddr(0), &mut 3000).unwrap();
     assert_eq!(done, Unmapped { pages_removed: 2, visited_pages: pages });
     assert_eq!(lookup::<HostFormat, _>(&mem, root, 0x2000).unwrap().pa, PhysAddr(0x7000));
 }
@@ -123,14 +123,20 @@ fn destroy_frees_every_table_once_in_bounded_steps() {
     let kernel: usize = (256..512).filter(|&i| mem.read(root, i) != 0).count();
     let mut before = mem.tables();
     assert!(kernel > 0 && before > 40);
-    while !destroy::<HostFormat, _>(&mut mem, root, true, 3) {
-        assert_eq!(mem.tables(), before - 3);
-        before = mem.tables();
+    // With room for a few tables of the last level, or for none: one goes anyway.
+    for budget in [800, 1].into_iter().cycle() {
+        if destroy::<HostFormat, _>(&mut mem, root, true, &mut { budget }) {
+            break;
+        }
+        let after = mem.tables();
+        assert!(after < before && after + 10 > before, "{after} of {before}");
+        assert!(budget > 1 || after == before - 1);
+        before = after;
     }
     assert!((0..256).all(|i| mem.read(root, i) == 0));
     assert_eq!((256..512).filter(|&i| mem.read(root, i) != 0).count(), kernel);
     assert!(lookup::<HostFormat, _>(&mem, root, 19 * ((1 << 39) * 26 + G1)).is_some());
-    while !destroy::<HostFormat, _>(&mut mem, root, false, 1) {}
+    while !destroy::<HostFormat, _>(&mut mem, root, false, &mut 1) {}
     assert_eq!((mem.tables(), mem.used_entries()), (1, 0));
 }
 
@@ -248,7 +254,7 @@ fn engine_agrees_with_model<F: PtFormat>(ops: &[Op], quota: usize, limit: usize)
                     .map(|done| (done.pages, done.pages))
             }
             Op::Unmap { page, pages, skew } => {
-                unmap_bounded::<F, _>(&mut mem, root, BASE + page * 4096, pages, frame(page, skew), limit)
+                unmap::<F, _>(&mut mem, root, BASE + page * 4096, pages, frame(page, skew), &mut { limit })
                     .map(|done| (done.visited_pages, done.pages_removed))
             }
         };
@@ -273,7 +279,7 @@ fn engine_agrees_with_model<F: PtFormat>(ops: &[Op], quota: usize, limit: usize)
             assert_eq!(found, model.get(&page).copied(), "page {page}");
         }
     }
-    while !destroy::<F, _>(&mut mem, root, false, 2) {}
+    while !destroy::<F, _>(&mut mem, root, false, &mut 2) {}
     assert_eq!((mem.tables(), mem.used_entries(), mem.quota), (1, 0, quota));
 }
 

@@ -9,40 +9,29 @@ use crate::addr::PhysAddr;
 /// Removes, out of `pages` pages from `va`, the translations to the frames from `frame`: page n only if it translates
 /// to frame n. Others stay, and absent tables are skipped as wholes. Tables stay, even empty ones.
 ///
-/// Splitting a superpage that lies only partly in the range takes a table: [`super::MapError::NoMemory`] is possible.
+/// Stops once it has visited `budget` entries, which it counts down, and always after some progress: the caller goes on from
+/// [`Unmapped::visited_pages`]. Splitting a superpage that lies only partly in the range takes a table: [`super::MapError::NoMemory`]
+/// is possible.
 pub fn unmap<F: PtFormat, M: PtMemory>(
     mem: &mut M,
     root: PhysAddr,
     va: u64,
     pages: u64,
     frame: PhysAddr,
-) -> Result<Unmapped, Partial> {
-    unmap_bounded::<F, M>(mem, root, va, pages, frame, usize::MAX)
-}
-
-/// [`unmap`] that stops once it has visited `limit` entries (and always after some progress): the caller goes on from
-/// [`Unmapped::visited_pages`].
-pub fn unmap_bounded<F: PtFormat, M: PtMemory>(
-    mem: &mut M,
-    root: PhysAddr,
-    va: u64,
-    pages: u64,
-    frame: PhysAddr,
-    limit: usize,
+    budget: &mut usize,
 ) -> Result<Unmapped, Partial> {
     debug_assert!(va.is_multiple_of(PAGE_SIZE) && frame.is_page_aligned());
     let mut done = Unmapped { pages_removed: 0, visited_pages: 0 };
-    let mut budget = limit;
-    while done.visited_pages < pages && (budget > 0 || done.visited_pages == 0) {
+    while done.visited_pages < pages && (*budget > 0 || done.visited_pages == 0) {
         let next = Chunk {
             va: va.wrapping_add(done.visited_pages * PAGE_SIZE),
             frame: frame.offset(done.visited_pages * PAGE_SIZE),
             pages: pages - done.visited_pages,
         };
         let at = walk::<F, M>(mem, root, next.va, 1);
-        budget = budget.saturating_sub(1);
+        *budget = budget.saturating_sub(1);
         let part = if at.level == 1 {
-            small_pages::<F, M>(mem, at, next, &mut budget)
+            small_pages::<F, M>(mem, at, next, budget)
         } else {
             match large_entry::<F, M>(mem, at, next) {
                 Some(part) => part,
@@ -51,7 +40,7 @@ pub fn unmap_bounded<F: PtFormat, M: PtMemory>(
                         let pages = done.visited_pages;
                         return Err(Partial { pages, reduced_rights: done.pages_removed > 0, error });
                     }
-                    budget = budget.saturating_sub(ENTRIES);
+                    *budget = budget.saturating_sub(ENTRIES);
                     continue;
                 }
             }

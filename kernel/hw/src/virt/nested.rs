@@ -33,19 +33,20 @@ pub fn map<M: PtMemory>(
     })
 }
 
-/// Removes translations that point at frames from `frame` on.
+/// Removes translations that point at frames from `frame` on, with at most `budget` visits to entries.
 pub fn unmap<M: PtMemory>(
     mem: &mut M,
     root: PhysAddr,
     address: u64,
     pages: u64,
     frame: PhysAddr,
+    budget: &mut usize,
 ) -> Result<Unmapped, Partial> {
     flush_checker::nested(root, || {
         if uses_ept() {
-            paging::unmap::<EptFormat, M>(mem, root, address, pages, frame)
+            paging::unmap::<EptFormat, M>(mem, root, address, pages, frame, budget)
         } else {
-            paging::unmap::<NptFormat, M>(mem, root, address, pages, frame)
+            paging::unmap::<NptFormat, M>(mem, root, address, pages, frame, budget)
         }
     })
 }
@@ -78,12 +79,12 @@ pub fn collect_dirty<M: PtMemory>(
     })
 }
 
-/// Frees all tables below `root`.
-pub fn destroy<M: PtMemory>(mem: &mut M, root: PhysAddr) {
+/// Frees tables below `root`, which nobody uses, with `budget` visits to entries; true if none is left.
+pub fn destroy<M: PtMemory>(mem: &mut M, root: PhysAddr, budget: &mut usize) -> bool {
     flush_checker::nested_end(root);
     if uses_ept() {
-        while !paging::destroy::<EptFormat, M>(mem, root, false, usize::MAX) {}
+        paging::destroy::<EptFormat, M>(mem, root, false, budget)
     } else {
-        while !paging::destroy::<NptFormat, M>(mem, root, false, usize::MAX) {}
+        paging::destroy::<NptFormat, M>(mem, root, false, budget)
     }
 }

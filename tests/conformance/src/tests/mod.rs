@@ -1,6 +1,7 @@
 //! The tests, by subject.
 
 pub mod bind;
+pub mod bounded;
 pub mod capabilities;
 pub mod create;
 pub mod dirty;
@@ -89,6 +90,7 @@ pub const ALL: &[Group] = &[
     capabilities::GROUP,
     revoke::GROUP,
     pools::GROUP,
+    bounded::GROUP,
     memory::GROUP,
     ports::GROUP,
     bind::GROUP,

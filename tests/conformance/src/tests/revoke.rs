@@ -257,7 +257,7 @@ fn a_chain_of_domains_that_made_each_other_ends_with_its_first(w: &mut World) ->
     holds("what the chain used is back", crate::world::free_frames(pool)? > 600)
 }
 
-extern "C" fn end_self(selector: u64) -> ! {
+pub(super) extern "C" fn end_self(selector: u64) -> ! {
     board(0).store(1, Ordering::Release);
     let answer = call(Revoke, selector, [1]);
     board(1).store(answer.status + 1, Ordering::Relaxed);

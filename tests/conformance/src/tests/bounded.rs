@@ -1,0 +1,192 @@
+//! Large operations: other threads run in between, and what is begun is finished.
+
+use super::revoke::end_self;
+use super::{Group, Needs, group};
+use crate::layout::{PD, SCRATCH, SLEEP};
+use crate::prelude::*;
+use crate::threads::HIGH;
+use crate::world::{board, free_frames, map_all};
+use core::sync::atomic::Ordering;
+use hypercall_abi::cap::MapFlags;
+use usys::cpu;
+
+pub(super) const GROUP: Group = group!(
+    "large operations",
+    Needs::Nothing => [
+        unmapping_a_large_memory_lets_others_run,
+        revoking_a_large_memory_lets_others_run,
+        a_part_is_unmapped_in_parts,
+        a_domain_with_many_capabilities_ends_and_lets_others_run,
+        a_pool_with_many_objects_ends_and_lets_others_run,
+        a_semaphore_with_many_waiters_ends_and_lets_others_run,
+        what_a_thread_began_that_ended_itself_is_finished_by_the_next,
+        domains_that_have_each_other_end_together,
+    ],
+    Needs::Guests => [
+        a_guest_space_with_many_tables_ends_and_lets_others_run,
+    ],
+);
+
+const RW: u64 = MapFlags::READ.union(MapFlags::WRITE).bits() as u64;
+/// Word of the board that the ticking thread counts in.
+const TICKS: usize = 8;
+
+extern "C" fn tick(period: u64) -> ! {
+    loop {
+        board(TICKS).fetch_add(1, Ordering::Relaxed);
+        call(Wait, SLEEP, [cpu::now() + period]);
+    }
+}
+
+/// Checks that an urgent thread that sleeps for moments runs at least `times` during a hypercall.
+#[track_caller]
+fn is_interrupted(w: &mut World, times: u64, operation: impl FnOnce() -> Check) -> Check {
+    // Long enough for others to get on, also where the TSC counts instructions.
+    let period = (w.info.tsc_hz / 50_000).max(10_000);
+    let (ec, _) = w.thread(0, HIGH, tick, period)?;
+    let before = board(TICKS).load(Ordering::Relaxed);
+    operation()?;
+    let ticks = board(TICKS).load(Ordering::Relaxed) - before;
+    call(Revoke, ec, [1]).done()?;
+    if ticks >= times { Ok(()) } else { Err(Failure::new("times that another thread ran", ticks, times)) }
+}
+
+/// Memory that is mapped by 8000 small pages: the capability and its address.
+fn large_mapping(w: &mut World) -> Seen<(Sel, u64)> {
+    let memory = w.ram(8000)?;
+    // Not as the frames lie, so that no large page is possible.
+    let address = w.addresses(8001) + PAGE;
+    map_all(memory, PD, address, 0, 8000, MapFlags::READ | MapFlags::WRITE)?;
+    Ok((memory, address))
+}
+
+fn unmapping_a_large_memory_lets_others_run(w: &mut World) -> Check {
+    let (memory, address) = large_mapping(w)?;
+    is_interrupted(w, 4, || call(Unmap, memory, [0, 8000]).gives([8000, 0, 0]))?;
+    // Nothing is left: other memory fits there.
+    let other = w.derive(memory, Rights::ALL)?;
+    call(Map, other, [PD, address + 4095 * PAGE, 0, 1, RW]).gives([1, 0, 0])
+}
+
+fn revoking_a_large_memory_lets_others_run(w: &mut World) -> Check {
+    let (memory, _) = large_mapping(w)?;
+    is_interrupted(w, 4, || call(Revoke, memory, [1]).done())
+}
+
+fn a_part_is_unmapped_in_parts(w: &mut World) -> Check {
+    let (memory, address) = large_mapping(w)?;
+    let mut done = 1;
+    let mut calls = 0;
+    while done < 8000 {
+        let answer = call(Unmap, memory, [done, 8000 - done]);
+        let is_partial = answer.status() == Some(Partial);
+        let [pages, ..] = if is_partial { answer.values } else { answer.ok()? };
+        holds("progress, and no more than asked for", pages > 0 && pages <= 8000 - done)?;
+        equal("is complete", !is_partial, pages == 8000 - done)?;
+        done += pages;
+        calls += 1;
+    }
+    holds("several calls", calls > 4)?;
+    // What was not asked for is still mapped.
+    // SAFETY: the page is mapped, and nothing else is there.
+    unsafe { (address as *mut u64).write_volatile(1) };
+    call(Unmap, memory, [0, 8000]).gives([8000, 0, 0])
+}
+
+fn a_domain_with_many_capabilities_ends_and_lets_others_run(w: &mut World) -> Check {
+    let (pd, sm) = (w.pd()?, w.sm(0)?);
+    for selector in 1..=2000 {
+        call(Derive, sm, [pd, selector, 0xffff]).done()?;
+    }
+    is_interrupted(w, 8, || call(Revoke, pd, [1]).done())
+}
+
+fn a_pool_with_many_objects_ends_and_lets_others_run(w: &mut World) -> Check {
+    let free = free_frames(w.pool)?;
+    let (pool, first) = (w.sub_pool(200)?, w.sels(1000));
+    for index in 0..1000 {
+        call(CreateSm, first + index, [pool, 0]).done()?;
+        call(Derive, first + index, [0, SCRATCH, 0xffff]).done()?;
+        call(Revoke, SCRATCH, [1]).done()?;
+    }
+    is_interrupted(w, 8, || call(Revoke, pool, [1]).done())?;
+    // But for those of the ticking thread.
+    holds("its frames are back", free_frames(w.pool)? >= free - 4)
+}
+
+core::arch::global_asm!(
+    // RDI: head of a Wait. It waits for ever, and if that ends for ever on a semaphore that nobody signals; it needs no stack.
+    ".pushsection .text.conformance_waiter, \"ax\"",
+    ".global conformance_waiter",
+    "conformance_waiter:",
+    "mov rax, rdi",
+    "2:",
+    "mov rdi, -1",
+    "syscall",
+    "mov rax, ({sleep} << 32) | {wait}",
+    "jmp 2b",
+    ".popsection",
+    sleep = const SLEEP,
+    wait = const Wait as u64,
+);
+
+unsafe extern "C" {
+    fn conformance_waiter();
+}
+
+fn a_semaphore_with_many_waiters_ends_and_lets_others_run(w: &mut World) -> Check {
+    let sm = w.sm(0)?;
+    let threads = w.sels(500);
+    let head = Wait as u64 | sm << 32;
+    for index in 0..250 {
+        let (ec, sc) = (threads + 2 * index, threads + 2 * index + 1);
+        call(CreateEc, ec, [w.pool, PD, 0, conformance_waiter as *const () as u64, 0x1000, head]).done()?;
+        call(CreateSc, sc, [w.pool, ec, HIGH, 10_000, 10_000]).done()?;
+    }
+    is_interrupted(w, 2, || call(Revoke, sm, [1]).done())
+}
+
+fn what_a_thread_began_that_ended_itself_is_finished_by_the_next(w: &mut World) -> Check {
+    let free = free_frames(w.pool)?;
+    let (pool, ec, sc, first) = (w.sub_pool(200)?, w.sel(), w.sel(), w.sels(1000));
+    let stack = w.stacks.take();
+    // The thread ends first, as the oldest object of the pool.
+    call(CreateEc, ec, [pool, PD, 0, end_self as *const () as u64, stack - 8, pool]).done()?;
+    for index in 0..1000 {
+        call(CreateSm, first + index, [pool, 0]).done()?;
+    }
+    call(CreateSc, sc, [w.pool, ec, HIGH, 10_000, 10_000]).done()?;
+    w.until("the thread ends its pool", || board(0).load(Ordering::Acquire) == 1)?;
+    call(CapInfo, ec, []).fails(BadSelector)?;
+    // Its capability has no rights any more, and ends the pool all the same.
+    call(CapInfo, pool, []).gives([ObjectType::Pool as u64, 0, 0])?;
+    call(CreateSm, ec, [pool, 0]).fails(BadRights)?;
+    call(Revoke, pool, [1]).done()?;
+    for selector in [pool, first, first + 999] {
+        call(CapInfo, selector, []).fails(BadSelector)?;
+    }
+    holds("its frames are back", free_frames(w.pool)? >= free - 3)
+}
+
+fn domains_that_have_each_other_end_together(w: &mut World) -> Check {
+    let free = free_frames(w.pool)?;
+    let (a, b, sm) = (w.pd()?, w.pd()?, w.sm(0)?);
+    for (of, to) in [(a, b), (b, a), (a, a), (b, b), (sm, a), (sm, b)] {
+        call(Derive, of, [to, 100 + of % 64, 0xffff]).done()?;
+    }
+    call(Revoke, a, [1]).done()?;
+    call(CapInfo, b, []).ok()?;
+    call(Revoke, b, [1]).done()?;
+    call(Revoke, sm, [1]).done()?;
+    holds("their frames are back", free_frames(w.pool)? >= free - 2)
+}
+
+fn a_guest_space_with_many_tables_ends_and_lets_others_run(w: &mut World) -> Check {
+    let (space, page) = (w.guest_space()?, w.ram(1)?);
+    let first = w.sels(200);
+    for index in 0..200 {
+        call(Derive, page, [0, first + index, 0xffff]).done()?;
+        call(Map, first + index, [space, index << 30, 0, 1, RW]).gives([1, 0, 0])?;
+    }
+    is_interrupted(w, 2, || call(Revoke, space, [1]).done())
+}
