@@ -52,7 +52,8 @@ fn quick_kinds_are_what_the_long_way_comes_to() {
                 assert_eq!((kind, length), (long.kind, long.length), "{exit_code:#x}");
                 assert_eq!(long.needs, Groups::empty(), "{exit_code:#x}");
                 assert!(
-                    long.info_words == 0 || matches!(kind, ExitKind::PortIo | ExitKind::Hypercall),
+                    long.info_words == 0
+                        || matches!(kind, ExitKind::PortIo | ExitKind::Hypercall | ExitKind::NestedFault),
                     "{exit_code:#x}"
                 );
                 assert_eq!(long.decodes, length == 0, "{exit_code:#x}");
