@@ -300,7 +300,8 @@ fn a_call_in_progress_on_another_cpu_is_aborted(w: &mut World) -> Check {
     call(Revoke, handler, [1]).done()?;
     for caller in [served, queued] {
         let status = w.answer(&caller)?.status();
-        holds("aborted, or the portal is gone", matches!(status, Some(Aborted | BadSelector)))?;
+        let is_over = matches!(status, Some(Aborted | BadRights | BadSelector));
+        holds("aborted, or the portal is going or gone", is_over)?;
     }
     Ok(())
 }
