@@ -1,5 +1,7 @@
 //! Capabilities: selectors, object types, rights (SPEC.md 2).
 
+use crate::numbers::numbers;
+
 /// Names a capability in the object space of the calling protection domain. 0 names nothing.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -12,63 +14,39 @@ impl Selector {
     pub const END: u32 = 32768;
 }
 
-/// The type of the object, or of the range, that a capability names.
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ObjectType {
-    /// An empty slot.
-    Null = 0,
-    /// Frames of kernel memory.
-    Pool = 1,
-    /// Protection domain.
-    Pd = 2,
-    /// Execution context.
-    Ec = 3,
-    /// Scheduling context.
-    Sc = 4,
-    /// Portal.
-    Pt = 5,
-    /// Semaphore.
-    Sm = 6,
-    /// Notification: 64 bits.
-    Ntfn = 7,
-    /// Guest-physical address space.
-    GuestSpace = 8,
-    /// Virtual CPU.
-    Vcpu = 9,
-    /// A range of page frames.
-    Memory = 16,
-    /// A range of I/O ports.
-    Ports = 17,
-    /// A range of global system interrupts.
-    Irqs = 18,
-    /// The kernel's log.
-    Log = 19,
-    /// A range of CPUs whose events may be recorded.
-    Trace = 20,
-}
-
-impl ObjectType {
-    /// The type with this value, if there is one.
-    pub const fn from_raw(raw: u8) -> Option<Self> {
-        Some(match raw {
-            0 => ObjectType::Null,
-            1 => ObjectType::Pool,
-            2 => ObjectType::Pd,
-            3 => ObjectType::Ec,
-            4 => ObjectType::Sc,
-            5 => ObjectType::Pt,
-            6 => ObjectType::Sm,
-            7 => ObjectType::Ntfn,
-            8 => ObjectType::GuestSpace,
-            9 => ObjectType::Vcpu,
-            16 => ObjectType::Memory,
-            17 => ObjectType::Ports,
-            18 => ObjectType::Irqs,
-            19 => ObjectType::Log,
-            20 => ObjectType::Trace,
-            _ => return None,
-        })
+numbers! {
+    /// The type of the object, or of the range, that a capability names.
+    ObjectType: u8 {
+        /// An empty slot.
+        Null = 0,
+        /// Frames of kernel memory.
+        Pool = 1,
+        /// Protection domain.
+        Pd = 2,
+        /// Execution context.
+        Ec = 3,
+        /// Scheduling context.
+        Sc = 4,
+        /// Portal.
+        Pt = 5,
+        /// Semaphore.
+        Sm = 6,
+        /// Notification: 64 bits.
+        Ntfn = 7,
+        /// Guest-physical address space.
+        GuestSpace = 8,
+        /// Virtual CPU.
+        Vcpu = 9,
+        /// A range of page frames.
+        Memory = 16,
+        /// A range of I/O ports.
+        Ports = 17,
+        /// A range of global system interrupts.
+        Irqs = 18,
+        /// The kernel's log.
+        Log = 19,
+        /// A range of CPUs whose events may be recorded.
+        Trace = 20,
     }
 }
 
@@ -165,44 +143,26 @@ pub enum IrqKind {
     Message = 2,
 }
 
-/// What `Bind` binds (SPEC.md 4, Bind).
-#[repr(u8)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BindRole {
-    /// EC: one page of memory becomes the message area; `extra` is the page offset in the capability.
-    Utcb = 0,
-    /// EC: signalled with its badge when the EC stops on a fault.
-    FaultNotification = 1,
-    /// vCPU: one page of memory becomes the state page; `extra` is the page offset in the capability.
-    VcpuPage = 2,
-    /// vCPU: pending bits of this notification make `VcpuRun` return.
-    VcpuNotification = 3,
-    /// Guest space: signalled by a doorbell call; `extra` is a [`crate::doorbell::Doorbell`], as for the next two.
-    DoorbellCall = 4,
-    /// Guest space: signalled by an OUT.
-    DoorbellPort = 5,
-    /// Guest space: signalled by a write to a page.
-    DoorbellPage = 6,
-    /// vCPU: one page of memory becomes the virtual-APIC page; `extra` is the page offset in the capability.
-    VirtualApic = 7,
-    /// Trace: the memory becomes the ring of records of a CPU; `extra` is the CPU, counted in the range.
-    TraceRing = 8,
-}
-
-impl BindRole {
-    /// The role with this value, if there is one.
-    pub const fn from_raw(raw: u64) -> Option<Self> {
-        Some(match raw {
-            0 => BindRole::Utcb,
-            1 => BindRole::FaultNotification,
-            2 => BindRole::VcpuPage,
-            3 => BindRole::VcpuNotification,
-            4 => BindRole::DoorbellCall,
-            5 => BindRole::DoorbellPort,
-            6 => BindRole::DoorbellPage,
-            7 => BindRole::VirtualApic,
-            8 => BindRole::TraceRing,
-            _ => return None,
-        })
+numbers! {
+    /// What `Bind` binds (SPEC.md 4, Bind).
+    BindRole: u64 {
+        /// EC: one page of memory becomes the message area; `extra` is the page offset in the capability.
+        Utcb = 0,
+        /// EC: signalled with its badge when the EC stops on a fault.
+        FaultNotification = 1,
+        /// vCPU: one page of memory becomes the state page; `extra` is the page offset in the capability.
+        VcpuPage = 2,
+        /// vCPU: pending bits of this notification make `VcpuRun` return.
+        VcpuNotification = 3,
+        /// Guest space: signalled by a doorbell call; `extra` is a [`crate::doorbell::Doorbell`], as for the next two.
+        DoorbellCall = 4,
+        /// Guest space: signalled by an OUT.
+        DoorbellPort = 5,
+        /// Guest space: signalled by a write to a page.
+        DoorbellPage = 6,
+        /// vCPU: one page of memory becomes the virtual-APIC page; `extra` is the page offset in the capability.
+        VirtualApic = 7,
+        /// Trace: the memory becomes the ring of records of a CPU; `extra` is the CPU, counted in the range.
+        TraceRing = 8,
     }
 }

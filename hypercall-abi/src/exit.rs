@@ -1,84 +1,73 @@
 //! Why `VcpuRun` returned: vendor-neutral (SPEC.md 8).
 
-macro_rules! exit_kinds {
-    ($($(#[$doc:meta])* $name:ident = $value:literal,)*) => {
-        /// Why `VcpuRun` returned. `info` below is [`crate::vcpu::VcpuPage::exit_info`].
-        #[repr(u32)]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum ExitKind { $($(#[$doc])* $name = $value,)* }
+use crate::numbers::numbers;
 
-        impl ExitKind {
-            /// The kind with this value, if there is one.
-            pub const fn from_raw(raw: u32) -> Option<Self> {
-                match raw { $($value => Some(ExitKind::$name),)* _ => None }
-            }
-        }
-    };
-}
-
-exit_kinds! {
-    /// Poked, now or before the call.
-    Poked = 1,
-    /// The deadline of the page is reached.
-    Deadline = 2,
-    /// The bound notification has bits; they are in `notified`.
-    Notified = 3,
-    /// HLT (RIP still on it).
-    Hlt = 4,
-    /// CPUID.
-    Cpuid = 5,
-    /// IN, OUT, INS or OUTS: see [`PortIo`].
-    PortIo = 6,
-    /// An access that the guest space does not allow: see [`NestedFault`].
-    NestedFault = 7,
-    /// RDMSR, index in RCX.
-    MsrRead = 8,
-    /// WRMSR, index in RCX, value in RDX:RAX.
-    MsrWrite = 9,
-    /// MOV to or from a control register, CLTS or LMSW: see [`ControlAccess`].
-    ControlAccess = 10,
-    /// MOV to or from a debug register; info\[0\] as in [`ControlAccess`].
-    DebugAccess = 11,
-    /// VMCALL or VMMCALL: info\[0\] the privilege level of the guest.
-    Hypercall = 12,
-    /// The guest could take an interrupt now.
-    InterruptWindow = 13,
-    /// The guest could take an NMI now.
-    NmiWindow = 14,
-    /// An exception of the exception bitmap: info\[0\] the vector, info\[1\] the error code, info\[2\] CR2 for a page fault
-    /// or the DR6 bits for a debug exception.
-    Exception = 15,
-    /// Triple fault, or a shutdown for another reason.
-    TripleFault = 16,
-    /// The hardware, or the kernel before it, refused the state: info\[0\] the rule ([`EntryRule`]), info\[1\] what the
-    /// hardware said.
-    EntryFailure = 17,
-    /// XSETBV, index in RCX, value in RDX:RAX.
-    Xsetbv = 18,
-    /// INVD or WBINVD.
-    CacheControl = 19,
-    /// PAUSE.
-    Pause = 20,
-    /// MONITOR or MWAIT.
-    Monitor = 21,
-    /// Task switch: info\[0\] the selector in bits 0-15, the source in 16-17 (0 CALL, 1 IRET, 2 JMP, 3 gate).
-    TaskSwitch = 22,
-    /// INVLPG: info\[0\] the linear address where known.
-    Invlpg = 23,
-    /// RDPMC.
-    Rdpmc = 24,
-    /// RDTSC or RDTSCP.
-    Rdtsc = 25,
-    /// A virtualization instruction of this vendor (VMX instructions, VMRUN and its kin): the guest was told that there
-    /// are none.
-    VirtInstruction = 26,
-    /// INIT signal or SIPI while the vCPU ran.
-    Init = 27,
-    /// With a virtual APIC: an interrupt of [`crate::vcpu::VcpuPage::eoi_exits`] is over; info\[0\] its vector. RIP is behind the
-    /// instruction, and dirty.
-    Eoi = 28,
-    /// Anything else: info\[0\] 0 for VMX and 1 for SVM, info\[1\] the raw reason, info\[2\] its qualification.
-    Unhandled = 31,
+numbers! {
+    /// Why `VcpuRun` returned. `info` below is [`crate::vcpu::VcpuPage::exit_info`].
+    ExitKind: u32 {
+        /// Poked, now or before the call.
+        Poked = 1,
+        /// The deadline of the page is reached.
+        Deadline = 2,
+        /// The bound notification has bits; they are in `notified`.
+        Notified = 3,
+        /// HLT (RIP still on it).
+        Hlt = 4,
+        /// CPUID.
+        Cpuid = 5,
+        /// IN, OUT, INS or OUTS: see [`PortIo`].
+        PortIo = 6,
+        /// An access that the guest space does not allow: see [`NestedFault`].
+        NestedFault = 7,
+        /// RDMSR, index in RCX.
+        MsrRead = 8,
+        /// WRMSR, index in RCX, value in RDX:RAX.
+        MsrWrite = 9,
+        /// MOV to or from a control register, CLTS or LMSW: see [`ControlAccess`].
+        ControlAccess = 10,
+        /// MOV to or from a debug register; info\[0\] as in [`ControlAccess`].
+        DebugAccess = 11,
+        /// VMCALL or VMMCALL: info\[0\] the privilege level of the guest.
+        Hypercall = 12,
+        /// The guest could take an interrupt now.
+        InterruptWindow = 13,
+        /// The guest could take an NMI now.
+        NmiWindow = 14,
+        /// An exception of the exception bitmap: info\[0\] the vector, info\[1\] the error code, info\[2\] CR2 for a page fault
+        /// or the DR6 bits for a debug exception.
+        Exception = 15,
+        /// Triple fault, or a shutdown for another reason.
+        TripleFault = 16,
+        /// The hardware, or the kernel before it, refused the state: info\[0\] the rule ([`EntryRule`]), info\[1\] what the
+        /// hardware said.
+        EntryFailure = 17,
+        /// XSETBV, index in RCX, value in RDX:RAX.
+        Xsetbv = 18,
+        /// INVD or WBINVD.
+        CacheControl = 19,
+        /// PAUSE.
+        Pause = 20,
+        /// MONITOR or MWAIT.
+        Monitor = 21,
+        /// Task switch: info\[0\] the selector in bits 0-15, the source in 16-17 (0 CALL, 1 IRET, 2 JMP, 3 gate).
+        TaskSwitch = 22,
+        /// INVLPG: info\[0\] the linear address where known.
+        Invlpg = 23,
+        /// RDPMC.
+        Rdpmc = 24,
+        /// RDTSC or RDTSCP.
+        Rdtsc = 25,
+        /// A virtualization instruction of this vendor (VMX instructions, VMRUN and its kin): the guest was told that there
+        /// are none.
+        VirtInstruction = 26,
+        /// INIT signal or SIPI while the vCPU ran.
+        Init = 27,
+        /// With a virtual APIC: an interrupt of [`crate::vcpu::VcpuPage::eoi_exits`] is over; info\[0\] its vector. RIP is behind the
+        /// instruction, and dirty.
+        Eoi = 28,
+        /// Anything else: info\[0\] 0 for VMX and 1 for SVM, info\[1\] the raw reason, info\[2\] its qualification.
+        Unhandled = 31,
+    }
 }
 
 /// [`ExitKind::PortIo`]: info\[0\].

@@ -13,6 +13,7 @@ pub mod doorbell;
 pub mod exit;
 pub mod guest;
 pub mod number;
+mod numbers;
 pub mod regs;
 pub mod status;
 pub mod trace;

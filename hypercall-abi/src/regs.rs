@@ -35,7 +35,7 @@ impl Head {
         if self.0 & 0xffff_ff00 != 0 {
             return None;
         }
-        Hypercall::from_number(self.0 as u8)
+        Hypercall::from_raw(self.0 as u8)
     }
 
     /// The selector.

@@ -1,63 +1,41 @@
 //! Results of hypercalls (SPEC.md 3).
 
-/// What a hypercall came to: bits 0 to 31 of RAX on return.
-///
-/// SPEC.md lists for each call which of these it returns, and exactly when.
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
-    /// Done.
-    Success = 0,
-    /// No such hypercall number.
-    BadHypercall = 1,
-    /// The selector is out of range or names nothing.
-    BadSelector = 2,
-    /// The capability names an object of another type.
-    BadType = 3,
-    /// The capability lacks a right that the call needs.
-    BadRights = 4,
-    /// An argument is outside its range.
-    BadArgument = 5,
-    /// The pool that pays for the call has too few free frames.
-    NoMemory = 6,
-    /// The destination selector or address is in use.
-    Occupied = 7,
-    /// The object belongs to another CPU.
-    WrongCpu = 8,
-    /// The deadline passed.
-    Timeout = 9,
-    /// The object went away while the caller waited on it.
-    Aborted = 10,
-    /// The object is in use by another thread.
-    Busy = 11,
-    /// Something the call needs is not bound to the object.
-    Unbound = 12,
-    /// This machine cannot do it.
-    Unsupported = 13,
-    /// Part of the range was done; the count is in the first result register.
-    Partial = 14,
-}
+use crate::numbers::numbers;
 
-impl Status {
-    /// The status with this value, if there is one.
-    pub const fn from_raw(raw: u32) -> Option<Self> {
-        Some(match raw {
-            0 => Status::Success,
-            1 => Status::BadHypercall,
-            2 => Status::BadSelector,
-            3 => Status::BadType,
-            4 => Status::BadRights,
-            5 => Status::BadArgument,
-            6 => Status::NoMemory,
-            7 => Status::Occupied,
-            8 => Status::WrongCpu,
-            9 => Status::Timeout,
-            10 => Status::Aborted,
-            11 => Status::Busy,
-            12 => Status::Unbound,
-            13 => Status::Unsupported,
-            14 => Status::Partial,
-            _ => return None,
-        })
+numbers! {
+    /// What a hypercall came to: bits 0 to 31 of RAX on return.
+    ///
+    /// SPEC.md lists for each call which of these it returns, and exactly when.
+    Status: u32 {
+        /// Done.
+        Success = 0,
+        /// No such hypercall number.
+        BadHypercall = 1,
+        /// The selector is out of range or names nothing.
+        BadSelector = 2,
+        /// The capability names an object of another type.
+        BadType = 3,
+        /// The capability lacks a right that the call needs.
+        BadRights = 4,
+        /// An argument is outside its range.
+        BadArgument = 5,
+        /// The pool that pays for the call has too few free frames.
+        NoMemory = 6,
+        /// The destination selector or address is in use.
+        Occupied = 7,
+        /// The object belongs to another CPU.
+        WrongCpu = 8,
+        /// The deadline passed.
+        Timeout = 9,
+        /// The object went away while the caller waited on it.
+        Aborted = 10,
+        /// The object is in use by another thread.
+        Busy = 11,
+        /// Something the call needs is not bound to the object.
+        Unbound = 12,
+        /// This machine cannot do it.
+        Unsupported = 13,
+        /// Part of the range was done; the count is in the first result register.
+        Partial = 14,
     }
 }

@@ -1,5 +1,7 @@
 //! Records of what a CPU does (SPEC.md 4.10).
 
+use crate::numbers::numbers;
+
 /// Bytes of a record.
 pub const RECORD_BYTES: usize = 16;
 
@@ -18,37 +20,24 @@ pub struct Record {
 /// Shift of the second part of a detail: the selector of [`Kind::Hypercall`], the result of [`Kind::Return`].
 pub const SECOND_SHIFT: u32 = 16;
 
-macro_rules! kinds {
-    ($($(#[$doc:meta])* $name:ident = $value:literal,)*) => {
-        /// What happened.
-        #[repr(u8)]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Kind { $($(#[$doc])* $name = $value,)* }
-
-        impl Kind {
-            /// The kind with this value, if there is one.
-            pub const fn from_raw(raw: u8) -> Option<Self> {
-                match raw { $($value => Some(Kind::$name),)* _ => None }
-            }
-        }
-    };
-}
-
-kinds! {
-    /// User code made a hypercall: bits 8 to 15 its number, 16 to 31 the selector.
-    Hypercall = 1,
-    /// User code goes on: bits 8 to 15 the status of its hypercall, 16 to 31 result 0; 0 if it did not enter by one.
-    Return = 2,
-    /// The kernel enters a guest again in place of its VMM: bits 8 to 15 the exit kind that the kernel answered, or 0.
-    Enter = 3,
-    /// An interrupt: bits 8 to 15 the vector.
-    Interrupt = 4,
-    /// User code stopped on an exception: bits 8 to 15 the vector.
-    Fault = 5,
-    /// The context's wait is over.
-    Wake = 6,
-    /// The CPU has nothing to do.
-    Idle = 7,
+numbers! {
+    /// What happened.
+    Kind: u8 {
+        /// User code made a hypercall: bits 8 to 15 its number, 16 to 31 the selector.
+        Hypercall = 1,
+        /// User code goes on: bits 8 to 15 the status of its hypercall, 16 to 31 result 0; 0 if it did not enter by one.
+        Return = 2,
+        /// The kernel enters a guest again in place of its VMM: bits 8 to 15 the exit kind that the kernel answered, or 0.
+        Enter = 3,
+        /// An interrupt: bits 8 to 15 the vector.
+        Interrupt = 4,
+        /// User code stopped on an exception: bits 8 to 15 the vector.
+        Fault = 5,
+        /// The context's wait is over.
+        Wake = 6,
+        /// The CPU has nothing to do.
+        Idle = 7,
+    }
 }
 
 impl Record {

@@ -4,6 +4,7 @@
 //! [`VcpuPage::filled`] what the last exit wrote. The kernel reads each value it checks once.
 
 use crate::exit::ExitKind;
+use crate::numbers::numbers;
 
 bitflags::bitflags! {
     /// Groups of vCPU state. General-purpose registers need no group: they are always current, RSP apart.
@@ -94,27 +95,15 @@ impl Interruptibility {
     pub const SHADOW: Self = Self::STI.union(Self::MOV_SS);
 }
 
-/// What `VcpuFpu` does.
-#[repr(u64)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FpuOperation {
-    /// The page gets the state.
-    Read = 0,
-    /// The state becomes the page's.
-    Write = 1,
-    /// The state, and XCR0, become those after reset.
-    Reset = 2,
-}
-
-impl FpuOperation {
-    /// The operation with this number.
-    pub const fn from_raw(raw: u64) -> Option<Self> {
-        match raw {
-            0 => Some(FpuOperation::Read),
-            1 => Some(FpuOperation::Write),
-            2 => Some(FpuOperation::Reset),
-            _ => None,
-        }
+numbers! {
+    /// What `VcpuFpu` does.
+    FpuOperation: u64 {
+        /// The page gets the state.
+        Read = 0,
+        /// The state becomes the page's.
+        Write = 1,
+        /// The state, and XCR0, become those after reset.
+        Reset = 2,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Device pages: registers, kinds, states and features (SPEC.md 11.2).
 
+use crate::numbers::numbers;
+
 /// Bytes between device pages, and of each.
 pub const PAGE_BYTES: u64 = 4096;
 
@@ -64,30 +66,9 @@ pub mod config {
     pub const CLOCK_UNIX_NS: u64 = 0x48;
 }
 
-macro_rules! numbers {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $value:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[repr(u32)]
-        pub enum $name {
-            $($(#[$variant_doc])* $variant = $value,)*
-        }
-
-        impl $name {
-            /// The value of this number; `None` if it has no meaning.
-            pub const fn from_raw(raw: u32) -> Option<Self> {
-                match raw {
-                    $($value => Some($name::$variant),)*
-                    _ => None,
-                }
-            }
-        }
-    };
-}
-
 numbers! {
     /// What a device is.
-    Kind {
+    Kind: u32 {
         /// Bytes to and from a terminal: queue 0 takes buffers for input, queue 1 output.
         Console = 1,
         /// Sectors: every queue takes every request.
@@ -107,7 +88,7 @@ numbers! {
 
 numbers! {
     /// What a device does.
-    State {
+    State: u32 {
         /// Nothing. Writing it resets the device: it forgets its queues, and touches no memory of the guest from then on.
         Reset = 0,
         /// It serves its queues. Writing it starts the device.
@@ -119,7 +100,7 @@ numbers! {
 
 numbers! {
     /// Why a device stopped.
-    Fault {
+    Fault: u32 {
         /// The driver accepted features that were not offered.
         Features = 1,
         /// A queue's size is no power of two or too large, or its memory is not memory or not aligned.

@@ -56,7 +56,7 @@ fn longest(plan: &Plan) -> Result<Vec<(String, u64)>> {
 /// What the kernel was entered for, by the low half of its record.
 fn name_of(event: u16) -> String {
     let [kind, number] = event.to_le_bytes();
-    match (Kind::from_raw(kind), Hypercall::from_number(number)) {
+    match (Kind::from_raw(kind), Hypercall::from_raw(number)) {
         (Some(Kind::Hypercall), Some(call)) => format!("{call:?}"),
         (Some(Kind::Hypercall), None) => format!("hypercall {number}"),
         (Some(Kind::Interrupt), _) => format!("interrupt {number:#x}"),

@@ -24,7 +24,7 @@ pub struct Event {
 impl Event {
     /// The hypercall that it is.
     pub fn hypercall(&self) -> Option<Hypercall> {
-        (self.kind == Kind::Hypercall).then(|| Hypercall::from_number(self.first)).flatten()
+        (self.kind == Kind::Hypercall).then(|| Hypercall::from_raw(self.first)).flatten()
     }
 }
 

@@ -206,7 +206,7 @@ extern "C" fn make_calls(argument: u64) -> ! {
         if random.below(32) == 0 {
             head = random.draw();
         }
-        let is_odd = Hypercall::from_number(head as u8) == Some(Wait) && number != Wait;
+        let is_odd = Hypercall::from_raw(head as u8) == Some(Wait) && number != Wait;
         let words = arguments(&mut random, number);
         // Replies end nothing here; waiting for ever is left out; the child ends itself only now and then.
         let ends_itself = number == Revoke && to < own::FREE && random.below(64) > 0;

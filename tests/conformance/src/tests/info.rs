@@ -89,7 +89,7 @@ fn the_first_capabilities_are_as_promised(w: &mut World) -> Check {
 
 fn an_unknown_number_is_refused(_: &mut World) -> Check {
     for number in 0..=0xff_u8 {
-        if Hypercall::from_number(number).is_none() {
+        if Hypercall::from_raw(number).is_none() {
             call_head(number.into(), [1, 2, 3]).fails(BadHypercall)?;
         }
     }
