@@ -24,27 +24,38 @@ pub struct Boot {
 
 /// Boots Debian's kernel to the first command of its shell.
 pub fn boot(machine: Machine, mitigations: &str) -> Result<Boot> {
-    let log = workspace::own_dir("log")?.join(format!("bench-linux-{}.log", machine.name()));
+    statistics(machine, mitigations, "linux", &["--exec", "echo"], parse)
+}
+
+/// Boots Debian's kernel with these options of `run` too, and reads the VMM's statistics in the last line of the log that `parse` knows.
+pub fn statistics(
+    machine: Machine,
+    mitigations: &str,
+    name: &str,
+    options: &[&str],
+    parse: fn(&str) -> Option<Boot>,
+) -> Result<Boot> {
+    let log = workspace::own_dir("log")?.join(format!("bench-{name}-{}.log", machine.name()));
     let log_name = log.display().to_string();
     let cmdline = format!("loglevel=error mitigations={mitigations}");
-    let args = request::parse(&[
+    let common = [
         "--machine",
         machine.name(),
         "--deterministic",
         "--statistics",
         "--cmdline",
         "quiet",
-        "--exec",
-        "echo",
         "--kernel-cmdline",
         &cmdline,
         "--log",
         &log_name,
-    ])?;
+    ];
+    let args = request::parse(&[&common, options].concat())?;
     let report = request::run(&args, Output::Collect)?;
-    ensure!(report.verdict == Verdict::Command(0), "Linux did not reach its shell: {}", report.detail);
+    ensure!(report.verdict == Verdict::Command(0), "Linux did not run its command: {}", report.detail);
     let text = String::from_utf8_lossy(&workspace::read(&log)?).into_owned();
-    text.lines().find_map(parse).with_context(|| format!("the log {log_name} has no statistics"))
+    let last = text.lines().filter_map(parse).next_back();
+    last.with_context(|| format!("the log {log_name} has no statistics"))
 }
 
 /// Reads the VMM's line: `… booted at T after the kernel's entry: N exits, A of B ticks outside the guest: Kind N Kind N …`.

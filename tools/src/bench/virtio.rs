@@ -5,12 +5,9 @@
 //! for eight bytes, is taken off and said apart.
 
 use super::linux::{self, Boot};
-use crate::request;
-use crate::run::Output;
 use crate::run::machine::Machine;
-use crate::run::outcome::Verdict;
 use crate::workspace;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 
 /// The operations: a request alone, and one of 32.
@@ -49,8 +46,7 @@ fn boot(machine: Machine, mitigations: &str, single: u64, deep: u64) -> Result<B
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let disk = folder.path().join("disk");
     workspace::write(&disk, vec![0; DISK as usize])?;
-    let log = workspace::own_dir("log")?.join(format!("bench-virtio-{}.log", machine.name()));
-    let (disk, log_name) = (format!("{},ro,memory", disk.display()), log.display().to_string());
+    let disk = format!("{},ro,memory", disk.display());
     // What Linux reads ahead, 128 KiB, is split into requests of 4 KiB, which reach the driver, and the device, together.
     let command = format!(
         "exec 2>/dev/null; cd /sys/block/vda/queue; echo none > scheduler; echo 4 > max_sectors_kb
@@ -58,30 +54,8 @@ dd if=/dev/vda of=/dev/null iflag=direct bs=4k count={single}
 dd if=/dev/vda of=/dev/null bs=128k count={}",
         deep / 32
     );
-    let cmdline = format!("loglevel=error mitigations={mitigations}");
-    let args = request::parse(&[
-        "--machine",
-        machine.name(),
-        "--deterministic",
-        "--statistics",
-        "--cmdline",
-        "quiet",
-        "--disk",
-        &disk,
-        "--exec",
-        &command,
-        "--kernel-cmdline",
-        &cmdline,
-        "--log",
-        &log_name,
-    ])?;
-    let report = request::run(&args, Output::Collect)?;
-    ensure!(report.verdict == Verdict::Command(0), "Linux did not read its disk: {}", report.detail);
-    let text = String::from_utf8_lossy(&workspace::read(&log)?).into_owned();
-    text.lines()
-        .filter_map(linux::parse_end)
-        .next_back()
-        .with_context(|| format!("the log {log_name} has no statistics"))
+    let options = ["--disk", &disk, "--exec", &command];
+    linux::statistics(machine, mitigations, "virtio", &options, linux::parse_end)
 }
 
 /// What the requests more cost.

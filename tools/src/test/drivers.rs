@@ -2,14 +2,14 @@
 
 use super::Test;
 use super::disks::make_file_system;
-use super::guests::{log_path, verdict};
+use super::guests::{planned, verdict};
 use super::linux::{boot, check, ended_with};
 use super::record::Outcome;
 use crate::image::BootImage;
 use crate::run::machine::Machine;
 use crate::run::outcome::{Report, Verdict};
-use crate::run::{self, Options, Output};
-use crate::{compile, image, request, workspace};
+use crate::run::{self, Options};
+use crate::{compile, image, workspace};
 use anyhow::{Context, Result};
 use std::path::Path;
 use std::process::Command;
@@ -105,14 +105,8 @@ fn failing(machine: Machine, name: &str) -> Result<Outcome> {
     let command = read_around();
     let disk = format!("{},{}", file.display(), DiskDriver::Ata.name());
     let words = ["--machine", machine.name(), "--deterministic", "--disk", &disk, "--exec", &command];
-    let mut args = request::parse(&words)?;
-    args.is_built = true;
-    let plan = request::plan(&args, request::ForWhom::Tool)?;
-    let options = Options {
-        timeout: Some(TIME_LIMIT),
-        log: log_path(name)?,
-        ..request::options(&args, Output::Collect)?
-    };
+    let (plan, options) = planned(&words, name)?;
+    let options = Options { timeout: Some(TIME_LIMIT), ..options };
     let mut boot = BootImage::collect(&plan, &options.kernel_cmdline)?;
     let program = image::elf::loadable(&workspace::bare_binary(compile::TEST_DRIVER))?;
     let module = boot.modules.iter_mut().find(|module| Some(&*module.name) == DiskDriver::Ata.module());

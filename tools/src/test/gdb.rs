@@ -1,12 +1,12 @@
 //! Debugging guests with a stock gdb.
 
 use super::Test;
-use super::guests::{log_path, verdict};
+use super::guests::{planned, verdict};
 use super::record::Outcome;
 use crate::run::machine::Machine;
 use crate::run::outcome::Verdict;
-use crate::run::{self, Options, Output};
-use crate::{request, workspace};
+use crate::run::{self, Options};
+use crate::workspace;
 use anyhow::{Context, Result};
 use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Command, Stdio};
@@ -109,14 +109,9 @@ pub fn tests(machine: Machine) -> Vec<Test> {
 
 fn run(machine: Machine, case: &'static Case, name: &str) -> Result<Outcome> {
     let port = free_port()?.to_string();
-    let mut args = request::parse(&["--machine", machine.name(), "--guest", case.guest, "--gdb", &port])?;
-    args.is_built = true;
-    let plan = request::plan(&args, request::ForWhom::Tool)?;
-    let options = Options {
-        timeout: Some(TIME_LIMIT),
-        log: log_path(name)?,
-        ..request::options(&args, Output::Collect)?
-    };
+    let words = ["--machine", machine.name(), "--guest", case.guest, "--gdb", &port];
+    let (plan, options) = planned(&words, name)?;
+    let options = Options { timeout: Some(TIME_LIMIT), ..options };
     let debugger = thread::spawn(move || debug(case, &port));
     let report = run::run(&plan, &options)?;
     let said = debugger.join().map_err(|_| anyhow::anyhow!("the debugger's thread panicked"))??;

@@ -2,7 +2,7 @@
 
 use super::Test;
 use super::record::Outcome as Verdict;
-use crate::image::manifest::{self, DEFAULT_PRIORITY};
+use crate::image::manifest::{self, DEFAULT_PRIORITY, Plan};
 use crate::request;
 use crate::run::machine::Machine;
 use crate::run::outcome::{Report, Verdict as RunVerdict, VmReport};
@@ -94,6 +94,14 @@ pub fn vm(name: &str, guest: &str, cmdline: &str, memory_mib: u32) -> VmConfig {
 /// Where a system test's log goes.
 pub fn log_path(name: &str) -> Result<PathBuf> {
     Ok(workspace::own_dir("log")?.join(format!("{}.log", name.replace('/', "-"))))
+}
+
+/// What a run with these options of `run` needs, of what is built already; its log is the test's.
+pub fn planned(words: &[&str], name: &str) -> Result<(Plan, Options)> {
+    let mut args = request::parse(words)?;
+    args.is_built = true;
+    let plan = request::plan(&args, request::ForWhom::Tool)?;
+    Ok((plan, Options { log: log_path(name)?, ..request::options(&args, Output::Collect)? }))
 }
 
 /// The test's verdict on a run, with what helps to find out why.

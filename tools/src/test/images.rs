@@ -1,15 +1,14 @@
 //! Images for real machines, booted by both kinds of firmware.
 
 use super::Test;
-use super::guests::{log_path, verdict};
+use super::guests::{planned, verdict};
 use super::record::Outcome;
 use crate::image::BootImage;
 use crate::image::iso::{self, Firmware};
-use crate::request;
 use crate::run::link::Listener;
 use crate::run::machine::Machine;
 use crate::run::outcome::Verdict;
-use crate::run::{self, Options, Output, bochs, qemu};
+use crate::run::{self, Options, bochs, qemu};
 use crate::setup;
 use anyhow::{Context, Result};
 use std::time::Duration;
@@ -32,17 +31,11 @@ pub fn tests(machine: Machine) -> Vec<Test> {
 }
 
 fn run(machine: Machine, is_uefi: bool, name: &str) -> Result<Outcome> {
-    let mut args = request::parse(&["--machine", machine.name(), "--guest", "hello"])?;
-    args.is_built = true;
-    let plan = request::plan(&args, request::ForWhom::Tool)?;
-    let image = BootImage::collect(&plan, &args.kernel_cmdline)?;
+    let (plan, options) = planned(&["--machine", machine.name(), "--guest", "hello"], name)?;
+    let options = Options { timeout: Some(TIME_LIMIT), ..options };
+    let image = BootImage::collect(&plan, &options.kernel_cmdline)?;
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     iso::make(&image, Firmware::BiosAndUefi, folder.path(), &folder.path().join(iso::FILE))?;
-    let options = Options {
-        timeout: Some(TIME_LIMIT),
-        log: log_path(name)?,
-        ..request::options(&args, Output::Collect)?
-    };
     let (command, listener) = if machine.is_bochs() {
         let listener = Listener::tcp()?;
         (bochs::command(&options, &[], folder.path(), listener.port())?, listener)

@@ -1,13 +1,12 @@
 //! Debian's kernel as a guest: its shell, commands, and the ways in which it can end too early.
 
 use super::Test;
-use super::guests::{log_path, verdict};
+use super::guests::{planned, verdict};
 use super::record::Outcome;
 use crate::guest::initramfs;
-use crate::request;
 use crate::run::machine::Machine;
 use crate::run::outcome::{Report, Verdict};
-use crate::run::{self, Options, Output, Script};
+use crate::run::{self, Options, Script};
 use anyhow::{Context, Result};
 use std::time::Duration;
 
@@ -103,15 +102,9 @@ pub(super) fn boot(
     answer: Option<(String, String)>,
     name: &str,
 ) -> Result<(Report, Options)> {
-    let mut args = request::parse(words)?;
-    args.is_built = true;
-    let plan = request::plan(&args, request::ForWhom::Tool)?;
-    let options = Options {
-        timeout: Some(TIME_LIMIT),
-        log: log_path(name)?,
-        script: Script { answer, until: None },
-        ..request::options(&args, Output::Collect)?
-    };
+    let (plan, options) = planned(words, name)?;
+    let script = Script { answer, until: None };
+    let options = Options { timeout: Some(TIME_LIMIT), script, ..options };
     Ok((run::run(&plan, &options)?, options))
 }
 

@@ -1,12 +1,11 @@
 //! Runs that must end although nothing works: machines on which Nacre cannot run, and guests that never end.
 
 use super::Test;
-use super::guests::{log_path, verdict};
+use super::guests::{planned, verdict};
 use super::record::Outcome;
-use crate::request;
 use crate::run::machine::Machine;
 use crate::run::outcome::Verdict;
-use crate::run::{self, Options, Output};
+use crate::run::{self};
 use anyhow::Result;
 
 /// A run and how it must end.
@@ -63,12 +62,8 @@ pub fn tests(machine: Machine) -> Vec<Test> {
 fn run(case: &Case) -> Result<Outcome> {
     let machine = ["--machine", case.machine.name(), "--deterministic", "--guest", "hello"];
     let has_guest = case.options.contains(&"--guest");
-    let mut args =
-        request::parse(&[if has_guest { &machine[..3] } else { &machine[..] }, case.options].concat())?;
-    args.is_built = true;
-    let plan = request::plan(&args, request::ForWhom::Tool)?;
-    let log = log_path(&format!("{}/{}", case.machine.name(), case.name))?;
-    let options = Options { log, ..request::options(&args, Output::Collect)? };
+    let words = [if has_guest { &machine[..3] } else { &machine[..] }, case.options].concat();
+    let (plan, options) = planned(&words, &format!("{}/{}", case.machine.name(), case.name))?;
     let report = run::run(&plan, &options)?;
     Ok(verdict(&report, &options.log, || {
         if report.verdict == case.ends {
