@@ -158,10 +158,14 @@ fn a_handler_runs_on_its_callers_time(w: &mut World) -> Check {
     let handler = w.handler(0)?;
     let portal = w.portal(handler, use_time)?;
     let ticks = w.info.tsc_hz / 100;
-    let caller = w.begin((0, HIGH), Hypercall::Call, portal, [ticks])?;
-    w.answer(&caller)?.ok()?;
-    let used = call(ScInfo, caller.sc, []).value()?;
-    holds("the time of the handler is the caller's", used >= ticks)
+    let mut is_callers = false;
+    // Who watches the tests is more urgent, and wakes once a second: in one of two calls the handler has all of the time.
+    for _ in 0..2 {
+        let caller = w.begin((0, HIGH), Hypercall::Call, portal, [ticks])?;
+        w.answer(&caller)?.ok()?;
+        is_callers |= call(ScInfo, caller.sc, []).value()? >= ticks;
+    }
+    holds("the time of the handler is the caller's", is_callers)
 }
 
 fn a_busy_handler_queues_its_callers_in_order(w: &mut World) -> Check {
