@@ -6,13 +6,12 @@
 //! the same time whatever its size.
 
 use super::{Header, InPool, List, Object};
-use core::cell::Cell;
+use core::cell::{Cell, UnsafeCell};
 use core::marker::PhantomData;
 use core::mem::{align_of, size_of};
 use hypercall_abi::{ObjectType, PAGE_SIZE};
 use kcore::addr::PhysAddr;
 use khw::mem::{FrameSource, direct_virt_to_phys, phys_to_virt, zero_frame};
-use khw::sync::Lock;
 
 /// Sizes of slab objects.
 const CLASSES: [usize; 5] = [64, 128, 256, 512, 1024];
@@ -28,7 +27,7 @@ const FILL: u64 = 16;
 #[derive(Debug)]
 pub struct Pool {
     header: Header,
-    frames: Lock<Frames>,
+    frames: UnsafeCell<Frames>,
     /// Pools between it and the root pool, itself included.
     pub depth: u32,
     /// Highest priority of scheduling contexts that are paid from it.
@@ -39,7 +38,7 @@ pub struct Pool {
     pub ending: Cell<u32>,
 }
 
-// SAFETY: `header` and `objects` are used under the tree lock, `frames` has its own.
+// SAFETY: everything is used under the tree lock, but for a look at the number of frames.
 unsafe impl Sync for Pool {}
 // SAFETY: first field is the header.
 unsafe impl Object for Pool {
@@ -163,7 +162,7 @@ impl Pool {
     pub const fn root() -> Self {
         Pool {
             header: Header::new(ObjectType::Pool, None),
-            frames: Lock::new(Frames::new()),
+            frames: UnsafeCell::new(Frames::new()),
             depth: 0,
             max_priority: 31,
             objects: List::new(),
@@ -176,6 +175,13 @@ impl Pool {
         &self.header
     }
 
+    /// Its frames. Under the tree lock; the reference ends before another one to the same pool's begins.
+    #[expect(clippy::mut_from_ref, reason = "exclusive by the rule above")]
+    fn frames(&self) -> &mut Frames {
+        // SAFETY: by the rule above no other reference is live; `usage` makes none.
+        unsafe { &mut *self.frames.get() }
+    }
+
     /// A pool with `count` frames out of `parent`. Under the tree lock, without which nothing is taken from a pool.
     pub fn create(parent: &'static Pool, count: u64, max_priority: u8) -> Option<&'static Pool> {
         if !parent.has_room::<Pool>(count) {
@@ -183,19 +189,17 @@ impl Pool {
         }
         let pool = parent.create_object(Pool {
             header: Header::new(ObjectType::Pool, Some(parent)),
-            frames: Lock::new(Frames::new()),
+            frames: UnsafeCell::new(Frames::new()),
             depth: parent.depth.saturating_add(1),
             max_priority,
             objects: List::new(),
             ending: Cell::new(0),
         })?;
-        let mut source = parent.frames.lock();
-        let mut own = pool.frames.lock();
+        let (source, own) = (parent.frames(), pool.frames());
         source.free -= count;
         (own.free, own.unfilled) = (count, count);
         own.total = count;
         source.total -= count;
-        drop(own);
         Some(pool)
     }
 
@@ -204,15 +208,16 @@ impl Pool {
     /// # Safety
     /// The frame is RAM in the direct map and unused.
     pub unsafe fn donate(&self, frame: PhysAddr) {
-        let mut frames = self.frames.lock();
+        let frames = self.frames();
         frames.give(frame);
         frames.total += 1;
     }
 
-    /// Frames that are free, and all frames.
+    /// Frames that were free a moment ago, and all frames. Needs no lock.
     pub fn usage(&self) -> (u64, u64) {
-        let frames = self.frames.lock();
-        (frames.free, frames.total)
+        let frames = self.frames.get();
+        // SAFETY: the pool is alive; whole words are read, which another CPU may be writing.
+        unsafe { ((&raw const (*frames).free).read_volatile(), (&raw const (*frames).total).read_volatile()) }
     }
 
     fn take(&self, own: &mut Frames) -> Option<PhysAddr> {
@@ -232,9 +237,9 @@ impl Pool {
     #[inline(never)]
     fn fill(&self, own: &mut Frames) {
         let Some(parent) = self.header.pool else { return };
-        let mut source = parent.frames.lock();
+        let source = parent.frames();
         if source.head == 0 {
-            parent.fill(&mut source);
+            parent.fill(source);
         }
         for _ in 0..own.unfilled.min(FILL) {
             let Some(frame) = source.pop() else { return };
@@ -245,7 +250,7 @@ impl Pool {
 
     /// A zeroed frame.
     pub fn take_frame(&self) -> Option<PhysAddr> {
-        let frame = self.take(&mut self.frames.lock())?;
+        let frame = self.take(self.frames())?;
         // SAFETY: it was free a moment ago and is ours now.
         unsafe { zero_frame(frame) };
         Some(frame)
@@ -256,7 +261,7 @@ impl Pool {
     /// # Safety
     /// Nothing uses the frame, and no CPU can reach it through a cached translation or a stale look-up.
     pub unsafe fn give_frame(&self, frame: PhysAddr) {
-        self.frames.lock().give(frame);
+        self.frames().give(frame);
     }
 
     /// Puts an object into memory of this pool. It is not in [`Self::objects`] yet.
@@ -267,9 +272,9 @@ impl Pool {
     /// Memory for an object, to be filled for certain.
     pub fn allocate<T: Object>(&'static self) -> Option<Place<T>> {
         let class = const { class_of::<T>() };
-        let mut own = self.frames.lock();
+        let own = self.frames();
         if own.slabs[class].free == 0 {
-            let frame = self.take(&mut own)?;
+            let frame = self.take(own)?;
             own.cut(class, frame);
         }
         let slab = &mut own.slabs[class];
@@ -281,7 +286,7 @@ impl Pool {
 
     /// Whether there is memory for an object and `frames` more frames: a refusal must not leave a slab behind.
     fn has_room<T: Object>(&self, frames: u64) -> bool {
-        let own = self.frames.lock();
+        let own = self.frames();
         let slab = u64::from(own.slabs[const { class_of::<T>() }].free == 0);
         frames.checked_add(slab).is_some_and(|needed| needed <= own.free)
     }
@@ -292,7 +297,7 @@ impl Pool {
     /// It came from this pool, nothing refers to it any more, and a grace period has passed since something could.
     pub unsafe fn free_object<T: Object>(&self, object: &'static T) {
         let addr = object as *const T as u64;
-        let mut frames = self.frames.lock();
+        let frames = self.frames();
         let slab = &mut frames.slabs[const { class_of::<T>() }];
         // SAFETY: the piece is free from here on.
         unsafe { set_next(addr, slab.free) };
@@ -305,7 +310,7 @@ impl Pool {
     /// Every object was freed and every frame given back.
     pub unsafe fn dissolve(&self) {
         let Some(parent) = self.header.pool else { return };
-        let mut own = self.frames.lock();
+        let own = self.frames();
         for Slab { frames, last, .. } in own.slabs.into_iter().filter(|slab| slab.frames != 0) {
             // SAFETY: slab frames are chained through their first word, and no object is left in them.
             unsafe { set_next(last, own.head) };
@@ -316,7 +321,7 @@ impl Pool {
         }
         own.free += own.in_slabs;
         debug_assert_eq!(own.free, own.total, "a pool lost frames");
-        let mut target = parent.frames.lock();
+        let target = parent.frames();
         if own.head != 0 {
             // SAFETY: the tail of our list is a free frame.
             unsafe { set_next(own.tail, target.head) };
