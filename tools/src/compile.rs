@@ -13,12 +13,13 @@ use std::{env, fs};
 pub const BARE_TARGET: &str = "x86_64-unknown-none";
 
 /// The programs of every boot image: package and binary, the kernel first.
-pub const SYSTEM: [(&str, &str); 5] = [
+pub const SYSTEM: [(&str, &str); 6] = [
     ("kernel", "kernel"),
     ("root-task", "root"),
     ("console", "console"),
     ("monitor", "monitor"),
     ("drv-ata", "drv-ata"),
+    ("drv-virtio-blk", "drv-virtio-blk"),
 ];
 
 /// The package of the test guests.

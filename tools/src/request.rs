@@ -39,8 +39,8 @@ pub struct RunArgs {
     /// Its initial file system, or a Multiboot module (may be repeated)
     #[arg(long, value_name = "FILE", conflicts_with = "manifest")]
     pub initrd: Vec<PathBuf>,
-    /// A disk; the first is /dev/vda, and what is written to it is in the file (may be repeated). DRIVER is `ata`, which is what
-    /// machines have, or `memory`: then the file stays as it is
+    /// A disk; the first is /dev/vda, and what is written to it is in the file (may be repeated). DRIVER is `ata`,
+    /// with QEMU also `virtio-blk`, or `memory`: then the file stays as it is
     #[arg(long, value_name = "FILE[,ro][,DRIVER]", value_parser = parse_disk, conflicts_with = "manifest")]
     pub disk: Vec<DiskArg>,
     /// The guest kernel's command line (for Linux: added to the usual one)
@@ -235,6 +235,9 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
         let mut manifest = manifest::read(path)?;
         manifest::check(&manifest, host)
             .map_err(|error| failure::usage(format!("manifest {}: {error}", path.display())))?;
+        if for_whom == ForWhom::Tool {
+            disks::of_machine(&manifest).try_for_each(|disk| check_driver(args, disk.driver))?;
+        }
         build(args, &manifest::test_guests(&manifest))?;
         adapt(&mut manifest, args, for_whom);
         return manifest::resolve(manifest, path.parent().unwrap_or(Path::new("")), host);
@@ -242,6 +245,9 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
     // Mistakes are told before anything is built or fetched.
     args.initrd.iter().try_for_each(|path| check_readable(path))?;
     args.disk.iter().try_for_each(|disk| disks::check(&disk.path))?;
+    if for_whom == ForWhom::Tool {
+        args.disk.iter().filter_map(|disk| disk.driver).try_for_each(|driver| check_driver(args, driver))?;
+    }
     let kernel = args.kernel.as_deref().map(check_kernel).transpose()?;
     let is_linux = match kernel {
         Some(kind) => kind.is_linux(),
@@ -305,6 +311,21 @@ fn check_host(args: &RunArgs) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Refuses a disk that the machine cannot have.
+fn check_driver(args: &RunArgs, driver: DiskDriver) -> Result<()> {
+    let machine = args.machine.resolve();
+    if driver == DiskDriver::Memory || machine.disk_drivers().contains(&driver) {
+        return Ok(());
+    }
+    let has: Vec<&str> = machine.disk_drivers().iter().map(|driver| driver.name()).collect();
+    Err(failure::usage(format!(
+        "machine {} has no disk for driver {}; it has disks for {}, and any machine for memory",
+        machine.name(),
+        driver.name(),
+        has.join(", ")
+    )))
 }
 
 /// Refuses what would leave a debugger without an answer.

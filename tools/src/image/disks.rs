@@ -91,7 +91,7 @@ pub fn lay_out(manifest: &Manifest, folder: &Path) -> Result<Vec<MachineDisk>> {
 }
 
 /// The disks that are files and disks of the machine.
-fn of_machine(manifest: &Manifest) -> impl Iterator<Item = &DiskConfig> {
+pub fn of_machine(manifest: &Manifest) -> impl Iterator<Item = &DiskConfig> {
     let disks = manifest.vms.iter().flat_map(|vm| &vm.disks);
     disks.filter(|disk| disk.driver != DiskDriver::Memory && !disk.image.is_empty())
 }

@@ -82,7 +82,7 @@ impl Machine {
 
     /// The drivers for disks that it can have; the first is the usual one.
     pub const fn disk_drivers(self) -> &'static [DiskDriver] {
-        &[DiskDriver::Ata]
+        if self.is_bochs() { &[DiskDriver::Ata] } else { &[DiskDriver::VirtioBlk, DiskDriver::Ata] }
     }
 
     /// The packages it needs.

@@ -13,6 +13,9 @@ pub const LINK_SOCKET: &str = "link.sock";
 /// Exit code of QEMU when the root task ends the machine: isa-debug-exit, `(0x10 << 1) | 1`.
 pub const END: i32 = 33;
 
+/// Number of the first virtio device on the PCI bus.
+const FIRST_VIRTIO_DEVICE: usize = 8;
+
 const PROGRAM: &str = "qemu-system-x86_64";
 
 /// The command that boots `image`, laid out in the folder in which the command will run. Relative names keep spaces and
@@ -39,7 +42,15 @@ pub fn iso_command(options: &Options, uefi: Option<&str>) -> Command {
 fn add_disk(command: &mut Command, disk: &MachineDisk) {
     let MachineDisk { device, file, .. } = disk;
     let mut drive = format!("if=none,id={file},file={file},format=raw");
-    if disk.driver == DiskDriver::Ata {
+    if disk.driver == DiskDriver::VirtioBlk {
+        if disk.is_read_only {
+            drive += ",readonly=on";
+        }
+        // Each at an address of its own, behind the chipset's, in the order of the manifest.
+        let address = FIRST_VIRTIO_DEVICE + device;
+        let virtio = format!("virtio-blk-pci-non-transitional,drive={file},addr={address:#x}");
+        command.args(["-device", &virtio]);
+    } else {
         let (command_block, control) = (ata::COMMAND[*device], ata::CONTROL[*device]);
         if disk.is_read_only {
             // An ATA disk cannot be read-only: what nobody is to write goes to a temporary file.

@@ -18,6 +18,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vmm-core", &["vdev", "hypercall-abi", "vmm-protocol"]),
     ("block-channel", &["vdev", "usys", "vmm-protocol"]),
     ("drv-ata", &["block-channel", "usys", "hypercall-abi", "vmm-protocol"]),
+    ("drv-virtio-blk", &["block-channel", "usys", "hypercall-abi", "vmm-protocol"]),
     ("monitor", &["vmm-core", "vdev", "block-channel", "usys", "hypercall-abi", "vmm-protocol"]),
     ("console", &["usys", "hypercall-abi", "vmm-protocol"]),
     ("root-task", &["usys", "hypercall-abi", "vmm-protocol"]),

@@ -19,10 +19,17 @@ struct Case {
     says: &'static str,
 }
 
+/// As long as a disk of one sector.
+const SECTORS: &str = match std::str::from_utf8(&[b'.'; 512]) {
+    Ok(text) => text,
+    Err(_) => "",
+};
+
 /// Files that are wrong.
 const FILES: &[(&str, &str)] = &[
     ("text", "this is no kernel\n"),
     ("empty", ""),
+    ("sectors", SECTORS),
     ("cut.elf", "\x7fELF\x02\x01\x01"),
     ("key.toml", "[[vm]]\nname = 'a'\nkernel = 'text'\nmemory_mib = 16\ncolour = 'blue'\n"),
     ("kernel.toml", "[[vm]]\nname = 'a'\nkernel = 'text'\nmemory_mib = 16\n"),
@@ -80,6 +87,18 @@ const CASES: &[Case] = &[
         "a disk that is no whole number of sectors is refused",
         &["run", "--guest", "hello", "--disk", "DIR/text"],
         "sectors",
+    ),
+    case(
+        "machines-disk",
+        "a disk that the machine cannot have is refused",
+        &["run", "--machine", "vtx", "--guest", "hello", "--disk", "DIR/sectors,virtio-blk"],
+        "ata",
+    ),
+    case(
+        "shared-disk",
+        "a file that would be written as two disks is refused",
+        &["run", "--machine", "vtx", "--guest", "hello", "--disk", "DIR/sectors", "--disk", "DIR/sectors"],
+        "twice",
     ),
     case(
         "exec",

@@ -35,7 +35,7 @@ pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Vec<Virt
 fn open(info: &'static ProcessInfo, index: usize, disk: &DiskConfig) -> Result<VirtioDevice, &'static str> {
     let backend: Box<dyn Backend> = match disk.driver {
         DiskDriver::Memory => Box::new(in_memory(info, index, disk.read_only)?),
-        DiskDriver::Ata => Box::new(connect(info, index)?),
+        DiskDriver::Ata | DiskDriver::VirtioBlk => Box::new(connect(info, index)?),
     };
     let id = padded(&format!("nacre-{DISK}{index}"));
     Ok(VirtioDevice::Block(Block::new(Disk::new(backend), id, DISK_QUEUES)))

@@ -146,6 +146,9 @@ pub enum DiskDriver {
     /// A driver process for the first drive of an ATA channel. The first disk with this driver is on the first channel (ports
     /// 1F0H to 1F7H and 3F6H, ISA interrupt 14), the second one on the second (170H to 177H and 376H, 15).
     Ata,
+    /// A driver process for a virtio block device on PCI. The disks with this driver are the machine's devices of that kind in
+    /// the order of their addresses. Without an IOMMU, which the kernel does not use yet, the device reaches all memory.
+    VirtioBlk,
 }
 
 impl DiskDriver {
@@ -154,6 +157,7 @@ impl DiskDriver {
         match self {
             DiskDriver::Memory => "memory",
             DiskDriver::Ata => "ata",
+            DiskDriver::VirtioBlk => "virtio-blk",
         }
     }
 
@@ -162,6 +166,7 @@ impl DiskDriver {
         match self {
             DiskDriver::Memory => None,
             DiskDriver::Ata => Some("drv-ata"),
+            DiskDriver::VirtioBlk => Some("drv-virtio-blk"),
         }
     }
 
@@ -170,14 +175,15 @@ impl DiskDriver {
         match self {
             DiskDriver::Memory => usize::MAX,
             DiskDriver::Ata => crate::process::driver::ata::IRQ.len(),
+            DiskDriver::VirtioBlk => crate::process::driver::virtio::MAX_DEVICES,
         }
     }
 
     /// Every driver.
-    pub const ALL: [DiskDriver; 2] = [DiskDriver::Memory, DiskDriver::Ata];
+    pub const ALL: [DiskDriver; 3] = [DiskDriver::Memory, DiskDriver::Ata, DiskDriver::VirtioBlk];
 
     /// Every driver that is a process.
-    pub const PROCESSES: [DiskDriver; 1] = [DiskDriver::Ata];
+    pub const PROCESSES: [DiskDriver; 2] = [DiskDriver::Ata, DiskDriver::VirtioBlk];
 }
 
 const fn default_priority() -> u8 {

@@ -80,6 +80,45 @@ pub mod driver {
     /// Notification bit: the user put a request into the ring, or wants to begin.
     pub const USER_BIT: u64 = 1 << 1;
 
+    /// What a driver of a virtio device on PCI is told, and the regions that it finds it in.
+    pub mod virtio {
+        use serde::{Deserialize, Serialize};
+
+        /// Name of the region with the common configuration.
+        pub const COMMON: &str = "common";
+        /// Name of the region with the notifications.
+        pub const NOTIFY: &str = "notify";
+        /// Name of the region with the configuration of its kind.
+        pub const CONFIG: &str = "config";
+        /// Name of the region with the MSI-X table.
+        pub const MESSAGES: &str = "messages";
+        /// Name of the region for the queue.
+        pub const QUEUE: &str = "queue";
+        /// First of the interrupts that are messages for these drivers; device n's is n further. No I/O APIC has so many inputs.
+        pub const IRQS: u64 = 128;
+        /// Most devices.
+        pub const MAX_DEVICES: usize = 8;
+
+        /// Where things are.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub struct PciDevice {
+            /// Offset in [`COMMON`].
+            pub common: u32,
+            /// Offset in [`NOTIFY`].
+            pub notify: u32,
+            /// Bytes between the notifications of two queues.
+            pub notify_multiplier: u32,
+            /// Offset in [`CONFIG`].
+            pub config: u32,
+            /// Offset in [`MESSAGES`].
+            pub messages: u32,
+            /// Physical address of [`QUEUE`].
+            pub queue_address: u64,
+            /// Physical address of the channel.
+            pub channel_address: u64,
+        }
+    }
+
     /// Where the ATA channels of a PC are, by number.
     pub mod ata {
         /// First port of the command block.
@@ -120,6 +159,8 @@ pub struct DriverConfig {
     pub device: u8,
     /// Writes are refused.
     pub is_read_only: bool,
+    /// A device on PCI, if the machine has it.
+    pub pci: Option<driver::virtio::PciDevice>,
 }
 
 /// How a monitor's report lies in its shared page.

@@ -5,6 +5,7 @@ use crate::memory::Allocation;
 use crate::process::{Blueprint, Process, Shared};
 use crate::supervisor::events;
 use crate::system::System;
+use crate::virtio::BlockDevice;
 use crate::vm::Vm;
 use alloc::format;
 use alloc::string::String;
@@ -19,6 +20,7 @@ use usys::process::{self, selector as well_known};
 use usys::selector;
 use vmm_protocol::block::{CHANNEL_BYTES, SERVED};
 use vmm_protocol::manifest::{DiskConfig, DiskDriver, OnCrash};
+use vmm_protocol::process::driver::virtio;
 use vmm_protocol::process::{CHANNEL, DriverConfig, driver, monitor};
 
 /// Pages of a channel.
@@ -60,6 +62,8 @@ pub struct Disk {
     doorbell: Cap<Ntfn>,
     process: Option<Process>,
     session: u32,
+    /// For a virtio device, what it is.
+    virtio: Option<BlockDevice>,
 }
 
 impl Disk {
@@ -77,6 +81,10 @@ impl Disk {
         let events = process::pool().create_ntfn(selector::allocate()?)?;
         let signal = Narrow::rights(Rights::SIGNAL | Rights::DERIVE).badge(monitor::DISK_BIT);
         let doorbell = vm.events().derive(selector::allocate()?, signal)?;
+        let virtio = match config.driver {
+            DiskDriver::VirtioBlk => BlockDevice::find(system, device.into())?,
+            DiskDriver::Ata | DiskDriver::Memory => None,
+        };
         Ok(Disk {
             name: format!("{}.disk{}", vm.config().name, user.number),
             config,
@@ -90,6 +98,7 @@ impl Disk {
             doorbell,
             process: None,
             session: 0,
+            virtio,
         })
     }
 
@@ -128,10 +137,15 @@ impl Disk {
     pub fn start(&mut self, system: &mut System) -> Result<(), StartError> {
         let Some(program) = self.config.driver.module() else { return Ok(()) };
         self.session += 1;
-        let config =
-            DriverConfig { session: self.session, device: self.device, is_read_only: self.config.read_only };
+        let config = DriverConfig {
+            session: self.session,
+            device: self.device,
+            is_read_only: self.config.read_only,
+            pci: self.virtio.as_ref().map(|device| device.description(&self.channel)),
+        };
         let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;
-        let windows = [Shared::writable(CHANNEL, &self.channel)];
+        let mut windows = alloc::vec![Shared::writable(CHANNEL, &self.channel)];
+        windows.extend(self.virtio.iter().flat_map(BlockDevice::windows));
         let plan = Blueprint {
             name: &self.name,
             program,
@@ -161,6 +175,7 @@ impl Disk {
         let pd = process.pd();
         match self.config.driver {
             DiskDriver::Ata => self.equip_ata(process)?,
+            DiskDriver::VirtioBlk => self.equip_virtio(process)?,
             DiskDriver::Memory => {}
         }
         let signal = Narrow::rights(Rights::SIGNAL);
@@ -185,9 +200,22 @@ impl Disk {
         Ok(irqs.delegate(pd, Selector(driver::IRQ), irq)?)
     }
 
+    /// The message of its device.
+    fn equip_virtio(&self, process: &mut Process) -> Result<(), StartError> {
+        let Some(device) = &self.virtio else { return Ok(()) };
+        log::warn!("{}: without an IOMMU its device reaches all memory: its driver is trusted", self.name);
+        device.enable();
+        let irqs: Cap<Irqs> = Cap::new(root::IRQS);
+        let irq = Narrow::rights(Rights::USE).range(virtio::IRQS + u64::from(self.device), 1);
+        Ok(irqs.delegate(process.pd(), Selector(driver::IRQ), irq)?)
+    }
+
     /// Ends the driver after it crashed, and lets its user know; says what it did.
     pub fn take_crash(&mut self, system: &mut System) -> Option<Fault> {
         let fault = self.process.as_ref()?.fault()?;
+        if let Some(device) = &self.virtio {
+            device.quiesce();
+        }
         if let Some(process) = self.process.take() {
             process.destroy(&mut system.memory);
         }

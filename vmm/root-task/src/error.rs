@@ -39,6 +39,11 @@ pub enum StartError {
     },
     /// What a process is to be told is too long.
     TooMuchConfiguration,
+    /// There is no device memory at this physical address.
+    Device {
+        /// The address.
+        address: u64,
+    },
 }
 
 impl From<usys::Error> for StartError {
@@ -79,6 +84,9 @@ impl fmt::Display for StartError {
             StartError::Manifest(error) => write!(f, "manifest: {error}"),
             StartError::Cpu { cpu, count } => {
                 write!(f, "cpu {cpu} does not exist, the machine has {count}")
+            }
+            StartError::Device { address } => {
+                write!(f, "a device has its registers at {address:#x}, where the machine has other things")
             }
             StartError::TooMuchConfiguration => {
                 write!(f, "the configuration is too long: shorten the command line or the list of modules")

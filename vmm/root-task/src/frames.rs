@@ -68,6 +68,11 @@ impl PageAllocator {
         }
     }
 
+    /// Physical page number of the first page of these.
+    pub fn first_page(&self, extent: &Extent) -> u64 {
+        self.regions.get(extent.region).map_or(0, |region| region.first + extent.offset)
+    }
+
     /// Free pages.
     pub fn free_pages(&self) -> u64 {
         self.regions.iter().map(|region| region.free.len()).sum()
@@ -84,6 +89,7 @@ mod tests {
         allocator.add_region(0x123, 2000);
         let extent = allocator.take(512, 512).unwrap();
         assert_eq!((0x123 + extent.offset) % 512, 0);
+        assert_eq!(allocator.first_page(&extent), 0x123 + extent.offset);
         assert_eq!(allocator.free_pages(), 2000 - 512);
     }
 

@@ -17,10 +17,12 @@ pub mod error;
 pub mod frames;
 pub mod loader;
 pub mod memory;
+pub mod pci;
 pub mod process;
 pub mod supervisor;
 pub mod system;
 pub mod trace;
+pub mod virtio;
 pub mod vm;
 pub mod wall_clock;
 

@@ -17,6 +17,8 @@ const SCRUB_PAGES: u64 = 4096;
 #[derive(Debug)]
 pub struct Allocation {
     extent: Extent,
+    /// Physical address of its first page.
+    address: u64,
     memory: Cap<Memory>,
 }
 
@@ -29,6 +31,11 @@ impl Allocation {
     /// Pages.
     pub fn pages(&self) -> u64 {
         self.extent.pages
+    }
+
+    /// Physical address of its first page; the others follow.
+    pub fn address(&self) -> u64 {
+        self.address
     }
 }
 
@@ -73,7 +80,8 @@ impl FreeMemory {
                 return Err(error.into());
             }
         };
-        let allocation = Allocation { extent, memory };
+        let address = self.allocator.first_page(&extent) * PAGE_SIZE;
+        let allocation = Allocation { extent, address, memory };
         if let Err(error) = zero(&allocation) {
             self.free(allocation);
             return Err(error);

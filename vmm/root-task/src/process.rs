@@ -75,6 +75,8 @@ pub struct Shared<'a> {
     pub is_writable: bool,
     /// Who else has it.
     pub sharing: Sharing,
+    /// It is a device's.
+    pub is_device: bool,
 }
 
 impl<'a> Shared<'a> {
@@ -82,20 +84,25 @@ impl<'a> Shared<'a> {
     pub fn writable(name: &'a str, allocation: &Allocation) -> Self {
         let bytes = allocation.pages() * PAGE_SIZE;
         let memory = allocation.memory();
-        Shared { name, memory, bytes, is_writable: true, sharing: Sharing::Shared }
+        Shared { name, memory, bytes, is_writable: true, sharing: Sharing::Shared, is_device: false }
     }
 
     /// A boot module, to be read.
     pub fn module(name: &'a str, module: BootModule) -> Self {
         let BootModule { memory, bytes } = module;
-        Shared { name, memory, bytes, is_writable: false, sharing: Sharing::Shared }
+        Shared { name, memory, bytes, is_writable: false, sharing: Sharing::Shared, is_device: false }
+    }
+
+    /// Registers of a device.
+    pub fn device(name: &'a str, memory: Cap<Memory>, bytes: u64) -> Self {
+        Shared { name, memory, bytes, is_writable: true, sharing: Sharing::Shared, is_device: true }
     }
 
     /// A boot module that is a disk. The manifest, which was checked, gives one that is written to one VM alone.
     pub fn disk(name: &'a str, module: BootModule, is_writable: bool) -> Self {
         let BootModule { memory, bytes } = module;
         let sharing = if is_writable { Sharing::Private } else { Sharing::Constant };
-        Shared { name, memory, bytes, is_writable, sharing }
+        Shared { name, memory, bytes, is_writable, sharing, is_device: false }
     }
 }
 
@@ -246,7 +253,7 @@ impl Process {
         pages: u64,
         flags: MapFlags,
     ) -> Result<(), StartError> {
-        // The bits of the rights and of the flags are the same three.
+        // The bits of the rights and of the flags are the same three; the memory type is no right.
         let rights = Rights::from_bits_truncate(flags.bits() as u16);
         let memory = self.derive(source, Narrow::rights(rights).range(first, pages))?;
         Ok(memory.map(self.pd, address, 0, pages, flags)?)
@@ -282,6 +289,7 @@ impl Process {
             let pages = shared.bytes.div_ceil(PAGE_SIZE);
             let mut flags = MapFlags::READ;
             flags.set(MapFlags::WRITE, shared.is_writable);
+            flags.set(MapFlags::UNCACHED, shared.is_device);
             self.map(shared.memory, 0, address, pages, flags)?;
             if !header.add_window(shared.name, address, shared.bytes, shared.sharing) {
                 return Err(StartError::TooMuchConfiguration);

@@ -6,11 +6,12 @@ use crate::trace::Recorder;
 use crate::wall_clock::WallClock;
 use alloc::string::ToString;
 use alloc::vec;
-use usys::abi::boot_info::{BootInfo, MAX_MODULES, MAX_REGIONS};
+use usys::abi::boot_info::{BootInfo, MAX_MODULES, MAX_REGIONS, MemoryRegion, RegionKind};
 use usys::abi::{PAGE_SIZE, Selector};
-use usys::cap::{Cap, Memory};
+use usys::cap::{Cap, Memory, Narrow};
 use usys::memory::Mapping;
 use usys::process::{self, unpadded};
+use usys::selector;
 use vmm_protocol::manifest::{self, Manifest};
 
 /// Longest manifest in bytes.
@@ -74,6 +75,19 @@ impl System {
             })
             .filter(|module| module.bytes > 0)
             .ok_or_else(|| StartError::Module { name: name.to_string() })
+    }
+
+    /// A capability for device memory, at a free selector: the pages from `address` on, a multiple of the page size.
+    pub fn device_memory(&self, address: u64, pages: u64) -> Result<Cap<Memory>, StartError> {
+        let regions = &self.info.regions[..(self.info.region_count as usize).min(MAX_REGIONS)];
+        let offset_in = |region: &MemoryRegion| {
+            let offset = address.checked_sub(region.base)? / PAGE_SIZE;
+            let is_inside = offset.checked_add(pages)? <= region.pages;
+            (region.kind == RegionKind::Device as u32 && is_inside).then_some((offset, region.selector))
+        };
+        let (offset, selector) = regions.iter().find_map(offset_in).ok_or(StartError::Device { address })?;
+        let region: Cap<Memory> = Cap::new(Selector(selector));
+        Ok(region.derive(selector::allocate()?, Narrow::ALL.range(offset, pages))?)
     }
 
     /// The manifest, checked.

@@ -41,6 +41,24 @@ impl PortRange {
         }
     }
 
+    /// Reads four bytes from the ports from `offset`; all ones outside the range.
+    pub fn read32(&self, offset: u16) -> u32 {
+        let mut value = u32::MAX;
+        if let Some(port) = self.port(offset, 4) {
+            // SAFETY: as in `read`.
+            unsafe { asm!("in eax, dx", out("eax") value, in("dx") port, options(nomem, nostack)) };
+        }
+        value
+    }
+
+    /// Writes four bytes to the ports from `offset`; outside the range nothing happens.
+    pub fn write32(&self, offset: u16, value: u32) {
+        if let Some(port) = self.port(offset, 4) {
+            // SAFETY: as in `read`.
+            unsafe { asm!("out dx, eax", in("eax") value, in("dx") port, options(nomem, nostack)) };
+        }
+    }
+
     /// Fills `into` with 16-bit words from the port at `offset`; a last odd byte, and everything outside the range, is left as it
     /// is.
     pub fn read_words(&self, offset: u16, into: &mut [u8]) {
