@@ -13,8 +13,8 @@ use clap::{Args, Parser};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use vmm_protocol::manifest::{
-    ConsoleMode, DiskConfig, DiskDriver, MONITOR_MODULE, Manifest, OnCrash, OnReset, TraceConfig, VmConfig,
-    WhenDone,
+    ConsoleMode, DiskConfig, DiskDriver, DiskInterface, MONITOR_MODULE, Manifest, OnCrash, OnReset,
+    TraceConfig, VmConfig, WhenDone,
 };
 
 /// Memory for Linux in MiB.
@@ -40,8 +40,8 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "manifest")]
     pub initrd: Vec<PathBuf>,
     /// A disk; the first is /dev/vda, and what is written to it is in the file (may be repeated). DRIVER is `ata`,
-    /// with QEMU also `virtio-blk`, or `memory`: then the file stays as it is
-    #[arg(long, value_name = "FILE[,ro][,DRIVER]", value_parser = parse_disk, conflicts_with = "manifest")]
+    /// with QEMU also `virtio-blk`, or `memory`: then the file stays as it is. `pv`: for guests with paravirtual drivers
+    #[arg(long, value_name = "FILE[,ro][,DRIVER][,pv]", value_parser = parse_disk, conflicts_with = "manifest")]
     pub disk: Vec<DiskArg>,
     /// The guest kernel's command line (for Linux: added to the usual one)
     #[arg(long, value_name = "STR", conflicts_with = "manifest")]
@@ -105,16 +105,20 @@ pub struct DiskArg {
     pub is_read_only: bool,
     /// Who serves it, if the user says so.
     pub driver: Option<DiskDriver>,
+    /// How the guest reaches it.
+    pub interface: DiskInterface,
 }
 
 fn parse_disk(text: &str) -> Result<DiskArg, String> {
-    let mut disk = DiskArg { path: PathBuf::new(), is_read_only: false, driver: None };
+    let mut disk =
+        DiskArg { path: PathBuf::new(), is_read_only: false, driver: None, interface: DiskInterface::Virtio };
     let mut rest = text;
     // From the end: the file's name may have commas.
     while let Some((before, option)) = rest.rsplit_once(',') {
         let driver = DiskDriver::ALL.into_iter().find(|driver| driver.name() == option);
         match (option, driver) {
             ("ro", _) => disk.is_read_only = true,
+            ("pv", _) => disk.interface = DiskInterface::Pv,
             (_, Some(driver)) => disk.driver = Some(driver),
             _ => break,
         }
@@ -372,6 +376,7 @@ fn disk_config(
         read_only: disk.is_read_only,
         driver: disk.driver.unwrap_or(usual),
         on_crash: OnCrash::Restart,
+        interface: disk.interface,
     };
     config.image = disks::pack(&disk.path, &config, collector)?;
     Ok(config)

@@ -23,12 +23,15 @@ use vdev::{Request, pvclock::PvClock, pvclock::VcpuClock};
 
 use crate::acpi::SERIAL_PORTS;
 use crate::layout::{self, Layout};
+use crate::pv::{PvBus, Wires};
 use crate::virtio::{LineChange, VirtioBus};
 
 /// System control port A of the PS/2: fast reset and address line 20.
 const CONTROL_PORT_A: u16 = 0x92;
 const CONTROL_RESET: u8 = 1 << 0;
 const CONTROL_A20: u8 = 1 << 1;
+/// The serial port that the guest's console is.
+const CONSOLE_PORT: usize = 0;
 /// Console input of a port that waits for the guest's FIFO, in bytes. More waits in the ring that it comes from.
 const INPUT_MAX: usize = 4 << 10;
 
@@ -80,6 +83,7 @@ pub(crate) struct Board {
     control_a: u8,
     ioapic: IoApic,
     pub(crate) virtio: VirtioBus,
+    pub(crate) pv: PvBus,
     pub(crate) lapic: Lapic,
     pub(crate) clock: PvClock,
     /// Guest TSC at which [`Self::clock`] was 0.
@@ -92,7 +96,7 @@ pub(crate) struct Board {
 }
 
 impl Board {
-    pub(crate) fn new(setup: &BoardSetup, virtio: VirtioBus) -> Board {
+    pub(crate) fn new(setup: &BoardSetup, virtio: VirtioBus, pv: PvBus) -> Board {
         let BoardSetup { layout, crystal_hz, tsc_hz, unix_ns, now } = *setup;
         let mut rtc = Rtc::new(unix_ns / 1_000_000_000, now.host, tsc_hz);
         rtc.set_memory_size(layout.low_end(), layout.memory_bytes() - layout.low_end());
@@ -110,6 +114,7 @@ impl Board {
             control_a: CONTROL_A20,
             ioapic: IoApic::new(0),
             virtio,
+            pv,
             lapic: Lapic::new(0, true, crystal_hz.into(), tsc_hz),
             clock: PvClock::new(tsc_hz, now.guest, unix_ns, true),
             clock_zero: now.guest,
@@ -180,7 +185,9 @@ impl Board {
     /// Reads 1 to 8 bytes of device memory.
     pub(crate) fn read_memory(&mut self, address: u64, size: u8, now: Time) -> u64 {
         let Some((is_lapic, offset)) = self.find_memory(address) else {
-            return self.virtio.read(address, size).unwrap_or(u64::MAX);
+            let from_virtio = self.virtio.read(address, size);
+            let from_pv = || self.pv.read(address, size, || self.unix_ns_at_zero(now));
+            return from_virtio.or_else(from_pv).unwrap_or(u64::MAX);
         };
         let mut read = |at: u64| {
             if is_lapic { self.lapic.mmio_read(at, now.guest) } else { self.ioapic.mmio_read(at) }
@@ -208,6 +215,8 @@ impl Board {
         let Some((is_lapic, offset)) = self.find_memory(address).filter(|(_, offset)| offset % 4 == 0) else {
             if let Some(change) = self.virtio.write(address, size, value) {
                 self.follow_virtio(change);
+            } else {
+                self.pv.write(address, size, value);
             }
             return;
         };
@@ -249,6 +258,36 @@ impl Board {
             complaint.into_iter().for_each(&mut log);
         });
         self.virtio = virtio;
+    }
+
+    /// The guest rang the doorbell of a paravirtual device; returns what is to be said about its driver.
+    #[inline]
+    pub(crate) fn ring_pv<M: GuestMemory>(&mut self, call: u16, memory: &mut M) -> Option<String> {
+        let mut wires = Wires { lapic: &mut self.lapic, request: &mut self.request, complaint: None };
+        self.has_output |= self.pv.ring(call, memory, &mut wires);
+        wires.complaint
+    }
+
+    /// Lets paravirtual devices do what they left; returns what is to be said about their drivers.
+    #[cold]
+    pub(crate) fn catch_up_pv<M: GuestMemory>(&mut self, memory: &mut M) -> Option<String> {
+        let mut wires = Wires { lapic: &mut self.lapic, request: &mut self.request, complaint: None };
+        self.has_output |= self.pv.catch_up(memory, &mut wires);
+        wires.complaint
+    }
+
+    /// Lets paravirtual disks end what their backends have carried out since; returns what is to be said about drivers.
+    pub(crate) fn poll_pv<M: GuestMemory>(&mut self, memory: &mut M) -> Option<String> {
+        let mut wires = Wires { lapic: &mut self.lapic, request: &mut self.request, complaint: None };
+        self.pv.collect(memory, &mut wires);
+        wires.complaint
+    }
+
+    /// Unix time in nanoseconds at guest TSC 0, modulo 2^64.
+    fn unix_ns_at_zero(&self, now: Time) -> u64 {
+        const NANOSECONDS: u128 = 1_000_000_000;
+        let since = u128::from(now.guest) * NANOSECONDS / u128::from(self.tsc_hz.max(1));
+        self.clock.unix_nanoseconds(now.guest).wrapping_sub(since as u64)
     }
 
     fn follow_virtio(&mut self, change: LineChange) {
@@ -346,6 +385,12 @@ impl Board {
 
     /// Queues input for a serial port; returns how many bytes were taken.
     pub(crate) fn queue_input(&mut self, port: usize, bytes: &[u8]) -> usize {
+        // The console is where the guest's driver is.
+        if port == CONSOLE_PORT
+            && let Some(taken) = self.pv.queue_input(bytes)
+        {
+            return taken;
+        }
         let Some(input) = self.input.get_mut(port) else {
             return 0;
         };
@@ -362,7 +407,8 @@ impl Board {
 
     /// Takes what the guest sent to a serial port.
     pub(crate) fn take_output(&mut self, port: usize) -> impl Iterator<Item = u8> {
-        self.uarts.get_mut(port).into_iter().flat_map(Uart::take_output)
+        let from_pv = (port == CONSOLE_PORT).then(|| self.pv.take_output());
+        self.uarts.get_mut(port).into_iter().flat_map(Uart::take_output).chain(from_pv.into_iter().flatten())
     }
 
     /// Takes what the guest sent to the debug consoles.

@@ -4,7 +4,7 @@
 //!          0 ..   0x9_fc00  RAM; the loader's tables are here, see the constants
 //!   0x9_fc00 ..  0x10_0000  RAM, reserved: the ACPI tables
 //!  0x10_0000 .. 0xc000_0000 RAM as far as there is memory: kernel, modules
-//! 0xc000_0000 .. 1_0000_0000 devices: virtio from 0xd000_0000, I/O APIC at 0xfec0_0000, local APIC at 0xfee0_0000
+//! 0xc000_0000 .. 1_0000_0000 devices: virtio from 0xd000_0000, paravirtual ones from 0xd100_0000, I/O APIC at 0xfec0_0000, local APIC at 0xfee0_0000
 //! 1_0000_0000 ..            the rest of RAM
 //! ```
 
@@ -52,6 +52,10 @@ pub const VIRTIO: u64 = 0xd000_0000;
 pub const VIRTIO_DEVICES: usize = 8;
 /// Input of the I/O APIC of the first virtio device; the others follow.
 pub const VIRTIO_GSI: u8 = 16;
+/// Physical address of the first paravirtual device's page; each has one.
+pub const PV: u64 = 0xd100_0000;
+/// Most paravirtual devices.
+pub const PV_DEVICES: usize = 16;
 /// Where RAM goes on above the devices.
 pub const HIGH_RAM: u64 = 0x1_0000_0000;
 

@@ -13,7 +13,7 @@
 //! | [`loader`] | bzImage, PVH, Multiboot: kernel, modules, entry state |
 //! | [`acpi`] | ACPI tables |
 //! | [`cpu_model`], [`cpuid`], [`msr`] | the CPU that the guest sees |
-//! | [`virtio`] | where virtio devices are |
+//! | [`virtio`], [`pv`] | where virtio and paravirtual devices are |
 //! | [`gdb`] | a debugger on the guest |
 //! | [`facts`] | what the host has |
 #![no_std]
@@ -36,5 +36,6 @@ pub mod loader;
 pub mod log;
 pub mod machine;
 pub mod msr;
+pub mod pv;
 pub mod vcpu;
 pub mod virtio;

@@ -1,8 +1,7 @@
-//! The virtio devices of the VM.
+//! The devices of the VM that not every board has: virtio and paravirtual ones.
 
 use alloc::boxed::Box;
 use alloc::format;
-use alloc::vec::Vec;
 use block_channel::Client;
 use usys::abi::Selector;
 use usys::cap::{Cap, Ntfn};
@@ -10,10 +9,12 @@ use usys::cpu;
 use usys::process::{self, ProcessInfo, padded};
 use vdev::block::{Backend, Disk, MemoryDisk};
 use vdev::entropy::Words;
+use vdev::pvring::{self, Core};
 use vdev::virtio::block::Block;
 use vdev::virtio::entropy::EntropyDevice;
+use vmm_core::machine::Devices;
 use vmm_core::virtio::VirtioDevice;
-use vmm_protocol::manifest::{DiskConfig, DiskDriver, VmConfig};
+use vmm_protocol::manifest::{DiskConfig, DiskDriver, DiskInterface, VmConfig};
 use vmm_protocol::process::{CHANNEL, DISK, monitor};
 
 /// Queues of a disk: the VM has one CPU.
@@ -22,23 +23,36 @@ const DISK_QUEUES: usize = 1;
 /// which takes up to 31 s.
 const CONNECT_MS: u64 = 60_000;
 
-/// The disks that the manifest says, in its order, then a source of random numbers if this CPU has one.
-pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Vec<VirtioDevice>, &'static str> {
-    let disks = config.disks.iter().enumerate();
-    let mut devices = disks.map(|(index, disk)| open(info, index, disk)).collect::<Result<Vec<_>, _>>()?;
+/// The disks that the manifest says, in its order; a source of random numbers each way if this CPU has one; and what a guest
+/// with paravirtual drivers finds in every VM.
+pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices, &'static str> {
+    let clock = Core::Clock(info.header.tsc_hz);
+    let pv = alloc::vec![Core::console(), clock, Core::Control(pvring::Control::default())];
+    let mut devices = Devices { virtio: alloc::vec![], pv };
+    for (index, config) in config.disks.iter().enumerate() {
+        let disk = open(info, index, config)?;
+        match config.interface {
+            DiskInterface::Virtio => {
+                let id = padded(&format!("nacre-{DISK}{index}"));
+                devices.virtio.push(VirtioDevice::Block(Block::new(disk, id, DISK_QUEUES)));
+            }
+            DiskInterface::Pv => devices.pv.push(Core::Block(pvring::Block::new(disk))),
+        }
+    }
     if cpu::has_random() {
-        devices.push(VirtioDevice::Entropy(EntropyDevice::new(Box::new(Words(cpu::random)))));
+        let source = || Box::new(Words(cpu::random));
+        devices.virtio.push(VirtioDevice::Entropy(EntropyDevice::new(source())));
+        devices.pv.push(Core::Entropy(source()));
     }
     Ok(devices)
 }
 
-fn open(info: &'static ProcessInfo, index: usize, disk: &DiskConfig) -> Result<VirtioDevice, &'static str> {
+fn open(info: &'static ProcessInfo, index: usize, disk: &DiskConfig) -> Result<Disk, &'static str> {
     let backend: Box<dyn Backend> = match disk.driver {
         DiskDriver::Memory => Box::new(in_memory(info, index, disk.read_only)?),
         DiskDriver::Ata | DiskDriver::VirtioBlk => Box::new(connect(info, index)?),
     };
-    let id = padded(&format!("nacre-{DISK}{index}"));
-    Ok(VirtioDevice::Block(Block::new(Disk::new(backend), id, DISK_QUEUES)))
+    Ok(Disk::new(backend))
 }
 
 fn in_memory(

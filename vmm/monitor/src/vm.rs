@@ -9,7 +9,6 @@ use crate::guest_ram::GuestRam;
 use crate::images::Images;
 use crate::output::{DEBUG_PORT, Output, SERIAL_PORTS};
 use crate::statistics::Statistics;
-use alloc::vec::Vec;
 use core::mem;
 use usys::abi::Selector;
 use usys::abi::boot_info::Machine as MachineBits;
@@ -20,9 +19,8 @@ use usys::vcpu::{ApicPage, MappedVcpu};
 use usys::{cpu, selector};
 use vmm_core::facts::{CpuidRegs, HostFacts};
 use vmm_core::image::BootImages;
-use vmm_core::machine::{Action, Host, Machine};
+use vmm_core::machine::{Action, Devices, Host, Machine};
 use vmm_core::vcpu::Vcpu;
-use vmm_core::virtio::VirtioDevice;
 use vmm_protocol::manifest::{OnReset, VmConfig};
 use vmm_protocol::outcome::Outcome;
 use vmm_protocol::process::monitor;
@@ -52,7 +50,7 @@ pub struct Vm<W> {
     config: VmConfig,
     images: Images,
     /// Until the machine is made, which takes them.
-    devices: Vec<VirtioDevice>,
+    devices: Devices,
     channel: Channel,
     output: Output,
     ram: GuestRam,

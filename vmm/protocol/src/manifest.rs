@@ -108,7 +108,7 @@ pub struct VmConfig {
     /// Whether the VMM's log says at the end how much time passed outside the guest, beside how often it exited.
     #[serde(default)]
     pub statistics: bool,
-    /// Its disks: the first is Linux's /dev/vda.
+    /// Its disks: the first that is virtio's is Linux's /dev/vda.
     #[serde(default, rename = "disk")]
     pub disks: Vec<DiskConfig>,
     /// The VM is debugged: it stops before its first instruction and waits for gdb on [`crate::link::Stream::Gdb`].
@@ -134,6 +134,9 @@ pub struct DiskConfig {
     /// What a crash of its driver process does, beside I/O errors for what was pending.
     #[serde(default)]
     pub on_crash: OnCrash,
+    /// How the guest reaches it.
+    #[serde(default)]
+    pub interface: DiskInterface,
 }
 
 /// Who serves a disk.
@@ -184,6 +187,17 @@ impl DiskDriver {
 
     /// Every driver that is a process.
     pub const PROCESSES: [DiskDriver; 2] = [DiskDriver::Ata, DiskDriver::VirtioBlk];
+}
+
+/// How a guest reaches a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskInterface {
+    /// By a virtio driver, such as Linux's.
+    #[default]
+    Virtio,
+    /// By guest-pv-driver.
+    Pv,
 }
 
 const fn default_priority() -> u8 {
@@ -393,7 +407,13 @@ mod tests {
     }
 
     fn disk(image: &str, read_only: bool) -> DiskConfig {
-        DiskConfig { image: image.into(), read_only, driver: DiskDriver::Memory, on_crash: OnCrash::Report }
+        DiskConfig {
+            image: image.into(),
+            read_only,
+            driver: DiskDriver::Memory,
+            on_crash: OnCrash::Report,
+            interface: DiskInterface::Virtio,
+        }
     }
 
     fn check(vms: Vec<VmConfig>) -> Result<(), ManifestError> {

@@ -6,6 +6,7 @@ mod leaves;
 
 use alloc::string::String;
 use hypercall_abi::boot_info::Machine;
+use hypercall_abi::guest::cpuid as guest;
 use hypercall_abi::vcpu::Groups;
 
 use self::leaves::Leaves;
@@ -96,6 +97,17 @@ impl GuestCpu {
         cpu.add_extended(host, facts);
         cpu.add_hypervisor();
         Ok(cpu)
+    }
+
+    /// Tells the guest of paravirtual devices: their pages begin at this guest-physical address (SPEC.md 11.1).
+    pub fn add_devices(&mut self, address: u64, count: u32) {
+        let [ebx, ecx, edx] = [0, 4, 8].map(|at| {
+            let bytes = core::array::from_fn(|byte| guest::SIGNATURE[at + byte]);
+            u32::from_le_bytes(bytes)
+        });
+        self.set(guest::BASE, 0, CpuidRegs::new(guest::BASE + guest::DEVICES, ebx, ecx, edx));
+        let (low, high) = (address as u32, (address >> 32) as u32);
+        self.set(guest::BASE + guest::DEVICES, 0, CpuidRegs::new(guest::VERSION, count, low, high));
     }
 
     /// Its features.

@@ -11,6 +11,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use hypercall_abi::exit::ExitKind;
+use hypercall_abi::guest::{DOORBELL_CALL, DOORBELL_CALL_LENGTH};
 use hypercall_abi::vcpu::{ACTIVITY_HALTED, Event, Groups, gpr};
 use iced_x86::Mnemonic;
 use vdev::guest_mem::GuestMemory;
@@ -182,8 +183,22 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
         Handled::Resume
     }
 
-    /// KVM's interface (Linux Documentation/virt/kvm/x86/hypercalls.rst). CPUID offers nothing that needs a call.
+    /// A doorbell call that the kernel binds to nothing is a paravirtual device's. Other calls are KVM's interface (Linux
+    /// Documentation/virt/kvm/x86/hypercalls.rst). CPUID offers nothing that needs a call.
     fn hypercall(&mut self) -> Result<Handled, Trouble> {
+        let page = self.vcpu.page();
+        let (level, rax) = (page.exit_info[0], page.gpr[gpr::RAX]);
+        if level == 0 && rax & !0xffff == DOORBELL_CALL && self.board.pv.has_doorbell(rax as u16) {
+            if let Some(line) = self.board.ring_pv(rax as u16, self.memory) {
+                self.log.add(self.now.host, || line);
+            }
+            complete_instruction(self.vcpu, DOORBELL_CALL_LENGTH as u8);
+            return Ok(Handled::Resume);
+        }
+        self.kvm_hypercall()
+    }
+
+    fn kvm_hypercall(&mut self) -> Result<Handled, Trouble> {
         let length = self.length(ExitKind::Hypercall)?;
         let page = self.vcpu.state(MODE);
         let result = if privilege_level(page) == 0 { KVM_ENOSYS } else { KVM_EPERM } as u64;

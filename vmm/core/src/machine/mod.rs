@@ -19,10 +19,11 @@ use crate::emulate::DecodeCache;
 use crate::exits::{Exit, Handled};
 use crate::facts::{HostCpuid, HostFacts};
 use crate::image::BootImages;
-use crate::layout::Layout;
+use crate::layout::{self, Layout};
 use crate::loader::{self, BootProtocol, BootRequest, LoadError};
 use crate::log::Log;
 use crate::msr::Msrs;
+use crate::pv::PvBus;
 use crate::vcpu::{RFLAGS_IF, Vcpu};
 use crate::virtio::{VirtioBus, VirtioDevice};
 
@@ -50,6 +51,16 @@ pub struct Host<'a> {
     pub apic_page: Option<&'static PageWords>,
 }
 
+/// The devices that not every VM has. Those for which there is no room ([`crate::virtio::MAX_DEVICES`],
+/// [`crate::pv::MAX_DEVICES`]) are left out.
+#[derive(Debug, Default)]
+pub struct Devices {
+    /// Virtio devices.
+    pub virtio: Vec<VirtioDevice>,
+    /// Paravirtual devices of the guest contract.
+    pub pv: Vec<vdev::pvring::Core>,
+}
+
 /// A virtual machine, without its memory and its vCPU.
 pub struct Machine {
     layout: Layout,
@@ -70,25 +81,26 @@ impl Machine {
         Layout::new(u64::from(config.memory_mib) << 20)
     }
 
-    /// Loads the guest into `memory` and `vcpu`, whose TSC becomes 0 at host TSC `now`. It has these virtio devices, of
-    /// which [`crate::virtio::MAX_DEVICES`] find room.
+    /// Loads the guest into `memory` and `vcpu`, whose TSC becomes 0 at host TSC `now`. It has these devices.
     ///
     /// # Errors
     /// The guest cannot be started; the text of the error is for the user.
     pub fn boot(
         config: &VmConfig,
         images: &BootImages<'_>,
-        devices: Vec<VirtioDevice>,
+        devices: Devices,
         host: &Host<'_>,
         memory: &mut impl GuestMemory,
         vcpu: &mut impl Vcpu,
         now: u64,
     ) -> Result<Machine, LoadError> {
-        let cpu = GuestCpu::new(host.cpuid, &host.facts, &config.hide_features)
+        let mut cpu = GuestCpu::new(host.cpuid, &host.facts, &config.hide_features)
             .map_err(|error| LoadError::UnknownFeature { name: error.0 })?;
         let layout = Self::layout(config);
-        let virtio = VirtioBus::new(devices);
-        let mut board = new_board(layout, virtio, &cpu, &host.facts, host.unix_ns, now);
+        let virtio = VirtioBus::new(devices.virtio);
+        let pv = PvBus::new(devices.pv);
+        cpu.add_devices(layout::PV, pv.len() as u32);
+        let mut board = new_board(layout, virtio, pv, &cpu, &host.facts, host.unix_ns, now);
         host.apic_page.iter().for_each(|page| board.lapic.share(page));
         let mut machine = Machine {
             layout,
@@ -120,7 +132,9 @@ impl Machine {
         let unix_ns = self.board.clock.unix_nanoseconds(time(vcpu, now).guest);
         let mut virtio = core::mem::take(&mut self.board.virtio);
         virtio.reset();
-        self.board = new_board(self.layout, virtio, &self.cpu, &self.facts, unix_ns, now);
+        let mut pv = core::mem::take(&mut self.board.pv);
+        pv.reset();
+        self.board = new_board(self.layout, virtio, pv, &self.cpu, &self.facts, unix_ns, now);
         self.apic_page.iter().for_each(|page| self.board.lapic.share(page));
         self.msrs = Msrs::default();
         self.load(images, memory, vcpu, now)
@@ -159,7 +173,7 @@ impl Machine {
         let mut flags = self.choose_event(page);
         page.deadline = match self.board.lapic.next_event(time.guest) {
             // A device has more to do than it did at once.
-            _ if self.board.virtio.is_notified() => now,
+            _ if self.board.virtio.is_notified() || self.board.pv.is_behind() => now,
             Some(event) => now.saturating_add(event.saturating_sub(time.guest)),
             None => u64::MAX,
         };
@@ -224,6 +238,11 @@ impl Machine {
         if self.board.virtio.is_notified() {
             self.board.run_virtio(memory, |line| self.log.add(now.host, || line));
         }
+        if self.board.pv.is_behind()
+            && let Some(line) = self.board.catch_up_pv(memory)
+        {
+            self.log.add(now.host, || line);
+        }
         let page = vcpu.page();
         match handled {
             Handled::Resume if !self.board.has_request() && !self.is_stuck(page) => Action::Run,
@@ -254,6 +273,9 @@ impl Machine {
     /// them signals.
     pub fn poll_devices<M: GuestMemory>(&mut self, memory: &mut M, now: u64) {
         self.board.poll_virtio(memory, |line| self.log.add(now, || line));
+        if let Some(line) = self.board.poll_pv(memory) {
+            self.log.add(now, || line);
+        }
     }
 
     /// Whether there is something to take below. Asked after every exit, and cheap.
@@ -273,7 +295,9 @@ impl Machine {
 
     /// Takes lines for the VMM's log about what the guest did.
     pub fn take_log(&mut self) -> Vec<String> {
-        self.log.take()
+        let mut lines = self.log.take();
+        lines.append(&mut self.board.pv.take_lines());
+        lines
     }
 
     /// Queues input for a serial port; the guest gets it from the next [`Self::prepare_entry`] on, as fast as it reads.
@@ -286,6 +310,7 @@ impl Machine {
 fn new_board(
     layout: Layout,
     virtio: VirtioBus,
+    pv: PvBus,
     cpu: &GuestCpu,
     facts: &HostFacts,
     unix_ns: u64,
@@ -298,7 +323,7 @@ fn new_board(
         unix_ns,
         now: Time { host: now, guest: 0 },
     };
-    Board::new(&setup, virtio)
+    Board::new(&setup, virtio, pv)
 }
 
 /// The moment `now` of the host's TSC on both clocks.

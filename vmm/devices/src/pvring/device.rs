@@ -141,9 +141,9 @@ impl Device {
         &mut self.core
     }
 
-    /// What is in it, to be put into another board.
-    pub fn into_core(self) -> Core {
-        self.core
+    /// Whether a driver has started it.
+    pub fn is_running(&self) -> bool {
+        self.state == State::Running
     }
 
     /// Whether [`Self::catch_up`] has something to do.

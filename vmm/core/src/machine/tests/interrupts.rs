@@ -171,7 +171,7 @@ fn an_interrupt_whose_delivery_an_exception_interrupts_comes_behind_it() {
 #[test]
 fn with_a_virtual_apic_the_kernel_is_told_of_requests_and_delivers_them() {
     let page: &'static PageWords = Box::leak(Box::new([const { AtomicU32::new(0) }; 1024]));
-    let mut vm = Vm::on(&Host { apic_page: Some(page), ..host() }, &config(), vec![]);
+    let mut vm = Vm::on(&Host { apic_page: Some(page), ..host() }, &config(), Devices::default());
     vm.set_if(true);
     assert_eq!(vm.enter().1, RunFlags::empty(), "in xAPIC mode the VMM delivers");
     vm.enable_interrupts();

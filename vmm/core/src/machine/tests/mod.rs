@@ -3,6 +3,7 @@
 mod cpu;
 mod devices;
 mod interrupts;
+mod pv;
 mod virtio;
 
 use super::*;
@@ -88,14 +89,14 @@ impl Vm {
     }
 
     fn with(config: &VmConfig) -> Vm {
-        Vm::on(&host(), config, vec![])
+        Vm::on(&host(), config, Devices::default())
     }
 
-    fn with_devices(config: &VmConfig, devices: Vec<VirtioDevice>) -> Vm {
+    fn with_devices(config: &VmConfig, devices: Devices) -> Vm {
         Vm::on(&host(), config, devices)
     }
 
-    fn on(host: &Host<'_>, config: &VmConfig, devices: Vec<VirtioDevice>) -> Vm {
+    fn on(host: &Host<'_>, config: &VmConfig, devices: Devices) -> Vm {
         let (mut memory, mut vcpu) = (VecMemory::new(4 << 20), FakeVcpu::new());
         let images = BootImages { kernel: &kernel(), modules: &[] };
         let machine =
@@ -180,6 +181,13 @@ impl Vm {
         assert!(!self.vcpu.page.inject.is_valid());
     }
 
+    /// Reads a 32-bit device register by `mov eax, [rbx]`.
+    fn peek(&mut self, address: u64) -> u32 {
+        self.vcpu.page.gpr[gpr::RBX] = address;
+        assert_eq!(self.device_access(&[0x8b, 0x03], address), Action::Run);
+        self.vcpu.page.gpr[gpr::RAX] as u32
+    }
+
     fn output(&mut self, port: usize) -> Vec<u8> {
         self.machine.take_output(port).collect()
     }
@@ -232,7 +240,7 @@ fn a_vm_that_cannot_start_says_why() {
     let images = BootImages { kernel: &kernel(), modules: &[] };
     let start = |config: &VmConfig| {
         let mut memory = VecMemory::new((config.memory_mib as usize) << 20);
-        Machine::boot(config, &images, vec![], &host(), &mut memory, &mut FakeVcpu::new(), 0)
+        Machine::boot(config, &images, Devices::default(), &host(), &mut memory, &mut FakeVcpu::new(), 0)
             .map(|_| ())
             .unwrap_err()
     };

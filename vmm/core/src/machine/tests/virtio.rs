@@ -21,19 +21,13 @@ const INTERRUPT_STATUS: u64 = 0x60;
 const INTERRUPT_ACK: u64 = 0x64;
 const DEVICE_STATUS: u64 = 0x70;
 
-fn disks(count: u8) -> Vec<VirtioDevice> {
+fn disks(count: u8) -> Devices {
     let disk = |byte: u8| Disk::new(Box::new(MemoryDisk::writable(vec![byte; 0x10_000].leak())));
-    (0..count).map(|byte| VirtioDevice::Block(Block::new(disk(byte), [byte; 20], 1))).collect()
+    let virtio = (0..count).map(|byte| VirtioDevice::Block(Block::new(disk(byte), [byte; 20], 1))).collect();
+    Devices { virtio, ..Devices::default() }
 }
 
 impl Vm {
-    /// Reads a 32-bit device register by `mov eax, [rbx]`.
-    fn peek(&mut self, address: u64) -> u32 {
-        self.vcpu.page.gpr[gpr::RBX] = address;
-        assert_eq!(self.device_access(&[0x8b, 0x03], address), Action::Run);
-        self.vcpu.page.gpr[gpr::RAX] as u32
-    }
-
     /// Brings the device at `base` up, and its interrupt at input `gsi` of the I/O APIC, edge-triggered as Linux sets it.
     fn start_device(&mut self, base: u64, gsi: u32) {
         self.poke(layout::IO_APIC, 0x10 + 2 * gsi);
@@ -139,7 +133,8 @@ impl Backend for Slow {
 #[test]
 fn what_a_disk_completes_later_interrupts_when_its_server_signals() {
     let disk = Disk::new(Box::new(Slow::default()));
-    let mut vm = Vm::with_devices(&config(), vec![VirtioDevice::Block(Block::new(disk, [0; 20], 1))]);
+    let virtio = vec![VirtioDevice::Block(Block::new(disk, [0; 20], 1))];
+    let mut vm = Vm::with_devices(&config(), Devices { virtio, ..Devices::default() });
     vm.enable_interrupts();
     vm.set_if(true);
     vm.start_device(layout::VIRTIO, 16);
