@@ -67,11 +67,15 @@ impl<H: Hal + Clone> Console<H> {
 }
 
 impl<H: Hal> Console<H> {
-    /// Writes all of `bytes`, as one request.
+    /// Writes all of `bytes`.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let request = Request { op: op::WRITE, ..Request::default() };
-        // SAFETY: the slice is borrowed for the call, and the device only reads it.
-        unsafe { transfer(&self.device, &mut self.output, request, bytes.as_ptr(), bytes.len()) }.map(drop)
+        for piece in bytes.chunks(op::MAX_WRITE) {
+            let request = Request { op: op::WRITE, ..Request::default() };
+            let (pointer, len) = (piece.as_ptr(), piece.len());
+            // SAFETY: the slice is borrowed for the call, and the device only reads it.
+            unsafe { transfer(&self.device, &mut self.output, request, pointer, len)? };
+        }
+        Ok(())
     }
 
     /// Reads what has been typed, as much of it as there is room for; 0 if nothing has.

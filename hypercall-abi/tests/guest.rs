@@ -50,6 +50,7 @@ fn registers_and_numbers_are_as_ever() {
     }
     assert_eq!([op::READ, op::WRITE, op::FLUSH, op::DISCARD, op::WRITE_ZEROES], [0, 1, 2, 3, 4]);
     assert_eq!([op::GIVE, op::TAKE, op::REPORT, op::POWER_OFF, op::RESET, op::EXIT], [5, 6, 7, 8, 9, 10]);
+    assert_eq!(op::MAX_WRITE, 4096);
     for raw in 0..=4 {
         assert_eq!(Status::from_raw(raw) as u16, raw);
     }

@@ -23,6 +23,9 @@ pub const RESET: u8 = 9;
 /// Control: ends the VM with the exit code `argument` (32 bits).
 pub const EXIT: u8 = 10;
 
+/// Bytes that one request to a console or the log has at most.
+pub const MAX_WRITE: usize = 4096;
+
 /// How a request ended: bits 16-31 of a completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]

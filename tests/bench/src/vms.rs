@@ -5,7 +5,7 @@ use crate::report::Report;
 use crate::stopwatch::now;
 use alloc::string::String;
 use alloc::vec::Vec;
-use bench_protocol::{FIRST_MODULE, GUEST_MODULE, Line, Summary};
+use bench_protocol::{DISK_MODULE, FIRST_MODULE, GUEST_MODULE, Line, Summary};
 use root_task::console::Console;
 use root_task::system::System;
 use root_task::vm::Vm;
@@ -15,12 +15,14 @@ use usys::object::FOREVER;
 use usys::process;
 use usys::ring::Consumer;
 use vmm_protocol::link::Stream;
-use vmm_protocol::manifest::{ConsoleMode, MONITOR_MODULE, OnCrash, OnReset, VmConfig};
+use vmm_protocol::manifest::{
+    ConsoleMode, DiskConfig, DiskDriver, DiskInterface, MONITOR_MODULE, OnCrash, OnReset, VmConfig,
+};
 
 /// Memory of the guests.
 const MEMORY_MIB: u32 = 64;
 /// Operations of the guest that measures.
-const GUEST_OPS: [&str; 7] = [
+const GUEST_OPS: [&str; 9] = [
     "exit.cpuid_vmm",
     "exit.pio_out_vmm",
     "exit.mmio_write",
@@ -28,6 +30,8 @@ const GUEST_OPS: [&str; 7] = [
     "exit.mmio_write_warm",
     "exit.mmio_read_warm",
     "ipi.self",
+    "pv.block_4k_read",
+    "pv.block_4k_read_qd32",
 ];
 const CREATE: &str = "vm.create_to_first_insn";
 const ZEROED: &str = "vm.create_zeroed";
@@ -119,7 +123,14 @@ fn wait_for(vm: &Vm) -> Result<()> {
 
 /// Runs the guest that measures, and passes on what it says.
 fn run_guest(report: &Report, system: &mut System, console: &Console) -> Result<()> {
-    let mut vm = Vm::new(system, 0, config(GUEST_MODULE))?;
+    let disk = DiskConfig {
+        image: DISK_MODULE.into(),
+        read_only: true,
+        driver: DiskDriver::Memory,
+        on_crash: OnCrash::Report,
+        interface: DiskInterface::Pv,
+    };
+    let mut vm = Vm::new(system, 0, VmConfig { disks: [disk].into(), ..config(GUEST_MODULE) })?;
     let ring = Mapping::new(vm.output().memory(), 0, vm.output().pages(), true)?;
     let mut output = Consumer::attach(ring.window())?;
     // What the guest writes at once is less than a ring.

@@ -16,6 +16,7 @@ pub mod modes;
 pub mod poison;
 pub mod ports;
 pub mod poweroff;
+pub mod pv;
 pub mod reset;
 pub mod spin;
 pub mod stuck;

@@ -12,5 +12,6 @@ pub mod disk;
 pub mod exit;
 pub mod line;
 pub mod poison;
+pub mod pv;
 
 pub use cases::{CASES, Case, Expect, Machine};

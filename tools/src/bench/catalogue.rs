@@ -140,6 +140,8 @@ operations! {
     "doorbell.roundtrip", Instructions, Some(2500), Some(1500), ["KVM" 18069 Svm];
     "ipi.self", Instructions, Some(1800), Some(900), ["KVM" 7489 Svm];
     "ipi.self_vapic", Instructions, Some(1800), Some(900), ["KVM" 7489 Svm];
+    "pv.block_4k_read", Instructions, Some(4000), Some(2000), ["KVM" 40300 Svm];
+    "pv.block_4k_read_qd32", Instructions, Some(400), Some(190), ["KVM" 7800 Svm];
     "irq.to_thread", Instructions, Some(1500), Some(600), [];
     "timer.preempt", Instructions, Some(1500), Some(600), [];
     "signal.cross_cpu", Instructions, Some(2500), Some(1200), [];

@@ -11,7 +11,9 @@ use crate::run::machine::Machine;
 use crate::run::{Options, Output, Script, bochs, log::Log, qemu};
 use crate::{progress, workspace};
 use anyhow::{Context, Result, bail};
-use bench_protocol::{FIRST_MODULE, GUEST_MODULE, Line, REQUEST_MODULE, STRETCHES, Summary};
+use bench_protocol::{
+    DISK_BYTES, DISK_MODULE, FIRST_MODULE, GUEST_MODULE, Line, REQUEST_MODULE, STRETCHES, Summary,
+};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
@@ -114,6 +116,7 @@ fn image(plan: &Plan) -> Result<BootImage> {
             module(MONITOR_MODULE, program("monitor")?),
             module(FIRST_MODULE, program(FIRST_MODULE)?),
             module(GUEST_MODULE, program(GUEST_MODULE)?),
+            module(DISK_MODULE, vec![0; DISK_BYTES]),
         ]
         .into_iter()
         .chain(asks_for_stretches.then(|| module(STRETCHES, b"\n".to_vec())))

@@ -30,7 +30,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("test-monitor", &["monitor", "usys", "tproto", "vmm-protocol"]),
     ("test-driver", &["block-channel", "usys", "tproto", "hypercall-abi", "vmm-protocol"]),
     ("bench-protocol", &[]),
-    ("bench-guest", &["bench-protocol", "trt"]),
+    ("bench-guest", &["bench-protocol", "trt", "guest-pv-driver"]),
     ("bench", &["bench-protocol", "root-task", "usys", "hypercall-abi", "vmm-protocol"]),
     ("nacre", &["hypercall-abi", "vmm-protocol", "tproto", "bench-protocol"]),
 ];

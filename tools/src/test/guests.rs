@@ -150,6 +150,15 @@ pub fn passed(vm: &VmReport) -> Result<(), String> {
     judge_vm(vm, Expect::Pass).map_err(|why| format!("VM `{}`: {why}", vm.name))
 }
 
+/// Whether a VM ended so.
+pub fn judge_end(vm: &VmReport, expected: &Outcome) -> Result<(), String> {
+    if vm.outcome.as_ref() == Some(expected) {
+        return Ok(());
+    }
+    let was = vm.outcome.as_ref().map_or_else(|| "it did not end".into(), ToString::to_string);
+    Err(format!("expected {expected}, but: {was}{}", first_failure(&vm.console)))
+}
+
 fn judge_vm(vm: &VmReport, expect: Expect) -> Result<(), String> {
     let as_expected = match (expect, &vm.outcome) {
         (Expect::Pass, Some(Outcome::ExitCode(exit::PASS))) => return judge_tally(&vm.console),

@@ -12,6 +12,7 @@ pub mod hosts;
 pub mod images;
 pub mod linux;
 pub mod mistakes;
+pub mod pv;
 pub mod record;
 pub mod refusals;
 pub mod trace;
@@ -138,6 +139,7 @@ fn on(machine: Machine) -> Vec<Test> {
     [
         conformance::tests(machine),
         guests::tests(machine),
+        pv::tests(machine),
         vmms::tests(machine),
         hosts::tests(machine),
         bench::tests(machine),

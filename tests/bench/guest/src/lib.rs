@@ -4,6 +4,8 @@
 // On a host there is nothing to measure.
 #![cfg(target_os = "none")]
 
+mod pv;
+
 use bench_protocol::{Line, Samples};
 use core::arch::asm;
 use trt::lapic::{Lapic, Mode, has_x2apic};
@@ -51,6 +53,7 @@ pub fn run() {
         let why = "the VM has no x2APIC";
         println!("{}", Line::Failed { op: "ipi.self", why });
     }
+    pv::measure_block(overhead);
 }
 
 fn measure_overhead() -> u64 {
@@ -91,5 +94,16 @@ fn set_gate(vector: u8, handler: u64) {
         let gate = (pointer.base as *mut u64).add(usize::from(vector) * 2);
         gate.write_volatile(low);
         gate.add(1).write_volatile(handler >> 32);
+    }
+}
+
+/// Says what ticks of an operation came to, for each of the `parts` that it is made of.
+fn say(op: &str, ticks: Option<[u32; Samples::TOTAL]>, overhead: u64, parts: u32) {
+    let mut samples = Samples::new();
+    let overhead_of_part = overhead / u64::from(parts);
+    ticks.into_iter().flatten().for_each(|ticks| samples.push(ticks / parts));
+    match samples.summary(overhead_of_part) {
+        Some(summary) => println!("{}", Line::Result { op, summary }),
+        None => println!("{}", Line::Failed { op, why: "the device failed" }),
     }
 }

@@ -25,5 +25,9 @@ pub const STRETCHES: &str = "stretches";
 pub const FIRST_MODULE: &str = "bench-first";
 /// The boot module with the guest that measures.
 pub const GUEST_MODULE: &str = "bench-guest";
+/// The boot module that is the disk of that guest: [`DISK_BYTES`] of zero.
+pub const DISK_MODULE: &str = "bench-disk";
+/// Bytes of the disk.
+pub const DISK_BYTES: usize = 256 << 10;
 /// Not an operation, but what `mem.kernel_bytes` is computed from: bytes of RAM that user space has.
 pub const USER_BYTES: &str = "mem.user_bytes";

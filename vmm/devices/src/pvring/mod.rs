@@ -15,4 +15,4 @@ mod tests;
 pub use block::Block;
 pub use device::{Board, Core, Device, QUEUE_SIZE_MAX};
 pub use queue::{End, Queue, Turn};
-pub use stream::{Control, MAX_BYTES};
+pub use stream::Control;

@@ -13,9 +13,9 @@ use hypercall_abi::guest::op::{self, Status};
 use hypercall_abi::guest::ring::Request;
 
 /// Bytes that one request may show, log or fill with random numbers at most.
-pub const MAX_BYTES: u64 = 16 << 10;
+const MAX_BYTES: u64 = op::MAX_WRITE as u64;
 /// Bytes of output that wait for the host at most, beyond which a console serves no more requests.
-const MAX_OUTPUT: usize = 64 << 10;
+const MAX_OUTPUT: usize = 8 << 10;
 /// Lines of the log that wait for the host at most; more are lost.
 const MAX_LINES: usize = 32;
 /// Bytes of a line at most; the rest is lost.

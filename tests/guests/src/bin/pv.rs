@@ -1,0 +1,4 @@
+//! See [`guests::pv`].
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+trt::guest!(guests::pv::run);
