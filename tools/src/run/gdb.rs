@@ -5,7 +5,7 @@ use super::event;
 use crate::failure;
 use anyhow::Result;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::mpsc::Sender;
 use std::thread;
 
@@ -94,6 +94,16 @@ impl Gdb {
                 self.unheard = Some(Vec::new());
                 FAREWELL.to_vec()
             }
+        }
+    }
+}
+
+impl Drop for Gdb {
+    /// Ends the connection, which the thread that reads from it keeps open: a debugger would wait for the stub.
+    fn drop(&mut self) {
+        if let Some(client) = &self.client {
+            // A client that is gone needs no end.
+            let _ = client.shutdown(Shutdown::Both);
         }
     }
 }

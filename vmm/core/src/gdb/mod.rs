@@ -31,6 +31,8 @@ use step::Step;
 
 /// Vector of INT3.
 const BREAKPOINT: u8 = 3;
+/// The answer to `vKill`, which [`gdbstub`] leaves out: gdb waits for it. After `k` nobody listens.
+const KILLED: &[u8] = b"$OK#9a";
 /// Longest packet from gdb.
 const PACKET_BYTES: usize = 4096;
 
@@ -148,7 +150,10 @@ fn converse<I: Inferior>(debugger: &mut Debugger<'_, I>) -> Ended {
             Ok(GdbStubStateMachine::Disconnected(mut stub)) => {
                 debugger.flush(stub.borrow_conn());
                 return match stub.get_reason() {
-                    DisconnectReason::Kill => Ended::Killed,
+                    DisconnectReason::Kill => {
+                        debugger.inferior.send(KILLED);
+                        Ended::Killed
+                    }
                     DisconnectReason::Disconnect => Ended::Detached,
                     _ => Ended::Over,
                 };

@@ -134,6 +134,13 @@ fn a_software_breakpoint_stops_the_guest_and_leaves_no_trace() {
 }
 
 #[test]
+fn a_debugger_that_kills_the_guest_is_answered() {
+    let (fake, ended) = session(&[0x90], &["vKill;1"], vec![]);
+    assert_eq!(ended, Ended::Killed);
+    assert!(fake.said.ends_with("$OK#9a"), "{}", fake.said);
+}
+
+#[test]
 fn where_int3_does_not_exit_hlt_breaks_at_every_privilege() {
     let (fake, _) = session_on(
         true,
