@@ -1,6 +1,6 @@
 //! The local APIC, in xAPIC and x2APIC mode (SDM 3A 11).
 
-use crate::{clock, cpu, mmio, msr};
+use crate::{clock, cpu, irq, mmio, msr};
 
 /// Where the registers are in xAPIC mode out of reset.
 pub const BASE: u64 = 0xfee0_0000;
@@ -213,6 +213,25 @@ impl Lapic {
         let passed = cpu::rdtsc() - start;
         self.stop_timer();
         (ticks * (clock::tsc_hz() / 1000) / passed.max(1)) as u32
+    }
+
+    /// Waits until `done`, for `ms` milliseconds of TSC time at most, and looks about once in a millisecond. In between the CPU is
+    /// halted, which costs an emulator less than to wait by [`clock::wait_until`]. `vector` is counted anew, `ticks` are those of
+    /// the timer in a millisecond.
+    pub fn doze_until(&self, vector: u8, ticks: u32, ms: u64, mut done: impl FnMut() -> bool) -> bool {
+        let end = cpu::rdtsc() + clock::tsc_hz() / 1000 * ms;
+        irq::count(vector);
+        while !done() {
+            if cpu::rdtsc() >= end {
+                return false;
+            }
+            irq::reset(vector);
+            self.start_timer(vector, 0, ticks);
+            while irq::seen(vector) == 0 {
+                cpu::sti_hlt_cli();
+            }
+        }
+        true
     }
 
     /// Stops the timer.

@@ -147,7 +147,7 @@ fn rate(ticks_per_ms: u32) {
     );
 }
 
-fn kvmclock(apic: &Lapic, ticks: u32) {
+fn kvmclock(apic: &Lapic, ticks_per_ms: u32) {
     clock::enable_kvmclock();
     let first = clock::kvmclock();
     check!(first.version.is_multiple_of(2) && first.version != 0, "kvmclock's page has been written");
@@ -155,7 +155,7 @@ fn kvmclock(apic: &Lapic, ticks: u32) {
     let mut falls = 0;
     for round in 0..1000 {
         if round % 100 == 0 {
-            apic.start_timer(VECTOR, 0, ticks / 4);
+            apic.start_timer(VECTOR, 0, ticks_per_ms / 4);
             cpu::sti_hlt_cli();
         }
         let now = clock::kvmclock().now_ns;
@@ -172,7 +172,7 @@ fn kvmclock(apic: &Lapic, ticks: u32) {
 
     let second = |_| {
         let now = rtc_second();
-        clock::wait_until(1500, || rtc_second() != now);
+        apic.doze_until(VECTOR, ticks_per_ms, 1500, || rtc_second() != now);
         clock::kvmclock().now_ns
     };
     let [begin, end] = [0, 1].map(second);
