@@ -1,5 +1,6 @@
 //! The call instruction (Linux, Documentation/virt/kvm/x86/hypercalls.rst).
 
+use crate::detect::Leaf;
 use core::arch::asm;
 
 /// Which instruction leaves the guest: the two vendors have different ones.
@@ -9,6 +10,18 @@ pub enum Instruction {
     Vmcall,
     /// AMD's VMMCALL.
     Vmmcall,
+}
+
+impl Instruction {
+    /// That of the CPU's vendor; `cpuid` is the instruction, with subleaf 0.
+    pub fn detect(cpuid: impl Fn(u32) -> Leaf) -> Self {
+        let [_, vendor, ..] = cpuid(0);
+        match &vendor.to_le_bytes() {
+            // AuthenticAMD, HygonGenuine.
+            b"Auth" | b"Hygo" => Instruction::Vmmcall,
+            _ => Instruction::Vmcall,
+        }
+    }
 }
 
 /// What the hypervisor answers to a number it does not know: `-KVM_ENOSYS`.
@@ -41,4 +54,22 @@ pub unsafe fn hypercall(instruction: Instruction, number: u64, arguments: [u64; 
     // What RBX held afterwards is of no use: the convention preserves it.
     let _ = rbx;
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Instruction;
+
+    #[test]
+    fn each_vendors_cpus_have_their_own_instruction() {
+        for (vendor, instruction) in [
+            (b"GenuineIntel", Instruction::Vmcall),
+            (b"AuthenticAMD", Instruction::Vmmcall),
+            (b"HygonGenuine", Instruction::Vmmcall),
+        ] {
+            let [b, d, c] =
+                [0, 4, 8].map(|at| u32::from_le_bytes(core::array::from_fn(|byte| vendor[at + byte])));
+            assert_eq!(Instruction::detect(|_| [1, b, c, d]), instruction);
+        }
+    }
 }

@@ -50,10 +50,8 @@ pub fn run() {
         check!(false, "CPUID tells of paravirtual devices");
         return;
     };
-    let is_intel = cpu::cpuid(0, 0).ebx == u32::from_le_bytes(*b"Genu");
-    let instruction = if is_intel { Instruction::Vmcall } else { Instruction::Vmmcall };
     // SAFETY: the runtime maps the first 4 GiB one to one, and this guest runs in a VM.
-    let hal = unsafe { OneToOne::new(instruction) };
+    let hal = unsafe { OneToOne::new(Instruction::detect(leaf)) };
     let find = |kind| machine.find(&hal, kind, 0);
     if let Some(mut control) = find(Kind::Control).and_then(|at| Control::new(hal, at, CONTROL.take()).ok()) {
         check!(eq control.log(pv::LOGGED), Ok(()), "a line goes to the log");

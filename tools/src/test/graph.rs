@@ -26,6 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("tproto", &[]),
     ("trt", &["tproto", "guest-pv-driver"]),
     ("guests", &["trt", "tproto", "guest-pv-driver"]),
+    ("unikernel", &["trt", "guest-pv-driver"]),
     ("conformance", &["usys", "tproto", "bench-protocol", "hypercall-abi"]),
     ("test-monitor", &["monitor", "usys", "tproto", "vmm-protocol"]),
     ("test-driver", &["block-channel", "usys", "tproto", "hypercall-abi", "vmm-protocol"]),

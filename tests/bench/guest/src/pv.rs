@@ -52,10 +52,8 @@ fn open(queue: &'static mut QueueMemory) -> Option<Disk> {
         let regs = cpu::cpuid(leaf, 0);
         [regs.eax, regs.ebx, regs.ecx, regs.edx]
     };
-    let is_intel = leaf(0)[1] == u32::from_le_bytes(*b"Genu");
-    let instruction = if is_intel { Instruction::Vmcall } else { Instruction::Vmmcall };
     // SAFETY: the runtime maps the first 4 GiB one to one, and this guest runs in a VM.
-    let hal = unsafe { OneToOne::new(instruction) };
+    let hal = unsafe { OneToOne::new(Instruction::detect(leaf)) };
     let page = Machine::detect(leaf)?.find(&hal, Kind::Block, 0)?;
     Block::new(hal, page, queue).ok()
 }

@@ -1,0 +1,154 @@
+//! From the devices to the server's loop.
+
+use core::convert::Infallible;
+use core::fmt::{self, Write};
+use guest_pv_driver::abi::device::{Interrupt, Kind};
+use guest_pv_driver::call::Instruction;
+use guest_pv_driver::detect::Leaf;
+use guest_pv_driver::{
+    Block, Clock, Console, ConsoleMemory, Control, Entropy, Error, Machine, Net, NetMemory, OneToOne,
+    QueueMemory,
+};
+use smoltcp::time::{Duration, Instant};
+use trt::lapic::Lapic;
+use trt::{cpu, irq, pvh};
+use unikernel::archive::{self, Archive, Index};
+use unikernel::server::{self, Identity, Server};
+
+/// Frames and the timer: both only end the CPU's sleep.
+const VECTOR: u8 = 0x40;
+
+/// What devices share, and what is too large for the stack.
+struct Memory {
+    console: ConsoleMemory,
+    disk: QueueMemory,
+    entropy: QueueMemory,
+    net: NetMemory,
+    index: Index,
+    server: server::Memory,
+}
+
+static mut CONTROL: QueueMemory = QueueMemory::new();
+static mut MEMORY: Memory = Memory {
+    console: ConsoleMemory::new(),
+    disk: QueueMemory::new(),
+    entropy: QueueMemory::new(),
+    net: NetMemory::new(),
+    index: Index::new(),
+    server: server::Memory::new(),
+};
+
+/// Why there is no server, or no more.
+enum Failure {
+    Device(Kind, Error),
+    Archive(archive::Error<Error>),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Device(kind, error) => write!(f, "{kind:?}: {error}"),
+            Failure::Archive(archive::Error::Disk(error)) => write!(f, "the disk cannot be read: {error}"),
+            Failure::Archive(archive::Error::NoHeader(sector)) => {
+                write!(f, "the disk is no tar archive: sector {sector} should be a header")
+            }
+        }
+    }
+}
+
+/// The kernel. It is called once, with memory below 4 GiB mapped one to one and interrupts off, and returns if there is no
+/// hypervisor that it could tell why.
+pub(crate) fn run() {
+    let Some(machine) = Machine::detect(leaf) else {
+        return trt::println!("this is no Nacre VM");
+    };
+    // SAFETY: memory and devices are below 4 GiB; there is a hypervisor, and the CPU's vendor is as CPUID says.
+    let hal = unsafe { OneToOne::new(Instruction::detect(leaf)) };
+    let (control, memory) = (&raw mut CONTROL, &raw mut MEMORY);
+    // SAFETY: nobody else uses the two statics, and this is called once.
+    let (control, memory) = unsafe { (&mut *control, &mut *memory) };
+    let control = open(&machine, hal, Kind::Control, |page| Control::new(hal, page, control));
+    let Err(failure) = serve(&machine, hal, memory);
+    trt::println!("unikernel: {failure}");
+    let _ = control.map(|mut control| control.exit(1));
+}
+
+/// What a server needs, and the server.
+fn serve(machine: &Machine, hal: OneToOne, memory: &'static mut Memory) -> Result<Infallible, Failure> {
+    let clock = open(machine, hal, Kind::Clock, |page| Clock::new(hal, page))?;
+    let mut console = open(machine, hal, Kind::Console, |page| Console::new(hal, page, &mut memory.console))?;
+    let disk = open(machine, hal, Kind::Block, |page| Block::new(hal, page, &mut memory.disk))?;
+    let mut net = open(machine, hal, Kind::Net, |page| Net::new(hal, page, &mut memory.net))?;
+    let mut secret = [0; 8];
+    open(machine, hal, Kind::Entropy, |page| {
+        Entropy::new(hal, page, &mut memory.entropy)?.fill(&mut secret)
+    })?;
+
+    let archive = Archive::open(disk, &mut memory.index).map_err(Failure::Archive)?;
+    let _ = writeln!(console, "unikernel: {} files", archive.names().count());
+    let identity = Identity {
+        ethernet: net.address(),
+        ip: pvh::option("ip").and_then(|address| address.parse().ok()),
+        secret: u64::from_le_bytes(secret),
+    };
+    let now = || Instant::from_micros((clock.nanoseconds(cpu::rdtsc()) / 1000) as i64);
+    let mut server = Server::new(&mut memory.server, archive, &mut net, identity, now());
+    let alarm = Alarm::new();
+    net.set_interrupt(Some(Interrupt { vector: VECTOR, apic_id: Lapic::current().id() }));
+    let mut address = None;
+    loop {
+        let wait = server.poll(&mut net, now());
+        if server.address() != address {
+            address = server.address();
+            let _ = match address {
+                Some(address) => writeln!(console, "unikernel: serving http://{address}/"),
+                None => writeln!(console, "unikernel: the network took the address back"),
+            };
+        }
+        let is_idle = net.sleep_is_safe().map_err(|error| Failure::Device(Kind::Net, error))?;
+        if is_idle && wait != Some(Duration::ZERO) {
+            alarm.set(wait);
+            // An interrupt that came since the last look is pending, and ends the sleep before it begins.
+            cpu::sti_hlt_cli();
+        }
+    }
+}
+
+fn leaf(number: u32) -> Leaf {
+    let cpu::CpuidResult { eax, ebx, ecx, edx } = cpu::cpuid(number, 0);
+    [eax, ebx, ecx, edx]
+}
+
+/// Finds the first device of a kind and starts its driver.
+fn open<T>(
+    machine: &Machine,
+    hal: OneToOne,
+    kind: Kind,
+    start: impl FnOnce(u64) -> guest_pv_driver::Result<T>,
+) -> Result<T, Failure> {
+    let page = machine.find(&hal, kind, 0).ok_or(Failure::Device(kind, Error::NoDevice))?;
+    start(page).map_err(|error| Failure::Device(kind, error))
+}
+
+/// The local APIC's timer.
+struct Alarm {
+    ticks_per_ms: u64,
+}
+
+impl Alarm {
+    fn new() -> Self {
+        irq::count(VECTOR);
+        Alarm { ticks_per_ms: Lapic::enable_best().ticks_per_ms().into() }
+    }
+
+    /// An interrupt once this time has passed, or earlier if it is longer than the timer counts.
+    fn set(&self, wait: Option<Duration>) {
+        match wait {
+            Some(wait) => {
+                let ticks = wait.total_micros().saturating_mul(self.ticks_per_ms).div_ceil(1000);
+                Lapic::current().start_timer(VECTOR, 0, u32::try_from(ticks).unwrap_or(u32::MAX).max(1));
+            }
+            None => Lapic::current().stop_timer(),
+        }
+    }
+}
