@@ -14,9 +14,9 @@ const PORT: u16 = 80;
 const REQUEST_TIME: Duration = Duration::from_secs(15);
 /// The same while no connection is free for others.
 const REQUEST_TIME_IF_CROWDED: Duration = Duration::from_secs(1);
-/// How long a client may take no byte of a response.
+/// How long a client may take no sector of a response.
 const STALL_TIME: Duration = Duration::from_secs(15);
-/// How long a connection may take to end.
+/// How long a client may take to end a connection, or the last sectors from it.
 const CLOSE_TIME: Duration = Duration::from_secs(5);
 /// Room that a response needs to begin: its head, and the few words of an error.
 const RESPONSE_BYTES: usize = Head::MAX_BYTES + 64;
@@ -54,18 +54,21 @@ pub(crate) struct Connection {
     state: State,
     /// When the state began, or last made headway.
     since: Instant,
+    /// Bytes that the client had not acknowledged then.
+    unsent: usize,
 }
 
 impl Connection {
     pub(crate) fn new(handle: SocketHandle) -> Self {
-        Connection { handle, state: State::Listening, since: Instant::ZERO }
+        Connection { handle, state: State::Listening, since: Instant::ZERO, unsent: 0 }
     }
 
-    /// Makes room for a new client if the last one is gone.
-    pub(crate) fn reopen(&mut self, socket: &mut Socket<'_>) {
-        if !socket.is_open() && socket.listen(PORT).is_ok() {
-            self.state = State::Listening;
+    /// Makes room for a new client if the last one is gone; whether there was one.
+    pub(crate) fn reopen(&mut self, socket: &mut Socket<'_>) -> bool {
+        if socket.is_open() || socket.listen(PORT).is_err() {
+            return false;
         }
+        core::mem::replace(&mut self.state, State::Listening) != State::Listening
     }
 
     /// When the client's time is over.
@@ -82,13 +85,18 @@ impl Connection {
 
     /// Does what can be done without waiting.
     pub(crate) fn serve<D: BlockDevice>(&mut self, socket: &mut Socket<'_>, turn: &mut Turn<'_, D>) {
-        if socket.is_listening() || !socket.is_open() {
+        if !socket.is_open() {
+            return;
+        }
+        if socket.is_listening() {
             self.state = State::Listening;
             return;
         }
         if self.state == State::Listening {
             self.enter(State::Reading, turn);
+            self.unsent = 0;
         }
+        self.note_headway(socket, turn);
         if self.expires(turn.is_crowded).is_some_and(|end| end <= turn.now) {
             match self.state {
                 State::Reading => self.enter(State::Closing, turn),
@@ -103,8 +111,18 @@ impl Connection {
                 State::Closing => close(socket),
             };
             if !goes_on {
-                return;
+                break;
             }
+        }
+        self.unsent = self.unsent.max(socket.send_queue());
+    }
+
+    /// A client that takes a sector has more time for the next, whatever else goes on. Byte by byte is not enough.
+    fn note_headway<D>(&mut self, socket: &Socket<'_>, turn: &Turn<'_, D>) {
+        let unsent = socket.send_queue();
+        let taken = self.unsent.saturating_sub(unsent);
+        if taken >= SECTOR_BYTES || taken > 0 && unsent == 0 {
+            (self.since, self.unsent) = (turn.now, unsent);
         }
     }
 

@@ -1,6 +1,5 @@
 //! From the devices to the server's loop.
 
-use core::convert::Infallible;
 use core::fmt::{self, Write};
 use guest_pv_driver::abi::device::{Interrupt, Kind};
 use guest_pv_driver::call::Instruction;
@@ -68,13 +67,15 @@ pub(crate) fn run() {
     // SAFETY: nobody else uses the two statics, and this is called once.
     let (control, memory) = unsafe { (&mut *control, &mut *memory) };
     let control = open(&machine, hal, Kind::Control, |page| Control::new(hal, page, control));
-    let Err(failure) = serve(&machine, hal, memory);
-    trt::println!("unikernel: {failure}");
-    let _ = control.map(|mut control| control.exit(1));
+    let result = serve(&machine, hal, memory);
+    if let Err(failure) = &result {
+        trt::println!("unikernel: {failure}");
+    }
+    let _ = control.map(|mut control| if result.is_ok() { control.power_off() } else { control.exit(1) });
 }
 
-/// What a server needs, and the server.
-fn serve(machine: &Machine, hal: OneToOne, memory: &'static mut Memory) -> Result<Infallible, Failure> {
+/// What a server needs, and the server. It ends after as many clients as `clients=` on the command line says.
+fn serve(machine: &Machine, hal: OneToOne, memory: &'static mut Memory) -> Result<(), Failure> {
     let clock = open(machine, hal, Kind::Clock, |page| Clock::new(hal, page))?;
     let mut console = open(machine, hal, Kind::Console, |page| Console::new(hal, page, &mut memory.console))?;
     let disk = open(machine, hal, Kind::Block, |page| Block::new(hal, page, &mut memory.disk))?;
@@ -95,8 +96,9 @@ fn serve(machine: &Machine, hal: OneToOne, memory: &'static mut Memory) -> Resul
     let mut server = Server::new(&mut memory.server, archive, &mut net, identity, now());
     let alarm = Alarm::new();
     net.set_interrupt(Some(Interrupt { vector: VECTOR, apic_id: Lapic::current().id() }));
+    let most_clients = pvh::option("clients").and_then(|count| count.parse().ok()).unwrap_or(u64::MAX);
     let mut address = None;
-    loop {
+    while server.clients() < most_clients {
         let wait = server.poll(&mut net, now());
         if server.address() != address {
             address = server.address();
@@ -112,6 +114,7 @@ fn serve(machine: &Machine, hal: OneToOne, memory: &'static mut Memory) -> Resul
             cpu::sti_hlt_cli();
         }
     }
+    Ok(())
 }
 
 fn leaf(number: u32) -> Leaf {

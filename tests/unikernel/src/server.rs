@@ -64,6 +64,7 @@ pub struct Server<D> {
     sockets: SocketSet<'static>,
     dhcp: Option<SocketHandle>,
     connections: Vec<Connection, CONNECTIONS>,
+    clients: u64,
     archive: Archive<D>,
     buffer: &'static mut [u8; BUFFER_BYTES],
 }
@@ -93,7 +94,7 @@ impl<D: BlockDevice> Server<D> {
         let connections = connections.collect();
         let dhcp = identity.ip.is_none().then(|| sockets.add(dhcpv4::Socket::new()));
         set_address(&mut interface, identity.ip.map(|ip| (ip, None)));
-        Server { interface, sockets, dhcp, connections, archive, buffer: &mut memory.buffer }
+        Server { interface, sockets, dhcp, connections, clients: 0, archive, buffer: &mut memory.buffer }
     }
 
     /// Its IP address, once it has one.
@@ -101,10 +102,16 @@ impl<D: BlockDevice> Server<D> {
         self.interface.ipv4_addr()
     }
 
+    /// How many clients have come and gone.
+    pub fn clients(&self) -> u64 {
+        self.clients
+    }
+
     /// Does what there is to do, and says after what time to call again if no frame arrives; `None`: not before one does.
     pub fn poll(&mut self, device: &mut impl Device, now: Instant) -> Option<Duration> {
         for connection in &mut self.connections {
-            connection.reopen(self.sockets.get_mut(connection.handle));
+            let was_used = connection.reopen(self.sockets.get_mut(connection.handle));
+            self.clients += u64::from(was_used);
         }
         for _ in 0..BURST {
             let result = self.interface.poll_ingress_single(now, device, &mut self.sockets);
@@ -121,7 +128,11 @@ impl<D: BlockDevice> Server<D> {
         }
         self.interface.poll_egress(now, device, &mut self.sockets);
         let expirations = self.connections.iter().filter_map(|connection| connection.expires(is_crowded));
-        let next = expirations.chain(self.interface.poll_at(now, &self.sockets)).min()?;
+        let mut sockets = self.connections.iter().map(|connection| self.sockets.get(connection.handle));
+        // Of use again with the next call.
+        let reopening = sockets.any(|socket: &tcp::Socket<'_>| !socket.is_open()).then_some(now);
+        let network = self.interface.poll_at(now, &self.sockets);
+        let next = expirations.chain(network).chain(reopening).min()?;
         Some(if next > now { next - now } else { Duration::ZERO })
     }
 

@@ -155,6 +155,23 @@ impl Lab {
         Lab { server, net, net_device, disk_fails, port, interface, sockets, now, next_port: 50000 }
     }
 
+    /// How many clients have come and gone.
+    pub fn clients(&self) -> u64 {
+        self.server.clients()
+    }
+
+    /// The frames that the client has sent and the server has not taken.
+    pub fn frames(&mut self) -> Vec<Vec<u8>> {
+        self.interface.poll(self.now, &mut self.port, &mut self.sockets);
+        self.port.leaving.borrow().iter().cloned().collect()
+    }
+
+    /// A frame from somebody else in the network.
+    pub fn inject(&mut self, frame: Vec<u8>) {
+        self.port.leaving.borrow_mut().push_back(frame);
+        self.settle();
+    }
+
     /// A connection with a window of this many bytes.
     pub fn connect(&mut self, window: usize) -> SocketHandle {
         let buffer = |bytes: usize| tcp::SocketBuffer::new(&mut leak(vec![0; bytes])[..]);
