@@ -109,14 +109,23 @@ impl<H: Hal> Net<H> {
         self.sender.queue.publish();
     }
 
-    /// Has frames raise an interrupt from now on, where [`Self::sleep_is_safe`] asks for it.
-    pub fn set_interrupt(&mut self, interrupt: Option<Interrupt>) {
-        self.device.set_queue_interrupt(RECEIVE, interrupt);
+    /// Whether no frame can be sent until the device is done with one.
+    pub fn is_full(&mut self) -> Result<bool> {
+        Ok(!self.sender.has_room()?)
     }
 
-    /// Asks for an interrupt with the next frame. `false` if one is there already, and the interrupt may not come.
+    /// Has frames that arrive, and room for frames that was missing, raise an interrupt from now on, where
+    /// [`Self::sleep_is_safe`] asks for it.
+    pub fn set_interrupt(&mut self, interrupt: Option<Interrupt>) {
+        self.device.set_queue_interrupt(RECEIVE, interrupt);
+        self.device.set_queue_interrupt(SEND, interrupt);
+    }
+
+    /// Asks for an interrupt with the next frame, and with room for another if [`Self::is_full`]. `false` if there is one of these
+    /// already, and the interrupt may not come.
     pub fn sleep_is_safe(&mut self) -> Result<bool> {
-        self.receiver.queue().request_interrupt()
+        let no_frame = self.receiver.queue().request_interrupt()?;
+        Ok(no_frame && (self.sender.has_room()? || self.sender.queue.request_interrupt()?))
     }
 }
 

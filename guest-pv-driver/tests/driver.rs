@@ -230,6 +230,30 @@ fn frames_go_both_ways() {
 }
 
 #[test]
+fn a_sender_without_room_sleeps_until_the_device_has_sent_a_frame() {
+    let is_stuck = Rc::new(Cell::new(true));
+    let of_device = is_stuck.clone();
+    let fake = Fake::new(Kind::Net, move |queue, _, buffer| {
+        let is_sent = queue == 1 && !of_device.get();
+        is_sent.then_some((Status::Done, buffer.len() as u32))
+    });
+    let mut net = Net::new(&fake, 0, memory()).unwrap();
+    let mut sent = 0;
+    while !net.is_full().unwrap() {
+        net.send(60, |bytes| bytes.fill(1)).unwrap();
+        sent += 1;
+    }
+    net.flush();
+    assert!(sent > 1);
+    assert_eq!(net.send(60, |_| ()), Err(Error::Full));
+    assert_eq!(net.sleep_is_safe(), Ok(true));
+    is_stuck.set(false);
+    fake.poll();
+    assert_eq!(net.is_full(), Ok(false));
+    assert_eq!(net.sleep_is_safe(), Ok(true), "only a frame ends this sleep");
+}
+
+#[test]
 fn random_bytes_fill_the_buffer_also_in_pieces() {
     let fake = Fake::new(Kind::Entropy, |_, _, buffer| {
         let len = buffer.len().min(3);

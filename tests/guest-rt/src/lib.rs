@@ -7,6 +7,7 @@
 //! 4. Every exception is reported and ends the guest as failed, unless [`trap::catch`] or a handler takes it.
 #![no_std]
 
+pub mod alarm;
 pub mod boot;
 pub mod check;
 pub mod clock;

@@ -7,6 +7,7 @@ pub mod cpuid_msr;
 pub mod debug_regs;
 pub mod echo;
 pub mod exit_code;
+pub mod fetch;
 pub mod fpu;
 pub mod hello;
 pub mod interrupts;

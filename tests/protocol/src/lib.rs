@@ -13,5 +13,6 @@ pub mod exit;
 pub mod line;
 pub mod poison;
 pub mod pv;
+pub mod web;
 
 pub use cases::{CASES, Case, Expect, Machine};

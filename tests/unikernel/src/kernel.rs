@@ -9,8 +9,10 @@ use guest_pv_driver::{
     QueueMemory,
 };
 use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::Ipv4Cidr;
+use trt::alarm::Alarm;
 use trt::lapic::Lapic;
-use trt::{cpu, irq, pvh};
+use trt::{cpu, pvh};
 use unikernel::archive::{self, Archive, Index};
 use unikernel::server::{self, Identity, Server};
 
@@ -41,12 +43,14 @@ static mut MEMORY: Memory = Memory {
 enum Failure {
     Device(Kind, Error),
     Archive(archive::Error<Error>),
+    Address,
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Failure::Device(kind, error) => write!(f, "{kind:?}: {error}"),
+            Failure::Address => f.write_str("ip= wants an address as in ip=10.0.0.2/24"),
             Failure::Archive(archive::Error::Disk(error)) => write!(f, "the disk cannot be read: {error}"),
             Failure::Archive(archive::Error::NoHeader(sector)) => {
                 write!(f, "the disk is no tar archive: sector {sector} should be a header")
@@ -80,41 +84,49 @@ fn serve(machine: &Machine, hal: OneToOne, memory: &'static mut Memory) -> Resul
     let mut console = open(machine, hal, Kind::Console, |page| Console::new(hal, page, &mut memory.console))?;
     let disk = open(machine, hal, Kind::Block, |page| Block::new(hal, page, &mut memory.disk))?;
     let mut net = open(machine, hal, Kind::Net, |page| Net::new(hal, page, &mut memory.net))?;
-    let mut secret = [0; 8];
-    open(machine, hal, Kind::Entropy, |page| {
+    let mut secret = cpu::rdtsc().to_le_bytes();
+    let random = open(machine, hal, Kind::Entropy, |page| {
         Entropy::new(hal, page, &mut memory.entropy)?.fill(&mut secret)
-    })?;
-
+    });
+    if random.is_err() {
+        let _ = writeln!(console, "unikernel: there are no random numbers: connections can be guessed");
+    }
     let archive = Archive::open(disk, &mut memory.index).map_err(Failure::Archive)?;
     let _ = writeln!(console, "unikernel: {} files", archive.names().count());
     let identity = Identity {
         ethernet: net.address(),
-        ip: pvh::option("ip").and_then(|address| address.parse().ok()),
+        ip: pvh::option("ip").map(address).transpose()?,
         secret: u64::from_le_bytes(secret),
     };
     let now = || Instant::from_micros((clock.nanoseconds(cpu::rdtsc()) / 1000) as i64);
     let mut server = Server::new(&mut memory.server, archive, &mut net, identity, now());
-    let alarm = Alarm::new();
+    let alarm = Alarm::new(VECTOR);
     net.set_interrupt(Some(Interrupt { vector: VECTOR, apic_id: Lapic::current().id() }));
     let most_clients = pvh::option("clients").and_then(|count| count.parse().ok()).unwrap_or(u64::MAX);
-    let mut address = None;
+    let failed = |error| Failure::Device(Kind::Net, error);
+    let mut shown = None;
     while server.clients() < most_clients {
         let wait = server.poll(&mut net, now());
-        if server.address() != address {
-            address = server.address();
-            let _ = match address {
+        if server.address() != shown {
+            shown = server.address();
+            let _ = match shown {
                 Some(address) => writeln!(console, "unikernel: serving http://{address}/"),
                 None => writeln!(console, "unikernel: the network took the address back"),
             };
         }
-        let is_idle = net.sleep_is_safe().map_err(|error| Failure::Device(Kind::Net, error))?;
-        if is_idle && wait != Some(Duration::ZERO) {
-            alarm.set(wait);
-            // An interrupt that came since the last look is pending, and ends the sleep before it begins.
-            cpu::sti_hlt_cli();
+        // Without room for another frame there is nothing to do before there is.
+        let wait = if net.is_full().map_err(failed)? { None } else { wait };
+        if wait != Some(Duration::ZERO) && net.sleep_is_safe().map_err(failed)? {
+            alarm.sleep(wait.map(|wait| wait.total_micros()));
         }
     }
     Ok(())
+}
+
+/// An address and the length of its network's prefix.
+fn address(text: &str) -> Result<Ipv4Cidr, Failure> {
+    let is_ours = |cidr: &Ipv4Cidr| !cidr.address().is_multicast() && !cidr.address().is_broadcast();
+    text.parse().ok().filter(is_ours).ok_or(Failure::Address)
 }
 
 fn leaf(number: u32) -> Leaf {
@@ -131,27 +143,4 @@ fn open<T>(
 ) -> Result<T, Failure> {
     let page = machine.find(&hal, kind, 0).ok_or(Failure::Device(kind, Error::NoDevice))?;
     start(page).map_err(|error| Failure::Device(kind, error))
-}
-
-/// The local APIC's timer.
-struct Alarm {
-    ticks_per_ms: u64,
-}
-
-impl Alarm {
-    fn new() -> Self {
-        irq::count(VECTOR);
-        Alarm { ticks_per_ms: Lapic::enable_best().ticks_per_ms().into() }
-    }
-
-    /// An interrupt once this time has passed, or earlier if it is longer than the timer counts.
-    fn set(&self, wait: Option<Duration>) {
-        match wait {
-            Some(wait) => {
-                let ticks = wait.total_micros().saturating_mul(self.ticks_per_ms).div_ceil(1000);
-                Lapic::current().start_timer(VECTOR, 0, u32::try_from(ticks).unwrap_or(u32::MAX).max(1));
-            }
-            None => Lapic::current().stop_timer(),
-        }
-    }
 }

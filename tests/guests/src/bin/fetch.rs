@@ -1,0 +1,4 @@
+//! See [`guests::fetch`].
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+trt::guest!(guests::fetch::run);
