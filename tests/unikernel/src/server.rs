@@ -22,7 +22,7 @@ const ACKNOWLEDGE_TIME: Duration = Duration::from_secs(15);
 /// The memory of a server.
 #[derive(Debug)]
 pub struct Memory {
-    sockets: [SocketStorage<'static>; CONNECTIONS + 1],
+    sockets: Vec<SocketStorage<'static>, { CONNECTIONS + 1 }>,
     receive: [[u8; BUFFER_BYTES]; CONNECTIONS],
     send: [[u8; SEND_BYTES]; CONNECTIONS],
     buffer: [u8; BUFFER_BYTES],
@@ -32,7 +32,8 @@ impl Memory {
     /// Memory that is not used yet.
     pub const fn new() -> Self {
         Memory {
-            sockets: [SocketStorage::EMPTY; CONNECTIONS + 1],
+            // Filled later: an empty one is not all zeroes, and would make an image of all this memory.
+            sockets: Vec::new(),
             receive: [[0; BUFFER_BYTES]; CONNECTIONS],
             send: [[0; SEND_BYTES]; CONNECTIONS],
             buffer: [0; BUFFER_BYTES],
@@ -81,6 +82,7 @@ impl<D: BlockDevice> Server<D> {
         let mut config = Config::new(EthernetAddress(identity.ethernet).into());
         config.random_seed = identity.secret;
         let mut interface = Interface::new(config, device, now);
+        while memory.sockets.push(SocketStorage::EMPTY).is_ok() {}
         let mut sockets = SocketSet::new(&mut memory.sockets[..]);
         let buffers = memory.receive.iter_mut().zip(&mut memory.send);
         let connections = buffers.map(|(receive, send)| {
