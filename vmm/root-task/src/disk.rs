@@ -2,10 +2,11 @@
 
 use crate::error::StartError;
 use crate::memory::Allocation;
+use crate::pci;
 use crate::process::{Blueprint, Process, Shared};
 use crate::supervisor::events;
 use crate::system::System;
-use crate::virtio::BlockDevice;
+use crate::virtio::DmaDevice;
 use crate::vm::Vm;
 use alloc::format;
 use alloc::string::String;
@@ -25,6 +26,8 @@ use vmm_protocol::process::{CHANNEL, DriverConfig, driver, monitor};
 
 /// Pages of a channel.
 const CHANNEL_PAGES: u64 = (CHANNEL_BYTES as u64).div_ceil(PAGE_SIZE);
+/// Pages for the queue of a virtio device.
+const QUEUE_PAGES: u64 = 2;
 /// Frames of kernel memory for what a driver makes: a bitmap of its ports, and capability tables.
 const EXTRA_FRAMES: u64 = 16;
 /// Pages of a driver's heap: what it copies a request's data through, twice.
@@ -63,7 +66,7 @@ pub struct Disk {
     process: Option<Process>,
     session: u32,
     /// For a virtio device, what it is.
-    virtio: Option<BlockDevice>,
+    virtio: Option<DmaDevice>,
 }
 
 impl Disk {
@@ -82,7 +85,7 @@ impl Disk {
         let signal = Narrow::rights(Rights::SIGNAL | Rights::DERIVE).badge(monitor::DISK_BIT);
         let doorbell = vm.events().derive(selector::allocate()?, signal)?;
         let virtio = match config.driver {
-            DiskDriver::VirtioBlk => BlockDevice::find(system, device.into())?,
+            DiskDriver::VirtioBlk => DmaDevice::find(system, pci::VIRTIO_BLOCK, device.into(), QUEUE_PAGES)?,
             DiskDriver::Ata | DiskDriver::Memory => None,
         };
         Ok(Disk {
@@ -145,7 +148,7 @@ impl Disk {
         };
         let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;
         let mut windows = alloc::vec![Shared::writable(CHANNEL, &self.channel)];
-        windows.extend(self.virtio.iter().flat_map(BlockDevice::windows));
+        windows.extend(self.virtio.iter().flat_map(DmaDevice::windows));
         let plan = Blueprint {
             name: &self.name,
             program,

@@ -14,9 +14,11 @@ mod register {
     pub(super) const HEADER_TYPE: u8 = 0x0c;
     pub(super) const BARS: u8 = 0x10;
     pub(super) const CAPABILITIES: u8 = 0x34;
+    pub(super) const INTERRUPT: u8 = 0x3c;
 }
 /// Bits of the command and status register.
 mod command {
+    pub(super) const PORTS: u32 = 1 << 0;
     pub(super) const MEMORY: u32 = 1 << 1;
     pub(super) const BUS_MASTER: u32 = 1 << 2;
     pub(super) const NO_INTX: u32 = 1 << 10;
@@ -29,7 +31,11 @@ const MSIX: u8 = 0x11;
 const MSIX_ENABLE: u32 = 1 << 31;
 const MSIX_MASKED: u32 = 1 << 30;
 /// A virtio block device: the device of virtio 1.0, and the one that drivers of older versions know too.
-const VIRTIO_BLOCK: [u32; 2] = [0x1042_1af4, 0x1001_1af4];
+pub const VIRTIO_BLOCK: &[u32] = &[0x1042_1af4, 0x1001_1af4];
+/// A virtio network device, in the same way.
+pub const VIRTIO_NET: &[u32] = &[0x1041_1af4, 0x1000_1af4];
+/// An NE2000: Realtek's RTL8029.
+pub const NE2000: &[u32] = &[0x8029_10ec];
 /// A header of 256 bytes has no more capabilities.
 const MAX_CAPABILITIES: usize = 48;
 
@@ -113,8 +119,8 @@ pub struct VirtioDevice {
     msix: u8,
 }
 
-/// The virtio block devices, by address.
-pub fn virtio_block_devices(configuration: &mut impl Configuration) -> Vec<Function> {
+/// The functions whose vendor and device are one of `ids`, by address.
+pub fn functions(configuration: &mut impl Configuration, ids: &[u32]) -> Vec<Function> {
     let mut found = Vec::new();
     for bus in 0..=255 {
         for device in 0..32 {
@@ -125,7 +131,7 @@ pub fn virtio_block_devices(configuration: &mut impl Configuration) -> Vec<Funct
             let is_multiple = configuration.read(first, register::HEADER_TYPE) >> 23 & 1 != 0;
             for function in 0..if is_multiple { 8 } else { 1 } {
                 let function = Function { function, ..first };
-                if VIRTIO_BLOCK.contains(&configuration.read(function, register::ID)) {
+                if ids.contains(&configuration.read(function, register::ID)) {
                     found.push(function);
                 }
             }
@@ -207,20 +213,55 @@ impl VirtioDevice {
     pub fn enable(&self, configuration: &mut impl Configuration) {
         let msix = configuration.read(self.function, self.msix);
         configuration.write(self.function, self.msix, msix & !MSIX_MASKED | MSIX_ENABLE);
-        self.change_command(configuration, command::MEMORY | command::BUS_MASTER | command::NO_INTX, 0);
+        let set = command::MEMORY | command::BUS_MASTER | command::NO_INTX;
+        change_command(configuration, self.function, set, 0);
     }
 
     /// Keeps the device from reaching memory and from interrupting.
     pub fn quiesce(&self, configuration: &mut impl Configuration) {
         let msix = configuration.read(self.function, self.msix);
         configuration.write(self.function, self.msix, msix & !MSIX_ENABLE);
-        self.change_command(configuration, 0, command::BUS_MASTER);
+        change_command(configuration, self.function, 0, command::BUS_MASTER);
+    }
+}
+
+fn change_command(configuration: &mut impl Configuration, function: Function, set: u32, clear: u32) {
+    // Writing 0 to the status half leaves it as it is.
+    let value = configuration.read(function, register::COMMAND) & 0xffff;
+    configuration.write(function, register::COMMAND, value & !clear | set);
+}
+
+/// A device whose registers are ports, and that interrupts by a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortDevice {
+    function: Function,
+    /// First port.
+    pub ports: u16,
+    /// The ISA interrupt that the firmware routed its line to.
+    pub line: u8,
+}
+
+impl PortDevice {
+    /// Reads what a function says about itself.
+    ///
+    /// # Errors
+    /// What it lacks.
+    pub fn read(configuration: &mut impl Configuration, function: Function) -> Result<Self, &'static str> {
+        let base = configuration.read(function, register::BARS);
+        let line = configuration.read(function, register::INTERRUPT) as u8;
+        match u16::try_from(base & !3) {
+            _ if base & 1 == 0 => Err("its registers are no ports"),
+            Err(_) | Ok(0) => Err("the firmware gave it no ports"),
+            // 6.2.4: on a PC, the inputs of the two 8259s.
+            Ok(_) if !(1..16).contains(&line) => Err("the firmware routed its interrupt nowhere"),
+            Ok(ports) => Ok(PortDevice { function, ports, line }),
+        }
     }
 
-    fn change_command(&self, configuration: &mut impl Configuration, set: u32, clear: u32) {
-        // Writing 0 to the status half leaves it as it is.
-        let value = configuration.read(self.function, register::COMMAND) & 0xffff;
-        configuration.write(self.function, register::COMMAND, value & !clear | set);
+    /// Lets the device answer to its ports and interrupt; it never reaches memory itself.
+    pub fn enable(&self, configuration: &mut impl Configuration) {
+        let clear = command::BUS_MASTER | command::NO_INTX;
+        change_command(configuration, self.function, command::PORTS, clear);
     }
 }
 
@@ -313,7 +354,7 @@ mod tests {
     #[test]
     fn a_virtio_device_is_found_with_its_registers() {
         let mut fake = fake();
-        assert_eq!(virtio_block_devices(&mut fake), [AT]);
+        assert_eq!(functions(&mut fake, VIRTIO_BLOCK), [AT]);
         let device = VirtioDevice::read(&mut fake, AT).unwrap();
         let range = |address, bytes| Range { address, bytes };
         assert_eq!(device.common, range(0x80_0000_0000, 0x1000));
@@ -330,6 +371,24 @@ mod tests {
         assert_eq!((fake.read(AT, 4), fake.read(AT, 0x98)), (0x0407, 0x8001_8411));
         device.quiesce(&mut fake);
         assert_eq!((fake.read(AT, 4), fake.read(AT, 0x98)), (0x0403, 0x0001_8411));
+    }
+
+    #[test]
+    fn a_device_with_ports_and_a_line_is_found() {
+        let device = |base: u32, line: u32| {
+            let words = [(0x00, 0x8029_10ec), (0x04, 0x0407), (0x0c, 0), (0x10, base), (0x3c, 0x0100 | line)];
+            Fake(words.map(|(offset, value)| ((AT, offset), value)).into())
+        };
+        let mut fake = device(0xc101, 11);
+        assert_eq!(functions(&mut fake, NE2000), [AT]);
+        let card = PortDevice::read(&mut fake, AT).unwrap();
+        assert_eq!((card.ports, card.line), (0xc100, 11));
+        card.enable(&mut fake);
+        assert_eq!(fake.read(AT, 4), 0x0003);
+        for (base, line) in [(0xc100, 11), (1, 11), (0x1_c101, 11), (0xc101, 0), (0xc101, 16), (0xc101, 0xff)]
+        {
+            assert!(PortDevice::read(&mut device(base, line), AT).is_err(), "{base:#x} {line}");
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What belongs to a virtio device on PCI: its registers, and memory for its queue.
+//! What belongs to a virtio device on PCI: its registers, and memory that it reaches.
 
 use crate::error::StartError;
 use crate::memory::Allocation;
@@ -9,12 +9,9 @@ use usys::abi::PAGE_SIZE;
 use usys::cap::{Cap, Memory};
 use vmm_protocol::process::driver::virtio::{self, PciDevice};
 
-/// Pages for the queue.
-const QUEUE_PAGES: u64 = 2;
-
-/// A block device.
+/// A virtio device, which reaches memory itself.
 #[derive(Debug)]
-pub struct BlockDevice {
+pub struct DmaDevice {
     device: VirtioDevice,
     /// Capabilities for the pages of its registers.
     pages: [Registers; 4],
@@ -30,14 +27,20 @@ struct Registers {
     offset: u32,
 }
 
-impl BlockDevice {
-    /// The machine's virtio block device with this number, if there is one that can be used.
+impl DmaDevice {
+    /// The machine's device with this number among those with one of `ids`, if there is one that can be used; `queue_pages` are
+    /// for its queues, and whatever else it is to reach.
     ///
     /// # Errors
     /// The kernel, or the machine, has no room for what is to be mapped.
-    pub fn find(system: &mut System, number: usize) -> Result<Option<Self>, StartError> {
+    pub fn find(
+        system: &mut System,
+        ids: &[u32],
+        number: usize,
+        queue_pages: u64,
+    ) -> Result<Option<Self>, StartError> {
         let Some(mut configuration) = pci::Ports::new() else { return Ok(None) };
-        let Some(&function) = pci::virtio_block_devices(&mut configuration).get(number) else {
+        let Some(&function) = pci::functions(&mut configuration, ids).get(number) else {
             return Ok(None);
         };
         let device = match VirtioDevice::read(&mut configuration, function) {
@@ -59,8 +62,8 @@ impl BlockDevice {
             map(virtio::CONFIG, device.config)?,
             map(virtio::MESSAGES, device.messages)?,
         ];
-        let queue = system.memory.allocate(QUEUE_PAGES, 1)?;
-        Ok(Some(BlockDevice { device, pages, queue }))
+        let queue = system.memory.allocate(queue_pages, 1)?;
+        Ok(Some(DmaDevice { device, pages, queue }))
     }
 
     /// What its driver process shares with it.

@@ -11,7 +11,6 @@
 extern crate alloc;
 
 pub mod device;
-pub mod pci;
 pub mod process;
 #[cfg(test)]
 mod tests;

@@ -1,13 +1,13 @@
 //! The process: interrupts, deadlines, and the channel to the VMM.
 
-use crate::device::{Device, DmaWindow};
-use crate::pci::Pci;
+use crate::device::Device;
 use block_channel::Server;
 use usys::abi::Selector;
 use usys::cap::{Cap, Irqs, Ntfn};
 use usys::cpu;
 use usys::object::FOREVER;
 use usys::process::{self, ProcessInfo};
+use virtio_driver::{DmaWindow, Pci};
 use vmm_protocol::block::{DiskInfo, Status, data_offset};
 use vmm_protocol::process::driver::{self, virtio};
 use vmm_protocol::process::{CHANNEL, DriverConfig};
@@ -48,20 +48,14 @@ fn run(info: &'static ProcessInfo) -> Result<(), &'static str> {
 }
 
 fn open(info: &'static ProcessInfo, pci: &virtio::PciDevice) -> Result<Device<Pci>, &'static str> {
-    let window = |name: &str| info.window(name).ok_or("the device is not mapped");
-    let windows = [
-        window(virtio::COMMON)?,
-        window(virtio::NOTIFY)?,
-        window(virtio::CONFIG)?,
-        window(virtio::MESSAGES)?,
-    ];
-    let registers = Pci::new(windows, pci).ok_or("the device's registers are not where they should be")?;
+    let registers = Pci::open(info, pci)?;
     let irq: Cap<Irqs> = Cap::new(Selector(driver::IRQ));
     let (address, data) = irq
         .bind_message(0, Cap::new(Selector(driver::IRQ_NTFN)))
         .map_err(|_| "the kernel refused the interrupt")?;
     registers.set_message(address, data);
-    let memory = DmaWindow { window: window(virtio::QUEUE)?, address: pci.queue_address };
+    let window = info.window(virtio::QUEUE).ok_or("the memory for the queue is missing")?;
+    let memory = DmaWindow { window, address: pci.queue_address };
     Device::new(registers, memory).map_err(|error| {
         log::error!("{error}");
         "the device cannot be used"

@@ -2,7 +2,8 @@
 
 use crate::device::Registers;
 use usys::Window;
-use vmm_protocol::process::driver::virtio::PciDevice;
+use usys::process::ProcessInfo;
+use vmm_protocol::process::driver::virtio::{self, PciDevice};
 
 /// Offsets in the common configuration (4.1.4.3).
 mod common {
@@ -23,6 +24,9 @@ mod common {
 /// No message for a source of interrupts (4.1.5.1.2).
 const NO_VECTOR: u16 = 0xffff;
 
+/// Most queues whose notifications are known.
+pub const MAX_QUEUES: usize = 2;
+
 /// The device's registers. Each access has the width of its field (4.1.3.1).
 #[derive(Clone, Copy, Debug)]
 pub struct Pci {
@@ -31,11 +35,26 @@ pub struct Pci {
     config: Window,
     messages: Window,
     notify_multiplier: u32,
-    /// Where queue 0 is notified; known once it is enabled.
-    notify_offset: usize,
+    /// Where each queue is notified; known once it is enabled.
+    notify_offsets: [usize; MAX_QUEUES],
 }
 
 impl Pci {
+    /// The registers that a driver process finds in its regions.
+    ///
+    /// # Errors
+    /// They are not there.
+    pub fn open(info: &'static ProcessInfo, device: &PciDevice) -> Result<Self, &'static str> {
+        let window = |name: &str| info.window(name).ok_or("the device is not mapped");
+        let windows = [
+            window(virtio::COMMON)?,
+            window(virtio::NOTIFY)?,
+            window(virtio::CONFIG)?,
+            window(virtio::MESSAGES)?,
+        ];
+        Pci::new(windows, device).ok_or("the device's registers are not where they should be")
+    }
+
     /// The registers in these windows, which begin at page boundaries; `device` says where in them.
     pub fn new(windows: [Window; 4], device: &PciDevice) -> Option<Self> {
         let [common, notify, config, messages] = windows;
@@ -49,7 +68,7 @@ impl Pci {
             config: part(config, device.config)?,
             messages: part(messages, device.messages)?,
             notify_multiplier: device.notify_multiplier,
-            notify_offset: 0,
+            notify_offsets: [0; MAX_QUEUES],
         })
     }
 
@@ -106,14 +125,14 @@ impl Registers for Pci {
         self.write32(common::DRIVER_FEATURE, features);
     }
 
-    fn max_queue_size(&mut self) -> u16 {
-        self.write16(common::QUEUE_SELECT, 0);
+    fn max_queue_size(&mut self, queue: u16) -> u16 {
+        self.write16(common::QUEUE_SELECT, queue);
         self.read16(common::QUEUE_SIZE)
     }
 
-    fn enable_queue(&mut self, size: u16, areas: [u64; 3]) {
+    fn enable_queue(&mut self, queue: u16, size: u16, areas: [u64; 3]) {
         self.write16(common::CONFIG_MSIX_VECTOR, NO_VECTOR);
-        self.write16(common::QUEUE_SELECT, 0);
+        self.write16(common::QUEUE_SELECT, queue);
         self.write16(common::QUEUE_SIZE, size);
         self.write16(common::QUEUE_MSIX_VECTOR, 0);
         for (index, address) in areas.into_iter().enumerate() {
@@ -122,7 +141,9 @@ impl Registers for Pci {
             self.write32(field + 4, (address >> 32) as u32);
         }
         let notify_off = u32::from(self.read16(common::QUEUE_NOTIFY_OFF));
-        self.notify_offset = notify_off.saturating_mul(self.notify_multiplier) as usize;
+        if let Some(offset) = self.notify_offsets.get_mut(usize::from(queue)) {
+            *offset = notify_off.saturating_mul(self.notify_multiplier) as usize;
+        }
         self.write16(common::QUEUE_ENABLE, 1);
     }
 
@@ -130,7 +151,10 @@ impl Registers for Pci {
         read32(&self.config, offset)
     }
 
-    fn notify(&mut self) {
-        let _ = self.notify.write(self.notify_offset, &0u16.to_le_bytes());
+    fn notify(&mut self, queue: u16) {
+        if let Some(&offset) = self.notify_offsets.get(usize::from(queue)) {
+            // The queue's number is what is written (4.1.5.2).
+            let _ = self.notify.write(offset, &queue.to_le_bytes());
+        }
     }
 }
