@@ -13,11 +13,12 @@ use std::{env, fs};
 pub const BARE_TARGET: &str = "x86_64-unknown-none";
 
 /// The programs of every boot image: package and binary, the kernel first.
-pub const SYSTEM: [(&str, &str); 6] = [
+pub const SYSTEM: [(&str, &str); 7] = [
     ("kernel", "kernel"),
     ("root-task", "root"),
     ("console", "console"),
     ("monitor", "monitor"),
+    ("switch", "switch"),
     ("drv-ata", "drv-ata"),
     ("drv-virtio-blk", "drv-virtio-blk"),
 ];

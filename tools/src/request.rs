@@ -273,6 +273,7 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
         console: ConsoleMode::default(),
         when_done: WhenDone::Poweroff,
         trace: None,
+        networks: Vec::new(),
         vms: vec![vm],
     };
     adapt(&mut manifest, args, for_whom);
@@ -404,8 +405,8 @@ fn vm(args: &RunArgs, is_linux: bool, for_whom: ForWhom, collector: &mut Collect
         if is_whole || args.exec.is_some() {
             let linux = debian::fetch()?;
             // Its modules fit no other kernel.
-            let drivers = if args.kernel.is_none() { manifest::drivers(&disks) } else { &[] };
-            let drivers = linux.drivers(drivers)?;
+            let drivers = if args.kernel.is_none() { manifest::drivers(&disks, &[]) } else { Vec::new() };
+            let drivers = linux.drivers(&drivers)?;
             let archive = initramfs::build(&linux.busybox, &drivers, args.exec.as_deref(), is_whole)?;
             initrd
                 .push(collector.add_bytes("initrd", archive).context("cannot add the initial file system")?);
@@ -427,6 +428,7 @@ fn vm(args: &RunArgs, is_linux: bool, for_whom: ForWhom, collector: &mut Collect
         hide_features: Vec::new(),
         statistics: args.statistics,
         disks,
+        cards: Vec::new(),
         debug: false,
     })
 }

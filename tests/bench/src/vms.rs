@@ -76,6 +76,7 @@ fn config(kernel: &str) -> VmConfig {
         hide_features: Vec::new(),
         statistics: false,
         disks: Vec::new(),
+        cards: Vec::new(),
         debug: false,
     }
 }
@@ -95,7 +96,7 @@ fn create(system: &mut System, console: &Console) -> Result<Created> {
     let mut vm = Vm::new(system, 0, config(FIRST_MODULE))?;
     let (pages, frames) = (system.memory.free_pages(), process::pool().free_frames()?);
     let start = now();
-    vm.start(system, console, &[])?;
+    vm.start(system, console, &[], &[])?;
     let pages = pages - system.memory.free_pages();
     let frames = frames - process::pool().free_frames()?;
     wait_for(&vm)?;
@@ -134,7 +135,7 @@ fn run_guest(report: &Report, system: &mut System, console: &Console) -> Result<
     let ring = Mapping::new(vm.output().memory(), 0, vm.output().pages(), true)?;
     let mut output = Consumer::attach(ring.window())?;
     // What the guest writes at once is less than a ring.
-    vm.start(system, console, &[])?;
+    vm.start(system, console, &[], &[])?;
     wait_for(&vm)?;
     vm.stop(&mut system.memory);
     let mut text = Vec::new();

@@ -10,7 +10,9 @@ use crate::{compile, failure, workspace};
 use anyhow::{Context, Result};
 use std::collections::HashSet;
 use std::path::Path;
-use vmm_protocol::manifest::{DiskConfig, DiskDriver, MAX_DISKS, MONITOR_MODULE, Manifest, VmConfig};
+use vmm_protocol::manifest::{
+    CardConfig, DiskConfig, DiskDriver, MAX_DISKS, MONITOR_MODULE, Manifest, VmConfig,
+};
 
 /// Memory that the kernel and the root task's processes take beside the VMs and the boot modules, in MiB.
 const SYSTEM_MIB: u64 = 64;
@@ -99,7 +101,7 @@ fn pack(vm: &mut VmConfig, folder: &Path, collector: &mut Collector) -> Result<(
         let linux = guest::debian::fetch()?;
         vm.kernel = collector.add_file(&linux.kernel)?;
         if vm.initrd.is_empty() {
-            let drivers = linux.drivers(drivers(&vm.disks))?;
+            let drivers = linux.drivers(&drivers(&vm.disks, &vm.cards))?;
             let archive = guest::initramfs::build(&linux.busybox, &drivers, None, true)?;
             vm.initrd.push(collector.add_bytes("initrd", archive)?);
         }
@@ -128,9 +130,13 @@ fn pack(vm: &mut VmConfig, folder: &Path, collector: &mut Collector) -> Result<(
     Ok(())
 }
 
-/// The modules of Debian's kernel that drive the devices of a VM with these disks.
-pub fn drivers(disks: &[DiskConfig]) -> &'static [&'static str] {
-    if disks.is_empty() { &[] } else { &["virtio_mmio", "virtio_blk", "virtio-rng"] }
+/// The modules of Debian's kernel that drive the devices of a VM with these disks and network cards.
+pub fn drivers(disks: &[DiskConfig], cards: &[CardConfig]) -> Vec<&'static str> {
+    let of_disks: &[_] = if disks.is_empty() { &[] } else { &["virtio_blk"] };
+    let of_cards: &[_] = if cards.is_empty() { &[] } else { &["virtio_net"] };
+    let of_all: &[_] =
+        if disks.is_empty() && cards.is_empty() { &[] } else { &["virtio_mmio", "virtio-rng"] };
+    [of_all, of_disks, of_cards].concat()
 }
 
 fn pack_vmm(path: &str, folder: &Path, collector: &mut Collector) -> Result<String> {
@@ -164,7 +170,7 @@ pub fn check(manifest: &Manifest, host: Host) -> Result<(), String> {
             return Err(format!("two VMs are called `{}`; names must differ", vm.name));
         }
     }
-    Ok(())
+    manifest.check_networks().map_err(|error| error.to_string())
 }
 
 fn check_vm(vm: &VmConfig, host: Host) -> Result<(), String> {

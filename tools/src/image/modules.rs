@@ -5,14 +5,24 @@ use crate::failure;
 use anyhow::Result;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use vmm_protocol::manifest::{CONSOLE_MODULE, DiskDriver, MODULE, MONITOR_MODULE, ROOT_MODULE};
+use vmm_protocol::manifest::{
+    CONSOLE_MODULE, DiskDriver, MODULE, MONITOR_MODULE, ROOT_MODULE, SWITCH_MODULE, Uplink,
+};
 
 /// Longest name the kernel hands on (`hypercall_abi::boot_info::Module::name`, zero-terminated).
 const MAX_NAME: usize = 31;
 /// How many modules the kernel takes (`hypercall_abi::boot_info::MAX_MODULES`), less the system's own.
-const MAX_GUEST_MODULES: usize = 32 - OWN.len() - DiskDriver::PROCESSES.len();
+const MAX_GUEST_MODULES: usize = 32 - OWN.len() - DRIVERS.len();
 /// The modules of every system.
 const OWN: [&str; 4] = [ROOT_MODULE, CONSOLE_MODULE, MONITOR_MODULE, MODULE];
+/// The modules of systems with disks or networks.
+const DRIVERS: [Option<&str>; 5] = [
+    DiskDriver::Ata.module(),
+    DiskDriver::VirtioBlk.module(),
+    Some(SWITCH_MODULE),
+    Uplink::VirtioNet.module(),
+    Uplink::Ne2000.module(),
+];
 
 /// Collects modules.
 #[derive(Debug, Default)]
@@ -70,10 +80,9 @@ impl Collector {
         };
         let base: String = wish.chars().map(plain).take(MAX_NAME - 3).collect();
         let is_taken = |name: &str| {
-            let drivers = DiskDriver::PROCESSES.map(|driver| driver.module().unwrap_or_default());
             OWN.contains(&name)
                 || [KERNEL_FILE, "grub", ""].contains(&name)
-                || drivers.contains(&name)
+                || DRIVERS.contains(&Some(name))
                 || self.modules.iter().any(|module| module.name == name)
         };
         let numbered = (2..=MAX_GUEST_MODULES + 8).map(|number| format!("{base}-{number}"));

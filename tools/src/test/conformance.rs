@@ -58,8 +58,13 @@ fn run(machine: Machine, cpus: u16, name: &str) -> Result<Outcome> {
         modules: vec![Module { name: ROOT_MODULE.into(), bytes: program(compile::CONFORMANCE)? }],
     };
     // Without a console server nobody speaks frames: what there is to know is in the kernel's log.
-    let nothing =
-        Manifest { console: ConsoleMode::Plain, when_done: WhenDone::Poweroff, trace: None, vms: Vec::new() };
+    let nothing = Manifest {
+        console: ConsoleMode::Plain,
+        when_done: WhenDone::Poweroff,
+        trace: None,
+        networks: Vec::new(),
+        vms: Vec::new(),
+    };
     let report = run::boot(&image, &Plan { manifest: nothing, modules: Vec::new() }, &options)?;
     let log = String::from_utf8_lossy(&workspace::read(&options.log)?).into_owned();
     match (tally(&log), &report.verdict) {

@@ -55,7 +55,13 @@ fn run(machine: Machine, case: &Case, name: &str) -> Result<Verdict> {
     vms.extend(case.beside.map(|guest| vm("beside", guest, "", case.memory_mib)));
     let guest_memory: u32 = vms.iter().map(|vm| vm.memory_mib).sum();
     args.host_memory = args.host_memory.max(guest_memory + HOST_SPARE_MIB);
-    let manifest = Manifest { console: ConsoleMode::Framed, when_done: WhenDone::Poweroff, trace: None, vms };
+    let manifest = Manifest {
+        console: ConsoleMode::Framed,
+        when_done: WhenDone::Poweroff,
+        trace: None,
+        networks: Vec::new(),
+        vms,
+    };
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
     let is_endless = case.expect == Expect::Endless;
     let options = Options {
@@ -87,6 +93,7 @@ pub fn vm(name: &str, guest: &str, cmdline: &str, memory_mib: u32) -> VmConfig {
         hide_features: Vec::new(),
         statistics: false,
         disks: Vec::new(),
+        cards: Vec::new(),
         debug: false,
     }
 }

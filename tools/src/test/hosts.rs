@@ -79,6 +79,7 @@ fn run(machine: Machine, case: &Case) -> Result<Outcome> {
         console: ConsoleMode::Framed,
         when_done: WhenDone::Poweroff,
         trace: None,
+        networks: Vec::new(),
         vms: vms.collect(),
     };
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;

@@ -63,8 +63,13 @@ fn run(
     let mut vm = vm("pv", "pv", cmdline, 16);
     vm.disks.push(disk);
     let args = request::parse(&["--machine", machine.name(), "--deterministic"])?;
-    let manifest =
-        Manifest { console: ConsoleMode::Framed, when_done: WhenDone::Poweroff, trace: None, vms: vec![vm] };
+    let manifest = Manifest {
+        console: ConsoleMode::Framed,
+        when_done: WhenDone::Poweroff,
+        trace: None,
+        networks: Vec::new(),
+        vms: vec![vm],
+    };
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
     let options = Options {
         timeout: Some(TIME_LIMIT),

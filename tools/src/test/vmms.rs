@@ -101,7 +101,13 @@ fn run(machine: Machine, case: &Case, name: &str) -> Result<Verdict> {
     };
     let mut vms = vec![watched];
     vms.extend(case.beside.map(|guest| vm("beside", guest, "", MEMORY_MIB)));
-    let manifest = Manifest { console: ConsoleMode::Framed, when_done: WhenDone::Poweroff, trace: None, vms };
+    let manifest = Manifest {
+        console: ConsoleMode::Framed,
+        when_done: WhenDone::Poweroff,
+        trace: None,
+        networks: Vec::new(),
+        vms,
+    };
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
     let options = Options {
         timeout: Some(TIME_LIMIT),

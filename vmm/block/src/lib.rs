@@ -15,25 +15,12 @@ mod tests;
 
 pub use client::Client;
 pub use server::Server;
+pub use usys::signal::Signal;
 
 use core::sync::atomic::Ordering;
 use usys::Window;
-use usys::cap::{Cap, Ntfn};
 use usys::window::OutOfWindow;
 use vmm_protocol::block::CHANNEL_BYTES;
-
-/// Wakes the peer.
-pub trait Signal {
-    /// Makes it look at the channel.
-    fn signal(&self);
-}
-
-impl Signal for Cap<Ntfn> {
-    fn signal(&self) {
-        // A peer that is gone needs no signal.
-        let _ = Cap::signal(*self);
-    }
-}
 
 /// The words of a channel. An offset that is outside reads as 0; there is none, as [`Words::new`] checks the length.
 #[derive(Clone, Copy, Debug)]

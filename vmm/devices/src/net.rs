@@ -49,8 +49,12 @@ impl Checksum {
 
 /// What a card is connected to.
 pub trait Link {
-    /// Sends a frame of [`MIN_FRAME`] to [`MAX_FRAME`] bytes; one that finds no room is lost, as on a wire.
+    /// Sends a frame of [`MIN_FRAME`] to [`MAX_FRAME`] bytes; one that finds no room is lost, as on a wire. It may wait for the next
+    /// [`Self::flush`].
     fn send(&mut self, frame: &[u8], missing: Option<Checksum>);
+
+    /// Lets go what was sent.
+    fn flush(&mut self) {}
 
     /// Takes the next frame, if there is one: its bytes are the first of `into`, whose length is [`MAX_FRAME`]. Returns how
     /// many, and the checksum that is missing. What comes from a stranger may be anything.

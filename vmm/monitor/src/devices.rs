@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::format;
 use block_channel::Client;
+use net_channel::End;
 use usys::abi::Selector;
 use usys::cap::{Cap, Ntfn};
 use usys::cpu;
@@ -12,10 +13,12 @@ use vdev::entropy::Words;
 use vdev::pvring::{self, Core};
 use vdev::virtio::block::Block;
 use vdev::virtio::entropy::EntropyDevice;
+use vdev::virtio::net::Net;
 use vmm_core::machine::Devices;
 use vmm_core::virtio::VirtioDevice;
-use vmm_protocol::manifest::{DiskConfig, DiskDriver, DiskInterface, VmConfig};
-use vmm_protocol::process::{CHANNEL, DISK, monitor};
+use vmm_protocol::manifest::{DiskConfig, DiskDriver, DiskInterface, NetInterface, VmConfig};
+use vmm_protocol::net::Side;
+use vmm_protocol::process::{CARD, CHANNEL, DISK, monitor};
 
 /// Queues of a disk: the VM has one CPU.
 const DISK_QUEUES: usize = 1;
@@ -23,7 +26,7 @@ const DISK_QUEUES: usize = 1;
 /// which takes up to 31 s.
 const CONNECT_MS: u64 = 60_000;
 
-/// The disks that the manifest says, in its order; a source of random numbers each way if this CPU has one; and what a guest
+/// The disks and the network cards that the manifest says, in its order; a source of random numbers each way if this CPU has one; and what a guest
 /// with paravirtual drivers finds in every VM.
 pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices, &'static str> {
     let clock = Core::Clock(info.header.tsc_hz);
@@ -37,6 +40,14 @@ pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices,
                 devices.virtio.push(VirtioDevice::Block(Block::new(disk, id, DISK_QUEUES)));
             }
             DiskInterface::Pv => devices.pv.push(Core::Block(pvring::Block::new(disk))),
+        }
+    }
+    for (index, card) in config.cards.iter().enumerate() {
+        let link = Box::new(plug_in(info, index)?);
+        let address = card.address(0, index).0;
+        match card.interface {
+            NetInterface::Virtio => devices.virtio.push(VirtioDevice::Net(Net::new(link, address))),
+            NetInterface::Pv => devices.pv.push(Core::Net(pvring::Net::new(link, address))),
         }
     }
     if cpu::has_random() {
@@ -53,6 +64,13 @@ fn open(info: &'static ProcessInfo, index: usize, disk: &DiskConfig) -> Result<D
         DiskDriver::Ata | DiskDriver::VirtioBlk => Box::new(connect(info, index)?),
     };
     Ok(Disk::new(backend))
+}
+
+/// The channel of a network card to its switch.
+fn plug_in(info: &'static ProcessInfo, index: usize) -> Result<End<Cap<Ntfn>>, &'static str> {
+    let channel = info.window(&format!("{CARD}{index}")).ok_or("the channel to a switch is not mapped")?;
+    let switch = Cap::new(Selector(monitor::CARDS + index as u32));
+    End::new(channel, Side::Card, switch).map_err(|_| "the channel to a switch is too short")
 }
 
 fn in_memory(
@@ -86,11 +104,11 @@ fn connect(info: &'static ProcessInfo, index: usize) -> Result<Client<Cap<Ntfn>>
     }
 }
 
-/// Raises again what stood for the disks among bits that were taken outside the run loop.
+/// Raises again what stood for disks and network cards among bits that were taken outside the run loop.
 pub fn give_back(taken: u64) {
-    if taken & monitor::DISK_BIT != 0 {
-        let again: Cap<Ntfn> = Cap::new(Selector(monitor::DISK_NTFN));
-        // Without disks there is no such capability, and no such bit.
+    if taken & monitor::DEVICE_BIT != 0 {
+        let again: Cap<Ntfn> = Cap::new(Selector(monitor::DEVICE_NTFN));
+        // Without either there is no such capability, and no such bit.
         let _ = again.signal();
     }
 }

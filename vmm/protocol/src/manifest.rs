@@ -2,11 +2,18 @@
 //!
 //! The host tool reads TOML, checks it, and puts the postcard form into the boot image as the module [`MODULE`].
 
-use crate::process::MAX_VMS;
+mod network;
+
+use crate::process::{MAX_VMS, switch};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use serde::{Deserialize, Serialize};
+
+pub use network::{
+    CardConfig, MAX_CARDS, MAX_NETWORKS, MacAddress, NetInterface, NetworkConfig, NotAnAddress,
+    SWITCH_MODULE, Uplink,
+};
 
 /// Name of the boot module that holds the manifest.
 pub const MODULE: &str = "manifest";
@@ -30,6 +37,9 @@ pub struct Manifest {
     /// What the CPUs do is recorded, and printed at the end: see [`crate::trace`].
     #[serde(default)]
     pub trace: Option<TraceConfig>,
+    /// The networks; names distinct.
+    #[serde(default, rename = "network")]
+    pub networks: Vec<NetworkConfig>,
     /// The VMs; at least one, names distinct.
     #[serde(rename = "vm")]
     pub vms: Vec<VmConfig>,
@@ -111,6 +121,9 @@ pub struct VmConfig {
     /// Its disks: the first that is virtio's is Linux's /dev/vda.
     #[serde(default, rename = "disk")]
     pub disks: Vec<DiskConfig>,
+    /// Its network cards.
+    #[serde(default, rename = "network")]
+    pub cards: Vec<CardConfig>,
     /// The VM is debugged: it stops before its first instruction and waits for gdb on [`crate::link::Stream::Gdb`].
     #[serde(default)]
     pub debug: bool,
@@ -268,6 +281,32 @@ pub enum ManifestError {
     DiskImage(String),
     /// There are more disks with this driver than it can serve.
     DriverDisks(DiskDriver),
+    /// It lists more networks than [`MAX_NETWORKS`].
+    TooManyNetworks(usize),
+    /// A network's name is not 1 to [`MAX_NAME`] letters, digits, `-`, `_`.
+    NetworkName(String),
+    /// Two networks have this name.
+    DuplicateNetwork(String),
+    /// This VM has more network cards than [`MAX_CARDS`].
+    TooManyCards(String),
+    /// A card of this VM is on a network that is not listed.
+    NoNetwork {
+        /// The VM.
+        vm: String,
+        /// The network.
+        network: String,
+    },
+    /// This network has more cards than its switch has ports.
+    TooManyPorts(String),
+    /// Two cards on this network have the same address.
+    DuplicateAddress {
+        /// The network.
+        network: String,
+        /// The address.
+        address: MacAddress,
+    },
+    /// More networks have this uplink than there can be.
+    Uplinks(Uplink),
 }
 
 impl fmt::Display for ManifestError {
@@ -299,6 +338,37 @@ impl fmt::Display for ManifestError {
             ManifestError::DiskImage(name) => write!(f, "VM {name:?}: a disk in memory needs an image"),
             ManifestError::DriverDisks(driver) => {
                 write!(f, "driver {:?} serves at most {} disks", driver.name(), driver.max_disks())
+            }
+            ManifestError::TooManyNetworks(count) => {
+                write!(f, "{count} networks, at most {MAX_NETWORKS} are possible")
+            }
+            ManifestError::NetworkName(name) => {
+                write!(f, "network name {name:?}: give 1 to {MAX_NAME} letters, digits, '-' or '_'")
+            }
+            ManifestError::DuplicateNetwork(name) => write!(f, "two networks are named {name:?}: rename one"),
+            ManifestError::TooManyCards(name) => {
+                write!(f, "VM {name:?}: at most {MAX_CARDS} network cards are possible")
+            }
+            ManifestError::NoNetwork { vm, network } => {
+                write!(f, "VM {vm:?}: there is no network {network:?}: add a [[network]] with this name")
+            }
+            ManifestError::TooManyPorts(name) => {
+                let most = switch::MAX_PORTS;
+                write!(
+                    f,
+                    "network {name:?}: at most {most} cards, the uplink counted, are possible: make two networks"
+                )
+            }
+            ManifestError::DuplicateAddress { network, address } => {
+                write!(f, "network {network:?}: two cards have the address {address}: change one's mac")
+            }
+            ManifestError::Uplinks(uplink) => {
+                write!(
+                    f,
+                    "at most {} networks can have the uplink {:?}",
+                    uplink.max_networks(),
+                    uplink.name()
+                )
             }
         }
     }
@@ -335,15 +405,16 @@ impl Manifest {
             |driver: &DiskDriver| disks().filter(|disk| disk.driver == *driver).count() > driver.max_disks();
         match DiskDriver::PROCESSES.into_iter().find(is_too_often) {
             Some(driver) => Err(ManifestError::DriverDisks(driver)),
-            None => Ok(()),
+            None => self.check_networks(),
         }
     }
 
-    /// Names of the boot modules with the driver processes that its disks need, each once.
+    /// Names of the boot modules with the processes that its disks and networks need, each once.
     pub fn driver_modules(&self) -> impl Iterator<Item = &'static str> {
         let is_needed =
             |driver: &DiskDriver| self.vms.iter().flat_map(|vm| &vm.disks).any(|disk| disk.driver == *driver);
-        DiskDriver::PROCESSES.into_iter().filter(is_needed).filter_map(DiskDriver::module)
+        let disks = DiskDriver::PROCESSES.into_iter().filter(is_needed).filter_map(DiskDriver::module);
+        disks.chain(self.network_modules())
     }
 
     /// How often this boot module is something for a VM.
@@ -360,8 +431,7 @@ impl Manifest {
 
 impl VmConfig {
     fn check(&self) -> Result<(), ManifestError> {
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-        if !(1..=MAX_NAME).contains(&self.name.len()) || !self.name.bytes().all(is_plain) {
+        if !is_name(&self.name) {
             return Err(ManifestError::Name(self.name.clone()));
         }
         if !(1..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
@@ -383,11 +453,22 @@ impl VmConfig {
     }
 }
 
+/// Whether this can be the name of a VM or a network.
+fn is_name(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(is_plain)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn vm(name: &str) -> VmConfig {
+    pub(super) fn manifest(vms: Vec<VmConfig>) -> Manifest {
+        let (console, when_done) = (ConsoleMode::Plain, WhenDone::Poweroff);
+        Manifest { console, when_done, trace: None, networks: Vec::new(), vms }
+    }
+
+    pub(super) fn vm(name: &str) -> VmConfig {
         VmConfig {
             name: name.into(),
             kernel: "kernel".into(),
@@ -402,6 +483,7 @@ mod tests {
             hide_features: Vec::new(),
             statistics: false,
             disks: Vec::new(),
+            cards: Vec::new(),
             debug: false,
         }
     }
@@ -417,7 +499,7 @@ mod tests {
     }
 
     fn check(vms: Vec<VmConfig>) -> Result<(), ManifestError> {
-        Manifest { console: ConsoleMode::Plain, when_done: WhenDone::Poweroff, trace: None, vms }.check()
+        manifest(vms).check()
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the root task tells the processes it starts, and what they tell it.
 
-use crate::manifest::{ConsoleMode, VmConfig};
+use crate::manifest::{ConsoleMode, MacAddress, VmConfig};
 use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -25,9 +25,12 @@ pub const INITRD: &str = "initrd";
 
 /// Name of a monitor's region with the content of a disk in memory; the disk's number, from 0, is behind it.
 pub const DISK: &str = "disk";
-/// Name of a disk driver's shared region with the channel to its user ([`crate::block`]). In a monitor the name has the disk's
-/// number in its VM behind it.
+/// Name of a driver's shared region with the channel to its user: [`crate::block`], [`crate::net`] for an uplink's. In a monitor
+/// the name has the disk's number in its VM behind it, in a switch the port's.
 pub const CHANNEL: &str = "channel";
+/// Name of a monitor's shared region with the channel of a network card to its switch ([`crate::net`]); the card's number in its VM is
+/// behind it.
+pub const CARD: &str = "card";
 
 /// Selectors and notification bits of the console server.
 pub mod console {
@@ -55,29 +58,39 @@ pub mod monitor {
     pub const CONSOLE: u32 = 17;
     /// Selector: one page of memory, for the vCPU's state.
     pub const VCPU_PAGE: u32 = 18;
-    /// Selector: its own notification with [`DISK_BIT`], for when it has taken the bit too early.
-    pub const DISK_NTFN: u32 = 19;
+    /// Selector: its own notification with [`DEVICE_BIT`], for when it has taken the bit too early.
+    pub const DEVICE_NTFN: u32 = 19;
     /// Selector: one page of memory, for the vCPU's local APIC.
     pub const APIC_PAGE: u32 = 20;
     /// First selector of the notifications of its disks' driver processes; disk n's is n further.
     pub const DISKS: u32 = 32;
+    /// First selector of the notifications of its network cards' switches; card n's is n further.
+    pub const CARDS: u32 = 64;
     /// Notification bit: the console server has input, or made room.
     pub const CONSOLE_BIT: u64 = 1 << 0;
-    /// Notification bit: the driver of a disk completed something, came or went.
-    pub const DISK_BIT: u64 = 1 << 1;
+    /// Notification bit: the driver of a disk completed something, or a switch has frames; or they came or went.
+    pub const DEVICE_BIT: u64 = 1 << 1;
 }
 
-/// Selectors, notification bits and devices of a disk driver.
+/// Selectors and notification bits of a switch: port n has bit n.
+pub mod switch {
+    /// First selector of the ports' notifications; port n's is n further.
+    pub const PORTS: u32 = 32;
+    /// Most ports.
+    pub const MAX_PORTS: usize = 32;
+}
+
+/// Selectors, notification bits and devices of a driver.
 pub mod driver {
     /// Selector: its device's interrupt, a range of one.
     pub const IRQ: u32 = 16;
     /// Selector: its own notification with the badge [`IRQ_BIT`].
     pub const IRQ_NTFN: u32 = 17;
-    /// Selector: the notification of the disk's user.
+    /// Selector: the notification of its user: of the VM with the disk, of the switch.
     pub const USER: u32 = 18;
     /// Notification bit: the device interrupted.
     pub const IRQ_BIT: u64 = 1 << 0;
-    /// Notification bit: the user put a request into the ring, or wants to begin.
+    /// Notification bit: the user put something into its ring, or wants to begin.
     pub const USER_BIT: u64 = 1 << 1;
 
     /// What a driver of a virtio device on PCI is told, and the regions that it finds it in.
@@ -161,6 +174,27 @@ pub struct DriverConfig {
     pub is_read_only: bool,
     /// A device on PCI, if the machine has it.
     pub pci: Option<driver::virtio::PciDevice>,
+}
+
+/// Configuration of a switch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchConfig {
+    /// What is at its ports.
+    pub ports: Vec<PortConfig>,
+}
+
+/// What is at a port of a switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PortConfig {
+    /// The network card of a VM.
+    Card {
+        /// Its address, which nobody else may send from.
+        address: MacAddress,
+        /// It may send from other addresses too.
+        is_bridge: bool,
+    },
+    /// The driver process of the uplink.
+    Uplink,
 }
 
 /// How a monitor's report lies in its shared page.

@@ -82,7 +82,7 @@ impl Disk {
         let channel = system.memory.allocate(CHANNEL_PAGES, 1)?;
         let view = Mapping::new(channel.memory(), 0, 1, true)?;
         let events = process::pool().create_ntfn(selector::allocate()?)?;
-        let signal = Narrow::rights(Rights::SIGNAL | Rights::DERIVE).badge(monitor::DISK_BIT);
+        let signal = Narrow::rights(Rights::SIGNAL | Rights::DERIVE).badge(monitor::DEVICE_BIT);
         let doorbell = vm.events().derive(selector::allocate()?, signal)?;
         let virtio = match config.driver {
             DiskDriver::VirtioBlk => DmaDevice::find(system, pci::VIRTIO_BLOCK, device.into(), QUEUE_PAGES)?,

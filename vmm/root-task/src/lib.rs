@@ -5,7 +5,9 @@
 //! 2. A VMM gets its VM's memory, its modules, its notification and two rings to the console server; nothing of another VM
 //!    ([`vm`]).
 //! 3. The driver process of a disk gets that disk's device, and a channel to the VM that has it ([`disk`]).
-//! 4. What a process says (its report, its rings) is input from a stranger; that it crashed, the kernel says.
+//! 4. The switch of a network gets a channel to each VM that has a card on it, and to the driver process of its uplink ([`network`],
+//!    [`uplink`]).
+//! 5. What a process says (its report, its rings) is input from a stranger; that it crashed, the kernel says.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -17,11 +19,13 @@ pub mod error;
 pub mod frames;
 pub mod loader;
 pub mod memory;
+pub mod network;
 pub mod pci;
 pub mod process;
 pub mod supervisor;
 pub mod system;
 pub mod trace;
+pub mod uplink;
 pub mod virtio;
 pub mod vm;
 pub mod wall_clock;

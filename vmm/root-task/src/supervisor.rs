@@ -3,6 +3,7 @@
 use crate::console::Console;
 use crate::disk::{self, Disk};
 use crate::error::StartError;
+use crate::network::{self, Network};
 use crate::system::System;
 use crate::trace::Recorder;
 use crate::vm::Vm;
@@ -32,9 +33,9 @@ pub mod events {
         1 << (FAULTS + index)
     }
 
-    /// The driver process of a disk has something to say; none has.
+    /// A driver process or a switch has something to say; none has.
     pub const DRIVER_REPORT: u64 = 1 << 30;
-    /// The driver process of a disk stopped on a fault.
+    /// A driver process or a switch stopped on a fault.
     pub const DRIVER_FAULT: u64 = 1 << 31;
     /// The console server stopped on a fault.
     pub const CONSOLE_FAULT: u64 = 1 << 62;
@@ -60,6 +61,7 @@ pub struct Supervisor {
     console_crashes: u32,
     vms: Vec<Vm>,
     disks: Vec<Disk>,
+    networks: Vec<Network>,
     /// Crashes of each VM's VMM.
     crashes: Vec<u32>,
 }
@@ -71,18 +73,31 @@ impl Supervisor {
             system.recorder = Some(Recorder::new(&mut system.memory, system.info, config)?);
         }
         let new_vm = |(index, config): (usize, VmConfig)| Vm::new(&mut system, index, config);
-        let vms: Vec<Vm> = manifest.vms.into_iter().enumerate().map(new_vm).collect::<Result<_, _>>()?;
+        let vms: Vec<Vm> = manifest.vms.iter().cloned().enumerate().map(new_vm).collect::<Result<_, _>>()?;
         let disks = disk::all(&mut system, &vms)?;
+        let networks = network::all(&mut system, &manifest, &vms)?;
         let mut console = Console::new(&mut system, manifest.console, &vms)?;
         console.start(&mut system, &vms)?;
         console.take_log();
         let crashes = alloc::vec![0; vms.len()];
         let when_done = manifest.when_done;
         let pause = process::pool().create_ntfn(selector::allocate()?)?;
-        let mut supervisor =
-            Supervisor { system, when_done, pause, console, console_crashes: 0, vms, disks, crashes };
+        let mut supervisor = Supervisor {
+            system,
+            when_done,
+            pause,
+            console,
+            console_crashes: 0,
+            vms,
+            disks,
+            networks,
+            crashes,
+        };
         for index in 0..supervisor.disks.len() {
             supervisor.start_driver(index);
+        }
+        for index in 0..supervisor.networks.len() {
+            supervisor.start_switch(index);
         }
         for index in 0..supervisor.vms.len() {
             supervisor.start_vm(index);
@@ -118,6 +133,7 @@ impl Supervisor {
         }
         if raised & events::DRIVER_FAULT != 0 {
             (0..self.disks.len()).for_each(|index| self.look_at_driver(index));
+            (0..self.networks.len()).for_each(|index| self.look_at_switch(index));
         }
         for index in 0..self.vms.len() {
             if raised & (events::report(index) | events::fault(index)) != 0 {
@@ -154,7 +170,9 @@ impl Supervisor {
     }
 
     fn start_vm(&mut self, index: usize) {
-        if let Err(error) = self.vms[index].start(&mut self.system, &self.console, &self.disks) {
+        if let Err(error) =
+            self.vms[index].start(&mut self.system, &self.console, &self.disks, &self.networks)
+        {
             self.console.report(index, &Outcome::not_started(error));
         }
     }
@@ -177,6 +195,27 @@ impl Supervisor {
         if disk.on_crash() == OnCrash::Restart && crashes <= MAX_RESTARTS {
             log::warn!("{name}: starting its driver again ({crashes} of {MAX_RESTARTS})");
             self.start_driver(index);
+        }
+    }
+
+    fn start_switch(&mut self, index: usize) {
+        let network = &mut self.networks[index];
+        if let Err(error) = network.start(&mut self.system) {
+            log::error!("{} does not start: {error}", network.name());
+        }
+    }
+
+    /// A switch may have crashed.
+    fn look_at_switch(&mut self, index: usize) {
+        let network = &mut self.networks[index];
+        let Some(Fault { vector, rip, address }) = network.take_crash(&mut self.system) else {
+            return;
+        };
+        let (name, crashes) = (network.name(), network.crashes());
+        log::error!("{name} crashed: vector {vector} at {rip:#x}, address {address:#x}");
+        if network.on_crash() == OnCrash::Restart && crashes <= MAX_RESTARTS {
+            log::warn!("{name}: starting it again ({crashes} of {MAX_RESTARTS})");
+            self.start_switch(index);
         }
     }
 

@@ -4,6 +4,7 @@ use crate::console::{Console, ring_pages};
 use crate::disk::Disk;
 use crate::error::StartError;
 use crate::memory::{Allocation, FreeMemory};
+use crate::network::{Card, Network};
 use crate::process::{Blueprint, Process, Shared, page_tables};
 use crate::supervisor::events;
 use crate::system::System;
@@ -19,7 +20,7 @@ use usys::{process, selector};
 use vmm_protocol::manifest::{DiskDriver, VmConfig};
 use vmm_protocol::outcome::Outcome;
 use vmm_protocol::process::{
-    CHANNEL, DISK, INITRD, INPUT, KERNEL, MonitorConfig, OUTPUT, REPORT, Report, monitor,
+    CARD, CHANNEL, DISK, INITRD, INPUT, KERNEL, MonitorConfig, OUTPUT, REPORT, Report, monitor,
 };
 
 /// KiB for records from the VM.
@@ -63,7 +64,11 @@ struct Instance {
 
 impl Vm {
     /// Makes what outlives the VMM; [`Self::start`] makes the VMM.
-    pub fn new(system: &mut System, index: usize, config: VmConfig) -> Result<Self, StartError> {
+    pub fn new(system: &mut System, index: usize, mut config: VmConfig) -> Result<Self, StartError> {
+        for (number, card) in config.cards.iter_mut().enumerate() {
+            // The VMM need not know how an address is made.
+            card.mac = Some(card.address(index, number));
+        }
         let output = system.memory.allocate(ring_pages(OUTPUT_KIB), 1)?;
         let input = system.memory.allocate(ring_pages(INPUT_KIB), 1)?;
         let report = system.memory.allocate(1, 1)?;
@@ -103,6 +108,7 @@ impl Vm {
         system: &mut System,
         console: &Console,
         disks: &[Disk],
+        networks: &[Network],
     ) -> Result<(), StartError> {
         let count = system.info.cpu_count;
         if self.config.cpu >= count {
@@ -110,9 +116,11 @@ impl Vm {
         }
         self.report_view.window().atomic_u32(Report::LEN)?.store(0, Ordering::Relaxed);
         let disks: Vec<&Disk> = disks.iter().filter(|disk| disk.user().vm == self.index).collect();
-        let process = self.create_process(system, &disks)?;
+        let cards = networks.iter().flat_map(Network::cards);
+        let cards: Vec<&Card> = cards.filter(|card| card.vm() == self.index).collect();
+        let process = self.create_process(system, &disks, &cards)?;
         let mut instance = Instance { process, memory: Vec::new() };
-        match self.equip(system, console, &disks, &mut instance) {
+        match self.equip(system, console, &disks, &cards, &mut instance) {
             Ok(()) => {
                 self.instance = Some(instance);
                 Ok(())
@@ -124,7 +132,12 @@ impl Vm {
         }
     }
 
-    fn create_process(&self, system: &mut System, disks: &[&Disk]) -> Result<Process, StartError> {
+    fn create_process(
+        &self,
+        system: &mut System,
+        disks: &[&Disk],
+        cards: &[&Card],
+    ) -> Result<Process, StartError> {
         let kernel = system.module(&self.config.kernel)?;
         let names: Vec<_> = (0..self.config.initrd.len()).map(|piece| format!("{INITRD}{piece}")).collect();
         let mut windows = vec![
@@ -144,6 +157,8 @@ impl Vm {
         }
         let names: Vec<_> = disks.iter().map(|disk| format!("{CHANNEL}{}", disk.user().number)).collect();
         windows.extend(disks.iter().zip(&names).map(|(disk, name)| Shared::writable(name, disk.channel())));
+        let names: Vec<_> = cards.iter().map(|card| format!("{CARD}{}", card.number())).collect();
+        windows.extend(cards.iter().zip(&names).map(|(card, name)| Shared::writable(name, card.channel())));
         let config = MonitorConfig { index: self.index as u8, vm: self.config.clone() };
         let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;
         let plan = Blueprint {
@@ -168,6 +183,7 @@ impl Vm {
         system: &mut System,
         console: &Console,
         disks: &[&Disk],
+        cards: &[&Card],
         instance: &mut Instance,
     ) -> Result<(), StartError> {
         let pages = u64::from(self.config.memory_mib) * PAGES_PER_MIB;
@@ -184,12 +200,15 @@ impl Vm {
             page_cap.delegate(pd, Selector(to), Narrow::rights(keep))?;
         }
         console.delegate_doorbell(self.index, &instance.process, Selector(monitor::CONSOLE))?;
-        if !disks.is_empty() {
-            let again = Narrow::rights(Rights::SIGNAL).badge(monitor::DISK_BIT);
-            self.events.delegate(pd, Selector(monitor::DISK_NTFN), again)?;
+        if !(disks.is_empty() && cards.is_empty()) {
+            let again = Narrow::rights(Rights::SIGNAL).badge(monitor::DEVICE_BIT);
+            self.events.delegate(pd, Selector(monitor::DEVICE_NTFN), again)?;
         }
         for disk in disks {
             disk.delegate_doorbell(pd)?;
+        }
+        for card in cards {
+            card.delegate_doorbell(pd)?;
         }
         instance.process.start()
     }

@@ -29,6 +29,7 @@ pub mod range;
 pub mod ring;
 pub mod selector;
 mod shared;
+pub mod signal;
 pub mod start;
 pub mod thread;
 pub mod trace;

@@ -1,6 +1,7 @@
 //! A paravirtual device: its page of registers, and its queues (SPEC.md 11.2).
 
 use super::block::Block;
+use super::net::{self, Net};
 use super::queue::{Queue, Turn};
 use super::stream::{self, Control};
 use crate::Request;
@@ -14,12 +15,17 @@ use hypercall_abi::guest::device::{Fault, Interrupt, Kind, MAGIC, MAX_QUEUES, St
 /// The largest queue.
 pub const QUEUE_SIZE_MAX: u32 = 256;
 
+/// The queue of a network card for frames that come.
+const RECEIVE: usize = 0;
+
 /// What a device is.
 pub enum Core {
     /// A console, and the bytes of its output that nobody took yet.
     Console(Console, usize),
     /// A disk.
     Block(Block),
+    /// A network card.
+    Net(Net),
     /// A source of random numbers.
     Entropy(Box<dyn Entropy>),
     /// The clock: ticks of the guest's TSC in a second.
@@ -38,6 +44,7 @@ impl Core {
         match self {
             Core::Console(..) => Kind::Console,
             Core::Block(_) => Kind::Block,
+            Core::Net(_) => Kind::Net,
             Core::Entropy(_) => Kind::Entropy,
             Core::Clock(_) => Kind::Clock,
             Core::Control(_) => Kind::Control,
@@ -46,9 +53,18 @@ impl Core {
 
     fn queues(&self) -> usize {
         match self {
-            Core::Console(..) => 2,
+            Core::Console(..) | Core::Net(_) => 2,
             Core::Block(_) | Core::Entropy(_) | Core::Control(_) => 1,
             Core::Clock(_) => 0,
+        }
+    }
+
+    /// Forgets what was for the driver that there was.
+    fn reset(&mut self) {
+        match self {
+            Core::Block(block) => block.reset(),
+            Core::Net(net) => net.reset(),
+            _ => {}
         }
     }
 
@@ -69,6 +85,8 @@ impl Core {
     ) -> Result<Turn, Fault> {
         match self {
             Core::Block(block) => block.serve(memory, index, queue),
+            Core::Net(net) if index == RECEIVE => net.receive(memory, queue),
+            Core::Net(net) => net.send(memory, queue),
             Core::Console(console, _) if index == 0 => stream::serve_input(console, memory, queue),
             Core::Console(console, waiting) => stream::serve_output(console, waiting, memory, queue),
             Core::Entropy(source) => stream::serve_entropy(&mut **source, memory, queue),
@@ -186,6 +204,8 @@ impl Device {
     fn read_config(&self, offset: u64, unix_ns: u64) -> u64 {
         match (&self.core, offset) {
             (Core::Block(block), config::BLOCK_SECTORS) => block.sectors(),
+            (Core::Net(net), config::NET_ADDRESS) => net.address(),
+            (Core::Net(_), config::NET_MTU) => net::MTU,
             (Core::Clock(tsc_hz), config::CLOCK_TSC_HZ) => *tsc_hz,
             (Core::Clock(_), config::CLOCK_UNIX_NS) => unix_ns,
             _ => 0,
@@ -232,9 +252,7 @@ impl Device {
 
     /// As after power-on, but for what the device holds.
     pub fn reset(&mut self) {
-        if let Core::Block(block) = &mut self.core {
-            block.reset();
-        }
+        self.core.reset();
         self.state = State::Reset;
         self.fault = None;
         (self.accepted, self.interrupt, self.behind) = (0, 0, 0);
@@ -264,9 +282,7 @@ impl Device {
         self.fault = Some(fault);
         self.behind = 0;
         self.queues = [const { None }; MAX_QUEUES];
-        if let Core::Block(block) = &mut self.core {
-            block.reset();
-        }
+        self.core.reset();
     }
 
     /// The driver rang the doorbell of queue `index`.
@@ -306,10 +322,12 @@ impl Device {
         }
     }
 
-    /// Ends requests that a backend has carried out since.
+    /// Ends requests that a backend has carried out since, and those that wait for what came.
     pub fn collect<M: GuestMemory>(&mut self, memory: &mut M, board: &mut impl Board) {
-        let Core::Block(block) = &mut self.core else {
-            return;
+        let block = match &mut self.core {
+            Core::Block(block) => block,
+            Core::Net(_) => return self.ring(RECEIVE, memory, board),
+            _ => return,
         };
         match block.collect(memory, &mut self.queues) {
             Ok(touched) => {

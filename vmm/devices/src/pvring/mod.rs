@@ -6,6 +6,7 @@
 
 mod block;
 mod device;
+mod net;
 mod queue;
 mod stream;
 
@@ -14,5 +15,6 @@ mod tests;
 
 pub use block::Block;
 pub use device::{Board, Core, Device, QUEUE_SIZE_MAX};
+pub use net::Net;
 pub use queue::{End, Queue, Turn};
 pub use stream::Control;

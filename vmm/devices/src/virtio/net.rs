@@ -101,6 +101,18 @@ impl Net {
         Ok(())
     }
 
+    /// Sends what the driver has, for one turn.
+    fn transmit<M: GuestMemory>(&mut self, memory: &mut M, queue: &mut Queue) -> Result<Turn, DriverError> {
+        for _ in 0..queue.size() {
+            if !queue.pop_or_arm(memory, &mut self.chain)? {
+                return queue.end_turn(memory, false);
+            }
+            self.send(memory)?;
+            queue.push(memory, self.chain.head(), 0)?;
+        }
+        queue.end_turn(memory, true)
+    }
+
     /// Takes a frame from the link, with the header that the driver wants before it. What is no frame is dropped.
     fn fetch(&mut self) -> bool {
         let (header, frame) = self.incoming.split_at_mut(HEADER);
@@ -211,14 +223,9 @@ impl Device for Net {
         if index != TRANSMIT {
             return self.receive(memory, queue);
         }
-        for _ in 0..queue.size() {
-            if !queue.pop_or_arm(memory, &mut self.chain)? {
-                return queue.end_turn(memory, false);
-            }
-            self.send(memory)?;
-            queue.push(memory, self.chain.head(), 0)?;
-        }
-        queue.end_turn(memory, true)
+        let turn = self.transmit(memory, queue);
+        self.link.flush();
+        turn
     }
 
     fn poll<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {

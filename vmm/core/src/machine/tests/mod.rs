@@ -60,6 +60,7 @@ fn config() -> VmConfig {
         hide_features: vec![],
         statistics: false,
         disks: vec![],
+        cards: vec![],
         debug: false,
     }
 }

@@ -1,0 +1,34 @@
+//! A VMM's network card on the channel to its switch.
+
+use crate::{End, Signal};
+use vdev::net::{Checksum, Link};
+use vmm_protocol::net::{Header, MAX_FRAME};
+
+const _: () =
+    assert!(MAX_FRAME == vdev::net::MAX_FRAME && vmm_protocol::net::MIN_FRAME == vdev::net::MIN_FRAME);
+
+impl<S: Signal> Link for End<S> {
+    fn send(&mut self, frame: &[u8], missing: Option<Checksum>) {
+        let missing = missing.map(|Checksum { start, offset }| (start, offset));
+        // What is lost is lost, as on a wire.
+        let _ = self.put(Header { len: frame.len() as u16, missing }, frame);
+    }
+
+    fn flush(&mut self) {
+        End::flush(self);
+    }
+
+    fn receive(&mut self, into: &mut [u8]) -> Option<(usize, Option<Checksum>)> {
+        let frame = match self.peek() {
+            Some(frame) => frame,
+            None if self.prepare_to_wait() => return None,
+            // One came meanwhile.
+            None => self.peek()?,
+        };
+        let header = frame.header;
+        frame.read(into);
+        self.release();
+        let missing = header.missing.map(|(start, offset)| Checksum { start, offset });
+        Some((header.len.into(), missing))
+    }
+}

@@ -1,0 +1,213 @@
+//! One network: its switch, the channels to the cards on it, and its uplink.
+
+use crate::error::StartError;
+use crate::memory::Allocation;
+use crate::process::{Blueprint, Process, Shared};
+use crate::supervisor::events;
+use crate::system::System;
+use crate::uplink::Uplink;
+use crate::vm::Vm;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use usys::abi::boot_info::root;
+use usys::abi::{PAGE_SIZE, Rights, Selector};
+use usys::cap::{Cap, Log, Narrow, Ntfn, Pd};
+use usys::object::{Fault, Schedule};
+use usys::process::{self, selector as well_known};
+use usys::selector;
+use vmm_protocol::manifest::{MacAddress, Manifest, NetworkConfig, OnCrash, SWITCH_MODULE};
+use vmm_protocol::net::CHANNEL_BYTES;
+use vmm_protocol::process::{CHANNEL, PortConfig, SwitchConfig, monitor, switch};
+
+/// Pages of a channel.
+pub const CHANNEL_PAGES: u64 = (CHANNEL_BYTES as u64).div_ceil(PAGE_SIZE);
+/// Frames of kernel memory for what a switch makes: capability tables.
+const EXTRA_FRAMES: u64 = 16;
+/// Pages of a switch's heap: twice what its table of addresses takes.
+const HEAP_PAGES: u64 = 16;
+/// Of each 10 ms, a switch gets at most this many µs: VMs that send without end leave time to others.
+const BUDGET_US: u64 = 8_000;
+const PERIOD_US: u64 = 10_000;
+
+/// The port of a VM's network card. It outlives the VMM.
+#[derive(Debug)]
+pub struct Card {
+    vm: usize,
+    /// The card's number there.
+    number: usize,
+    channel: Allocation,
+    /// Signals the VM.
+    doorbell: Cap<Ntfn>,
+    /// Of the switch.
+    switch: Cap<Ntfn>,
+    port: usize,
+    address: MacAddress,
+    is_bridge: bool,
+}
+
+impl Card {
+    /// Number of its VM.
+    pub fn vm(&self) -> usize {
+        self.vm
+    }
+
+    /// Its number in its VM.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// The memory that the VMM and the switch share.
+    pub fn channel(&self) -> &Allocation {
+        &self.channel
+    }
+
+    /// Lets a VMM signal the switch.
+    pub fn delegate_doorbell(&self, pd: Cap<Pd>) -> usys::Result<()> {
+        let to = Selector(monitor::CARDS + self.number as u32);
+        self.switch.delegate(pd, to, Narrow::rights(Rights::SIGNAL).badge(1 << self.port))
+    }
+}
+
+/// A network. What its ports share with the switch outlives the switch, so that a restart only loses frames.
+#[derive(Debug)]
+pub struct Network {
+    config: NetworkConfig,
+    name: String,
+    /// CPU and priority of the switch.
+    cpu: u16,
+    priority: u8,
+    events: Cap<Ntfn>,
+    cards: Vec<Card>,
+    /// At the port behind the cards'.
+    uplink: Option<Uplink>,
+    process: Option<Process>,
+    crashes: u32,
+}
+
+impl Network {
+    /// Makes what outlives the switch; [`Self::start`] makes the switch.
+    fn new(
+        system: &mut System,
+        config: NetworkConfig,
+        manifest: &Manifest,
+        vms: &[Vm],
+    ) -> Result<Self, StartError> {
+        let events = process::pool().create_ntfn(selector::allocate()?)?;
+        let mut cards = Vec::new();
+        for (port, (vm, number, card)) in manifest.cards(&config.name).enumerate() {
+            let signal = Narrow::rights(Rights::SIGNAL | Rights::DERIVE).badge(monitor::DEVICE_BIT);
+            cards.push(Card {
+                vm,
+                number,
+                channel: system.memory.allocate(CHANNEL_PAGES, 1)?,
+                doorbell: vms[vm].events().derive(selector::allocate()?, signal)?,
+                switch: events,
+                port,
+                address: card.address(vm, number),
+                is_bridge: card.bridge,
+            });
+        }
+        let first = cards.first().map(|card| vms[card.vm].config());
+        let cpu = first.map_or(0, |vm| vm.cpu);
+        // Just above the VMs that it works for: each finds what the others sent.
+        let priority = cards.iter().map(|card| vms[card.vm].config().priority).max().unwrap_or(0) + 1;
+        let uplink = Uplink::new(system, &config, events, cards.len())?;
+        let name = format!("switch.{}", config.name);
+        Ok(Network { config, name, cpu, priority, events, cards, uplink, process: None, crashes: 0 })
+    }
+
+    /// Its name, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The cards on it.
+    pub fn cards(&self) -> &[Card] {
+        &self.cards
+    }
+
+    /// Its uplink, if it has one.
+    pub fn uplink(&mut self) -> Option<&mut Uplink> {
+        self.uplink.as_mut()
+    }
+
+    /// What a crash of its switch does.
+    pub fn on_crash(&self) -> OnCrash {
+        self.config.on_crash
+    }
+
+    /// Switches that crashed so far.
+    pub fn crashes(&self) -> u32 {
+        self.crashes
+    }
+
+    /// Starts a switch for it.
+    pub fn start(&mut self, system: &mut System) -> Result<(), StartError> {
+        let cards = self
+            .cards
+            .iter()
+            .map(|card| PortConfig::Card { address: card.address, is_bridge: card.is_bridge });
+        let ports = cards.chain(self.uplink.iter().map(|_| PortConfig::Uplink)).collect();
+        let config =
+            postcard::to_allocvec(&SwitchConfig { ports }).map_err(|_| StartError::TooMuchConfiguration)?;
+        let channels: Vec<_> = self.channels().collect();
+        let names: Vec<_> = (0..channels.len()).map(|port| format!("{CHANNEL}{port}")).collect();
+        let windows: Vec<_> =
+            channels.into_iter().zip(&names).map(|(channel, name)| Shared::writable(name, channel)).collect();
+        let plan = Blueprint {
+            name: &self.name,
+            program: SWITCH_MODULE,
+            cpu: self.cpu,
+            schedule: Schedule { priority: self.priority, budget_us: BUDGET_US, period_us: PERIOD_US },
+            extra_frames: EXTRA_FRAMES,
+            heap_pages: HEAP_PAGES,
+            config: &config,
+            events: self.events,
+            parent_badge: events::DRIVER_REPORT,
+            fault_badge: events::DRIVER_FAULT,
+            windows: &windows,
+        };
+        let mut process = Process::create(system, &plan)?;
+        let started = self.equip(&mut process).and_then(|()| process.start());
+        if let Err(error) = started {
+            process.destroy(&mut system.memory);
+            return Err(error);
+        }
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// The channels of its ports, in their order.
+    fn channels(&self) -> impl Iterator<Item = &Allocation> {
+        self.cards.iter().map(Card::channel).chain(self.uplink.iter().map(Uplink::channel))
+    }
+
+    /// Gives the switch the doorbells of its ports and the kernel's log.
+    fn equip(&self, process: &mut Process) -> Result<(), StartError> {
+        let pd = process.pd();
+        let doorbells = self.cards.iter().map(|card| card.doorbell);
+        let doorbells = doorbells.chain(self.uplink.iter().map(Uplink::doorbell));
+        for (doorbell, port) in doorbells.zip(0..) {
+            doorbell.delegate(pd, Selector(switch::PORTS + port), Narrow::rights(Rights::SIGNAL))?;
+        }
+        let log: Cap<Log> = Cap::new(root::LOG);
+        Ok(log.delegate(pd, well_known::LOG, Narrow::rights(Rights::USE))?)
+    }
+
+    /// Ends the switch after it crashed; says what it did.
+    pub fn take_crash(&mut self, system: &mut System) -> Option<Fault> {
+        let fault = self.process.as_ref()?.fault()?;
+        if let Some(process) = self.process.take() {
+            process.destroy(&mut system.memory);
+        }
+        self.crashes += 1;
+        Some(fault)
+    }
+}
+
+/// The networks of the manifest.
+pub fn all(system: &mut System, manifest: &Manifest, vms: &[Vm]) -> Result<Vec<Network>, StartError> {
+    let networks = manifest.networks.iter();
+    networks.map(|config| Network::new(system, config.clone(), manifest, vms)).collect()
+}

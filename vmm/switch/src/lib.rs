@@ -1,0 +1,16 @@
+//! The switch of one network: moves frames between the cards of VMs and, if there is one, the uplink.
+//!
+//! It has a channel to each of them (`vmm_protocol::net`) and nothing else. How frames go is in [`forward`], and is tested on the host;
+//! [`process`] waits for signals.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod forward;
+pub mod process;
+pub mod table;
+#[cfg(test)]
+mod tests;
+
+pub use process::main;
