@@ -21,13 +21,13 @@ pub(super) fn wait(call: &Call) -> Result {
     }
     // From here on the caller may be woken, maybe before the next line.
     sched::block(call.ec, deadline);
-    match signal.take_or_enqueue(call.ec) {
-        Some(value) => {
-            sched::unblock_current(call.ec);
-            Ok(Outcome::value(value))
-        }
-        None => Ok(Outcome::Block),
-    }
+    let taken = match signal.take_or_enqueue(call.ec) {
+        Ok(None) => return Ok(Outcome::Block),
+        Ok(Some(value)) => Ok(Outcome::value(value)),
+        Err(status) => Err(status.into()),
+    };
+    sched::unblock_current(call.ec);
+    taken
 }
 
 /// Gives up what is left of the budget, or of the slice if there is no budget.

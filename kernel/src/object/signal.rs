@@ -29,6 +29,8 @@ struct Inner {
     waiters: List<Ec, Waiting>,
     /// Whose `VcpuRun` returns when bits are set.
     vcpu: Cell<Option<&'static Vcpu>>,
+    /// The object is ending: who looked it up before cannot wait here any more.
+    is_ending: Cell<bool>,
 }
 
 // SAFETY: the list and its links are used under `Signal::inner`.
@@ -67,7 +69,11 @@ impl Signal {
             header,
             value: AtomicU64::new(value),
             watched: List::new(),
-            inner: Lock::new(Inner { waiters: List::new(), vcpu: Cell::new(None) }),
+            inner: Lock::new(Inner {
+                waiters: List::new(),
+                vcpu: Cell::new(None),
+                is_ending: Cell::new(false),
+            }),
         }
     }
 
@@ -102,7 +108,7 @@ impl Signal {
             // Who waits found nothing, so what is there now is what was added.
             self.value.store(0, Ordering::Relaxed);
             ec.waits_on.set(None);
-            drop(inner);
+            // Under the lock: who finds `ec` out of the queue (`cancel`) knows that it was woken, and that its next wait is its own.
             return sched::wake(ec, WaitResult::Done(added));
         }
         // Against `Vcpu::halt`, which says that it halts and then looks here: one of the two sees the other.
@@ -140,15 +146,18 @@ impl Signal {
         Some(taken)
     }
 
-    /// Takes, or puts `ec` into the queue: `None` then, and the caller blocks it.
-    pub fn take_or_enqueue(&'static self, ec: &'static Ec) -> Option<u64> {
+    /// Takes, or puts `ec`, which is blocked, into the queue: `None` then. Fails if the object is ending.
+    pub fn take_or_enqueue(&'static self, ec: &'static Ec) -> Result<Option<u64>, Status> {
         let inner = self.inner.lock();
+        if inner.is_ending.get() {
+            return Err(Status::Aborted);
+        }
         let taken = self.take();
         if taken.is_none() {
             inner.waiters.push_back(ec);
             ec.waits_on.set(Some(self));
         }
-        taken
+        Ok(taken)
     }
 
     /// Takes `ec` out of the queue if it is still in it: false if it was woken meanwhile.
@@ -201,13 +210,14 @@ impl Signal {
         }
     }
 
-    /// The object goes away: wakes one who waits, or forgets one who is watched; false if there is nobody. Under the tree lock.
+    /// The object goes away: wakes one who waits, or forgets one who is watched; false if there is nobody, and nobody comes.
+    /// Under the tree lock.
     pub fn dismiss_one(&self) -> bool {
         let inner = self.inner.lock();
+        inner.is_ending.set(true);
         let waiter = inner.waiters.pop_front();
         if let Some(ec) = waiter {
             ec.waits_on.set(None);
-            drop(inner);
             sched::wake(ec, WaitResult::Failed(Status::Aborted));
             return true;
         }

@@ -20,6 +20,7 @@ pub(super) const GROUP: Group = group!(
         a_page_that_another_cpu_writes_becomes_read_only,
         part_of_a_large_page_that_another_cpu_reads_goes,
         a_waiter_on_another_cpu_is_aborted,
+        nobody_begins_to_wait_for_what_is_ending,
         every_cpu_creates_and_revokes_at_once,
         every_cpu_derives_from_one_capability_that_is_revoked,
         signals_from_every_cpu_are_counted,
@@ -197,6 +198,31 @@ fn a_waiter_on_another_cpu_is_aborted(w: &mut World) -> Check {
             let status = answer.status();
             holds("aborted, or nothing there", matches!(status, Some(Aborted | BadRights | BadSelector)))
         })?;
+    }
+    Ok(())
+}
+
+/// Waits on a semaphore again and again, whether it is there or not.
+extern "C" fn wait_always(sm: u64) -> ! {
+    loop {
+        // In some hours: the work of a deadline is what the end of the semaphore is to meet.
+        call(Wait, sm, [usys::cpu::now() + (1 << 44)]);
+        board(0).fetch_add(1, Ordering::Release);
+    }
+}
+
+fn nobody_begins_to_wait_for_what_is_ending(w: &mut World) -> Check {
+    let (sm, cpu) = (w.sel(), w.other_cpu());
+    w.thread(cpu, LOW, wait_always, sm)?;
+    for round in 0..200 {
+        call(CreateSm, sm, [w.pool, 0]).done()?;
+        // Its end meets each instruction of a call on the other CPU, sooner or later.
+        for _ in 0..round % 100 {
+            core::hint::spin_loop();
+        }
+        let before = value(0);
+        call(Revoke, sm, [1]).done()?;
+        w.until("the thread's wait ends", || value(0) > before)?;
     }
     Ok(())
 }
