@@ -166,8 +166,8 @@ pub fn abandon(ec: &'static Ec) {
 fn hand_over(sc: &'static Sc, from: &'static Ec, to: &'static Ec) {
     go_on(sc, from, to);
     let is_current = cpu::local().sc.get().is_some_and(|current| core::ptr::eq(current, sc));
-    if !is_current && sc.place.get() == Place::Nowhere {
-        // `from` was blocked: there is nothing to wait for any more.
+    if !is_current && matches!(sc.place.get(), Place::Nowhere | Place::Helping) {
+        // `from` was blocked, maybe behind a busy handler: there is nothing to wait for any more.
         to.state.set(State::Blocked);
         sched::wake(to, WaitResult::Failed(Status::Aborted));
     }

@@ -22,6 +22,7 @@ pub(super) const GROUP: Group = group!(
         a_handler_that_faults_aborts_its_caller_and_takes_no_more_calls,
         a_handler_that_ends_aborts_its_callers,
         a_handler_that_ends_while_preempted_aborts_its_caller,
+        a_handler_that_ends_behind_a_busy_one_aborts_its_caller,
         a_portal_that_ends_does_not_end_the_call,
         a_caller_that_ends_leaves_the_handler_usable,
         a_queued_caller_that_ends_is_forgotten,
@@ -250,6 +251,20 @@ fn a_handler_that_ends_while_preempted_aborts_its_caller(w: &mut World) -> Check
     w.until("the handler runs", || board(0).load(Ordering::Relaxed) == 1)?;
     call(Revoke, handler, [1]).done()?;
     w.answer(&caller)?.fails(Aborted)
+}
+
+fn a_handler_that_ends_behind_a_busy_one_aborts_its_caller(w: &mut World) -> Check {
+    let (outer, inner, sm) = (w.handler(0)?, w.handler(0)?, w.sm(0)?);
+    let (through, to) = (w.portal(outer, forward)?, w.portal(inner, wait_for)?);
+    let served = w.begin((0, HIGH), Hypercall::Call, to, [sm])?;
+    equal("calls begun", board(0).load(Ordering::Relaxed), 1)?;
+    // It helps the inner handler, which waits and goes on waiting.
+    let queued = w.begin((0, HIGH), Hypercall::Call, through, [to, sm])?;
+    equal("is done", queued.is_done(), false)?;
+    call(Revoke, outer, [1]).done()?;
+    w.answer(&queued)?.fails(Aborted)?;
+    call(Signal, sm, []).done()?;
+    w.answer(&served)?.ok().map(drop)
 }
 
 fn a_portal_that_ends_does_not_end_the_call(w: &mut World) -> Check {
