@@ -15,8 +15,9 @@ use khw::virt::nested;
 /// Largest guest-physical address: what four levels of nested tables reach.
 pub(super) const GUEST_END: u64 = 1 << 48;
 
-/// Pages mapped before a preemption point: a bound on how long the kernel keeps interrupts off.
-const PAGES_PER_STEP: u64 = 1024;
+/// Page-table entries visited before a preemption point, a bound on how long the kernel keeps interrupts off: those of 1024 small pages
+/// and of what leads to them.
+const ENTRIES_PER_STEP: usize = 1024 + 16;
 
 /// Ports that the kernel keeps: the 8259s, which it masked for good.
 const KERNEL_PORTS: [u64; 4] = [0x20, 0x21, 0xa0, 0xa1];
@@ -85,7 +86,6 @@ fn map_memory(call: &Call, tree: &mut Tree, found: Found, target: Selector, requ
     }
     check_rights(found.rights, flags)?;
     let was_bound = attach(tree, found.slot, target, base)?;
-    let step = pages.min(PAGES_PER_STEP);
     let attr = Attr {
         read: flags.contains(MapFlags::READ),
         write: flags.contains(MapFlags::WRITE),
@@ -93,10 +93,7 @@ fn map_memory(call: &Call, tree: &mut Tree, found: Found, target: Selector, requ
         uncached: flags.contains(MapFlags::UNCACHED),
         user: true,
     };
-    let is_large = pages > PAGES_PER_STEP && (address ^ first << 12) & (PageSize::M2.bytes() - 1) == 0;
-    // Large pages cost one step each, so they are not cut.
-    let step = if is_large { pages } else { step };
-    let mapped = map_pages(target, address, PhysAddr(first << 12), step, attr);
+    let mapped = map_pages(target, address, PhysAddr(first << 12), pages, attr);
     if !was_bound && mapped.is_err_and(|partial| partial.pages == 0) {
         target.bound_list().unbind(tree, found.slot);
     }
@@ -138,7 +135,7 @@ fn map_pages(
     // the caller holds.
     unsafe {
         match target {
-            Target::Pd(pd) => paging::map::<HostFormat, _>(
+            Target::Pd(pd) => paging::map_bounded::<HostFormat, _>(
                 &mut Tables::new(pd.pool),
                 pd.root,
                 address,
@@ -146,9 +143,11 @@ fn map_pages(
                 pages,
                 attr,
                 PageSize::M2,
+                ENTRIES_PER_STEP,
             ),
             Target::Guest(space) => {
-                nested::map(&mut Tables::new(space.pool), space.root, address, pa, pages, attr)
+                let mut tables = Tables::new(space.pool);
+                nested::map(&mut tables, space.root, address, pa, pages, attr, ENTRIES_PER_STEP)
             }
             _ => Ok(MapDone { pages: 0, reduced_rights: false }),
         }

@@ -15,7 +15,7 @@ fn largest() -> PageSize {
     if features().is_ok_and(|features| features.has_nested_1g) { PageSize::G1 } else { PageSize::M2 }
 }
 
-/// Maps `pages` pages at guest-physical `address` to frames from `pa` on.
+/// Maps `pages` pages at guest-physical `address` to frames from `pa` on, with about `limit` visits to entries.
 pub fn map<M: PtMemory>(
     mem: &mut M,
     root: PhysAddr,
@@ -23,12 +23,13 @@ pub fn map<M: PtMemory>(
     pa: PhysAddr,
     pages: u64,
     attr: Attr,
+    limit: usize,
 ) -> Result<MapDone, Partial> {
     flush_checker::nested(root, || {
         if uses_ept() {
-            paging::map::<EptFormat, M>(mem, root, address, pa, pages, attr, largest())
+            paging::map_bounded::<EptFormat, M>(mem, root, address, pa, pages, attr, largest(), limit)
         } else {
-            paging::map::<NptFormat, M>(mem, root, address, pa, pages, attr, largest())
+            paging::map_bounded::<NptFormat, M>(mem, root, address, pa, pages, attr, largest(), limit)
         }
     })
 }

@@ -16,6 +16,7 @@ pub(super) const GROUP: Group = group!(
         unmapping_a_large_memory_lets_others_run,
         revoking_a_large_memory_lets_others_run,
         a_part_is_unmapped_in_parts,
+        small_pages_where_large_ones_would_fit_are_mapped_in_parts,
         a_domain_with_many_capabilities_ends_and_lets_others_run,
         a_pool_with_many_objects_ends_and_lets_others_run,
         a_semaphore_with_many_waiters_ends_and_lets_others_run,
@@ -91,6 +92,26 @@ fn a_part_is_unmapped_in_parts(w: &mut World) -> Check {
     // SAFETY: the page is mapped, and nothing else is there.
     unsafe { (address as *mut u64).write_volatile(1) };
     call(Unmap, memory, [0, 8000]).gives([8000, 0, 0])
+}
+
+fn small_pages_where_large_ones_would_fit_are_mapped_in_parts(w: &mut World) -> Check {
+    let (pd, memory) = (w.pd()?, w.large_ram(8 * 512)?);
+    let base = 0x4000_0000;
+    // A page here and there: their tables stay, and the rest goes into these.
+    for index in (0..8 * 512).step_by(512) {
+        let page = w.derive(memory, Rights::ALL)?;
+        call(Map, page, [pd, base + index * PAGE, index, 1, RW]).gives([1, 0, 0])?;
+    }
+    let (mut done, mut calls) = (0, 0);
+    while done < 8 * 512 {
+        let answer = call(Map, memory, [pd, base + done * PAGE, done, 8 * 512 - done, RW]);
+        let is_partial = answer.status() == Some(Partial);
+        let [pages, ..] = if is_partial { answer.values } else { answer.ok()? };
+        equal("is complete", !is_partial, pages == 8 * 512 - done)?;
+        done += pages;
+        calls += 1;
+    }
+    holds("several calls", calls >= 4)
 }
 
 fn a_domain_with_many_capabilities_ends_and_lets_others_run(w: &mut World) -> Check {
