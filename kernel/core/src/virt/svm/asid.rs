@@ -55,6 +55,13 @@ impl Pool {
         }
     }
 
+    /// VMRUN refused the entry, which may have been the one to flush everything: the holder of `tag` gives it up, and the next
+    /// allocation comes with that flush.
+    pub fn refused(&mut self, tag: &mut Tag) {
+        *tag = Tag::NONE;
+        self.next = self.count;
+    }
+
     fn allocate(&mut self, tag: &mut Tag) -> (u32, TlbControl) {
         let mut control = TlbControl::Nothing;
         if self.next >= self.count {
@@ -115,6 +122,15 @@ mod tests {
             assert!(*holder == usize::MAX || *holder == guest);
             *holder = guest;
         }
+    }
+
+    #[test]
+    fn a_flush_that_an_entry_was_refused_with_comes_with_the_next() {
+        let (mut pool, mut a, mut b) = (Pool::new(16), Tag::NONE, Tag::NONE);
+        assert_eq!(pool.prepare(&mut a, false, true), (1, TlbControl::All));
+        pool.refused(&mut a);
+        assert_eq!(pool.prepare(&mut b, false, true), (1, TlbControl::All));
+        assert_eq!(pool.prepare(&mut a, false, true), (2, TlbControl::Nothing));
     }
 
     #[test]

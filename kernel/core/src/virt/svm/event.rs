@@ -38,13 +38,13 @@ const WITH_ERROR_CODE: u32 = 0b10_0111_1101_0000_0000;
 /// 15.20).
 ///
 /// `pending` is the event that the last run handed back: it was accepted once, and waits if the guest meanwhile
-/// cannot take it.
+/// cannot take it. An exception has to fit the guest's mode, which the VMM may have changed.
 ///
 /// # Errors
 /// The rule that the event breaks.
 pub fn check(event: Event, pending: Event, ready: &Readiness) -> Result<(), EntryRule> {
     const RESERVED: u64 = 0xffff_0000_7fff_f000;
-    if !event.is_valid() || event == pending {
+    if !event.is_valid() || event == pending && event.kind() != Event::EXCEPTION {
         return Ok(());
     }
     if event.0 & RESERVED != 0 {
@@ -285,6 +285,14 @@ mod tests {
     fn an_interrupt_that_was_handed_back_may_wait() {
         let disabled = Readiness { interrupt_flag: false, ..READY };
         assert_eq!(check(TIMER, TIMER, &disabled), Ok(()));
+    }
+
+    #[test]
+    fn an_exception_that_was_handed_back_is_refused_in_a_mode_that_has_none() {
+        let compatibility_mode = Readiness { long_mode_64: false, ..READY };
+        let bound = Event::exception(BOUND, None);
+        assert_eq!(check(bound, bound, &compatibility_mode), Ok(()));
+        assert_eq!(check(bound, bound, &READY), Err(EntryRule::Event));
     }
 
     #[test]

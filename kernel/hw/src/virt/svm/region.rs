@@ -142,6 +142,12 @@ pub(super) fn prepare_asid(tag: &mut Tag, flush: bool, processor: &Processor) ->
     unsafe { (*this_cpu().asids.get()).prepare(tag, flush, has_flush_by_asid) }
 }
 
+/// After an entry that VMRUN refused: see [`Pool::refused`].
+pub(super) fn give_up_asid(tag: &mut Tag) {
+    // SAFETY: as in `prepare_asid`.
+    unsafe { (*this_cpu().asids.get()).refused(tag) }
+}
+
 /// Physical addresses of the MSR and of the I/O permission map.
 pub(super) fn permission_maps() -> (PhysAddr, PhysAddr) {
     (MSR_MAP.address(), IO_MAP.address())

@@ -488,7 +488,7 @@ impl Vcpu {
         self.extra.hidden_cr0 = checks::HIDDEN_CR0;
         self.extra.hidden_efer = 0;
         self.clean = Clean::empty();
-        self.flush = true;
+        region::give_up_asid(&mut self.tag);
         self.lost = true;
         refuse(page, EntryRule::Hardware, [exit_code, 0])
     }
