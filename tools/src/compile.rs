@@ -26,6 +26,9 @@ pub const SYSTEM: [(&str, &str); 7] = [
 /// The package of the test guests.
 pub const GUESTS: &str = "guests";
 
+/// The package, and the program, of the guest that serves files.
+pub const UNIKERNEL: &str = "unikernel";
+
 /// The package, and the program, that holds the kernel to its contract.
 pub const CONFORMANCE: &str = "conformance";
 
@@ -81,11 +84,11 @@ pub fn checked_kernel() -> Result<()> {
     Ok(())
 }
 
-/// Builds the system, every test guest, the conformance task and the VMM of tests, and the kernel with the checkers.
+/// Builds the system, every test guest, the unikernel, the conformance task and the VMM of tests, and the kernel with the checkers.
 pub fn everything_tested() -> Result<()> {
     let names = guest_names()?;
     let guests = names.iter().map(|guest| (GUESTS, &**guest));
-    let tests = [CONFORMANCE, TEST_MONITOR, TEST_DRIVER].map(|name| (name, name));
+    let tests = [UNIKERNEL, CONFORMANCE, TEST_MONITOR, TEST_DRIVER].map(|name| (name, name));
     programs(SYSTEM.into_iter().chain(tests).chain(guests))?;
     checked_kernel()
 }

@@ -105,8 +105,11 @@ fn serve(machine: &Machine, hal: OneToOne, memory: &'static mut Memory) -> Resul
     let most_clients = pvh::option("clients").and_then(|count| count.parse().ok()).unwrap_or(u64::MAX);
     let failed = |error| Failure::Device(Kind::Net, error);
     let mut shown = None;
-    while server.clients() < most_clients {
+    loop {
         let wait = server.poll(&mut net, now());
+        if server.clients() >= most_clients {
+            return Ok(());
+        }
         if server.address() != shown {
             shown = server.address();
             let _ = match shown {
@@ -120,7 +123,6 @@ fn serve(machine: &Machine, hal: OneToOne, memory: &'static mut Memory) -> Resul
             alarm.sleep(wait.map(|wait| wait.total_micros()));
         }
     }
-    Ok(())
 }
 
 /// An address and the length of its network's prefix.

@@ -250,3 +250,15 @@ fn frames_that_are_damaged_or_made_up_stop_nothing() {
     lab.pass(Duration::from_secs(20));
     assert_eq!(lab.ask(&get("/")).body, PAGE);
 }
+
+#[test]
+fn a_client_whose_connection_the_server_ends_has_gone() {
+    let mut lab = Lab::new(&[("index.html", PAGE)]);
+    for clients in 1..=3 {
+        let connection = lab.connect(65536);
+        lab.exchange(connection, b"GET /none HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        lab.socket(connection).close();
+        lab.pass(Duration::from_millis(100));
+        assert_eq!(lab.clients(), clients);
+    }
+}

@@ -16,6 +16,7 @@ pub mod pv;
 pub mod record;
 pub mod refusals;
 pub mod trace;
+pub mod unikernel;
 pub mod vmms;
 
 use crate::run::machine::Machine;
@@ -140,6 +141,7 @@ fn on(machine: Machine) -> Vec<Test> {
         conformance::tests(machine),
         guests::tests(machine),
         pv::tests(machine),
+        unikernel::tests(machine),
         vmms::tests(machine),
         hosts::tests(machine),
         bench::tests(machine),
