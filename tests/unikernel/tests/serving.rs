@@ -4,7 +4,7 @@ mod lab;
 
 use lab::{Lab, Response};
 use smoltcp::time::Duration;
-use smoltcp::wire::{EthernetFrame, Ipv4Packet, TcpPacket};
+use smoltcp::wire::{EthernetFrame, Ipv4Address, Ipv4Packet, TcpPacket};
 use unikernel::server::CONNECTIONS;
 
 const PAGE: &[u8] = b"<h1>Hello</h1>\n";
@@ -25,6 +25,18 @@ fn a_page_is_served() {
     assert_eq!((response.code(), &response.body[..]), (200, PAGE));
     assert_eq!(response.field("Content-Type"), Some("text/html; charset=utf-8"));
     assert_eq!(response.field("Connection"), None);
+}
+
+#[test]
+fn the_networks_dhcp_server_says_the_address() {
+    let mut lab = Lab::with_dhcp(&[("index.html", PAGE)]);
+    assert_eq!(lab.address(), None);
+    lab.pass(Duration::from_secs(15));
+    assert_eq!(lab.address(), Some(Ipv4Address::new(10, 0, 0, 1)));
+    assert_eq!(lab.ask(&get("/")).body, PAGE);
+    // Past the lease, which is renewed.
+    lab.pass(Duration::from_secs(5000));
+    assert_eq!(lab.ask(&get("/")).body, PAGE);
 }
 
 #[test]

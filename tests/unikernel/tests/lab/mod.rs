@@ -1,6 +1,8 @@
 //! The server on this host: a client's TCP/IP stack, a wire, the paravirtual devices by their drivers, a disk in memory.
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 
+mod dhcp;
+
 use guest_pv_driver::abi::device::{Kind, config};
 use guest_pv_driver::abi::op::Status;
 use guest_pv_driver::fake::Fake;
@@ -9,7 +11,7 @@ use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr};
+use smoltcp::wire::{EthernetAddress, IpAddress, IpCidr, Ipv4Address, Ipv4Cidr};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::path::Path;
@@ -132,10 +134,15 @@ pub struct Lab {
 impl Lab {
     /// A server of these files.
     pub fn new(files: &[(&str, &[u8])]) -> Self {
-        Self::with_disk(tar(files, &[]))
+        Self::start(tar(files, &[]), "10.0.0.1/24".parse().ok())
     }
 
-    fn with_disk(image: Vec<u8>) -> Self {
+    /// The same, with its address from the network's DHCP server.
+    pub fn with_dhcp(files: &[(&str, &[u8])]) -> Self {
+        Self::start(tar(files, &[]), None)
+    }
+
+    fn start(image: Vec<u8>, ip: Option<Ipv4Cidr>) -> Self {
         let now = Instant::from_secs(1);
         let disk_fails = Rc::new(Cell::new(false));
         let disk = disk(image, disk_fails.clone());
@@ -143,7 +150,6 @@ impl Lab {
         let (to_server, to_client) = (Frames::default(), Frames::default());
         let net_device = net_device(to_server.clone(), to_client.clone());
         let mut net = Net::new(net_device, 0, leak(NetMemory::new())).unwrap();
-        let ip = "10.0.0.1/24".parse().ok();
         let identity = Identity { ethernet: net.address(), ip, secret: 5 };
         let server = Server::new(leak(Memory::new()), archive, &mut net, identity, now);
         let mut port = ClientPort { arriving: to_client, leaving: to_server };
@@ -153,6 +159,11 @@ impl Lab {
         });
         let sockets = SocketSet::new(&mut leak([SocketStorage::EMPTY; CLIENTS])[..]);
         Lab { server, net, net_device, disk_fails, port, interface, sockets, now, next_port: 50000 }
+    }
+
+    /// The server's address.
+    pub fn address(&self) -> Option<Ipv4Address> {
+        self.server.address()
     }
 
     /// How many clients have come and gone.
@@ -189,6 +200,9 @@ impl Lab {
     /// Lets everybody do what there is to do now; returns when the server wants to be called again.
     pub fn settle(&mut self) -> Option<Duration> {
         loop {
+            let answers: Vec<_> =
+                self.port.arriving.borrow().iter().filter_map(|frame| dhcp::answer(frame)).collect();
+            self.port.leaving.borrow_mut().extend(answers);
             self.interface.poll(self.now, &mut self.port, &mut self.sockets);
             self.net_device.poll();
             let wait = self.server.poll(&mut self.net, self.now);
