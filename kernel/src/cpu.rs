@@ -43,6 +43,8 @@ pub struct Local {
     pub armed: Cell<u64>,
     /// What the short ways out of the kernel must not pass by.
     pub attention: Attention,
+    /// Interrupts that the kernel let in.
+    pub interrupts: Cell<u32>,
     /// Where its events are recorded.
     pub trace: Cursor,
     /// Queues that other CPUs put contexts into.
@@ -126,6 +128,7 @@ impl Local {
             charged_since: Cell::new(0),
             armed: Cell::new(u64::MAX),
             attention: Attention::new(),
+            interrupts: Cell::new(0),
             trace: Cursor::new(),
             queues: Lock::new(Queues {
                 bitmap: 0,

@@ -65,6 +65,7 @@ extern "C" fn kernel_trap(frame: *mut Frame) {
 
 fn deliver(number: u8) {
     let local = cpu::local();
+    local.interrupts.set(local.interrupts.get().wrapping_add(1));
     trace::record(local, Kind::Interrupt, number as u32, local.ec.get());
     match number {
         vector::TIMER => {

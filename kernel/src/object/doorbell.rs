@@ -8,6 +8,7 @@ use super::instruction::Instruction;
 use super::signal::Signal;
 use super::vcpu::Vcpu;
 use crate::cap::{Found, Target, Tree};
+use crate::cpu::Local;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use hypercall_abi::doorbell::Doorbell;
@@ -73,6 +74,22 @@ fn is_store(access: u64) -> bool {
 const _: () = assert!(DOORBELL_CALL & 0xffff == 0 && DOORBELL_CALLS == 0x1_0000);
 
 impl Vcpu {
+    /// Rings the doorbell of a call in the middle of a run, and lets interrupts in; `None` if it is not done here. Says whether the
+    /// guest may go on with no further look: nobody had to be told, and no interrupt came. Whatever else a run looks at
+    /// (`Vcpu::enter_guest`), an interrupt comes when it changes.
+    #[inline(always)]
+    pub fn rings_call(&self, local: &Local, index: u16) -> Option<bool> {
+        let bell = self.space.table()?.find(Event::call(index))?;
+        if !local.attention.is_none() {
+            return None;
+        }
+        // SAFETY: as in `rings`.
+        let is_quiet = unsafe { &*(bell.signal as *const Signal) }.signal(bell.badge);
+        let interrupts = local.interrupts.get();
+        khw::cpu::interrupt_window();
+        Some(is_quiet && local.interrupts.get() == interrupts)
+    }
+
     /// Rings the doorbell that the exit is for, and completes the instruction; false if the exit is for the VMM.
     #[inline]
     pub fn rings(&self, page: NonNull<VcpuPage>, kind: u32) -> bool {

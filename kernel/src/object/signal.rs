@@ -86,16 +86,18 @@ impl Signal {
         self.header.kind == ObjectType::Ntfn
     }
 
-    /// Adds one (semaphore) or ORs `badge` (notification), and wakes who waits for it.
+    /// Adds one (semaphore) or ORs `badge` (notification), and wakes who waits for it. Says whether nobody had to be told.
     #[inline]
-    pub fn signal(&self, badge: u64) {
+    pub fn signal(&self, badge: u64) -> bool {
         let inner = self.inner.lock();
         let value = self.value.load(Ordering::Relaxed);
         let added = if self.is_notification() { value | badge } else { value.saturating_add(1) };
         if !inner.waiters.is_empty() || inner.vcpu.get().is_some() {
-            return self.tell(inner, added);
+            self.tell(inner, added);
+            return false;
         }
         self.value.store(added, Ordering::Relaxed);
+        true
     }
 
     /// Leaves `added` for whoever waits for it.

@@ -292,7 +292,7 @@ impl Vcpu {
             if fpu::switch_to(self.fpu_area) {
                 backend.take_over();
             }
-            backend.run(page, &args)
+            backend.run(page, &args, |index| self.rings_call(local, index))
         };
         let mut answered = 0;
         match returned {

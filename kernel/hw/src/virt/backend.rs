@@ -91,9 +91,14 @@ unsafe impl GuestCpu for Backend {
     }
 
     #[inline]
-    unsafe fn run(&mut self, page: NonNull<VcpuPage>, args: &RunArgs) -> Returned {
+    unsafe fn run(
+        &mut self,
+        page: NonNull<VcpuPage>,
+        args: &RunArgs,
+        call: impl Fn(u16) -> Option<bool>,
+    ) -> Returned {
         // SAFETY: by the contract of this function.
-        dispatch!(self, vcpu => unsafe { vcpu.run(page, args) })
+        dispatch!(self, vcpu => unsafe { vcpu.run(page, args, call) })
     }
 
     unsafe fn read(&mut self, page: NonNull<VcpuPage>, groups: Groups) {

@@ -148,9 +148,18 @@ pub unsafe trait GuestCpu: Sized {
     /// Takes over what the page says is dirty, enters the guest, and on the way back writes the page. Until
     /// [`Self::leave`] the CPU has values of the guest that user code must not find.
     ///
+    /// `call` may answer doorbell calls of the guest's kernel, by their numbers, in a run in which nothing else happened. If it
+    /// says `Some(true)`, the guest goes on behind the instruction at once; if `Some(false)`, by [`Returned::HostInterrupt`].
+    ///
     /// # Safety
-    /// As [`Self::take_over`], which was called when it had to be.
-    unsafe fn run(&mut self, page: NonNull<VcpuPage>, args: &RunArgs) -> Returned;
+    /// As [`Self::take_over`], which was called when it had to be. `call` neither uses nor ends this vCPU; it says `Some(true)`
+    /// only if every reason to leave the guest since the last entry is an interrupt that is still pending.
+    unsafe fn run(
+        &mut self,
+        page: NonNull<VcpuPage>,
+        args: &RunArgs,
+        call: impl Fn(u16) -> Option<bool>,
+    ) -> Returned;
 
     /// Fills `groups` of the page from the hardware state.
     ///

@@ -153,7 +153,7 @@ impl GuestExit {
 }
 
 /// The kind of an exit that is the VMM's, for the most frequent ones: instructions whose exit code says it all, but for HLT,
-/// which may be the kernel's, accesses of one port, VMMCALL, and nested page faults. With the length of the instruction, 0 where the hardware does not say.
+/// which may be the kernel's, accesses of MSRs and of one port, VMMCALL, and nested page faults. With the length of the instruction, 0 where the hardware does not say.
 #[inline]
 pub fn quick(vmcb: &Vmcb, processor: &Processor) -> Option<(ExitKind, u32)> {
     const FIRST: u64 = code::INTR;
@@ -165,6 +165,8 @@ pub fn quick(vmcb: &Vmcb, processor: &Processor) -> Option<(ExitKind, u32)> {
                 code::HLT => None,
                 code::IOIO => Some(ExitKind::PortIo),
                 code::VMMCALL => Some(ExitKind::Hypercall),
+                // RDMSR, unless EXITINFO1 says that it is WRMSR.
+                code::MSR => Some(ExitKind::MsrRead),
                 exit_code => instruction_kind(exit_code),
             };
             index += 1;
@@ -180,7 +182,16 @@ pub fn quick(vmcb: &Vmcb, processor: &Processor) -> Option<(ExitKind, u32)> {
         return (!is_string).then(|| (kind, length_to(vmcb, vmcb.control.exit_info_2)));
     }
     let length = if processor.has_next_rip() { length_to(vmcb, vmcb.control.next_rip) } else { 0 };
+    if kind == ExitKind::MsrRead && vmcb.control.exit_info_1 & 1 != 0 {
+        return Some((ExitKind::MsrWrite, length));
+    }
     Some((kind, length))
+}
+
+/// Whether it is VMMCALL.
+#[inline]
+pub fn is_call(vmcb: &Vmcb) -> bool {
+    vmcb.control.exit_code == code::VMMCALL
 }
 
 /// Instructions whose exit code says it all.

@@ -43,8 +43,9 @@ fn with_next_rip_an_instruction_has_its_length() {
 
 #[test]
 fn quick_kinds_are_what_the_long_way_comes_to() {
-    for exit_code in 0..0x410 {
-        let mut vmcb = exit(exit_code, 0, 0);
+    // The second one is an IN, and a WRMSR.
+    for (exit_code, info) in (0..0x410).flat_map(|exit_code| [(exit_code, 0), (exit_code, 1)]) {
+        let mut vmcb = exit(exit_code, info, 0);
         vmcb.control.next_rip = vmcb.save.rip + 2;
         for processor in [hardware(), tcg()] {
             if let Some((kind, length)) = quick(&vmcb, &processor) {

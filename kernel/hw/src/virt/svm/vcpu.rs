@@ -62,6 +62,8 @@ pub struct Vcpu {
     lost: bool,
     /// Nothing has to be done for the next run but what the VMM asks for: see [`Vcpu::settle`].
     is_settled: bool,
+    /// DR0 to DR3 in the CPU may not be the guest's, or it wants to access the debug registers.
+    must_load_breakpoints: bool,
 }
 
 // SAFETY: no value of the page reaches the CPU unchecked: what VMRUN loads is checked in the VMCB, which only the
@@ -88,6 +90,7 @@ unsafe impl GuestCpu for Vcpu {
             unchecked: false,
             lost: false,
             is_settled: false,
+            must_load_breakpoints: true,
         };
         if vcpu.processor.svm.contains(SvmFeatures::VMCB_CLEAN) {
             vcpu.all_clean = Clean::all().bits();
@@ -110,15 +113,20 @@ unsafe impl GuestCpu for Vcpu {
     unsafe fn take_over(&mut self) {
         tsc::set_aux(self.extra.tsc_aux);
         vmcb_at(self.host).save.lstar = crate::entry::syscall_entry();
-        self.is_settled = false;
+        (self.is_settled, self.must_load_breakpoints) = (false, true);
     }
 
     #[inline(always)]
-    unsafe fn run(&mut self, page: NonNull<VcpuPage>, args: &RunArgs) -> Returned {
+    unsafe fn run(
+        &mut self,
+        page: NonNull<VcpuPage>,
+        args: &RunArgs,
+        call: impl Fn(u16) -> Option<bool>,
+    ) -> Returned {
         // SAFETY: the caller keeps the page mapped during the call.
         let page = unsafe { Page::new(page) };
         if self.is_plain(page, args) {
-            self.run_plain(page, args)
+            self.run_plain(page, args, call)
         } else {
             self.run_any(page, args.dirty, args.flags, args.nested_generation)
         }
@@ -172,19 +180,28 @@ impl Vcpu {
         if let Err(rule) = self.accept(page, dirty) {
             return refuse(page, rule, [0; 2]);
         }
-        let dr7 = self.vmcb().save.dr7;
-        self.extra.breakpoints.load(dr7);
+        if self.must_load_breakpoints {
+            self.must_load_breakpoints = false;
+            let dr7 = self.vmcb().save.dr7;
+            self.extra.breakpoints.load(dr7);
+        }
         let length = get!(page, inject_length);
         let mut event = get!(page, inject);
         for _ in 0..MAX_ENTRIES {
-            if let Some(kind) = self.open_window(flags, event) {
+            let ready = self.readiness();
+            if let Some(kind) = self.open_window(flags, event, &ready) {
                 return self.report(page, event, &GuestExit::plain(kind));
             }
-            let plan = match self.plan(event, length) {
+            let plan = match self.plan(event, length, &ready) {
                 Ok(plan) => plan,
                 Err(rule) => return refuse(page, rule, [0; 2]),
             };
-            let reason = self.enter(page, plan, length, flags);
+            let rip = self.vmcb().save.rip;
+            self.enter(page, plan, length, flags, &ready);
+            if let Some(returned) = self.report_quick_after(page, plan) {
+                return returned;
+            }
+            let reason = self.after_exit(page, plan, rip);
             event = self.pending;
             if let Some(returned) = self.conclude(page, flags, reason) {
                 return returned;
@@ -232,7 +249,8 @@ impl Vcpu {
     /// Takes over what the VMM changed, and checks it. The dirty bits stay until all of it passed.
     fn accept(&mut self, page: Page, dirty: Groups) -> Result<(), EntryRule> {
         let groups = if self.lost { Groups::all() } else { dirty };
-        if groups.is_empty() && !self.unchecked {
+        let is_light = !self.unchecked && self.extra.nmi == NmiMask::Open && Groups::RIP.contains(groups);
+        if groups.is_empty() && !self.unchecked || is_light && self.takes_rip(page) {
             return Ok(());
         }
         if groups.contains(Groups::INTERCEPTS) {
@@ -241,6 +259,7 @@ impl Vcpu {
         }
         // The VMM stands in for instructions that flush: MOV to CR3 with the same value does, too.
         self.flush |= groups.intersects(Groups::CONTROL | Groups::PAT);
+        self.must_load_breakpoints |= groups.contains(Groups::DEBUG);
         let needs_full_check = self.unchecked || !LIGHT.contains(groups);
         self.unchecked = true;
         let vmcb = vmcb_at(self.vmcb);
@@ -268,11 +287,10 @@ impl Vcpu {
     }
 
     /// The window exit that is due before the guest executes anything.
-    fn open_window(&mut self, flags: RunFlags, event: Event) -> Option<ExitKind> {
+    fn open_window(&mut self, flags: RunFlags, event: Event, ready: &Readiness) -> Option<ExitKind> {
         if !flags.intersects(RunFlags::INTERRUPT_WINDOW | RunFlags::NMI_WINDOW) || event.is_valid() {
             return None;
         }
-        let ready = self.readiness();
         if ready.shadow {
             None
         } else if flags.contains(RunFlags::NMI_WINDOW) && !ready.nmi_masked {
@@ -284,23 +302,21 @@ impl Vcpu {
         }
     }
 
-    fn plan(&mut self, event: Event, length: u32) -> Result<Plan, EntryRule> {
+    fn plan(&mut self, event: Event, length: u32, ready: &Readiness) -> Result<Plan, EntryRule> {
         if !event.is_valid() {
             return Ok(Plan::Nothing);
         }
-        let ready = self.readiness();
-        event::check(event, self.pending, &ready)?;
+        event::check(event, self.pending, ready)?;
         if event::is_of_instruction(event) && length > 15 {
             return Err(EntryRule::Event);
         }
-        Ok(Plan::new(event, &ready, &self.processor.quirks))
+        Ok(Plan::new(event, ready, &self.processor.quirks))
     }
 
-    /// One VMRUN. Leaves the event that is still to be delivered in `self.pending`.
-    fn enter(&mut self, page: Page, plan: Plan, length: u32, flags: RunFlags) -> Reason {
-        let rip = self.vmcb().save.rip;
-        self.stage_event(plan, length);
-        self.stage_window(plan, flags);
+    /// One VMRUN.
+    fn enter(&mut self, page: Page, plan: Plan, length: u32, flags: RunFlags, ready: &Readiness) {
+        self.stage_event(plan, length, ready);
+        self.stage_window(plan, flags, ready);
         self.stage_asid();
         let cr2 = get!(page, cr2);
         if self.vmcb().save.cr2 != cr2 {
@@ -321,10 +337,9 @@ impl Vcpu {
         // SAFETY: the registers are the first field of the mapped page; the VMCB passed `accept` and intercepts what
         // `Choice::apply` says; `new` filled the host area on this CPU.
         unsafe { entry::enter(page.as_ptr().cast(), vmcb_frame.0, host.0) };
-        self.after_exit(page, plan, rip)
     }
 
-    /// After VMRUN with this plan and, at the time, this RIP.
+    /// After VMRUN with this plan and, at the time, this RIP. Leaves the event that is still to be delivered in `self.pending`.
     fn after_exit(&mut self, page: Page, plan: Plan, rip: u64) -> Reason {
         let vmcb = vmcb_at(self.vmcb);
         let reason = exit::decode(vmcb, &self.processor);
@@ -354,7 +369,7 @@ impl Vcpu {
         reason
     }
 
-    fn stage_event(&mut self, plan: Plan, length: u32) {
+    fn stage_event(&mut self, plan: Plan, length: u32, ready: &Readiness) {
         let uses_next_rip = self.processor.has_next_rip() && !self.processor.quirks.injects_without_next_rip;
         let Plan::Inject(event) = plan else {
             self.vmcb().control.event_injection = 0;
@@ -363,12 +378,11 @@ impl Vcpu {
         if event.kind() == Event::NMI {
             self.extra.nmi = NmiMask::Masked;
         }
-        let is_64_bit = self.readiness().long_mode_64;
         let vmcb = self.vmcb();
         vmcb.control.event_injection = event.0;
         if event::is_of_instruction(event) {
             // The return address is nRIP where there is one (APM 15.20), else RIP.
-            let next = advance(vmcb.save.rip, length, is_64_bit);
+            let next = advance(vmcb.save.rip, length, ready.long_mode_64);
             if uses_next_rip {
                 vmcb.control.next_rip = next;
             } else {
@@ -377,15 +391,14 @@ impl Vcpu {
         }
     }
 
-    fn stage_window(&mut self, plan: Plan, flags: RunFlags) {
+    fn stage_window(&mut self, plan: Plan, flags: RunFlags, ready: &Readiness) {
         const AT_ONCE: u64 = V_IRQ | V_INTR_PRIO_MAX | V_IGN_TPR;
-        let ready = self.readiness();
         let window = event::wants_window(
             flags.contains(RunFlags::INTERRUPT_WINDOW),
             flags.contains(RunFlags::NMI_WINDOW),
             self.extra.nmi,
             plan,
-            &ready,
+            ready,
             &self.processor.quirks,
         );
         let request = match plan {
@@ -431,6 +444,7 @@ impl Vcpu {
             ExitKind::DebugAccess if !self.optional.contains(Intercepts::DEBUG_REGISTERS) => {
                 // The instruction is executed again, with the guest's registers in the CPU.
                 self.extra.breakpoints.want();
+                self.must_load_breakpoints = true;
                 true
             }
             _ if exit.is_reflected(self.exceptions, self.pending) => {

@@ -10,17 +10,19 @@ use super::vcpu::{Chores, Vcpu};
 use crate::cpu::msr;
 use crate::virt::Returned;
 use crate::virt::page::{Page, get, put};
+use hypercall_abi::guest::{DOORBELL_CALL, DOORBELL_CALL_LENGTH};
 use hypercall_abi::vcpu::gpr::{RAX, RCX, RDX};
-use hypercall_abi::vcpu::{ACTIVITY_HALTED, CS, Event};
+use hypercall_abi::vcpu::{ACTIVITY_HALTED, CS, Event, SS};
 use kcore::virt::vmx::checks::{DEBUGCTL_BTF, RFLAGS_TF};
 use kcore::virt::vmx::controls::primary;
-use kcore::virt::vmx::exit::DEBUG_EXCEPTION;
+use kcore::virt::vmx::exit::{DEBUG_EXCEPTION, Interruption};
 use kcore::virt::vmx::fields;
 use kcore::virt::vmx::syscall_msrs::Write;
 
 /// Pending debug exceptions, BS: a single-step trap.
 pub(super) const SINGLE_STEP: u64 = 1 << 14;
 const GENERAL_PROTECTION: u8 = 13;
+const RFLAGS_RF: u64 = 1 << 16;
 
 impl Vcpu {
     /// An access of a debug register; false if the VMM asked for them. The instruction will be executed again, with the
@@ -77,6 +79,33 @@ impl Vcpu {
     /// Whether a trap follows each of the guest's instructions.
     pub(super) fn single_steps(&self, vmcs: CurrentVmcs) -> bool {
         self.held.rflags & RFLAGS_TF != 0 && vmcs.read(fields::GUEST_DEBUGCTL) & DEBUGCTL_BTF == 0
+    }
+
+    /// Lets `call` answer a VMCALL, as [`crate::virt::GuestCpu::run`] says, and moves the guest behind it. Only where nothing but
+    /// RIP is to be changed for the next entry.
+    #[inline(always)]
+    pub(super) fn answers_call(
+        &mut self,
+        vmcs: CurrentVmcs,
+        page: Page,
+        call: &impl Fn(u16) -> Option<bool>,
+    ) -> Option<bool> {
+        const DPL: u32 = 3 << 5;
+        let rax = get!(page, gpr[RAX]);
+        let (rip, next) = (self.held.rip, self.held.rip.wrapping_add(DOORBELL_CALL_LENGTH as u64));
+        if rax & !0xffff != DOORBELL_CALL
+            || self.held.rflags & (RFLAGS_TF | RFLAGS_RF) != 0
+            || (rip ^ next) >> 32 != 0
+            || self.held.interruptibility | self.chores.bits() != 0
+            || Interruption(vmcs.read(fields::IDT_VECTORING_INFO)).is_valid()
+            || vmcs.read::<u32>(fields::GUEST_SEGMENTS[SS].access) & DPL != 0
+        {
+            return None;
+        }
+        let goes_on = call(rax as u16)?;
+        self.held.rip = next;
+        vmcs.write(fields::GUEST_RIP, next);
+        Some(goes_on)
     }
 
     /// HLT that blocks: the guest is behind it, and whatever wakes it finds no shadow of an STI before it.

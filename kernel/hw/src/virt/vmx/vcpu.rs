@@ -133,22 +133,21 @@ unsafe impl GuestCpu for Vcpu {
     }
 
     #[inline(always)]
-    unsafe fn run(&mut self, page: NonNull<VcpuPage>, args: &RunArgs) -> Returned {
+    unsafe fn run(
+        &mut self,
+        page: NonNull<VcpuPage>,
+        args: &RunArgs,
+        call: impl Fn(u16) -> Option<bool>,
+    ) -> Returned {
         // SAFETY: the caller gives a valid page, on the CPU of the vCPU, so its VMCS is active nowhere else.
         let (page, vmcs) = unsafe { (Page::new(page), region::make_current(self.vmcs)) };
         if let Err(rule) = self.prepare(vmcs, page, args) {
             return refuse(page, rule, [0; 2]);
         }
-        if crate::CHECKERS
-            && let Err(details) = self.check_entry(vmcs)
-        {
-            return refuse(page, EntryRule::Hardware, details);
-        }
         let cr2 = get!(page, cr2);
         // SAFETY: the guest's MSR values were accepted by the hardware or checked; `leave` puts back the kernel's. MOV to CR2
-        // takes every value; the kernel reads CR2 only right after a page fault. The VMCS is complete, and `is_launched` and
-        // `host_rsp` say what it holds.
-        let status = unsafe {
+        // takes every value; the kernel reads CR2 only right after a page fault.
+        unsafe {
             if !self.is_loaded {
                 switch_syscall_msrs(&self.host.msrs, &self.guest_msrs);
                 self.is_loaded = true;
@@ -156,16 +155,25 @@ unsafe impl GuestCpu for Vcpu {
             if read_cr2() != cr2 {
                 write_cr2(cr2);
             }
-            enter(page.as_ptr().cast(), self.is_launched, &mut self.held.host_rsp)
-        };
-        put!(page, read_cr2() => cr2);
-        if crate::CHECKERS {
-            self.check_exit(vmcs, status);
         }
-        if status == entry::EXITED {
-            self.after_exit(vmcs, page, args.flags)
-        } else {
-            failed_instruction(vmcs, page, status)
+        loop {
+            if crate::CHECKERS
+                && let Err(details) = self.check_entry(vmcs)
+            {
+                return refuse(page, EntryRule::Hardware, details);
+            }
+            // SAFETY: the VMCS is complete, and `is_launched` and `host_rsp` say what it holds.
+            let status = unsafe { enter(page.as_ptr().cast(), self.is_launched, &mut self.held.host_rsp) };
+            put!(page, read_cr2() => cr2);
+            if crate::CHECKERS {
+                self.check_exit(vmcs, status);
+            }
+            if status != entry::EXITED {
+                return failed_instruction(vmcs, page, status);
+            }
+            if let Some(returned) = self.after_exit(vmcs, page, args.flags, &call) {
+                return returned;
+            }
         }
     }
 
@@ -369,25 +377,36 @@ impl Vcpu {
         self.set_dr7(unsafe { CurrentVmcs::assume() }.read(fields::GUEST_DR7));
     }
 
-    /// Everything after the exit. Most exits are for the VMM and on an instruction: they need as little as this.
+    /// Everything after the exit; `None` if the guest goes on at once. Most exits are for the VMM and on an instruction: they need as
+    /// little as this.
     #[inline(always)]
-    fn after_exit(&mut self, vmcs: CurrentVmcs, page: Page, flags: RunFlags) -> Returned {
+    fn after_exit(
+        &mut self,
+        vmcs: CurrentVmcs,
+        page: Page,
+        flags: RunFlags,
+        call: &impl Fn(u16) -> Option<bool>,
+    ) -> Option<Returned> {
         let raw_reason: u32 = vmcs.read(fields::EXIT_REASON);
         let (rip, rflags) = (vmcs.read(fields::GUEST_RIP), vmcs.read(fields::GUEST_RFLAGS));
         let interruptibility = vmcs.read(fields::GUEST_INTERRUPTIBILITY);
         (self.held.rip, self.held.rflags) = (rip, rflags);
         self.held.interruptibility = interruptibility;
         let Some(kind) = quick_kind(raw_reason) else {
-            return self.after_other_exit(vmcs, page, raw_reason, flags);
+            return Some(self.after_other_exit(vmcs, page, raw_reason, flags));
         };
         if kind == ExitKind::PortIo {
             let io = port_io(vmcs.read(fields::EXIT_QUALIFICATION));
             if io.is_string {
-                return self.after_other_exit(vmcs, page, raw_reason, flags);
+                return Some(self.after_other_exit(vmcs, page, raw_reason, flags));
             }
             put!(page, io.encode() => exit_info[0]);
         }
         if kind == ExitKind::Hypercall {
+            if let Some(goes_on) = self.answers_call(vmcs, page, call) {
+                self.is_launched = true;
+                return if goes_on { None } else { Some(self.go_on(page, Returned::HostInterrupt)) };
+            }
             // The privilege level is the DPL of SS.
             let access: u32 = vmcs.read(fields::GUEST_SEGMENTS[SS].access);
             put!(page, u64::from(access >> 5 & 3) => exit_info[0]);
@@ -400,7 +419,7 @@ impl Vcpu {
         put!(page, vmcs.read(fields::EXIT_INSTRUCTION_LENGTH) => exit_length);
         if interrupted.is_valid() || self.chores.contains(Chores::EVENT) || get!(page, want) != 0 {
             self.keep_interrupted_event(vmcs, page, interrupted, false);
-            return self.report_state(vmcs, page, kind, Groups::RIP);
+            return Some(self.report_state(vmcs, page, kind, Groups::RIP));
         }
         // As `report_state`, from registers.
         put!(page, rip => rip);
@@ -408,7 +427,7 @@ impl Vcpu {
         put!(page, interruptibility => interruptibility);
         put!(page, ACTIVITY_ACTIVE => activity);
         put!(page, Groups::RIP.bits() => filled);
-        Returned::Exit(kind as u32)
+        Some(Returned::Exit(kind as u32))
     }
 
     /// After an exit that is not quick ([`quick_kind`]).

@@ -5,18 +5,19 @@ use crate::virt::page::{Page, get, put, wanted};
 use crate::virt::svm::{entry, entry_checker, state};
 use crate::virt::{Returned, RunArgs};
 use hypercall_abi::exit::ExitKind;
+use hypercall_abi::guest::{DOORBELL_CALL, DOORBELL_CALL_LENGTH};
 use hypercall_abi::vcpu::gpr::RAX;
-use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, Groups, RunFlags};
+use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, Event, Groups, RunFlags};
 use kcore::virt::svm::asid::TlbControl;
 use kcore::virt::svm::checks;
 use kcore::virt::svm::event::{self, NmiMask, Plan};
 use kcore::virt::svm::exit;
 use kcore::virt::svm::segment;
-use kcore::virt::svm::vmcb::{Clean, INTERRUPT_SHADOW, V_INTR_MASKING};
+use kcore::virt::svm::vmcb::{Clean, INTERRUPT_SHADOW, V_INTR_MASKING, V_IRQ};
 
 impl Vcpu {
     /// Whether a run changes RIP and nothing else, as after most exits: for everything that may be otherwise there is a
-    /// condition. Takes RIP over then. The flags stay the hardware's, so that they need no check.
+    /// condition. Takes RIP over then.
     #[inline(always)]
     pub(super) fn is_plain(&mut self, page: Page, args: &RunArgs) -> bool {
         let asks_for_more =
@@ -28,9 +29,12 @@ impl Vcpu {
         {
             return false;
         }
-        if args.dirty.is_empty() {
-            return true;
-        }
+        args.dirty.is_empty() || self.takes_rip(page)
+    }
+
+    /// Takes RIP over if the rest of its group is as the hardware left it, without shadow or blocking by NMI; that needs no check.
+    #[inline(always)]
+    pub(super) fn takes_rip(&mut self, page: Page) -> bool {
         let vmcb = vmcb_at(self.vmcb);
         let (rip, rflags) = (get!(page, rip), get!(page, rflags));
         if get!(page, interruptibility) | get!(page, activity) != 0
@@ -48,7 +52,12 @@ impl Vcpu {
     /// A run of which [`Self::is_plain`] said that it is one. The VMCB is as the last run left it, but for RIP and the registers
     /// below; its control area says what it said then ([`Self::settle`]).
     #[inline(always)]
-    pub(super) fn run_plain(&mut self, page: Page, args: &RunArgs) -> Returned {
+    pub(super) fn run_plain(
+        &mut self,
+        page: Page,
+        args: &RunArgs,
+        call: impl Fn(u16) -> Option<bool>,
+    ) -> Returned {
         let cr2 = get!(page, cr2);
         let vmcb = vmcb_at(self.vmcb);
         vmcb.control.clean = self.all_clean;
@@ -57,20 +66,68 @@ impl Vcpu {
             vmcb.control.clean &= !Clean::CR2.bits();
         }
         vmcb.save.rax = get!(page, gpr[RAX]);
-        if crate::CHECKERS {
-            let clean = Clean::from_bits_retain(vmcb.control.clean);
-            entry_checker::check(self.vmcb, vmcb, clean, &self.processor);
+        loop {
+            let vmcb = vmcb_at(self.vmcb);
+            if crate::CHECKERS {
+                let clean = Clean::from_bits_retain(vmcb.control.clean);
+                entry_checker::check(self.vmcb, vmcb, clean, &self.processor);
+            }
+            // SAFETY: as in `enter`; the VMCB passed `accept` in an earlier run, and the change since then is checked.
+            unsafe { entry::enter(page.as_ptr().cast(), self.vmcb.0, self.host.0) };
+            match self.answers_call(&call) {
+                None => break,
+                Some(true) => {}
+                Some(false) => {
+                    put!(page, vmcb_at(self.vmcb).save.rax => gpr[RAX]);
+                    put!(page, vmcb_at(self.vmcb).save.cr2 => cr2);
+                    return self.interrupted(page);
+                }
+            }
         }
-        // SAFETY: as in `enter`; the VMCB passed `accept` in an earlier run, and the change since then is checked.
-        unsafe { entry::enter(page.as_ptr().cast(), self.vmcb.0, self.host.0) };
+        match self.report_quick(page) {
+            Some(returned) => returned,
+            None => self.after_plain(page, args.flags),
+        }
+    }
+
+    /// Lets `call` answer a VMMCALL, as [`crate::virt::GuestCpu::run`] says, and moves the guest behind it. Only where nothing but
+    /// RIP is to be changed for the next VMRUN.
+    #[inline(always)]
+    fn answers_call(&mut self, call: &impl Fn(u16) -> Option<bool>) -> Option<bool> {
+        const TF_AND_RF: u64 = 1 << 8 | 1 << 16;
         let vmcb = vmcb_at(self.vmcb);
-        let quick = exit::quick(vmcb, &self.processor);
+        if !exit::is_call(vmcb) {
+            return None;
+        }
+        let (rax, rip) = (vmcb.save.rax, vmcb.save.rip);
+        let next = rip.wrapping_add(DOORBELL_CALL_LENGTH as u64);
+        if rax & !0xffff != DOORBELL_CALL
+            || vmcb.save.rflags & TF_AND_RF != 0
+            || (rip ^ next) >> 32 != 0
+            || event::is_delivering(vmcb.control.exit_int_info)
+            || vmcb.control.interrupt_shadow & INTERRUPT_SHADOW != 0
+            || segment::cpl(&vmcb.save) != 0
+        {
+            return None;
+        }
+        let goes_on = call(rax as u16)?;
+        if crate::CHECKERS {
+            entry_checker::after_exit(self.vmcb, vmcb);
+        }
+        vmcb.save.rip = next;
+        Some(goes_on)
+    }
+
+    /// Reports an exit that is for the VMM and on an instruction, as most are, if it interrupted no event and left no shadow;
+    /// otherwise nothing is done.
+    #[inline(always)]
+    pub(super) fn report_quick(&mut self, page: Page) -> Option<Returned> {
+        let vmcb = vmcb_at(self.vmcb);
+        let (kind, length) = exit::quick(vmcb, &self.processor)?;
         let is_shadowed = vmcb.control.interrupt_shadow & INTERRUPT_SHADOW != 0;
-        let (Some((kind, length)), false) =
-            (quick, event::is_delivering(vmcb.control.exit_int_info) || is_shadowed)
-        else {
-            return self.after_plain(page, args.flags);
-        };
+        if event::is_delivering(vmcb.control.exit_int_info) || is_shadowed {
+            return None;
+        }
         if crate::CHECKERS {
             entry_checker::after_exit(self.vmcb, vmcb);
         }
@@ -96,7 +153,21 @@ impl Vcpu {
             state::give(page, groups, vmcb, &self.extra);
         }
         put!(page, groups.bits() => filled);
-        Returned::Exit(kind as u32)
+        Some(Returned::Exit(kind as u32))
+    }
+
+    /// As [`Self::report_quick`], after a run with this plan, which must have left nothing.
+    #[inline(always)]
+    pub(super) fn report_quick_after(&mut self, page: Page, plan: Plan) -> Option<Returned> {
+        let is_left = vmcb_at(self.vmcb).control.interrupt_control & V_IRQ != 0;
+        if is_left || self.extra.nmi != NmiMask::Open || matches!(plan, Plan::Hold(_)) {
+            return None;
+        }
+        let returned = self.report_quick(page)?;
+        (self.flush, self.clean, self.pending) = (false, Clean::all(), Event::NONE);
+        put!(page, Event::NONE => inject);
+        self.settle();
+        Some(returned)
     }
 
     /// After an exit of a plain run that is not quick ([`exit::quick`]).
@@ -118,7 +189,8 @@ impl Vcpu {
             && !self.extra.breakpoints.is_open()
             && self.applied.is_some_and(|choice| !choice.window && choice.debug_registers);
         let control = &mut vmcb_at(self.vmcb).control;
-        self.is_settled &= control.interrupt_control == V_INTR_MASKING;
+        // What else there is means nothing without V_IRQ.
+        self.is_settled &= control.interrupt_control & (V_INTR_MASKING | V_IRQ) == V_INTR_MASKING;
         (control.event_injection, control.tlb_control) = (0, TlbControl::Nothing as u32);
     }
 }
