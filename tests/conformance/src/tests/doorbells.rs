@@ -19,6 +19,7 @@ pub(super) const GROUP: Group = group!(
         an_out_with_the_bound_size_and_value_rings,
         a_doorbell_signals_the_badge_of_its_capability,
         a_doorbell_wakes_a_thread_while_the_guest_runs,
+        a_guest_that_rings_without_pause_holds_nobody_up,
         a_doorbell_ends_with_its_capability_its_signal_or_by_unmapping,
         binding_a_doorbell_checks_its_arguments,
         an_event_rings_one_doorbell,
@@ -153,6 +154,28 @@ fn a_doorbell_wakes_a_thread_while_the_guest_runs(w: &mut World) -> Check {
     call(VcpuPoke, guest.vcpu, []).done()?;
     equal("kind", w.answer(&run)?.value()?, ExitKind::Poked as u64)?;
     equal("RIP", guest.page().rip, CODE + 2)
+}
+
+fn a_guest_that_rings_without_pause_holds_nobody_up(w: &mut World) -> Check {
+    let mut guest = Guest::new(w)?;
+    // The call, and a JMP back to it.
+    let [first, second, third] = hypercall(w);
+    guest.endless(&[first, second, third, 0xeb, 0xfb]);
+    guest.page().gpr[gpr::RAX] = DOORBELL_CALL;
+    let sm = bind(w, &guest, Doorbell::Call(0))?;
+    // Where every entry is checked, a ring takes 100 us.
+    guest.page().deadline = w.deadline(20_000);
+    guest.run_to(ExitKind::Deadline)?;
+    equal("it rang again and again", rings(sm)? > 10, true)?;
+    // A thread that is more urgent has the CPU when its time comes.
+    guest.page().deadline = u64::MAX;
+    let run = w.begin((0, LOW), VcpuRun, guest.vcpu, [])?;
+    let never = w.sm(0)?;
+    call(Wait, never, [w.deadline(20_000)]).fails(Timeout)?;
+    equal("is done", run.is_done(), false)?;
+    equal("it rang meanwhile", rings(sm)? > 10, true)?;
+    call(VcpuPoke, guest.vcpu, []).done()?;
+    equal("kind", w.answer(&run)?.value()?, ExitKind::Poked as u64)
 }
 
 fn a_doorbell_ends_with_its_capability_its_signal_or_by_unmapping(w: &mut World) -> Check {
