@@ -38,7 +38,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("unikernel", &["trt", "guest-pv-driver"]),
     ("conformance", &["usys", "tproto", "bench-protocol", "hypercall-abi"]),
     ("test-monitor", &["monitor", "usys", "tproto", "vmm-protocol"]),
-    ("test-driver", &["block-channel", "usys", "tproto", "hypercall-abi", "vmm-protocol"]),
+    ("test-driver", &["drv-virtio-blk", "block-channel", "usys", "tproto", "hypercall-abi", "vmm-protocol"]),
     ("bench-protocol", &[]),
     ("bench-guest", &["bench-protocol", "trt", "guest-pv-driver"]),
     ("bench", &["bench-protocol", "root-task", "usys", "hypercall-abi", "vmm-protocol"]),

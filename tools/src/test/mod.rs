@@ -12,6 +12,7 @@ pub mod hosts;
 pub mod images;
 pub mod linux;
 pub mod mistakes;
+pub mod networks;
 pub mod pv;
 pub mod record;
 pub mod refusals;
@@ -148,6 +149,7 @@ fn on(machine: Machine) -> Vec<Test> {
         linux::tests(machine),
         disks::tests(machine),
         drivers::tests(machine),
+        networks::tests(machine),
         images::tests(machine),
         gdb::tests(machine),
         trace::tests(machine),

@@ -1,0 +1,140 @@
+//! Networks between VMs: cards of either kind, and Debian's drivers.
+
+use super::Test;
+use super::guests::{log_path, passed, verdict, vm};
+use super::record::Outcome as Verdict;
+use crate::guest::{self, debian, initramfs};
+use crate::image::manifest::{self, Plan};
+use crate::image::modules::Collector;
+use crate::request;
+use crate::run::machine::Machine;
+use crate::run::outcome::{Report, VmReport};
+use crate::run::{self, Options, Output};
+use anyhow::Result;
+use std::path::Path;
+use std::time::Duration;
+use vmm_protocol::manifest::{
+    CardConfig, ConsoleMode, Manifest, NetInterface, NetworkConfig, OnCrash, Uplink, VmConfig, WhenDone,
+};
+use vmm_protocol::outcome::Outcome;
+
+const TIME_LIMIT: Duration = Duration::from_secs(600);
+const LAN: &str = "lan";
+/// Memory of a Debian guest that only has its initial file system, in MiB.
+const LINUX_MIB: u32 = 96;
+
+/// Waits for one connection, and shows the sum of what it brought.
+const LISTEN: &str = "ip link set eth0 up; ip addr add 10.9.0.1/24 dev eth0
+nc -l -p 5000 </dev/null | md5sum >/dev/console; sleep 1";
+/// Waits for the other, and sends it by TCP, whose checksums it leaves to its card, more than any ring holds; shows the sum.
+/// Stays until the other is gone: what is on its way is the kernel's.
+const TALK: &str = "ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0
+until ping -c 1 -W 1 10.9.0.1; do :; done >/dev/null
+ping -q -c 3 -s 1400 -A 10.9.0.1 >/dev/console
+seq 100000 >/tmp/numbers; md5sum </tmp/numbers >/dev/console; nc 10.9.0.1 5000 </tmp/numbers
+while ping -c 1 -W 1 10.9.0.1; do sleep 0.1; done >/dev/null";
+
+/// The tests of a machine.
+pub fn tests(machine: Machine) -> Vec<Test> {
+    let name = |name: &str| format!("{}/net-{name}", machine.name());
+    vec![
+        Test::on(
+            machine,
+            name("pv"),
+            "two guests with paravirtual network cards talk through the switch; nothing is lost",
+            move |name| run(machine, name, pv_pair()?, judge_pair),
+        ),
+        Test::on(
+            machine,
+            name("linux"),
+            "two Debian guests talk over ICMP and TCP with their own virtio driver",
+            move |name| run(machine, name, linux_pair(machine)?, judge_linux),
+        ),
+    ]
+}
+
+fn card(interface: NetInterface) -> CardConfig {
+    CardConfig { network: LAN.into(), interface, mac: None, bridge: false }
+}
+
+fn manifest_of(vms: Vec<VmConfig>) -> Manifest {
+    let lan = NetworkConfig { name: LAN.into(), uplink: Uplink::None, on_crash: OnCrash::Report };
+    Manifest {
+        console: ConsoleMode::Framed,
+        when_done: WhenDone::Poweroff,
+        trace: None,
+        networks: vec![lan],
+        vms,
+    }
+}
+
+fn pv_pair() -> Result<Plan> {
+    let guest = |role: &str| VmConfig {
+        cards: vec![card(NetInterface::Pv)],
+        ..vm(role, "pv_net", &format!("role={role}"), 16)
+    };
+    let args = request::parse(&[])?;
+    manifest::resolve(manifest_of(vec![guest("ping"), guest("pong")]), Path::new(""), request::host(&args))
+}
+
+fn linux_pair(machine: Machine) -> Result<Plan> {
+    let linux = debian::fetch()?;
+    let cards = vec![card(NetInterface::Virtio)];
+    let drivers = linux.drivers(&manifest::drivers(&[], &cards))?;
+    let mut collector = Collector::default();
+    let mut guest = |name: &str, command: &str| -> Result<VmConfig> {
+        let archive = initramfs::build(&linux.busybox, &drivers, Some(command), true)?;
+        Ok(VmConfig {
+            kernel: collector.add_file(&linux.kernel)?,
+            initrd: vec![collector.add_bytes(name, archive)?],
+            cmdline: format!("{} {}", guest::DEFAULT_CMDLINE, initramfs::RDINIT),
+            cards: cards.clone(),
+            ..vm(name, guest::LINUX, "", LINUX_MIB)
+        })
+    };
+    let vms = vec![guest("listener", LISTEN)?, guest("talker", TALK)?];
+    let args = request::parse(&["--machine", machine.name()])?;
+    manifest::check_all(&manifest_of(vms), collector, request::host(&args))
+}
+
+fn run(
+    machine: Machine,
+    name: &str,
+    plan: Plan,
+    judge: fn(&Report) -> Result<(), String>,
+) -> Result<Verdict> {
+    let args = request::parse(&["--machine", machine.name(), "--deterministic"])?;
+    let options = Options {
+        timeout: Some(TIME_LIMIT),
+        log: log_path(name)?,
+        ..request::options(&args, Output::Collect)?
+    };
+    let report = run::run(&plan, &options)?;
+    Ok(verdict(&report, &options.log, || judge(&report)))
+}
+
+fn judge_pair(report: &Report) -> Result<(), String> {
+    report.vms.iter().try_for_each(passed)
+}
+
+fn judge_linux(report: &Report) -> Result<(), String> {
+    let [listener, talker] = &report.vms[..] else { return Err("there were not two VMs".into()) };
+    for vm in [listener, talker] {
+        if vm.outcome != Some(Outcome::PoweredOff) {
+            return Err(format!("{} ended so: {:?}", vm.name, vm.outcome));
+        }
+    }
+    if !console(talker).contains("3 packets transmitted, 3 packets received") {
+        return Err("a ping was lost".into());
+    }
+    let sum =
+        |vm: &VmReport| console(vm).lines().find_map(|line| line.strip_suffix("  -").map(str::to_owned));
+    match (sum(talker), sum(listener)) {
+        (Some(sent), Some(came)) if sent == came => Ok(()),
+        sums => Err(format!("what was sent did not arrive whole: {sums:?}")),
+    }
+}
+
+fn console(vm: &VmReport) -> String {
+    String::from_utf8_lossy(&vm.console).into_owned()
+}
