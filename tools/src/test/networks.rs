@@ -23,9 +23,10 @@ const LAN: &str = "lan";
 /// Memory of a Debian guest that only has its initial file system, in MiB.
 const LINUX_MIB: u32 = 96;
 
-/// Waits for one connection, and shows the sum of what it brought.
+/// Waits for one connection, and shows the sum of what it brought. The console, where nobody types, keeps it from closing its
+/// direction.
 const LISTEN: &str = "ip link set eth0 up; ip addr add 10.9.0.1/24 dev eth0
-nc -l -p 5000 </dev/null | md5sum >/dev/console; sleep 1";
+nc -l -p 5000 </dev/console | md5sum >/dev/console; sleep 1";
 /// Waits for the other, and sends it by TCP, whose checksums it leaves to its card, more than any ring holds; shows the sum.
 /// Stays until the other is gone: what is on its way is the kernel's.
 const TALK: &str = "ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0
