@@ -13,7 +13,7 @@ use std::{env, fs};
 pub const BARE_TARGET: &str = "x86_64-unknown-none";
 
 /// The programs of every boot image: package and binary, the kernel first.
-pub const SYSTEM: [(&str, &str); 7] = [
+pub const SYSTEM: [(&str, &str); 9] = [
     ("kernel", "kernel"),
     ("root-task", "root"),
     ("console", "console"),
@@ -21,6 +21,8 @@ pub const SYSTEM: [(&str, &str); 7] = [
     ("switch", "switch"),
     ("drv-ata", "drv-ata"),
     ("drv-virtio-blk", "drv-virtio-blk"),
+    ("drv-virtio-net", "drv-virtio-net"),
+    ("drv-ne2000", "drv-ne2000"),
 ];
 
 /// The package of the test guests.

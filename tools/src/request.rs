@@ -1,10 +1,12 @@
 //! What the options of `run` and `image` mean: which VMs, from what, on which machine.
 
+use crate::guest::initramfs::Content;
 use crate::guest::{self, debian, initramfs, kernel_file};
 use crate::image::manifest::{self, Host, Plan};
 use crate::image::modules::Collector;
 use crate::image::{disks, elf};
 use crate::run::machine::Machine;
+use crate::run::network::{self as publish, Publish};
 use crate::run::outcome::Report;
 use crate::run::{self, Options, Output, Script, bochs, terminal};
 use crate::{compile, failure, progress, workspace};
@@ -13,8 +15,8 @@ use clap::{Args, Parser};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use vmm_protocol::manifest::{
-    ConsoleMode, DiskConfig, DiskDriver, DiskInterface, MONITOR_MODULE, Manifest, OnCrash, OnReset,
-    TraceConfig, VmConfig, WhenDone,
+    CardConfig, ConsoleMode, DiskConfig, DiskDriver, DiskInterface, MONITOR_MODULE, Manifest, NetInterface,
+    NetworkConfig, OnCrash, OnReset, TraceConfig, Uplink, VmConfig, WhenDone,
 };
 
 /// Memory for Linux in MiB.
@@ -43,6 +45,13 @@ pub struct RunArgs {
     /// with QEMU also `virtio-blk`, or `memory`: then the file stays as it is. `pv`: for guests with paravirtual drivers
     #[arg(long, value_name = "FILE[,ro][,DRIVER][,pv]", value_parser = parse_disk, conflicts_with = "manifest")]
     pub disk: Vec<DiskArg>,
+    /// The guest's network. `user`: it gets an address by DHCP, reaches the world through this computer, and this computer's own
+    /// loopback as 10.0.2.2. DRIVER is `ne2000`, with QEMU also `virtio-net`. `pv`: for guests with paravirtual drivers
+    #[arg(long, value_name = "none|user[,DRIVER][,pv]", value_parser = parse_net, conflicts_with = "manifest")]
+    pub net: Option<NetArg>,
+    /// Pass a TCP port of this computer's loopback on to one of the guest's; goes with `--net user` (may be repeated)
+    #[arg(long, value_name = "HOST:GUEST", value_parser = Publish::parse)]
+    pub publish: Vec<Publish>,
     /// The guest kernel's command line (for Linux: added to the usual one)
     #[arg(long, value_name = "STR", conflicts_with = "manifest")]
     pub cmdline: Option<String>,
@@ -109,6 +118,43 @@ pub struct DiskArg {
     pub interface: DiskInterface,
 }
 
+/// The guest's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetArg {
+    /// None.
+    None,
+    /// The emulator's.
+    User {
+        /// Who drives the machine's card, if the user says so.
+        driver: Option<Uplink>,
+        /// How the guest reaches its own.
+        interface: NetInterface,
+    },
+}
+
+impl NetArg {
+    /// What a published port asks for.
+    const USER: NetArg = NetArg::User { driver: None, interface: NetInterface::Virtio };
+}
+
+fn parse_net(text: &str) -> Result<NetArg, String> {
+    let (mut driver, mut interface) = (None, NetInterface::default());
+    let mut words = text.split(',');
+    match words.next() {
+        Some("none") if text == "none" => return Ok(NetArg::None),
+        Some("user") => {}
+        _ => return Err("it is `none`, or `user` with options behind commas".into()),
+    }
+    for word in words {
+        match Uplink::PROCESSES.into_iter().find(|driver| driver.name() == word) {
+            Some(uplink) => driver = Some(uplink),
+            None if word == "pv" => interface = NetInterface::Pv,
+            None => return Err(format!("`{word}` is neither a driver (virtio-net, ne2000) nor `pv`")),
+        }
+    }
+    Ok(NetArg::User { driver, interface })
+}
+
 fn parse_disk(text: &str) -> Result<DiskArg, String> {
     let mut disk =
         DiskArg { path: PathBuf::new(), is_read_only: false, driver: None, interface: DiskInterface::Virtio };
@@ -172,6 +218,19 @@ impl RunArgs {
         self.log.clone().map_or_else(run::default_log, Ok)
     }
 
+    /// The network that the options ask for. A published port wants one.
+    fn net(&self) -> Result<NetArg> {
+        match self.net {
+            Some(NetArg::None) if !self.publish.is_empty() => {
+                Err(failure::usage("--publish needs a network: --net user"))
+            }
+            Some(net) => Ok(net),
+            // A network takes time to come up, and repeats no run exactly.
+            None if self.publish.is_empty() => Ok(NetArg::None),
+            None => Ok(NetArg::USER),
+        }
+    }
+
     fn host_cpus(&self, machine: Machine) -> u16 {
         // A second CPU takes as much of the emulator's time as the first, and under QEMU 7.2 it does not go together with
         // counting instructions.
@@ -226,6 +285,7 @@ pub fn options(args: &RunArgs, output: Output) -> Result<Options> {
         script: Script::default(),
         gdb: args.gdb,
         gdb_nacre: args.gdb_nacre,
+        publish: args.publish.clone(),
         cpu_model: args.host_cpu.clone(),
     })
 }
@@ -241,12 +301,15 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
             .map_err(|error| failure::usage(format!("manifest {}: {error}", path.display())))?;
         if for_whom == ForWhom::Tool {
             disks::of_machine(&manifest).try_for_each(|disk| check_driver(args, disk.driver))?;
+            manifest.networks.iter().try_for_each(|network| check_uplink(args, network.uplink))?;
+            check_publish(args, &manifest)?;
         }
         build(args, &manifest::test_guests(&manifest))?;
         adapt(&mut manifest, args, for_whom);
         return manifest::resolve(manifest, path.parent().unwrap_or(Path::new("")), host);
     }
     // Mistakes are told before anything is built or fetched.
+    let network = network(args, for_whom)?;
     args.initrd.iter().try_for_each(|path| check_readable(path))?;
     args.disk.iter().try_for_each(|disk| disks::check(&disk.path))?;
     if for_whom == ForWhom::Tool {
@@ -268,12 +331,17 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
         build(args, &[])?;
     }
     let mut collector = Collector::default();
-    let vm = vm(args, is_linux, for_whom, &mut collector)?;
+    let networks: Vec<NetworkConfig> = network.iter().map(|(network, _)| network.clone()).collect();
+    let cards = network.into_iter().map(|(_, card)| card).collect();
+    let disks =
+        args.disk.iter().map(|disk| disk_config(disk, args.machine.resolve(), for_whom, &mut collector));
+    let devices = Devices { disks: disks.collect::<Result<_>>()?, cards };
+    let vm = vm(args, is_linux, devices, &networks, &mut collector)?;
     let mut manifest = Manifest {
         console: ConsoleMode::default(),
         when_done: WhenDone::Poweroff,
         trace: None,
-        networks: Vec::new(),
+        networks,
         vms: vec![vm],
     };
     adapt(&mut manifest, args, for_whom);
@@ -333,6 +401,51 @@ fn check_driver(args: &RunArgs, driver: DiskDriver) -> Result<()> {
     )))
 }
 
+/// Refuses a network card that the machine cannot have.
+fn check_uplink(args: &RunArgs, driver: Uplink) -> Result<()> {
+    let machine = args.machine.resolve();
+    if driver == Uplink::None || machine.uplinks().contains(&driver) {
+        return Ok(());
+    }
+    let has: Vec<&str> = machine.uplinks().iter().map(|driver| driver.name()).collect();
+    Err(failure::usage(format!(
+        "machine {} has no network card for driver {}; it has cards for {}",
+        machine.name(),
+        driver.name(),
+        has.join(", ")
+    )))
+}
+
+/// Refuses ports that cannot be published with this manifest.
+fn check_publish(args: &RunArgs, manifest: &Manifest) -> Result<()> {
+    let has_uplink = manifest.networks.iter().any(|network| network.uplink != Uplink::None);
+    if !args.publish.is_empty() && !has_uplink {
+        return Err(failure::usage("--publish needs a [[network]] with an uplink in the manifest"));
+    }
+    publish::check(&args.publish)
+}
+
+/// The network that the options ask for, with the guest's card on it.
+fn network(args: &RunArgs, for_whom: ForWhom) -> Result<Option<(NetworkConfig, CardConfig)>> {
+    let NetArg::User { driver, interface } = args.net()? else { return Ok(None) };
+    let uplink = match driver {
+        Some(driver) => driver,
+        None if for_whom == ForWhom::Person => {
+            return Err(failure::usage(
+                "an image is for one kind of card: --net user,virtio-net or user,ne2000",
+            ));
+        }
+        None => args.machine.resolve().uplinks()[0],
+    };
+    if for_whom == ForWhom::Tool {
+        check_uplink(args, uplink)?;
+        publish::check(&args.publish)?;
+    }
+    let name = "user".to_owned();
+    let card = CardConfig { network: name.clone(), interface, mac: None, bridge: false };
+    Ok(Some((NetworkConfig { name, uplink, on_crash: OnCrash::Restart }, card)))
+}
+
 /// Refuses what would leave a debugger without an answer.
 fn check_debuggers(args: &RunArgs) -> Result<()> {
     let machine = args.machine.resolve();
@@ -383,8 +496,21 @@ fn disk_config(
     Ok(config)
 }
 
+/// What a VM has beside memory and a CPU.
+struct Devices {
+    disks: Vec<DiskConfig>,
+    cards: Vec<CardConfig>,
+}
+
 /// The one VM of a run without a manifest.
-fn vm(args: &RunArgs, is_linux: bool, for_whom: ForWhom, collector: &mut Collector) -> Result<VmConfig> {
+fn vm(
+    args: &RunArgs,
+    is_linux: bool,
+    devices: Devices,
+    networks: &[NetworkConfig],
+    collector: &mut Collector,
+) -> Result<VmConfig> {
+    let Devices { disks, cards } = devices;
     let (name, kernel) = match &args.kernel {
         Some(path) => ("guest", collector.add_file(path)?),
         None if is_linux => (guest::LINUX, collector.add_file(&debian::fetch()?.kernel)?),
@@ -393,9 +519,6 @@ fn vm(args: &RunArgs, is_linux: bool, for_whom: ForWhom, collector: &mut Collect
             ("guest", collector.add_bytes(&args.guest, program)?)
         }
     };
-    let machine = args.machine.resolve();
-    let disks = args.disk.iter().map(|disk| disk_config(disk, machine, for_whom, collector));
-    let disks = disks.collect::<Result<Vec<_>>>()?;
     let mut initrd = args.initrd.iter().map(|path| collector.add_file(path)).collect::<Result<Vec<_>>>()?;
     let mut cmdline = args.cmdline.clone().unwrap_or_default();
     if is_linux {
@@ -405,9 +528,14 @@ fn vm(args: &RunArgs, is_linux: bool, for_whom: ForWhom, collector: &mut Collect
         if is_whole || args.exec.is_some() {
             let linux = debian::fetch()?;
             // Its modules fit no other kernel.
-            let drivers = if args.kernel.is_none() { manifest::drivers(&disks, &[]) } else { Vec::new() };
-            let drivers = linux.drivers(&drivers)?;
-            let archive = initramfs::build(&linux.busybox, &drivers, args.exec.as_deref(), is_whole)?;
+            let drivers = if args.kernel.is_none() { manifest::drivers(&disks, &cards) } else { Vec::new() };
+            let content = Content {
+                modules: &linux.drivers(&drivers)?,
+                dhcp: &manifest::dhcp(&cards, networks),
+                exec: args.exec.as_deref(),
+                is_whole,
+            };
+            let archive = initramfs::build(&linux.busybox, content)?;
             initrd
                 .push(collector.add_bytes("initrd", archive).context("cannot add the initial file system")?);
             ours = format!(" {}", initramfs::RDINIT);
@@ -428,7 +556,7 @@ fn vm(args: &RunArgs, is_linux: bool, for_whom: ForWhom, collector: &mut Collect
         hide_features: Vec::new(),
         statistics: args.statistics,
         disks,
-        cards: Vec::new(),
+        cards,
         debug: false,
     })
 }

@@ -94,7 +94,7 @@ pub fn run(plan: &Plan, purpose: Purpose) -> Result<Measurements> {
     } else {
         let listener = Listener::unix(&folder.join(qemu::LINK_SOCKET))?;
         image.lay_out(folder)?;
-        let mut command = qemu::command(&options, &image, &[]);
+        let mut command = qemu::command(&options, &image, &[], &[]);
         if purpose == Purpose::Trace {
             command.args(qemu_trace::options());
         }
@@ -138,12 +138,13 @@ fn options(plan: &Plan) -> Result<Options> {
         script: Script::default(),
         gdb: None,
         gdb_nacre: None,
+        publish: Vec::new(),
         cpu_model: None,
     })
 }
 
 fn bochs_command(options: &Options, folder: &Path, port: u16, purpose: Purpose) -> Result<Command> {
-    let command = bochs::command(options, &[], folder, port)?;
+    let command = bochs::command(options, &[], &[], folder, port)?;
     if purpose == Purpose::Trace {
         let configuration = folder.join(bochs::CONFIGURATION);
         let mut text = workspace::read(&configuration)?;

@@ -1,5 +1,5 @@
 #!/nacre/busybox sh
-# First process of the guest. Loads the drivers that are in /nacre/modules. With /nacre/exec there, runs that command: its stdout goes to ttyS1, its stderr to ttyS2
+# First process of the guest. Loads the drivers that are in /nacre/modules, and gets addresses for the network cards that /nacre/dhcp names. With /nacre/exec there, runs that command: its stdout goes to ttyS1, its stderr to ttyS2
 # and "exit N" to ttyS3. Without, gives a shell on ttyS0. Then powers off.
 bb=/nacre/busybox
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=${TERM:-linux}
@@ -13,6 +13,14 @@ cd /root
 for module in /nacre/modules/*.ko; do
     [ -f "$module" ] && { $bb insmod "$module" || echo "nacre: $module does not load"; }
 done
+
+if [ -f /nacre/dhcp ]; then
+    $bb mkdir -p /etc
+    $bb ip link set lo up
+    for card in $($bb cat /nacre/dhcp); do
+        $bb udhcpc -i $card -n -q -t 10 -T 1 -s /nacre/dhcp.sh >/dev/null 2>&1 || echo "nacre: $card gets no address"
+    done
+fi
 
 if [ -x /bin/sh ]; then shell=/bin/sh; else shell="$bb sh"; fi
 

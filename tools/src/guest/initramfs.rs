@@ -14,9 +14,25 @@ const INIT: &str = include_str!("init.sh");
 /// What the command line needs for the agent to run.
 pub const RDINIT: &str = "rdinit=/nacre/init";
 
-/// Builds the archive: the agent, with the command it runs if there is one, the modules that it loads first, in that order,
-/// and in a file system of our own the usual folders and busybox's commands (`whole`).
-pub fn build(busybox: &Path, modules: &[Module], exec: Option<&str>, whole: bool) -> Result<Vec<u8>> {
+/// What the agent calls with a network card's address.
+const DHCP_SCRIPT: &str = include_str!("dhcp.sh");
+
+/// What goes into the archive, beside the agent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Content<'a> {
+    /// The modules that it loads first, in that order.
+    pub modules: &'a [Module],
+    /// The network cards for which it then asks for an address.
+    pub dhcp: &'a [String],
+    /// The command that it runs.
+    pub exec: Option<&'a str>,
+    /// The usual folders and busybox's commands: a file system of our own.
+    pub is_whole: bool,
+}
+
+/// Builds the archive.
+pub fn build(busybox: &Path, content: Content<'_>) -> Result<Vec<u8>> {
+    let Content { modules, dhcp, exec, is_whole } = content;
     let mut archive = Archive::default();
     archive.directory("nacre");
     archive.file("nacre/init", 0o755, INIT.as_bytes());
@@ -28,10 +44,14 @@ pub fn build(busybox: &Path, modules: &[Module], exec: Option<&str>, whole: bool
         // The agent takes them by name.
         archive.file(&format!("nacre/modules/{index:02}-{}.ko", module.name), 0o644, &module.bytes);
     }
+    if !dhcp.is_empty() {
+        archive.file("nacre/dhcp.sh", 0o755, DHCP_SCRIPT.as_bytes());
+        archive.file("nacre/dhcp", 0o644, dhcp.join(" ").as_bytes());
+    }
     if let Some(command) = exec {
         archive.file("nacre/exec", 0o644, command.as_bytes());
     }
-    if whole {
+    if is_whole {
         add_system(&mut archive, &applets(busybox)?);
     }
     Ok(archive.finish())

@@ -5,13 +5,15 @@
 
 use super::modules::Collector;
 use super::{Module, disks};
+use crate::guest::initramfs::Content;
 use crate::guest::{self, kernel_file};
 use crate::{compile, failure, workspace};
 use anyhow::{Context, Result};
 use std::collections::HashSet;
 use std::path::Path;
 use vmm_protocol::manifest::{
-    CardConfig, DiskConfig, DiskDriver, MAX_DISKS, MONITOR_MODULE, Manifest, VmConfig,
+    CardConfig, DiskConfig, DiskDriver, MAX_DISKS, MONITOR_MODULE, Manifest, NetInterface, NetworkConfig,
+    Uplink, VmConfig,
 };
 
 /// Memory that the kernel and the root task's processes take beside the VMs and the boot modules, in MiB.
@@ -82,7 +84,7 @@ pub fn resolve(mut manifest: Manifest, folder: &Path, host: Host) -> Result<Plan
     check(&manifest, host).map_err(failure::usage)?;
     let mut collector = Collector::default();
     for vm in &mut manifest.vms {
-        pack(vm, folder, &mut collector).with_context(|| format!("VM `{}`", vm.name))?;
+        pack(vm, &manifest.networks, folder, &mut collector).with_context(|| format!("VM `{}`", vm.name))?;
     }
     check_all(&manifest, collector, host)
 }
@@ -96,13 +98,20 @@ pub fn check_all(manifest: &Manifest, collector: Collector, host: Host) -> Resul
     Ok(Plan { manifest: manifest.clone(), modules })
 }
 
-fn pack(vm: &mut VmConfig, folder: &Path, collector: &mut Collector) -> Result<()> {
+fn pack(
+    vm: &mut VmConfig,
+    networks: &[NetworkConfig],
+    folder: &Path,
+    collector: &mut Collector,
+) -> Result<()> {
     if guest_name(&vm.kernel) == Some(guest::LINUX) {
         let linux = guest::debian::fetch()?;
         vm.kernel = collector.add_file(&linux.kernel)?;
         if vm.initrd.is_empty() {
             let drivers = linux.drivers(&drivers(&vm.disks, &vm.cards))?;
-            let archive = guest::initramfs::build(&linux.busybox, &drivers, None, true)?;
+            let dhcp = dhcp(&vm.cards, networks);
+            let content = Content { modules: &drivers, dhcp: &dhcp, exec: None, is_whole: true };
+            let archive = guest::initramfs::build(&linux.busybox, content)?;
             vm.initrd.push(collector.add_bytes("initrd", archive)?);
         }
         if vm.cmdline.is_empty() {
@@ -137,6 +146,15 @@ pub fn drivers(disks: &[DiskConfig], cards: &[CardConfig]) -> Vec<&'static str> 
     let of_all: &[_] =
         if disks.is_empty() && cards.is_empty() { &[] } else { &["virtio_mmio", "virtio-rng"] };
     [of_all, of_disks, of_cards].concat()
+}
+
+/// Linux's names for those of a VM's cards that get their addresses from outside: the ones on networks with an uplink.
+pub fn dhcp(cards: &[CardConfig], networks: &[NetworkConfig]) -> Vec<String> {
+    let has_uplink = |card: &CardConfig| {
+        networks.iter().any(|network| network.name == card.network && network.uplink != Uplink::None)
+    };
+    let of_linux = cards.iter().filter(|card| card.interface == NetInterface::Virtio).enumerate();
+    of_linux.filter(|(_, card)| has_uplink(card)).map(|(index, _)| format!("eth{index}")).collect()
 }
 
 fn pack_vmm(path: &str, folder: &Path, collector: &mut Collector) -> Result<String> {

@@ -2,6 +2,7 @@
 
 use super::Options;
 use super::machine::Machine;
+use super::network::MachineCard;
 use crate::image::disks::MachineDisk;
 use crate::image::iso;
 use crate::workspace;
@@ -9,7 +10,7 @@ use anyhow::Result;
 use std::fmt::Write;
 use std::path::Path;
 use std::process::Command;
-use vmm_protocol::manifest::DiskDriver;
+use vmm_protocol::manifest::{DiskDriver, Uplink};
 
 /// Exit code of Bochs when the root task ends the machine ("Shutdown" to port 0x8900).
 pub const END: i32 = 1;
@@ -34,10 +35,28 @@ pub const DEBUGGER_COMMANDS: &str = "debugger-commands";
 /// How many triple faults of guests a run on `svm-bochs` survives.
 const MOST_TRIPLE_FAULTS: usize = 1000;
 const LOG: &str = "bochs.log";
+/// Last byte of the first network card's address, as QEMU has it.
+const FIRST_CARD_ADDRESS: usize = 0x56;
 
 /// The command that boots [`iso::FILE`] in `folder`, with COM1 connected to a local TCP port.
-pub fn command(options: &Options, disks: &[MachineDisk], folder: &Path, port: u16) -> Result<Command> {
-    workspace::write(&folder.join(CONFIGURATION), configuration(options, disks, port))?;
+pub fn command(
+    options: &Options,
+    disks: &[MachineDisk],
+    cards: &[MachineCard],
+    folder: &Path,
+    port: u16,
+) -> Result<Command> {
+    let mut text = configuration(options, disks, port);
+    for (index, card) in cards.iter().filter(|card| card.driver == Uplink::Ne2000).enumerate() {
+        let file = format!("slirp{index}.conf");
+        workspace::write(&folder.join(&file), network_configuration(card))?;
+        let address = FIRST_CARD_ADDRESS + index;
+        let _ = writeln!(
+            text,
+            "ne2k: card={index}, enabled=1, type=pci, mac=52:54:00:12:34:{address:02x}, ethmod=slirp, ethdev=none, script={file}"
+        );
+    }
+    workspace::write(&folder.join(CONFIGURATION), text)?;
     // Debian's Bochs stops in its debugger before the first instruction, and at every triple fault.
     let stops = 1 + if survives_triple_faults(options.machine) { MOST_TRIPLE_FAULTS } else { 0 };
     workspace::write(&folder.join(DEBUGGER_COMMANDS), "c\n".repeat(stops))?;
@@ -103,6 +122,12 @@ fn configuration(options: &Options, disks: &[MachineDisk], port: u16) -> String 
          debug: action=ignore"
     );
     text
+}
+
+/// What the network behind a card is told. Its addresses are QEMU's.
+fn network_configuration(card: &MachineCard) -> String {
+    let rules = card.publish.iter().map(|publish| format!("hostfwd = {}\n", publish.rule()));
+    std::iter::once("# slirp config\n".to_owned()).chain(rules).collect()
 }
 
 /// The ATA channels with the disks, each the first drive of its channel, and the CD-ROM that is booted.

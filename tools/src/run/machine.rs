@@ -5,7 +5,7 @@ use crate::setup::{self, Need};
 use anyhow::Result;
 use clap::ValueEnum;
 use std::fs::{self, OpenOptions};
-use vmm_protocol::manifest::DiskDriver;
+use vmm_protocol::manifest::{DiskDriver, Uplink};
 
 /// A machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -83,6 +83,11 @@ impl Machine {
     /// The drivers for disks that it can have; the first is the usual one.
     pub const fn disk_drivers(self) -> &'static [DiskDriver] {
         if self.is_bochs() { &[DiskDriver::Ata] } else { &[DiskDriver::VirtioBlk, DiskDriver::Ata] }
+    }
+
+    /// The drivers for network cards that it can have; the first is the usual one.
+    pub const fn uplinks(self) -> &'static [Uplink] {
+        if self.is_bochs() { &[Uplink::Ne2000] } else { &[Uplink::VirtioNet, Uplink::Ne2000] }
     }
 
     /// The packages it needs.

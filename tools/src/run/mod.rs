@@ -9,6 +9,7 @@ pub mod link;
 pub mod log;
 pub mod machine;
 pub mod multiplex;
+pub mod network;
 pub mod outcome;
 pub mod qemu;
 pub mod session;
@@ -54,6 +55,8 @@ pub struct Options {
     pub gdb: Option<u16>,
     /// Local port for Nacre's own debugger.
     pub gdb_nacre: Option<u16>,
+    /// Ports that are passed on to a guest.
+    pub publish: Vec<network::Publish>,
     /// Another CPU model than the machine's usual one.
     pub cpu_model: Option<String>,
 }
@@ -89,16 +92,17 @@ pub fn boot(image: &BootImage, plan: &Plan, options: &Options) -> Result<Report>
     let scratch =
         tempfile::Builder::new().prefix("nacre-").tempdir().context("cannot make a temporary folder")?;
     let disks = disks::lay_out(&plan.manifest, scratch.path())?;
+    let cards = network::cards(&plan.manifest, &options.publish);
     let listener;
     let command = if options.machine.is_bochs() {
         listener = Listener::tcp()?;
         let iso = scratch.path().join(iso::FILE);
         iso::make(image, iso::Firmware::Bios, scratch.path(), &iso)?;
-        bochs::command(options, &disks, scratch.path(), listener.port())?
+        bochs::command(options, &disks, &cards, scratch.path(), listener.port())?
     } else {
         listener = Listener::unix(&scratch.path().join(qemu::LINK_SOCKET))?;
         image.lay_out(scratch.path())?;
-        qemu::command(options, image, &disks)
+        qemu::command(options, image, &disks, &cards)
     };
     run_machine(command, listener, scratch.path(), plan, options)
 }

@@ -2,11 +2,12 @@
 
 use super::Options;
 use super::machine::Machine;
+use super::network::MachineCard;
 use crate::image::disks::MachineDisk;
 use crate::image::{BootImage, KERNEL_FILE, iso};
 use std::process::Command;
-use vmm_protocol::manifest::DiskDriver;
-use vmm_protocol::process::driver::ata;
+use vmm_protocol::manifest::{DiskDriver, Uplink};
+use vmm_protocol::process::driver::{self, ata};
 
 /// Name of the socket that COM1 is connected to, in the run's folder.
 pub const LINK_SOCKET: &str = "link.sock";
@@ -15,14 +16,22 @@ pub const END: i32 = 33;
 
 /// Number of the first virtio device on the PCI bus.
 const FIRST_VIRTIO_DEVICE: usize = 8;
+/// Number of the first network card on the PCI bus.
+const FIRST_CARD: usize = FIRST_VIRTIO_DEVICE + driver::virtio::MAX_DEVICES;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
 /// The command that boots `image`, laid out in the folder in which the command will run. Relative names keep spaces and
 /// commas in paths away from QEMU's own syntax.
-pub fn command(options: &Options, image: &BootImage, disks: &[MachineDisk]) -> Command {
+pub fn command(
+    options: &Options,
+    image: &BootImage,
+    disks: &[MachineDisk],
+    cards: &[MachineCard],
+) -> Command {
     let mut command = machine(options);
     disks.iter().for_each(|disk| add_disk(&mut command, disk));
+    cards.iter().enumerate().for_each(|(index, card)| add_card(&mut command, index, card));
     let modules: Vec<String> = image.modules.iter().map(|module| format!("{0} {0}", module.name)).collect();
     command.args(["-kernel", KERNEL_FILE, "-append", &image.cmdline, "-initrd", &modules.join(",")]);
     command
@@ -65,6 +74,16 @@ fn add_disk(command: &mut Command, disk: &MachineDisk) {
         ]);
     }
     command.args(["-drive", &drive]);
+}
+
+/// Connects a network card to a network of its own.
+fn add_card(command: &mut Command, index: usize, card: &MachineCard) {
+    let rules: String = card.publish.iter().map(|publish| format!(",hostfwd={}", publish.rule())).collect();
+    let address = FIRST_CARD + index;
+    let model = if card.driver == Uplink::Ne2000 { "ne2k_pci" } else { "virtio-net-pci-non-transitional" };
+    // Nobody boots from it.
+    let device = format!("{model},netdev=net{index},addr={address:#x},romfile=");
+    command.args(["-netdev", &format!("user,id=net{index}{rules}"), "-device", &device]);
 }
 
 /// The machine without what it boots.

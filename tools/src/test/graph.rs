@@ -22,7 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("drv-ata", &["block-channel", "usys", "hypercall-abi", "vmm-protocol"]),
     ("virtio-driver", &["vdev", "usys", "vmm-protocol"]),
     ("drv-virtio-blk", &["virtio-driver", "block-channel", "usys", "hypercall-abi", "vmm-protocol"]),
-    ("uplink", &["vdev", "usys", "hypercall-abi", "vmm-protocol"]),
+    ("uplink", &["net-channel", "vdev", "usys", "hypercall-abi", "vmm-protocol"]),
     ("drv-ne2000", &["uplink", "vdev", "usys", "hypercall-abi", "vmm-protocol"]),
     ("drv-virtio-net", &["uplink", "virtio-driver", "vdev", "usys", "hypercall-abi", "vmm-protocol"]),
     (

@@ -38,7 +38,7 @@ fn run(machine: Machine, is_uefi: bool, name: &str) -> Result<Outcome> {
     iso::make(&image, Firmware::BiosAndUefi, folder.path(), &folder.path().join(iso::FILE))?;
     let (command, listener) = if machine.is_bochs() {
         let listener = Listener::tcp()?;
-        (bochs::command(&options, &[], folder.path(), listener.port())?, listener)
+        (bochs::command(&options, &[], &[], folder.path(), listener.port())?, listener)
     } else {
         let firmware = is_uefi.then_some(setup::OVMF[0].file);
         (qemu::iso_command(&options, firmware), Listener::unix(&folder.path().join(qemu::LINK_SOCKET))?)

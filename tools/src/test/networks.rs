@@ -3,7 +3,10 @@
 use super::Test;
 use super::guests::{log_path, passed, verdict, vm};
 use super::record::Outcome as Verdict;
-use crate::guest::{self, debian, initramfs};
+use crate::guest::{
+    self, debian,
+    initramfs::{self, Content},
+};
 use crate::image::manifest::{self, Plan};
 use crate::image::modules::Collector;
 use crate::request;
@@ -84,7 +87,8 @@ fn linux_pair(machine: Machine) -> Result<Plan> {
     let drivers = linux.drivers(&manifest::drivers(&[], &cards))?;
     let mut collector = Collector::default();
     let mut guest = |name: &str, command: &str| -> Result<VmConfig> {
-        let archive = initramfs::build(&linux.busybox, &drivers, Some(command), true)?;
+        let content = Content { modules: &drivers, dhcp: &[], exec: Some(command), is_whole: true };
+        let archive = initramfs::build(&linux.busybox, content)?;
         Ok(VmConfig {
             kernel: collector.add_file(&linux.kernel)?,
             initrd: vec![collector.add_bytes(name, archive)?],

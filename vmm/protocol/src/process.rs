@@ -109,7 +109,9 @@ pub mod driver {
         pub const QUEUE: &str = "queue";
         /// First of the interrupts that are messages for these drivers; device n's is n further. No I/O APIC has so many inputs.
         pub const IRQS: u64 = 128;
-        /// Most devices.
+        /// The same for network devices, behind those.
+        pub const NET_IRQS: u64 = IRQS + MAX_DEVICES as u64;
+        /// Most devices of a kind.
         pub const MAX_DEVICES: usize = 8;
 
         /// Where things are.
@@ -127,7 +129,7 @@ pub mod driver {
             pub messages: u32,
             /// Physical address of [`QUEUE`].
             pub queue_address: u64,
-            /// Physical address of the channel.
+            /// Physical address of the channel; 0 if the device is not to reach it.
             pub channel_address: u64,
         }
     }
@@ -173,6 +175,15 @@ pub struct DriverConfig {
     /// Writes are refused.
     pub is_read_only: bool,
     /// A device on PCI, if the machine has it.
+    pub pci: Option<driver::virtio::PciDevice>,
+}
+
+/// Configuration of the driver process of an uplink. With neither, the machine has no such card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkConfig {
+    /// First port of a card on ports.
+    pub ports: Option<u16>,
+    /// A device on PCI.
     pub pci: Option<driver::virtio::PciDevice>,
 }
 

@@ -112,7 +112,9 @@ impl Network {
         let cpu = first.map_or(0, |vm| vm.cpu);
         // Just above the VMs that it works for: each finds what the others sent.
         let priority = cards.iter().map(|card| vms[card.vm].config().priority).max().unwrap_or(0) + 1;
-        let uplink = Uplink::new(system, &config, events, cards.len())?;
+        let before = manifest.networks.iter().take_while(|other| other.name != config.name);
+        let number = before.filter(|other| other.uplink == config.uplink).count() as u8;
+        let uplink = Uplink::new(system, &config, number, events, cards.len())?;
         let name = format!("switch.{}", config.name);
         Ok(Network { config, name, cpu, priority, events, cards, uplink, process: None, crashes: 0 })
     }
@@ -140,6 +142,12 @@ impl Network {
     /// Switches that crashed so far.
     pub fn crashes(&self) -> u32 {
         self.crashes
+    }
+
+    /// Starts a driver process for its uplink, if it has one.
+    pub fn start_uplink(&mut self, system: &mut System) -> Result<(), StartError> {
+        let (cpu, priority) = (self.cpu, self.priority);
+        self.uplink.as_mut().map_or(Ok(()), |uplink| uplink.start(system, cpu, priority))
     }
 
     /// Starts a switch for it.

@@ -98,6 +98,7 @@ impl Supervisor {
         }
         for index in 0..supervisor.networks.len() {
             supervisor.start_switch(index);
+            supervisor.start_uplink(index);
         }
         for index in 0..supervisor.vms.len() {
             supervisor.start_vm(index);
@@ -134,6 +135,7 @@ impl Supervisor {
         if raised & events::DRIVER_FAULT != 0 {
             (0..self.disks.len()).for_each(|index| self.look_at_driver(index));
             (0..self.networks.len()).for_each(|index| self.look_at_switch(index));
+            (0..self.networks.len()).for_each(|index| self.look_at_uplink(index));
         }
         for index in 0..self.vms.len() {
             if raised & (events::report(index) | events::fault(index)) != 0 {
@@ -216,6 +218,29 @@ impl Supervisor {
         if network.on_crash() == OnCrash::Restart && crashes <= MAX_RESTARTS {
             log::warn!("{name}: starting it again ({crashes} of {MAX_RESTARTS})");
             self.start_switch(index);
+        }
+    }
+
+    fn start_uplink(&mut self, index: usize) {
+        let network = &mut self.networks[index];
+        if let Err(error) = network.start_uplink(&mut self.system) {
+            log::error!("{}: the driver of its uplink does not start: {error}", network.name());
+        }
+    }
+
+    /// The driver of an uplink may have crashed.
+    fn look_at_uplink(&mut self, index: usize) {
+        let network = &mut self.networks[index];
+        let on_crash = network.on_crash();
+        let Some(uplink) = network.uplink() else { return };
+        let Some(Fault { vector, rip, address }) = uplink.take_crash(&mut self.system) else {
+            return;
+        };
+        let (name, crashes) = (uplink.name(), uplink.crashes());
+        log::error!("{name}: its driver crashed: vector {vector} at {rip:#x}, address {address:#x}");
+        if on_crash == OnCrash::Restart && crashes <= MAX_RESTARTS {
+            log::warn!("{name}: starting its driver again ({crashes} of {MAX_RESTARTS})");
+            self.start_uplink(index);
         }
     }
 

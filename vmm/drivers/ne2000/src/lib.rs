@@ -14,6 +14,9 @@ extern crate alloc;
 pub mod card;
 #[cfg(test)]
 mod fake;
+pub mod process;
 pub mod registers;
 #[cfg(test)]
 mod tests;
+
+pub use process::main;

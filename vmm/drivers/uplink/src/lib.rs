@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+pub mod process;
 #[cfg(test)]
 mod tests;
 
@@ -97,6 +98,7 @@ impl<C: Card, L: Link> Pump<C, L> {
         self.card.look();
         let is_more_from = self.receive()?;
         let is_more_for = self.send()?;
+        self.link.flush();
         self.card.publish();
         Ok(is_more_from || is_more_for)
     }

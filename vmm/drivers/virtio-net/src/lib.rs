@@ -12,5 +12,8 @@
 extern crate alloc;
 
 pub mod device;
+pub mod process;
 #[cfg(test)]
 mod tests;
+
+pub use process::main;

@@ -1,0 +1,8 @@
+//! The virtio network driver's executable.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+usys::program!(drv_virtio_net::main);
+
+#[cfg(not(target_os = "none"))]
+fn main() {}
