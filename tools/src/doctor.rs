@@ -135,7 +135,9 @@ fn iommu() -> Finding {
     plain(
         "KVM",
         "IOMMU",
-        format!("{has} (not used yet: the disk driver virtio-blk is trusted with DMA; ata does none)"),
+        format!(
+            "{has} (not used yet: the drivers virtio-blk and virtio-net are trusted with DMA; ata and ne2000 do none)"
+        ),
     )
 }
 

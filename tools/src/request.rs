@@ -6,7 +6,7 @@ use crate::image::manifest::{self, Host, Plan};
 use crate::image::modules::Collector;
 use crate::image::{disks, elf};
 use crate::run::machine::Machine;
-use crate::run::network::{self as publish, Publish};
+use crate::run::network::{self, Publish};
 use crate::run::outcome::Report;
 use crate::run::{self, Options, Output, Script, bochs, terminal};
 use crate::{compile, failure, progress, workspace};
@@ -422,7 +422,7 @@ fn check_publish(args: &RunArgs, manifest: &Manifest) -> Result<()> {
     if !args.publish.is_empty() && !has_uplink {
         return Err(failure::usage("--publish needs a [[network]] with an uplink in the manifest"));
     }
-    publish::check(&args.publish)
+    network::check(&args.publish)
 }
 
 /// The network that the options ask for, with the guest's card on it.
@@ -439,7 +439,7 @@ fn network(args: &RunArgs, for_whom: ForWhom) -> Result<Option<(NetworkConfig, C
     };
     if for_whom == ForWhom::Tool {
         check_uplink(args, uplink)?;
-        publish::check(&args.publish)?;
+        network::check(&args.publish)?;
     }
     let name = "user".to_owned();
     let card = CardConfig { network: name.clone(), interface, mac: None, bridge: false };

@@ -95,6 +95,24 @@ const CASES: &[Case] = &[
         "ata",
     ),
     case(
+        "machines-card",
+        "a network card that the machine cannot have is refused",
+        &["run", "--machine", "vtx", "--guest", "hello", "--net", "user,virtio-net"],
+        "ne2000",
+    ),
+    case(
+        "publish-nowhere",
+        "a published port without a network is refused",
+        &["run", "--guest", "hello", "--net", "none", "--publish", "8080:80"],
+        "--net user",
+    ),
+    case(
+        "publish-ports",
+        "a published port that is none is refused",
+        &["run", "--guest", "hello", "--publish", "0:80"],
+        "8080:80",
+    ),
+    case(
         "shared-disk",
         "a file that would be written as two disks is refused",
         &["run", "--machine", "vtx", "--guest", "hello", "--disk", "DIR/sectors", "--disk", "DIR/sectors"],

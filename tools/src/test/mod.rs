@@ -18,6 +18,7 @@ pub mod record;
 pub mod refusals;
 pub mod trace;
 pub mod unikernel;
+pub mod uplinks;
 pub mod vmms;
 
 use crate::run::machine::Machine;
@@ -150,6 +151,7 @@ fn on(machine: Machine) -> Vec<Test> {
         disks::tests(machine),
         drivers::tests(machine),
         networks::tests(machine),
+        uplinks::tests(machine),
         images::tests(machine),
         gdb::tests(machine),
         trace::tests(machine),
