@@ -31,6 +31,8 @@ pub mod root {
     pub const PORTS: Selector = Selector(6);
     /// Every global system interrupt.
     pub const IRQS: Selector = Selector(7);
+    /// Every device.
+    pub const DEVICES: Selector = Selector(14);
     /// The trace of every CPU.
     pub const TRACE: Selector = Selector(15);
     /// First of the memory capabilities: one for each [`super::MemoryRegion`], in order.
@@ -73,6 +75,8 @@ bitflags::bitflags! {
         const INVPCID = 1 << 9;
         /// XSAVEC and XSAVES may be offered to guests.
         const XSAVES = 1 << 10;
+        /// Devices reach the memory of their DMA spaces only.
+        const DMA_SPACES = 1 << 11;
     }
 }
 

@@ -37,6 +37,8 @@ numbers! {
         GuestSpace = 8,
         /// Virtual CPU.
         Vcpu = 9,
+        /// DMA space: the memory that devices reach.
+        DmaSpace = 10,
         /// A range of page frames.
         Memory = 16,
         /// A range of I/O ports.
@@ -47,6 +49,8 @@ numbers! {
         Log = 19,
         /// A range of CPUs whose events may be recorded.
         Trace = 20,
+        /// A range of devices: PCI requester IDs.
+        Devices = 21,
     }
 }
 
@@ -98,6 +102,11 @@ bitflags::bitflags! {
         /// vCPU: raise an interrupt in it.
         const VCPU_INTERRUPT = 1 << 2;
 
+        /// DMA space: map memory into it.
+        const DMA_MAP = 1 << 0;
+        /// DMA space: put devices into it.
+        const DMA_ASSIGN = 1 << 1;
+
         /// Memory: map readable.
         const READ = 1 << 0;
         /// Memory: map writable.
@@ -105,7 +114,8 @@ bitflags::bitflags! {
         /// Memory: map executable.
         const EXECUTE = 1 << 2;
 
-        /// Ports: map. Interrupts: bind and acknowledge. Log: write. Trace: record.
+        /// Ports: map. Interrupts: bind and acknowledge. Log: write. Trace: record. Devices: put into a
+        /// DMA space.
         const USE = 1 << 0;
     }
 }
@@ -164,5 +174,7 @@ numbers! {
         VirtualApic = 7,
         /// Trace: the memory becomes the ring of records of a CPU; `extra` is the CPU, counted in the range.
         TraceRing = 8,
+        /// DMA space: a device reaches the memory of the space; `extra` is the device, counted in the range.
+        Device = 9,
     }
 }

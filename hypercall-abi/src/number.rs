@@ -55,6 +55,8 @@ numbers! {
         CreateGuestSpace = 23,
         /// Create a vCPU.
         CreateVcpu = 24,
+        /// Create a space of memory that devices reach.
+        CreateDmaSpace = 25,
         /// Why an execution context stopped.
         EcInfo = 32,
         /// Processor time a scheduling context has used.

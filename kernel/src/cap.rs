@@ -3,6 +3,7 @@
 //! A slot is named by the physical address of its 64 bytes, shifted right by six. Looking a selector up takes no lock: a slot
 //! that is emptied is reused only after a grace period, and what a look-up returns is used within one kernel entry.
 
+use crate::object::dma_space::DmaSpace;
 use crate::object::guest_space::GuestSpace;
 use crate::object::pd::Pd;
 use crate::object::signal::Signal;
@@ -360,6 +361,10 @@ pub enum Target {
     Pd(&'static Pd),
     /// A guest-physical space.
     Guest(&'static GuestSpace),
+    /// A DMA space.
+    Dma(&'static DmaSpace),
+    /// A DMA space, as a device in it.
+    Device(&'static DmaSpace),
     /// A guest-physical space, as the signal of one of its doorbells.
     Doorbell(&'static GuestSpace),
     /// An execution context, as its message area.
@@ -381,6 +386,7 @@ impl Target {
         match self {
             Target::Pd(pd) => pd.header(),
             Target::Guest(space) | Target::Doorbell(space) => space.header(),
+            Target::Dma(space) | Target::Device(space) => space.header(),
             Target::Utcb(ec) => ec.header(),
             Target::VcpuPage(vcpu) | Target::VirtualApic(vcpu) => vcpu.header(),
             Target::Trace(ring) => &ring.header,
@@ -401,6 +407,10 @@ impl Target {
                     Some(Target::Doorbell(&*(slot.bound as *const GuestSpace)))
                 }
                 ObjectType::GuestSpace => Some(Target::Guest(&*(slot.bound as *const GuestSpace))),
+                ObjectType::DmaSpace if slot.kind == ObjectType::Devices as u8 => {
+                    Some(Target::Device(&*(slot.bound as *const DmaSpace)))
+                }
+                ObjectType::DmaSpace => Some(Target::Dma(&*(slot.bound as *const DmaSpace))),
                 ObjectType::Ec => Some(Target::Utcb(&*(slot.bound as *const crate::object::ec::Ec))),
                 ObjectType::Vcpu if slot.address & Self::APIC != 0 => {
                     Some(Target::VirtualApic(&*(slot.bound as *const Vcpu)))
@@ -417,6 +427,8 @@ impl Target {
         match self {
             Target::Pd(pd) => &pd.bound,
             Target::Guest(space) | Target::Doorbell(space) => &space.bound,
+            Target::Dma(space) => &space.bound,
+            Target::Device(space) => &space.devices,
             Target::Utcb(ec) => &ec.bound,
             Target::VcpuPage(vcpu) => &vcpu.bound,
             Target::VirtualApic(vcpu) => &vcpu.apic.bound,

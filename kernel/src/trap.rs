@@ -1,5 +1,6 @@
 //! Exceptions and interrupts.
 
+use crate::object::dma_space;
 use crate::object::ec::{Ec, State};
 use crate::object::interrupt;
 use crate::object::signal::Signal;
@@ -75,6 +76,10 @@ fn deliver(number: u8) {
         vector::REQUEST => {
             lapic::eoi();
             sched::look(local);
+        }
+        vector::DMA_FAULT => {
+            lapic::eoi();
+            dma_space::report_faults();
         }
         vector::SPURIOUS => {}
         vector::GSI..vector::TIMER => interrupt::arrived((number - vector::GSI) as u32),

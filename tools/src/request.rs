@@ -5,7 +5,7 @@ use crate::guest::{self, debian, initramfs, kernel_file};
 use crate::image::manifest::{self, Host, Plan};
 use crate::image::modules::Collector;
 use crate::image::{disks, elf};
-use crate::run::machine::Machine;
+use crate::run::machine::{Iommu, Machine};
 use crate::run::network::{self, Publish};
 use crate::run::outcome::Report;
 use crate::run::{self, Options, Output, Script, bochs, terminal};
@@ -64,6 +64,9 @@ pub struct RunArgs {
     /// The machine's CPUs
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub host_cpus: Option<u16>,
+    /// The machine's IOMMU, which confines the DMA of its devices; QEMU only, `amd` with machine svm
+    #[arg(long, value_enum)]
+    pub iommu: Option<Iommu>,
     /// The VMs, from a TOML file
     #[arg(long, value_name = "FILE")]
     pub manifest: Option<PathBuf>,
@@ -286,6 +289,7 @@ pub fn options(args: &RunArgs, output: Output) -> Result<Options> {
         gdb: args.gdb,
         gdb_nacre: args.gdb_nacre,
         publish: args.publish.clone(),
+        iommu: args.iommu.unwrap_or(machine.usual_iommu()),
         cpu_model: args.host_cpu.clone(),
     })
 }
@@ -375,6 +379,9 @@ fn check_host(args: &RunArgs) -> Result<()> {
             "machine {} has at most {most} MiB of memory; --host-memory",
             machine.name()
         )));
+    }
+    if machine.is_bochs() && args.iommu.is_some_and(|iommu| iommu != Iommu::None) {
+        return Err(failure::usage(format!("machine {} has no IOMMU; --iommu none", machine.name())));
     }
     if machine.is_bochs() && args.host_cpus(machine) > bochs::MOST_CPUS {
         let most = bochs::MOST_CPUS;

@@ -13,6 +13,7 @@ pub mod addr;
 pub mod boot;
 pub mod cap;
 pub mod flush_checker;
+pub mod iommu;
 pub mod paging;
 pub mod sched;
 pub mod virt;

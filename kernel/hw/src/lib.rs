@@ -10,6 +10,7 @@ pub mod cpu;
 pub mod desc;
 pub mod entry;
 pub mod flush_checker;
+pub mod iommu;
 pub mod irq;
 pub mod mem;
 pub mod percpu;

@@ -170,6 +170,10 @@ fn build_tables(frames: &mut BootFrames, ram: &RegionSet<64>, system: &System) -
         let page = Region { base: base & !4095, end: (base & !4095) + 4096 };
         map(&mut tables, root, PHYS_BASE + page.base, page, device, PageSize::K4);
     }
+    for unit in system.iommus() {
+        let registers = Region { base: unit.address.0, end: unit.address.0 + unit.bytes() };
+        map(&mut tables, root, PHYS_BASE + registers.base, registers, device, PageSize::K4);
+    }
     root
 }
 

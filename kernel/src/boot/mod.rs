@@ -14,6 +14,7 @@ use hypercall_abi::boot_info::Machine;
 use kcore::addr::PhysAddr;
 use kcore::boot::acpi::{self, AcpiInfo};
 use kcore::boot::cmdline::{self, LogLevel, Options, SelfTest};
+use kcore::boot::iommu::IommuUnit;
 use kcore::boot::multiboot::{self, BootData};
 use khw::console::{self, Sink, Writer};
 use khw::cpu::cpuid::{self, Features};
@@ -21,7 +22,7 @@ use khw::cpu::{control, fpu, tsc};
 use khw::desc::{self, CpuTables};
 use khw::irq::{self, ioapic, lapic};
 use khw::percpu::Block;
-use khw::{entry, percpu, smp, virt};
+use khw::{entry, iommu, percpu, smp, virt};
 
 /// What boot finds out, for the root task.
 #[derive(Debug)]
@@ -38,6 +39,16 @@ pub struct System {
     pub entry_tsc: u64,
 }
 
+impl System {
+    /// The IOMMUs, if they are to be used.
+    pub fn iommus(&self) -> &[IommuUnit] {
+        match &self.acpi {
+            Some(acpi) if self.options.iommu => &acpi.iommus,
+            _ => &[],
+        }
+    }
+}
+
 /// The kernel, from the boot stack to the root task.
 pub fn main(magic: u32, info: u32, entry_tsc: u64) -> ! {
     let mut system = read_loader(magic, info, entry_tsc);
@@ -46,6 +57,7 @@ pub fn main(magic: u32, info: u32, entry_tsc: u64) -> ! {
     start_interrupts(&mut system);
     clock::wait_in(|| clock::calibrate(&system));
     start_virtualization(&mut frames);
+    start_iommus(&system);
     aps::start_all(&system, &mut frames);
     root::start(&system, frames);
     match system.options.self_test {
@@ -203,6 +215,16 @@ fn start_virtualization(frames: &mut memory::BootFrames) {
     }
 }
 
+fn start_iommus(system: &System) {
+    let dropped = system.acpi.as_ref().map_or(0, |acpi| acpi.dropped_iommus);
+    // SAFETY: `memory::take_over` mapped the registers, and gives nobody else pages that it gave here. Only this CPU runs.
+    let started = unsafe { iommu::start(system.iommus(), dropped, lapic::id(), memory::take_user_pages) };
+    match started {
+        Ok(()) => log::info!("iommu: devices reach the memory of their DMA spaces, and no other"),
+        Err(why) => log::warn!("iommu: not used, {why}: devices reach all memory"),
+    }
+}
+
 /// What the root task is told about the machine.
 fn machine_bits(system: &System) -> Machine {
     let mut bits = Machine::UNRESTRICTED;
@@ -215,6 +237,7 @@ fn machine_bits(system: &System) -> Machine {
         (virt.is_ok_and(|virt| virt.has_rdtscp), Machine::RDTSCP),
         (virt.is_ok_and(|virt| virt.has_invpcid), Machine::INVPCID),
         (virt.is_ok_and(|virt| virt.has_xsaves), Machine::XSAVES),
+        (iommu::end() != 0, Machine::DMA_SPACES),
         (features.tsc_deadline, Machine::TSC_DEADLINE),
         (features.xsave, Machine::XSAVE),
         (features.invariant_tsc, Machine::INVARIANT_TSC),

@@ -79,6 +79,7 @@ fn build(system: &System) -> Result<(), Status> {
         (root::LOG, ObjectType::Log, 0),
         (root::PORTS, ObjectType::Ports, 1 << 16),
         (root::IRQS, ObjectType::Irqs, vector::GSI_COUNT as u64),
+        (root::DEVICES, ObjectType::Devices, 1 << 16),
         (root::TRACE, ObjectType::Trace, smp::cpu_count() as u64),
     ] {
         let slot = pd.empty_slot(tree, selector)?;
@@ -214,11 +215,14 @@ impl RegionList<'_> {
 /// Physical addresses that are neither RAM nor the kernel's.
 fn device_regions(system: &System) -> regions::RegionSet<32> {
     let page = |base: u64| Region { base: base & !4095, end: (base & !4095) + 4096 };
-    let mut excluded = [Region::default(); 10];
+    let mut excluded = [Region::default(); 10 + 8];
     excluded[0] = page(lapic::MMIO_BASE.0);
     if let Some(acpi) = &system.acpi {
         for (slot, ioapic) in excluded[1..].iter_mut().zip(acpi.ioapics.iter()) {
             *slot = page(ioapic.address as u64);
+        }
+        for (slot, unit) in excluded[10..].iter_mut().zip(acpi.iommus.iter()) {
+            *slot = Region { base: unit.address.0, end: unit.address.0 + unit.bytes() };
         }
     }
     regions::devices::<32>(&system.loader.memory, 1 << system.features.phys_bits.min(46), &excluded)

@@ -3,6 +3,7 @@
 use super::{Call, Outcome, Result, lock_tree};
 use crate::boot::irqs;
 use crate::cap::{Found, Target, Tree};
+use crate::object::dma_space::DmaSpace;
 use crate::object::ec::Ec;
 use crate::object::guest_space::GuestSpace;
 use crate::object::interrupt;
@@ -62,6 +63,20 @@ pub(super) fn bind(call: &Call) -> Result {
             // Every CPU looks at its ring; the tree lock is held.
             reclaim::let_go(call.local);
             khw::smp::synchronize();
+        }
+        BindRole::Device => {
+            let space = found.cast::<DmaSpace>(Rights::DMA_ASSIGN)?;
+            bound.range(ObjectType::Devices, Rights::USE)?;
+            if extra >= bound.count {
+                return Err(Status::BadArgument.into());
+            }
+            // SAFETY: the tables of a space go after its devices (`reclaim`).
+            let is_free = tree.slot(bound.slot).bound == 0
+                && unsafe { khw::iommu::assign((bound.object + extra) as u16, space.space) };
+            if !is_free {
+                return Err(Status::Occupied.into());
+            }
+            space.devices.bind(&mut tree, bound.slot, space.header() as *const _ as u64, extra);
         }
         BindRole::VcpuNotification => {
             let vcpu = found.cast::<Vcpu>(Rights::VCPU_RUN)?;

@@ -24,7 +24,11 @@ pub(super) fn derive(call: &Call) -> Result {
         return Err(Status::BadRights.into());
     }
     let named = match source.kind {
-        ObjectType::Memory | ObjectType::Ports | ObjectType::Irqs | ObjectType::Trace => {
+        ObjectType::Memory
+        | ObjectType::Ports
+        | ObjectType::Irqs
+        | ObjectType::Trace
+        | ObjectType::Devices => {
             let count = if count == 0 { source.count.saturating_sub(offset) } else { count };
             range::sub_range(source.object, source.count, offset, count).ok_or(Status::BadArgument)?
         }

@@ -3,6 +3,7 @@
 use super::{Call, Failure, Outcome, Result, lock_tree};
 use crate::cap::{self, Tree};
 use crate::cpu::PRIORITIES;
+use crate::object::dma_space::DmaSpace;
 use crate::object::ec::{Ec, State};
 use crate::object::guest_space::GuestSpace;
 use crate::object::pd::Pd;
@@ -16,8 +17,10 @@ use crate::sched;
 use hypercall_abi::regs::unpack_ec_place;
 use hypercall_abi::{ObjectType, Rights, Status, USER_END};
 use kcore::addr::PhysAddr;
+use kcore::iommu::Space;
 use kcore::sched::budget::Budget;
 use khw::entry::Frame;
+use khw::iommu;
 
 /// Largest period of a scheduling context: an hour, in microseconds.
 const MAX_PERIOD_US: u64 = 3_600_000_000;
@@ -168,6 +171,29 @@ pub(super) fn guest_space(call: &Call) -> Result {
     match finish(&mut tree, slot, pool, space, GuestSpace::header) {
         Ok(_) => Ok(Outcome::OK),
         Err(status) => Err(give_back(pool, &frames, status)),
+    }
+}
+
+/// Creates a DMA space.
+pub(super) fn dma_space(call: &Call) -> Result {
+    let mut tree = lock_tree()?;
+    let (slot, pool) = prepare(call, &tree)?;
+    let mut frames = [PhysAddr(0); 2];
+    take_frames(pool, &mut frames)?;
+    let [root, table] = frames;
+    let Some(domain) = iommu::take_domain() else {
+        return Err(give_back(pool, &frames, Status::Unsupported));
+    };
+    // SAFETY: the frames were taken above.
+    unsafe { iommu::prepare(root, table) };
+    let header = Header::new(ObjectType::DmaSpace, Some(pool));
+    let space = DmaSpace::new(header, pool, Space { root, domain });
+    match finish(&mut tree, slot, pool, space, DmaSpace::header) {
+        Ok(_) => Ok(Outcome::OK),
+        Err(status) => {
+            iommu::give_domain(domain);
+            Err(give_back(pool, &frames, status))
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Call, Failure, Outcome, Result, lock_tree};
 use crate::cap::{Found, Target, Tree};
+use crate::object::dma_space::DmaSpace;
 use crate::object::guest_space::GuestSpace;
 use crate::object::pd::Pd;
 use hypercall_abi::cap::MapFlags;
@@ -75,10 +76,13 @@ fn map_memory(call: &Call, tree: &mut Tree, found: Found, target: Selector, requ
         found if found.kind == ObjectType::GuestSpace => {
             Target::Guest(found.cast::<GuestSpace>(Rights::GUEST_MAP)?)
         }
+        found if found.kind == ObjectType::DmaSpace => Target::Dma(found.cast::<DmaSpace>(Rights::DMA_MAP)?),
         _ => return Err(Status::BadType.into()),
     };
     let is_in_range = match target {
         Target::Pd(_) => base >= PAGE_SIZE && end <= USER_END,
+        // Devices do not execute, and reach no other devices.
+        Target::Dma(_) => end <= khw::iommu::end() && !is_device && !flags.contains(MapFlags::EXECUTE),
         _ => end <= GUEST_END,
     };
     if !is_in_range {
@@ -149,6 +153,7 @@ fn map_pages(
                 let mut tables = Tables::new(space.pool);
                 nested::map(&mut tables, space.root, address, pa, pages, attr, ENTRIES_PER_STEP)
             }
+            Target::Dma(space) => khw::iommu::map(space.pool, space.space.root, address, pa, pages, attr),
             _ => Ok(MapDone { pages: 0, reduced_rights: false }),
         }
     }
@@ -204,7 +209,7 @@ pub(super) fn unmap(call: &Call) -> Result {
     let found = call.capability()?;
     // A semaphore or notification counts as a range of one.
     let (own_first, own_count) = match found.kind {
-        ObjectType::Memory | ObjectType::Ports => (found.object, found.count),
+        ObjectType::Memory | ObjectType::Ports | ObjectType::Devices => (found.object, found.count),
         ObjectType::Sm | ObjectType::Ntfn => (0, 1),
         _ => return Err(Status::BadType.into()),
     };

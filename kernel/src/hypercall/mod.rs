@@ -177,6 +177,7 @@ pub fn handler(number: Hypercall) -> fn(&Call) -> Result {
         Hypercall::CreateNtfn => create::notification,
         Hypercall::CreateGuestSpace => create::guest_space,
         Hypercall::CreateVcpu => create::vcpu,
+        Hypercall::CreateDmaSpace => create::dma_space,
         Hypercall::EcInfo => info::ec,
         Hypercall::ScInfo => info::sc,
         Hypercall::PoolInfo => info::pool,

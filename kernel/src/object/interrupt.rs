@@ -3,7 +3,7 @@
 use super::signal::Signal;
 use core::cell::Cell;
 use hypercall_abi::Status;
-use khw::irq::{ioapic, vector};
+use khw::irq::{MESSAGE_BASE, ioapic, vector};
 use khw::sync::Lock;
 
 /// What happens on an interrupt.
@@ -14,9 +14,6 @@ struct Binding {
     slot: u32,
     is_level: bool,
 }
-
-/// Where devices write messages that are interrupts; the APIC id of the CPU is in bits 12 to 19.
-const MESSAGE_BASE: u64 = 0xfee0_0000;
 
 #[derive(Debug)]
 struct Bindings([Cell<Option<Binding>>; vector::GSI_COUNT as usize]);
@@ -44,7 +41,7 @@ pub fn bind(
     let message = match trigger {
         Some(trigger) if ioapic::route(number, vector, apic_id, trigger) => (0, 0),
         // Fixed, edge, physical destination (SDM 3A 10.11). Pins have no messages.
-        None if !ioapic::has_pin(number) => (MESSAGE_BASE | (apic_id as u64) << 12, vector as u64),
+        None if !ioapic::has_pin(number) => ((MESSAGE_BASE | apic_id << 12) as u64, vector as u64),
         _ => return Err(Status::BadArgument),
     };
     entry.set(Some(Binding {

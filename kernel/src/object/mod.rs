@@ -4,6 +4,7 @@
 //! from one pool. References to objects are `&'static`: they are valid until the kernel entry ends, because memory
 //! of an ended object is reused only after a grace period (`khw::smp::synchronize`).
 
+pub mod dma_space;
 pub mod doorbell;
 pub mod due;
 pub mod ec;

@@ -4,6 +4,7 @@ use super::as_object;
 use crate::cpu::{Attention, Local};
 use crate::hypercall::ipc;
 use crate::object::Header;
+use crate::object::dma_space::DmaSpace;
 use crate::object::ec::{Ec, State, WaitResult};
 use crate::object::guest_space::GuestSpace;
 use crate::object::pd::Pd;
@@ -90,6 +91,12 @@ pub(super) fn free(header: &'static Header) {
                     0 => {}
                     frame => space.pool.give_frame(PhysAddr(frame)),
                 }
+                pool.free_object(space);
+            }
+            ObjectType::DmaSpace => {
+                let space = as_object::<DmaSpace>(header);
+                space.pool.give_frame(space.space.root);
+                khw::iommu::give_domain(space.space.domain);
                 pool.free_object(space);
             }
             ObjectType::Vcpu => {

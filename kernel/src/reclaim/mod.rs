@@ -18,6 +18,7 @@ pub use free::let_go;
 
 use crate::cap::{self, BoundList, DOOMED, REVOKING, Tree, slots_of};
 use crate::cpu;
+use crate::object::dma_space::DmaSpace;
 use crate::object::ec::Ec;
 use crate::object::guest_space::GuestSpace;
 use crate::object::pd::Pd;
@@ -205,6 +206,7 @@ impl Tree {
             ObjectType::Pool => self.strip_pool(as_object(header)),
             ObjectType::Pd => self.strip_pd(as_object(header)),
             ObjectType::GuestSpace => self.strip_guest_space(as_object(header)),
+            ObjectType::DmaSpace => self.strip_dma_space(as_object(header)),
             ObjectType::Ec => {
                 let ec = as_object::<Ec>(header);
                 let portal = ec.portals.first().map(Portal::header);
@@ -283,6 +285,16 @@ impl Tree {
                 // SAFETY: the tables are the space's, whose vCPUs were let go of before the grace period.
                 let mut tables = unsafe { Tables::new(space.pool) };
                 nested::destroy(&mut tables, space.root, budget)
+            })
+    }
+
+    fn strip_dma_space(&mut self, space: &'static DmaSpace) -> bool {
+        // Without devices nobody uses the tables.
+        self.unbind_first(&space.devices)
+            || self.forget_first(&space.bound)
+            || self.free_tables(|budget| {
+                // SAFETY: the tables are the space's, and no unit uses them: its devices were withdrawn.
+                unsafe { khw::iommu::release(space.pool, space.space.root, budget) }
             })
     }
 

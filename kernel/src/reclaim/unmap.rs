@@ -6,6 +6,7 @@ use hypercall_abi::{ObjectType, PAGE_SIZE, Status};
 use kcore::addr::PhysAddr;
 use kcore::cap::Slots;
 use kcore::paging::{self, HostFormat, PageSize};
+use khw::iommu;
 use khw::mem::Tables;
 use khw::virt::nested;
 
@@ -19,11 +20,12 @@ impl Tree {
             Target::Pd(pd) if entry.kind == ObjectType::Ports as u8 => {
                 pd.set_ports(entry.object, entry.count, false);
             }
-            Target::Pd(_) | Target::Guest(_) => {
+            Target::Pd(_) | Target::Guest(_) | Target::Dma(_) => {
                 if !self.unmap_memory(target, slot) {
                     return false;
                 }
             }
+            Target::Device(_) => iommu::withdraw((entry.object + entry.address) as u16),
             Target::Doorbell(space) => space.unbind_doorbell(entry.address),
             Target::Utcb(ec) => ec.utcb.store(0, Ordering::Release),
             Target::VirtualApic(vcpu) => {
@@ -82,7 +84,12 @@ impl Tree {
                 space.bump_generation();
                 result
             }
-            // Message areas, vCPU pages and doorbells go as a whole.
+            Target::Dma(space) => {
+                let root = space.space.root;
+                // SAFETY: as above.
+                unsafe { iommu::unmap(space.pool, root, address, pages, frame, left) }
+            }
+            // Message areas, vCPU pages, doorbells and devices go as a whole.
             _ => return Err(Status::BadArgument),
         };
         match result {

@@ -12,6 +12,8 @@ pub const LOG: u64 = root::LOG.0 as u64;
 pub const PORTS: u64 = root::PORTS.0 as u64;
 /// All interrupts.
 pub const IRQS: u64 = root::IRQS.0 as u64;
+/// All devices.
+pub const DEVICES: u64 = root::DEVICES.0 as u64;
 /// The trace of every CPU.
 pub const TRACE: u64 = root::TRACE.0 as u64;
 

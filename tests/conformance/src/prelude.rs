@@ -7,9 +7,9 @@ pub use hypercall_abi::cap::MapFlags;
 pub use hypercall_abi::{ObjectType, Rights, USER_END};
 
 pub use hypercall_abi::Hypercall::{
-    Bind, CapInfo, CollectDirty, CreateEc, CreateGuestSpace, CreateNtfn, CreatePd, CreatePool, CreatePt,
-    CreateSc, CreateSm, CreateVcpu, Derive, EcInfo, IrqAck, IrqBind, LogWrite, Map, PoolInfo, Reply, Revoke,
-    ScInfo, Signal, Unmap, VcpuFpu, VcpuPoke, VcpuRead, VcpuRun, Wait, Yield,
+    Bind, CapInfo, CollectDirty, CreateDmaSpace, CreateEc, CreateGuestSpace, CreateNtfn, CreatePd,
+    CreatePool, CreatePt, CreateSc, CreateSm, CreateVcpu, Derive, EcInfo, IrqAck, IrqBind, LogWrite, Map,
+    PoolInfo, Reply, Revoke, ScInfo, Signal, Unmap, VcpuFpu, VcpuPoke, VcpuRead, VcpuRun, Wait, Yield,
 };
 pub use hypercall_abi::Status::{
     Aborted, BadArgument, BadHypercall, BadRights, BadSelector, BadType, Busy, NoMemory, Occupied, Partial,

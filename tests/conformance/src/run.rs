@@ -152,6 +152,8 @@ fn run_one(group: &Group, test: &Test) {
         Needs::Cpus(count) if info.cpu_count < count => Some("more CPUs"),
         Needs::Guests if !machine.intersects(Machine::VMX | Machine::SVM) => Some("virtualization"),
         Needs::GuestsOnTwoCpus if info.cpu_count < 2 => Some("more CPUs"),
+        Needs::DmaSpaces if !machine.contains(Machine::DMA_SPACES) => Some("an IOMMU"),
+        Needs::NoDmaSpaces if machine.contains(Machine::DMA_SPACES) => Some("a machine without an IOMMU"),
         _ => None,
     };
     if let Some(why_not) = why_not {

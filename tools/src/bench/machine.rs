@@ -7,7 +7,7 @@ use crate::image::{BootImage, Module, elf, iso};
 use crate::run::emulator::Emulator;
 use crate::run::event::{Event, Events};
 use crate::run::link::Listener;
-use crate::run::machine::Machine;
+use crate::run::machine::{Iommu, Machine};
 use crate::run::{Options, Output, Script, bochs, log::Log, qemu};
 use crate::{progress, workspace};
 use anyhow::{Context, Result, bail};
@@ -139,6 +139,7 @@ fn options(plan: &Plan) -> Result<Options> {
         gdb: None,
         gdb_nacre: None,
         publish: Vec::new(),
+        iommu: Iommu::None,
         cpu_model: None,
     })
 }

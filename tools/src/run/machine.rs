@@ -22,6 +22,17 @@ pub enum Machine {
     Kvm,
 }
 
+/// The IOMMU of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Iommu {
+    /// There is none: devices reach all memory.
+    None,
+    /// AMD's, AMD-Vi.
+    Amd,
+    /// Intel's, VT-d.
+    Intel,
+}
+
 impl Machine {
     /// Its name on the command line.
     pub const fn name(self) -> &'static str {
@@ -88,6 +99,14 @@ impl Machine {
     /// The drivers for network cards that it can have; the first is the usual one.
     pub const fn uplinks(self) -> &'static [Uplink] {
         if self.is_bochs() { &[Uplink::Ne2000] } else { &[Uplink::VirtioNet, Uplink::Ne2000] }
+    }
+
+    /// The IOMMU that it has unless the user says otherwise. With KVM there is none, since those of QEMU slow down its interrupts.
+    pub const fn usual_iommu(self) -> Iommu {
+        match self {
+            Machine::Svm => Iommu::Amd,
+            _ => Iommu::None,
+        }
     }
 
     /// The packages it needs.

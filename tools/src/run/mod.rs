@@ -22,7 +22,7 @@ use crate::workspace;
 use anyhow::{Context, Result};
 use emulator::Emulator;
 use link::Listener;
-use machine::Machine;
+use machine::{Iommu, Machine};
 use outcome::Report;
 use session::Session;
 use std::path::PathBuf;
@@ -57,6 +57,8 @@ pub struct Options {
     pub gdb_nacre: Option<u16>,
     /// Ports that are passed on to a guest.
     pub publish: Vec<network::Publish>,
+    /// The machine's IOMMU.
+    pub iommu: Iommu,
     /// Another CPU model than the machine's usual one.
     pub cpu_model: Option<String>,
 }

@@ -1,7 +1,7 @@
 //! QEMU: the machines `svm` and `kvm`.
 
 use super::Options;
-use super::machine::Machine;
+use super::machine::{Iommu, Machine};
 use super::network::MachineCard;
 use crate::image::disks::MachineDisk;
 use crate::image::{BootImage, KERNEL_FILE, iso};
@@ -30,8 +30,8 @@ pub fn command(
     cards: &[MachineCard],
 ) -> Command {
     let mut command = machine(options);
-    disks.iter().for_each(|disk| add_disk(&mut command, disk));
-    cards.iter().enumerate().for_each(|(index, card)| add_card(&mut command, index, card));
+    disks.iter().for_each(|disk| add_disk(&mut command, disk, options.iommu));
+    cards.iter().enumerate().for_each(|(index, card)| add_card(&mut command, index, card, options.iommu));
     let modules: Vec<String> = image.modules.iter().map(|module| format!("{0} {0}", module.name)).collect();
     command.args(["-kernel", KERNEL_FILE, "-append", &image.cmdline, "-initrd", &modules.join(",")]);
     command
@@ -48,7 +48,7 @@ pub fn iso_command(options: &Options, uefi: Option<&str>) -> Command {
 }
 
 /// Connects a disk.
-fn add_disk(command: &mut Command, disk: &MachineDisk) {
+fn add_disk(command: &mut Command, disk: &MachineDisk, iommu: Iommu) {
     let MachineDisk { device, file, .. } = disk;
     let mut drive = format!("if=none,id={file},file={file},format=raw");
     if disk.driver == DiskDriver::VirtioBlk {
@@ -57,7 +57,8 @@ fn add_disk(command: &mut Command, disk: &MachineDisk) {
         }
         // Each at an address of its own, behind the chipset's, in the order of the manifest.
         let address = FIRST_VIRTIO_DEVICE + device;
-        let virtio = format!("virtio-blk-pci-non-transitional,drive={file},addr={address:#x}");
+        let platform = platform(iommu);
+        let virtio = format!("virtio-blk-pci-non-transitional,drive={file},addr={address:#x}{platform}");
         command.args(["-device", &virtio]);
     } else {
         let (command_block, control) = (ata::COMMAND[*device], ata::CONTROL[*device]);
@@ -76,20 +77,36 @@ fn add_disk(command: &mut Command, disk: &MachineDisk) {
     command.args(["-drive", &drive]);
 }
 
+/// What has a virtio device go through the IOMMU, if there is one.
+fn platform(iommu: Iommu) -> &'static str {
+    if iommu == Iommu::None { "" } else { ",iommu_platform=on" }
+}
+
 /// Connects a network card to a network of its own.
-fn add_card(command: &mut Command, index: usize, card: &MachineCard) {
+fn add_card(command: &mut Command, index: usize, card: &MachineCard, iommu: Iommu) {
     let rules: String = card.publish.iter().map(|publish| format!(",hostfwd={}", publish.rule())).collect();
     let address = FIRST_CARD + index;
-    let model = if card.driver == Uplink::Ne2000 { "ne2k_pci" } else { "virtio-net-pci-non-transitional" };
+    let (model, platform) = match card.driver {
+        Uplink::Ne2000 => ("ne2k_pci", ""),
+        _ => ("virtio-net-pci-non-transitional", platform(iommu)),
+    };
     // Nobody boots from it.
-    let device = format!("{model},netdev=net{index},addr={address:#x},romfile=");
+    let device = format!("{model},netdev=net{index},addr={address:#x},romfile={platform}");
     command.args(["-netdev", &format!("user,id=net{index}{rules}"), "-device", &device]);
 }
 
 /// The machine without what it boots.
 fn machine(options: &Options) -> Command {
     let mut command = Command::new(PROGRAM);
-    command.args(["-machine", "q35", "-nodefaults", "-display", "none", "-no-reboot"]);
+    // With KVM, interrupts go through an IOMMU only if QEMU has the I/O APIC.
+    let has_split_irqs = options.machine == Machine::Kvm && options.iommu != Iommu::None;
+    let machine = if has_split_irqs { "q35,kernel-irqchip=split" } else { "q35" };
+    command.args(["-machine", machine, "-nodefaults", "-display", "none", "-no-reboot"]);
+    match options.iommu {
+        Iommu::None => {}
+        Iommu::Amd => drop(command.args(["-device", "amd-iommu"])),
+        Iommu::Intel => drop(command.args(["-device", "intel-iommu"])),
+    }
     let (accelerator, model) =
         if options.machine == Machine::Kvm { ("kvm", "host") } else { ("tcg", "EPYC,+svm,+npt") };
     command.args(["-accel", accelerator, "-cpu", options.cpu_model.as_deref().unwrap_or(model)]);

@@ -88,6 +88,7 @@ impl Disk {
             DiskDriver::VirtioBlk => DmaDevice::find(system, pci::VIRTIO_BLOCK, device.into(), QUEUE_PAGES)?,
             DiskDriver::Ata | DiskDriver::Memory => None,
         };
+        virtio.as_ref().map_or(Ok(()), |device| device.reach(&channel))?;
         Ok(Disk {
             name: format!("{}.disk{}", vm.config().name, user.number),
             config,
@@ -206,7 +207,11 @@ impl Disk {
     /// The message of its device.
     fn equip_virtio(&self, process: &mut Process) -> Result<(), StartError> {
         let Some(device) = &self.virtio else { return Ok(()) };
-        log::warn!("{}: without an IOMMU its device reaches all memory: its driver is trusted", self.name);
+        if device.is_confined() {
+            log::info!("{}: its device reaches its queue and its channel only", self.name);
+        } else {
+            log::warn!("{}: without an IOMMU its device reaches all memory: its driver is trusted", self.name);
+        }
         device.enable();
         let irqs: Cap<Irqs> = Cap::new(root::IRQS);
         let irq = Narrow::rights(Rights::USE).range(virtio::IRQS + u64::from(self.device), 1);

@@ -15,6 +15,7 @@ extern crate alloc;
 
 pub mod console;
 pub mod disk;
+pub mod dma;
 pub mod error;
 pub mod frames;
 pub mod loader;

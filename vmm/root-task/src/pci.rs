@@ -50,6 +50,13 @@ pub struct Function {
     pub function: u8,
 }
 
+impl Function {
+    /// What its accesses to memory are known by.
+    pub const fn requester_id(self) -> u16 {
+        (self.bus as u16) << 8 | (self.device as u16 & 31) << 3 | self.function as u16 & 7
+    }
+}
+
 /// Configuration space.
 pub trait Configuration {
     /// Reads the register at `offset`, a multiple of 4.

@@ -1,5 +1,6 @@
 //! What belongs to a virtio device on PCI: its registers, and memory that it reaches.
 
+use crate::dma::Confinement;
 use crate::error::StartError;
 use crate::memory::Allocation;
 use crate::pci::{self, Range, VirtioDevice};
@@ -16,6 +17,8 @@ pub struct DmaDevice {
     /// Capabilities for the pages of its registers.
     pages: [Registers; 4],
     queue: Allocation,
+    /// Unless the machine has no IOMMU.
+    confinement: Option<Confinement>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +66,23 @@ impl DmaDevice {
             map(virtio::MESSAGES, device.messages)?,
         ];
         let queue = system.memory.allocate(queue_pages, 1)?;
-        Ok(Some(DmaDevice { device, pages, queue }))
+        let confinement = Confinement::new(system, function)?;
+        let device = DmaDevice { device, pages, queue, confinement };
+        device.reach(&device.queue)?;
+        Ok(Some(device))
+    }
+
+    /// Lets the device reach some memory, besides that for its queues. Without an IOMMU it reaches all of it anyway.
+    ///
+    /// # Errors
+    /// The kernel has no memory for it.
+    pub fn reach(&self, memory: &Allocation) -> usys::Result<()> {
+        self.confinement.as_ref().map_or(Ok(()), |confinement| confinement.map(memory))
+    }
+
+    /// Whether it reaches that memory only.
+    pub fn is_confined(&self) -> bool {
+        self.confinement.is_some()
     }
 
     /// What its driver process shares with it.
@@ -91,6 +110,9 @@ impl DmaDevice {
 
     /// Lets the device work, before its driver begins.
     pub fn enable(&self) {
+        if let Some(Err(error)) = self.confinement.as_ref().map(Confinement::admit) {
+            log::error!("a device is kept from all memory: {error}");
+        }
         if let Some(mut configuration) = pci::Ports::new() {
             self.device.enable(&mut configuration);
         }
@@ -100,6 +122,9 @@ impl DmaDevice {
     pub fn quiesce(&self) {
         if let Some(mut configuration) = pci::Ports::new() {
             self.device.quiesce(&mut configuration);
+        }
+        if let Some(confinement) = &self.confinement {
+            confinement.expel();
         }
     }
 }

@@ -34,6 +34,8 @@ object_types! {
     GuestSpace,
     /// Virtual CPU.
     Vcpu,
+    /// The memory that devices reach.
+    DmaSpace,
     /// A range of page frames.
     Memory,
     /// A range of I/O ports.
@@ -44,6 +46,8 @@ object_types! {
     Log,
     /// A range of CPUs whose events may be recorded.
     Trace,
+    /// A range of devices: PCI requester IDs.
+    Devices,
 }
 
 /// A capability for an object or range of type `T` in this process's object space.

@@ -4,7 +4,7 @@
 //! The memory that Rust owns (image, stack, heap) has no capability in the process itself; the root task, which
 //! holds one for everything, derives from each frame once.
 
-use crate::cap::{Cap, GuestSpace, Memory, Narrow, Pd};
+use crate::cap::{Cap, DmaSpace, GuestSpace, Memory, Narrow, Pd};
 use crate::error::{Error, Result};
 use crate::hypercall::{invoke, invoke_range};
 use crate::lock::Mutex;
@@ -32,8 +32,15 @@ impl AddressSpace for Cap<GuestSpace> {
     }
 }
 
+impl AddressSpace for Cap<DmaSpace> {
+    fn selector(self) -> Selector {
+        Cap::selector(self)
+    }
+}
+
 mod sealed {
     pub trait Sealed {}
+    impl Sealed for crate::Cap<crate::cap::DmaSpace> {}
     impl Sealed for crate::Cap<crate::cap::Pd> {}
     impl Sealed for crate::Cap<crate::cap::GuestSpace> {}
 }

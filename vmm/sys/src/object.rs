@@ -1,6 +1,8 @@
 //! What can be done with the objects of the kernel, as methods of their capabilities (SPEC.md 4).
 
-use crate::cap::{Cap, Ec, GuestSpace, Irqs, Log, Memory, Ntfn, Pd, Pool, Ports, Pt, Sc, Sm, Trace, Vcpu};
+use crate::cap::{
+    Cap, Devices, DmaSpace, Ec, GuestSpace, Irqs, Log, Memory, Ntfn, Pd, Pool, Ports, Pt, Sc, Sm, Trace, Vcpu,
+};
 use crate::error::{Error, Result};
 use crate::hypercall::{call_portal, invoke, invoke_range};
 use crate::process;
@@ -120,6 +122,12 @@ impl Cap<Pool> {
     /// Makes a guest-physical address space; its page tables are paid from this pool.
     pub fn create_guest_space(self, to: Selector) -> Result<Cap<GuestSpace>> {
         create(Hypercall::CreateGuestSpace, to, [self.selector().0.into(), 0, 0, 0, 0, 0])?;
+        Ok(Cap::new(to))
+    }
+
+    /// Makes a space of memory that devices reach; its page tables are paid from this pool.
+    pub fn create_dma_space(self, to: Selector) -> Result<Cap<DmaSpace>> {
+        create(Hypercall::CreateDmaSpace, to, [self.selector().0.into(), 0, 0, 0, 0, 0])?;
         Ok(Cap::new(to))
     }
 
@@ -299,6 +307,21 @@ impl Cap<GuestSpace> {
     /// capability, which is for this doorbell alone.
     pub fn bind_doorbell(self, trigger: Doorbell, signal: Selector) -> Result<()> {
         bind(self.selector(), signal, trigger.role(), trigger.encode())
+    }
+}
+
+impl Cap<DmaSpace> {
+    /// Lets a device, the one with this number in its range, reach the memory of the space and no other.
+    pub fn admit(self, devices: Cap<Devices>, index: u64) -> Result<()> {
+        bind(self.selector(), devices.selector(), BindRole::Device, index)
+    }
+}
+
+impl Cap<Devices> {
+    /// Keeps the only device of this range out of the space that it is in: it reaches no memory any more.
+    pub fn expel(self) -> Result<()> {
+        // SAFETY: touches no memory.
+        unsafe { invoke(Hypercall::Unmap, self.selector(), [0, 1, 0, 0, 0, 0]) }.map(drop)
     }
 }
 

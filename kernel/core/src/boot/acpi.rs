@@ -1,7 +1,8 @@
-//! The static ACPI tables that a kernel needs (ACPI 6.5 section 5.2): MADT, FADT, and the HPET's address.
+//! The static ACPI tables that a kernel needs (ACPI 6.5 section 5.2): MADT, FADT, the HPET's address,
+//! and where the IOMMUs are.
 
 use super::fixed::FixedVec;
-use super::{PhysRead, le};
+use super::{PhysRead, iommu, le};
 use crate::addr::PhysAddr;
 
 /// An I/O APIC (ACPI 6.5 5.2.12.3).
@@ -69,6 +70,10 @@ pub struct AcpiInfo {
     pub fadt_flags: u32,
     /// Physical address of the HPET's registers.
     pub hpet: Option<PhysAddr>,
+    /// IOMMUs.
+    pub iommus: iommu::Units,
+    /// IOMMUs that are not among them: too many, or nonsense.
+    pub dropped_iommus: u32,
     /// Tables whose checksum is wrong, and CPUs, I/O APICs and overrides beyond capacity.
     pub dropped: u32,
 }
@@ -86,6 +91,8 @@ pub enum AcpiError {
 
 /// Bytes of a table's header (ACPI 6.5 5.2.6).
 const HEADER: usize = 36;
+/// Signatures of the tables that are read.
+const TABLES: [&[u8]; 5] = [b"APIC", b"FACP", b"HPET", b"DMAR", b"IVRS"];
 /// No table is larger; a length beyond it is damage.
 const MAX_TABLE: usize = 16 << 20;
 const FADT_32_BIT_TIMER: u32 = 1 << 8;
@@ -113,8 +120,7 @@ pub fn parse<M: PhysRead>(mem: &M, at: PhysAddr) -> Result<AcpiInfo, AcpiError> 
     for entry in root[HEADER..].chunks_exact(entry_size) {
         let address = if entry_size == 8 { le::u64(entry, 0) } else { le::u32(entry, 0).map(u64::from) };
         let address = PhysAddr(address.unwrap_or(0));
-        let Some(signature) = mem.bytes(address, 4).filter(|s| [&b"APIC"[..], b"FACP", b"HPET"].contains(s))
-        else {
+        let Some(signature) = mem.bytes(address, 4).filter(|s| TABLES.contains(s)) else {
             continue;
         };
         let Some(table) = table(mem, address) else {
@@ -125,6 +131,8 @@ pub fn parse<M: PhysRead>(mem: &M, at: PhysAddr) -> Result<AcpiInfo, AcpiError> 
             b"APIC" if !has_madt => has_madt = info.madt(table).is_some(),
             b"FACP" => info.fadt(table),
             b"HPET" => info.hpet = le::u64(table, 44).map(PhysAddr),
+            b"DMAR" => info.dropped_iommus += iommu::dmar::parse(table, &mut info.iommus),
+            b"IVRS" => info.dropped_iommus += iommu::ivrs::parse(table, &mut info.iommus),
             _ => {}
         }
     }

@@ -7,7 +7,7 @@
 //! | `panic=reboot` or `halt` | what a panic ends with; `halt` if absent |
 //! | `kmem=`MiB | memory kept for kernel objects |
 //! | `selftest=panic` or `fault` | end on purpose after boot, to see the epitaph |
-//! | `nox2apic`, `notscdeadline`, `noxsave` | do without a feature |
+//! | `nox2apic`, `notscdeadline`, `noxsave`, `noiommu` | do without a feature |
 
 /// Severity of a log message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +68,8 @@ pub struct Options {
     pub tsc_deadline: bool,
     /// Use XSAVE if there is one.
     pub xsave: bool,
+    /// Use IOMMUs if there are any.
+    pub iommu: bool,
     /// Way to end on purpose, for a test of the epitaph.
     pub self_test: Option<SelfTest>,
     /// Words that mean nothing; [`unknown_words`] names them.
@@ -84,6 +86,7 @@ impl Default for Options {
             x2apic: true,
             tsc_deadline: true,
             xsave: true,
+            iommu: true,
             self_test: None,
             unknown: 0,
         }
@@ -120,6 +123,7 @@ impl Options {
                 "nox2apic" => self.x2apic = false,
                 "notscdeadline" => self.tsc_deadline = false,
                 "noxsave" => self.xsave = false,
+                "noiommu" => self.iommu = false,
                 _ => return None,
             },
             Some(("loglevel", value)) => self.log_level = log_level(value)?,
@@ -178,7 +182,7 @@ mod tests {
     #[test]
     fn every_word_is_understood() {
         let line = b"loglevel=trace console=serial,e9 panic=reboot  kmem=64 \
-            nox2apic notscdeadline noxsave selftest=fault\0";
+            nox2apic notscdeadline noxsave noiommu selftest=fault\0";
         let expected = Options {
             log_level: LogLevel::Trace,
             console: Console { serial: true, e9: true },
@@ -187,6 +191,7 @@ mod tests {
             x2apic: false,
             tsc_deadline: false,
             xsave: false,
+            iommu: false,
             self_test: Some(SelfTest::Fault),
             unknown: 0,
         };

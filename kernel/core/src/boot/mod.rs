@@ -7,6 +7,7 @@ pub mod acpi;
 pub mod cmdline;
 pub mod elf;
 pub mod fixed;
+pub mod iommu;
 pub mod multiboot;
 pub mod regions;
 

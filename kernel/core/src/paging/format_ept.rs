@@ -33,7 +33,7 @@ pub struct EptFormat;
 impl PtFormat for EptFormat {
     const DIRTY: u64 = 1 << 9;
 
-    fn table(table: PhysAddr) -> u64 {
+    fn table(table: PhysAddr, _level: usize) -> u64 {
         table.0 & ADDRESS | RIGHTS.bits()
     }
 

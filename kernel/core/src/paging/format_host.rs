@@ -34,7 +34,7 @@ pub struct HostFormat;
 impl PtFormat for HostFormat {
     const DIRTY: u64 = 1 << 6;
 
-    fn table(table: PhysAddr) -> u64 {
+    fn table(table: PhysAddr, _level: usize) -> u64 {
         table.0 & ADDRESS | (Bits::PRESENT | Bits::WRITE | Bits::USER | Bits::ACCESSED).bits()
     }
 

@@ -118,7 +118,7 @@ impl<F: PtFormat, M: PtMemory> Run<'_, F, M> {
     /// Links an empty table.
     fn link_table(&mut self, at: Position, va: u64) -> Result<(), MapError> {
         let table = self.mem.alloc_table().ok_or(MapError::NoMemory)?;
-        self.mem.write(at.table, index(va, at.level), F::table(table));
+        self.mem.write(at.table, index(va, at.level), F::table(table, at.level));
         Ok(())
     }
 

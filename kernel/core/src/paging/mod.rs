@@ -55,8 +55,8 @@ pub trait PtFormat {
     const LEVELS: usize = 4;
     /// Set by hardware in a leaf of any level when its page is written.
     const DIRTY: u64;
-    /// The entry that links `table` into a level above 1, with every right: leaves decide.
-    fn table(table: PhysAddr) -> u64;
+    /// The entry of `level`, above 1, that links `table`, with every right: leaves decide.
+    fn table(table: PhysAddr, level: usize) -> u64;
     /// The entry that maps a page of `level` (1: 4 KiB, 2: 2 MiB, 3: 1 GiB) at `pa`, aligned to that size.
     fn leaf(pa: PhysAddr, attr: Attr, level: usize) -> u64;
     /// Whether hardware would follow or use the entry.

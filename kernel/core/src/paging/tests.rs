@@ -146,11 +146,13 @@ fn entries_have_the_bits_of_the_manuals() {
     let device = Attr { uncached: true, ..RW };
     assert_eq!(HostFormat::leaf(PhysAddr(0x1000), rx, 1), 0x1061);
     assert_eq!(HostFormat::leaf(PhysAddr(M2), device, 2), 0x8000_0000_0020_00ff);
-    assert_eq!(HostFormat::table(PhysAddr(0x3000)), 0x3027);
-    assert_eq!(NptFormat::leaf(PhysAddr(0x1000), rx, 1), 0x1025);
+    assert_eq!(HostFormat::table(PhysAddr(0x3000), 2), 0x3027);
+    assert_eq!(NptFormat::leaf(PhysAddr(0x1000), rx, 1), 0x2000_0000_0000_1025);
+    assert_eq!(NptFormat::leaf(PhysAddr(M2), Attr { execute: true, ..RW }, 2), 0x6000_0000_0020_00a7);
+    assert_eq!(NptFormat::table(PhysAddr(0x3000), 4), 0x6000_0000_0000_3627);
     assert_eq!(EptFormat::leaf(PhysAddr(0x1000), rx, 1), 0x1035);
     assert_eq!(EptFormat::leaf(PhysAddr(G1), device, 3), 0x4000_0083);
-    assert_eq!(EptFormat::table(PhysAddr(0x3000)), 0x3007);
+    assert_eq!(EptFormat::table(PhysAddr(0x3000), 4), 0x3007);
 }
 
 #[derive(Clone, Debug)]

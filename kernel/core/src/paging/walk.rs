@@ -53,7 +53,7 @@ pub(super) fn split<F: PtFormat, M: PtMemory>(mem: &mut M, at: Position, va: u64
         // Hardware may set the large page's dirty flag until it is unlinked: all of it counts as written.
         mem.write(table, i, F::leaf(pa, attr, below) | F::DIRTY);
     }
-    mem.write(at.table, index(va, at.level), F::table(table));
+    mem.write(at.table, index(va, at.level), F::table(table, at.level));
     Ok(())
 }
 

@@ -18,6 +18,13 @@ pub fn read8(port: u16) -> u8 {
     value
 }
 
+/// OUT, 32 bits.
+#[inline]
+pub fn write32(port: u16, value: u32) {
+    // SAFETY: as in `write8`.
+    unsafe { asm!("out dx, eax", in("dx") port, in("eax") value, options(nomem, nostack, preserves_flags)) }
+}
+
 /// IN, 32 bits.
 #[inline]
 pub fn read32(port: u16) -> u32 {

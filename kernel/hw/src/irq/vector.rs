@@ -10,5 +10,7 @@ pub const GSI_COUNT: u8 = 0x90;
 pub const TIMER: u8 = 0xf0;
 /// Another CPU wants something: look at the request words.
 pub const REQUEST: u8 = 0xf1;
+/// An IOMMU recorded a fault.
+pub const DMA_FAULT: u8 = 0xf2;
 /// Spurious interrupt.
 pub const SPURIOUS: u8 = 0xff;

@@ -46,6 +46,9 @@ pub(super) fn recipes(w: &mut World) -> Seen<Vec<(Hypercall, ObjectType, [u64; 6
         recipes.push((CreateGuestSpace, ObjectType::GuestSpace, [w.pool, 0, 0, 0, 0, 0]));
         recipes.push((CreateVcpu, ObjectType::Vcpu, [w.pool, to, 0, 0, 0, 0]));
     }
+    if call(CreateDmaSpace, w.sel(), [w.pool]).status() == Some(Success) {
+        recipes.push((CreateDmaSpace, ObjectType::DmaSpace, [w.pool, 0, 0, 0, 0, 0]));
+    }
     Ok(recipes)
 }
 

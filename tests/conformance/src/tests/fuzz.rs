@@ -4,7 +4,7 @@ use super::{Group, Needs, group};
 use crate::call::syscall;
 use crate::child::{Child, own};
 use crate::guest::Guest;
-use crate::layout::{CHILD_STACKS, IRQS, PORTS};
+use crate::layout::{CHILD_STACKS, DEVICES, IRQS, PORTS};
 use crate::prelude::*;
 use crate::threads;
 use crate::world::board;
@@ -106,14 +106,15 @@ fn subject(random: &mut Random, number: Hypercall) -> u64 {
         Hypercall::Call | Hypercall::CallMessage => &[ObjectType::Pt],
         Signal | Wait => &[ObjectType::Sm, ObjectType::Ntfn],
         VcpuRun | VcpuPoke | VcpuRead | VcpuFpu => &[ObjectType::Vcpu],
-        Map | Unmap => &[ObjectType::Memory, ObjectType::Memory, ObjectType::Ports],
-        Bind => &[ObjectType::Ec, ObjectType::Vcpu],
+        Map => &[ObjectType::Memory, ObjectType::Memory, ObjectType::Ports],
+        Unmap => &[ObjectType::Memory, ObjectType::Memory, ObjectType::Ports, ObjectType::Devices],
+        Bind => &[ObjectType::Ec, ObjectType::Vcpu, ObjectType::DmaSpace],
         CollectDirty => &[ObjectType::GuestSpace],
         EcInfo => &[ObjectType::Ec],
         ScInfo => &[ObjectType::Sc],
         PoolInfo => &[ObjectType::Pool],
         IrqBind | IrqAck => &[ObjectType::Irqs],
-        number if (16..=24).contains(&(number as u8)) => &[ObjectType::Null],
+        number if (16..=25).contains(&(number as u8)) => &[ObjectType::Null],
         // What the child was given stays a while.
         Revoke if random.below(8) > 0 => return own::FREE + 16 + random.below(SELECTORS - 16),
         _ => return selector(random),
@@ -127,7 +128,7 @@ fn arguments(random: &mut Random, number: Hypercall) -> [u64; 8] {
     words.iter_mut().for_each(|word| *word = random.interesting());
     match number {
         Map => {
-            words[0] = find(random, &[ObjectType::Pd, ObjectType::GuestSpace]);
+            words[0] = find(random, &[ObjectType::Pd, ObjectType::GuestSpace, ObjectType::DmaSpace]);
             words[1] = [0, PLACE + random.below(4096) * PAGE, PLACE][random.below(3) as usize];
             [words[2], words[3], words[4]] = [random.below(4), 1 + random.below(8), random.below(4)];
             words[4] *= random.below(4).min(1);
@@ -148,10 +149,11 @@ fn arguments(random: &mut Random, number: Hypercall) -> [u64; 8] {
         // A thread that waits for ever makes no calls.
         Wait => words[0] = usys::cpu::now() + random.below(2000),
         Bind => {
-            words[1] = random.below(4);
+            words[1] = [0, 1, 2, 3, 9][random.below(5) as usize];
             let what: &[ObjectType] = match words[1] {
                 1 => &[ObjectType::Sm, ObjectType::Ntfn],
                 3 => &[ObjectType::Ntfn],
+                9 => &[ObjectType::Devices],
                 _ => &[ObjectType::Memory],
             };
             [words[0], words[2]] = [find(random, what), random.below(2)];
@@ -235,6 +237,8 @@ fn hostile(w: &mut World, threads: u64) -> Seen<Child> {
     grant(ports)?;
     let irqs = w.part(IRQS, 3, 2)?;
     grant(irqs)?;
+    let devices = w.part(DEVICES, 0xfff8, 4)?;
+    grant(devices)?;
     for object in [w.sm(5)?, w.ntfn()?] {
         grant(object)?;
     }

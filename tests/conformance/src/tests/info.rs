@@ -2,7 +2,7 @@
 
 use super::{Group, Needs, group};
 use crate::call::call_head;
-use crate::layout::{IRQS, LOG, PORTS, ROOT_POOL, RUNNER_EC, RUNNER_SC, TRACE};
+use crate::layout::{DEVICES, IRQS, LOG, PORTS, ROOT_POOL, RUNNER_EC, RUNNER_SC, TRACE};
 use crate::prelude::*;
 use hypercall_abi::Hypercall;
 use hypercall_abi::boot_info::{MAGIC, RegionKind};
@@ -81,6 +81,7 @@ fn the_first_capabilities_are_as_promised(w: &mut World) -> Check {
     let usable = u64::from((Rights::USE | Rights::DERIVE).bits()) << 16;
     call(CapInfo, LOG, []).gives([ObjectType::Log as u64 | usable, 0, 0])?;
     call(CapInfo, PORTS, []).gives([ObjectType::Ports as u64 | usable, 0, 0x1_0000])?;
+    call(CapInfo, DEVICES, []).gives([ObjectType::Devices as u64 | usable, 0, 0x1_0000])?;
     call(CapInfo, TRACE, []).gives([ObjectType::Trace as u64 | usable, 0, w.info.cpu_count.into()])?;
     let [head, first, count] = call(CapInfo, IRQS, []).ok()?;
     equal("interrupts", (head, first), (ObjectType::Irqs as u64 | usable, 0))?;

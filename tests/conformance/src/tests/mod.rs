@@ -5,6 +5,7 @@ pub mod bounded;
 pub mod capabilities;
 pub mod create;
 pub mod dirty;
+pub mod dma;
 pub mod doorbells;
 pub mod entry;
 pub mod faults;
@@ -43,6 +44,10 @@ pub enum Needs {
     Guests,
     /// Virtualization and two CPUs.
     GuestsOnTwoCpus,
+    /// An IOMMU.
+    DmaSpaces,
+    /// That it has no IOMMU.
+    NoDmaSpaces,
 }
 
 /// A test.
@@ -93,6 +98,7 @@ pub const ALL: &[Group] = &[
     bounded::GROUP,
     memory::GROUP,
     ports::GROUP,
+    dma::GROUP,
     bind::GROUP,
     signals::GROUP,
     portals::GROUP,

@@ -1,0 +1,196 @@
+//! DMA spaces: memory and devices in them. What devices reach is tested with one, in `linux-disk-confined`.
+
+use super::{Group, Needs, group};
+use crate::layout::{DEVICES, PD};
+use crate::prelude::*;
+use crate::world::{free_frames, map_all};
+use hypercall_abi::boot_info::RegionKind;
+use hypercall_abi::cap::BindRole;
+
+pub(super) const GROUP: Group = group!(
+    "dma",
+    Needs::Nothing => [devices_are_a_range_that_can_be_divided],
+    Needs::NoDmaSpaces => [without_an_iommu_there_are_no_dma_spaces],
+    Needs::DmaSpaces => [
+        memory_is_mapped_for_devices_and_unmapped,
+        mapping_for_devices_checks_arguments_and_rights,
+        large_memory_is_mapped_for_devices_in_steps,
+        memory_that_is_revoked_leaves_its_dma_space,
+        a_device_is_in_one_space_at_a_time,
+        putting_a_device_into_a_space_checks_arguments_and_rights,
+        a_device_leaves_its_space_with_its_capability,
+        a_device_leaves_its_space_when_the_space_ends,
+        there_is_an_end_of_spaces_and_each_comes_back,
+    ],
+);
+
+const DEVICE: u64 = BindRole::Device as u64;
+const R: u64 = MapFlags::READ.bits() as u64;
+const W: u64 = MapFlags::WRITE.bits() as u64;
+const X: u64 = MapFlags::EXECUTE.bits() as u64;
+const UNCACHED: u64 = MapFlags::UNCACHED.bits() as u64;
+/// A device that no machine of the tests has: ff:1f.0 and the seven behind it.
+const NOBODY: u64 = 0xfff8;
+/// Some address.
+const AT: u64 = 0x1234_5000;
+
+fn dma_space(w: &mut World) -> Seen<Sel> {
+    let to = w.sel();
+    call(CreateDmaSpace, to, [w.pool]).done()?;
+    Ok(to)
+}
+
+fn devices_are_a_range_that_can_be_divided(w: &mut World) -> Check {
+    let some = w.part(DEVICES, NOBODY, 4)?;
+    let head = ObjectType::Devices as u64 | u64::from((Rights::USE | Rights::DERIVE).bits()) << 16;
+    call(CapInfo, some, []).gives([head, NOBODY, 4])?;
+    let one = w.part(some, 3, 1)?;
+    call(CapInfo, one, []).gives([head, NOBODY + 3, 1])?;
+    let to = w.sel();
+    call(Derive, some, [0, to, 0xffff, 4, 1]).fails(BadArgument)?;
+    call(Map, one, [PD, 0, 0, 1, 0]).fails(BadType)?;
+    call(Unmap, one, [0, 1]).fails(Unbound)
+}
+
+fn without_an_iommu_there_are_no_dma_spaces(w: &mut World) -> Check {
+    let to = w.sel();
+    call(CreateDmaSpace, to, [w.pool]).fails(Unsupported)?;
+    call(CapInfo, to, []).fails(BadSelector)
+}
+
+fn memory_is_mapped_for_devices_and_unmapped(w: &mut World) -> Check {
+    let space = dma_space(w)?;
+    let memory = w.ram(5)?;
+    call(Map, memory, [space, AT, 0, 5, R]).gives([5, 0, 0])?;
+    call(Map, memory, [space, AT + PAGE, 1, 4, R | W]).gives([4, 0, 0])?;
+    // One position in one space.
+    call(Map, memory, [space, AT, 1, 1, R]).fails(Occupied)?;
+    let other = w.ram(1)?;
+    call(Map, other, [space, AT + 4 * PAGE, 0, 1, R]).fails(Occupied)?;
+    call(Unmap, memory, [4, 1]).gives([1, 0, 0])?;
+    call(Map, other, [space, AT + 4 * PAGE, 0, 1, R]).gives([1, 0, 0])?;
+    call(Unmap, memory, [0, 5]).gives([5, 0, 0])?;
+    call(Unmap, memory, [0, 5]).fails(Unbound)
+}
+
+fn mapping_for_devices_checks_arguments_and_rights(w: &mut World) -> Check {
+    let space = dma_space(w)?;
+    let memory = w.ram(2)?;
+    let weak = w.without(space, Rights::DMA_MAP)?;
+    call(Map, memory, [weak, AT, 0, 1, R]).fails(BadRights)?;
+    let read_only = w.without(memory, Rights::WRITE)?;
+    call(Map, read_only, [space, AT, 0, 1, R | W]).fails(BadRights)?;
+    let write_only = w.without(memory, Rights::READ)?;
+    call(Map, write_only, [space, AT, 0, 1, W]).fails(BadRights)?;
+    for (address, flags) in [(AT, R | X), (AT, R | UNCACHED), (AT + 1, R), (1 << 48, R), (1 << 60, R)] {
+        call(Map, memory, [space, address, 0, 1, flags]).fails(BadArgument)?;
+    }
+    let regions = &w.info.regions[..w.info.region_count as usize];
+    if let Some(device) = regions.iter().find(|region| region.kind == RegionKind::Device as u32) {
+        let page = w.part(device.selector.into(), 0, 1)?;
+        call(Map, page, [space, AT, 0, 1, R | UNCACHED]).fails(BadArgument)?;
+        call(Map, page, [space, AT, 0, 1, R]).fails(BadArgument)?;
+    }
+    // The first page is as good as any other.
+    call(Map, memory, [space, 0, 0, 2, R | W]).gives([2, 0, 0])
+}
+
+fn large_memory_is_mapped_for_devices_in_steps(w: &mut World) -> Check {
+    let (pool, space) = (w.sub_pool(64)?, w.sel());
+    call(CreateDmaSpace, space, [pool]).done()?;
+    let memory = w.large_ram(3000)?;
+    let odd = 0x4000_0000 + PAGE;
+    let answer = call(Map, memory, [space, odd, 0, 3000, R]);
+    equal("status", answer.status(), Some(Partial))?;
+    holds("1 to 1024 pages", (1..=1024).contains(&answer.values[0]))?;
+    map_all(memory, space, odd, 0, 3000, MapFlags::READ)?;
+    call(Unmap, memory, [0, 3000]).gives([3000, 0, 0])?;
+    // In step with 2 MiB it takes less memory, and parts can be taken out.
+    let before = free_frames(pool)?;
+    map_all(memory, space, 0x8000_0000, 0, 3000, MapFlags::READ)?;
+    holds("large pages", before - free_frames(pool)? < 6)?;
+    call(Unmap, memory, [700, 1]).gives([1, 0, 0])?;
+    call(Revoke, memory, [1]).done()?;
+    call(Revoke, space, [1]).done()?;
+    equal("free frames of the pool", free_frames(pool)?, 64 - 1)
+}
+
+fn memory_that_is_revoked_leaves_its_dma_space(w: &mut World) -> Check {
+    let space = dma_space(w)?;
+    let (memory, other) = (w.ram(1)?, w.ram(1)?);
+    let part = w.derive(memory, Rights::ALL)?;
+    call(Map, part, [space, AT, 0, 1, R | W]).gives([1, 0, 0])?;
+    call(Map, other, [space, AT, 0, 1, R]).fails(Occupied)?;
+    call(Revoke, memory, [0]).done()?;
+    call(Map, other, [space, AT, 0, 1, R]).gives([1, 0, 0])
+}
+
+fn a_device_is_in_one_space_at_a_time(w: &mut World) -> Check {
+    let (space, other) = (dma_space(w)?, dma_space(w)?);
+    let devices = w.part(DEVICES, NOBODY, 4)?;
+    call(Bind, space, [devices, DEVICE, 2]).done()?;
+    call(Bind, other, [devices, DEVICE, 1]).fails(Occupied)?;
+    let same = w.part(DEVICES, NOBODY + 2, 1)?;
+    call(Bind, other, [same, DEVICE, 0]).fails(Occupied)?;
+    call(Bind, space, [same, DEVICE, 0]).fails(Occupied)?;
+    call(Unmap, devices, [2, 1]).fails(BadArgument)?;
+    call(Unmap, devices, [0, 4]).gives([4, 0, 0])?;
+    call(Unmap, devices, [0, 4]).fails(Unbound)?;
+    call(Bind, other, [same, DEVICE, 0]).done()
+}
+
+fn putting_a_device_into_a_space_checks_arguments_and_rights(w: &mut World) -> Check {
+    let space = dma_space(w)?;
+    let devices = w.part(DEVICES, NOBODY, 4)?;
+    call(Bind, space, [devices, DEVICE, 4]).fails(BadArgument)?;
+    call(Bind, space, [devices, DEVICE, u64::MAX]).fails(BadArgument)?;
+    let weak = w.without(space, Rights::DMA_ASSIGN)?;
+    call(Bind, weak, [devices, DEVICE, 0]).fails(BadRights)?;
+    let unusable = w.without(devices, Rights::USE)?;
+    call(Bind, space, [unusable, DEVICE, 0]).fails(BadRights)?;
+    let sm = w.sm(0)?;
+    call(Bind, space, [sm, DEVICE, 0]).fails(BadType)?;
+    call(Bind, sm, [devices, DEVICE, 0]).fails(BadType)
+}
+
+fn a_device_leaves_its_space_with_its_capability(w: &mut World) -> Check {
+    let (space, other) = (dma_space(w)?, dma_space(w)?);
+    let devices = w.part(DEVICES, NOBODY, 1)?;
+    let derived = w.derive(devices, Rights::ALL)?;
+    call(Bind, space, [derived, DEVICE, 0]).done()?;
+    call(Revoke, devices, [0]).done()?;
+    call(Bind, other, [devices, DEVICE, 0]).done()
+}
+
+fn a_device_leaves_its_space_when_the_space_ends(w: &mut World) -> Check {
+    let (space, other) = (dma_space(w)?, dma_space(w)?);
+    let devices = w.part(DEVICES, NOBODY, 1)?;
+    let memory = w.ram(1)?;
+    call(Bind, space, [devices, DEVICE, 0]).done()?;
+    call(Map, memory, [space, AT, 0, 1, R | W]).gives([1, 0, 0])?;
+    call(Revoke, space, [1]).done()?;
+    call(Unmap, devices, [0, 1]).fails(Unbound)?;
+    call(Unmap, memory, [0, 1]).fails(Unbound)?;
+    call(Bind, other, [devices, DEVICE, 0]).done()?;
+    call(Map, memory, [other, AT, 0, 1, R]).gives([1, 0, 0])
+}
+
+fn there_is_an_end_of_spaces_and_each_comes_back(w: &mut World) -> Check {
+    for _ in 0..2 {
+        let spaces = w.scoped(600, |w| {
+            let mut spaces = 0;
+            loop {
+                let to = w.sel();
+                match call(CreateDmaSpace, to, [w.pool]).status() {
+                    Some(Success) => spaces += 1,
+                    status => {
+                        equal("status", status, Some(Unsupported))?;
+                        return Ok(spaces);
+                    }
+                }
+            }
+        })?;
+        holds("15 to 255 spaces", (15..=255).contains(&spaces))?;
+    }
+    Ok(())
+}
