@@ -290,6 +290,7 @@ pub fn options(args: &RunArgs, output: Output) -> Result<Options> {
         gdb_nacre: args.gdb_nacre,
         publish: args.publish.clone(),
         iommu: args.iommu.unwrap_or(machine.usual_iommu()),
+        has_edu: false,
         cpu_model: args.host_cpu.clone(),
     })
 }

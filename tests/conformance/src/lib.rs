@@ -15,6 +15,7 @@ extern crate alloc;
 pub mod call;
 pub mod check;
 pub mod child;
+pub mod edu;
 pub mod emulator;
 pub mod guest;
 pub mod layout;

@@ -140,6 +140,7 @@ fn options(plan: &Plan) -> Result<Options> {
         gdb_nacre: None,
         publish: Vec::new(),
         iommu: Iommu::None,
+        has_edu: false,
         cpu_model: None,
     })
 }

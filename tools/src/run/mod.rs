@@ -59,6 +59,8 @@ pub struct Options {
     pub publish: Vec<network::Publish>,
     /// The machine's IOMMU.
     pub iommu: Iommu,
+    /// It has a device that does DMA when it is told to, for tests; QEMU's only.
+    pub has_edu: bool,
     /// Another CPU model than the machine's usual one.
     pub cpu_model: Option<String>,
 }

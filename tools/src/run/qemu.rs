@@ -104,7 +104,8 @@ fn machine(options: &Options) -> Command {
     command.args(["-machine", machine, "-nodefaults", "-display", "none", "-no-reboot"]);
     match options.iommu {
         Iommu::None => {}
-        Iommu::Amd => drop(command.args(["-device", "amd-iommu"])),
+        // Since 9.2 it translates nothing unless passing through is ruled out.
+        Iommu::Amd => drop(command.args(["-device", "amd-iommu,pt=off"])),
         Iommu::Intel => drop(command.args(["-device", "intel-iommu"])),
     }
     let (accelerator, model) =
@@ -117,6 +118,9 @@ fn machine(options: &Options) -> Command {
         command.args(["-rtc", "base=utc,clock=host"]);
     }
     command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+    if options.has_edu {
+        command.args(["-device", "edu,dma_mask=0xffffffffffff"]);
+    }
     // Timers that can interrupt by message: a device for the tests of message-signalled interrupts.
     command.args(["-global", "hpet.msi=on"]);
     command.args(["-chardev", &format!("socket,id=link,path={LINK_SOCKET}"), "-serial", "chardev:link"]);

@@ -32,7 +32,6 @@ pub const LIMITS: Limits = Limits {
     largest: PageSize::G1,
     domains: 1 << 16,
     is_coherent: true,
-    caches_absence: false,
 };
 
 /// The entry of a device (2.2.2.1). Interrupts pass as they are.

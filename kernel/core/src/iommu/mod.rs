@@ -29,8 +29,6 @@ pub struct Limits {
     pub domains: u32,
     /// Tables are read from the caches of CPUs.
     pub is_coherent: bool,
-    /// What was not mapped is cached, too.
-    pub caches_absence: bool,
 }
 
 impl Limits {
@@ -42,7 +40,6 @@ impl Limits {
             largest: self.largest.min(other.largest),
             domains: self.domains.min(other.domains),
             is_coherent: self.is_coherent && other.is_coherent,
-            caches_absence: self.caches_absence || other.caches_absence,
         }
     }
 

@@ -51,7 +51,6 @@ impl Capabilities {
             },
             domains: 1 << (4 + 2 * (cap & 7)).min(16),
             is_coherent: ecap & 1 != 0,
-            caches_absence: has(7),
         }
     }
 
@@ -109,12 +108,11 @@ mod tests {
             largest: PageSize::G1,
             domains: 1 << 16,
             is_coherent: false,
-            caches_absence: false,
         };
         assert_eq!((QEMU.limits(), limits.levels()), (limits, Some(3)));
-        let better = Capabilities { cap: QEMU.cap & !7 | 1 << 10 | 1 << 7, ecap: QEMU.ecap | 1 }.limits();
+        let better = Capabilities { cap: QEMU.cap & !7 | 1 << 10, ecap: QEMU.ecap | 1 }.limits();
         assert_eq!((better.levels(), better.domains), (Some(4), 16));
-        assert_eq!(better.with(limits), Limits { domains: 16, caches_absence: true, ..limits });
+        assert_eq!(better.with(limits), Limits { domains: 16, ..limits });
         assert_eq!(Limits { has_3_levels: false, ..limits }.levels(), None);
     }
 

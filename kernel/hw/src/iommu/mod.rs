@@ -275,13 +275,8 @@ pub unsafe fn map<A: FrameSource>(
 ) -> Result<MapDone, Partial> {
     // SAFETY: by the contract of this function.
     let result = unsafe { tables::map(frames, root, address, pa, pages, attr) };
-    let has_reduced = match result {
-        Ok(done) => done.reduced_rights,
-        Err(partial) => partial.reduced_rights,
-    };
-    if has_reduced || limits().is_some_and(|(limits, _)| limits.caches_absence) {
-        flush();
-    }
+    // Rights that were added count too, and absence may have been cached.
+    flush();
     result
 }
 

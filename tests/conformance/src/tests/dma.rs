@@ -1,6 +1,7 @@
-//! DMA spaces: memory and devices in them. What devices reach is tested with one, in `linux-disk-confined`.
+//! DMA spaces: memory and devices in them, and what a device reaches.
 
 use super::{Group, Needs, group};
+use crate::edu::Edu;
 use crate::layout::{DEVICES, PD};
 use crate::prelude::*;
 use crate::world::{free_frames, map_all};
@@ -21,6 +22,8 @@ pub(super) const GROUP: Group = group!(
         a_device_leaves_its_space_with_its_capability,
         a_device_leaves_its_space_when_the_space_ends,
         there_is_an_end_of_spaces_and_each_comes_back,
+        a_device_reaches_what_is_mapped_for_it_and_nothing_else,
+        a_device_reaches_nothing_that_was_taken_away,
     ],
 );
 
@@ -193,4 +196,107 @@ fn there_is_an_end_of_spaces_and_each_comes_back(w: &mut World) -> Check {
         holds("15 to 255 spaces", (15..=255).contains(&spaces))?;
     }
     Ok(())
+}
+
+/// Pages with a word each, and where the device has the first few of them.
+struct Pages {
+    memory: Sel,
+    view: u64,
+    physical: u64,
+}
+
+impl Pages {
+    fn new(w: &mut World, count: u64) -> Seen<Self> {
+        let memory = w.ram(count)?;
+        let view = w.view(memory, count)?;
+        let [_, first, _] = call(CapInfo, memory, []).ok()?;
+        let pages = Pages { memory, view, physical: first * PAGE };
+        (0..count).for_each(|page| pages.set(page, SECRET + page));
+        Ok(pages)
+    }
+
+    fn get(&self, page: u64) -> u64 {
+        // SAFETY: a word of a page that is mapped here, which a device may write at any time.
+        unsafe { ((self.view + page * PAGE) as *const u64).read_volatile() }
+    }
+
+    fn set(&self, page: u64, value: u64) {
+        // SAFETY: as in `get`.
+        unsafe { ((self.view + page * PAGE) as *mut u64).write_volatile(value) }
+    }
+}
+
+const SECRET: u64 = 0x5ec2_e700;
+
+fn a_device_reaches_what_is_mapped_for_it_and_nothing_else(w: &mut World) -> Check {
+    let edu = Edu::find(w)?;
+    let pages = Pages::new(w, 4)?;
+    let space = dma_space(w)?;
+    let (readable, writable) = (w.part(pages.memory, 0, 1)?, w.part(pages.memory, 1, 1)?);
+    call(Map, readable, [space, AT, 0, 1, R]).gives([1, 0, 0])?;
+    call(Map, writable, [space, AT + PAGE, 0, 1, R | W]).gives([1, 0, 0])?;
+    // In no space: nothing, by either address.
+    edu.copy(w, AT, AT + PAGE)?;
+    edu.copy(w, pages.physical, pages.physical + PAGE)?;
+    equal("a page of a device without a space", pages.get(1), SECRET + 1)?;
+    call(Bind, space, [edu.device, DEVICE, 0]).done()?;
+    edu.copy(w, AT, AT + PAGE)?;
+    equal("a page that was copied", pages.get(1), SECRET)?;
+    pages.set(1, 1);
+    edu.copy(w, AT + PAGE, AT)?;
+    equal("a page that the device may read", pages.get(0), SECRET)?;
+    for to in [pages.physical + 2 * PAGE, AT + 2 * PAGE, AT + PAGE + (1 << 39)] {
+        edu.copy(w, AT, to)?;
+        let all = core::array::from_fn(|page| pages.get(page as u64));
+        equal("pages that are not mapped there", all, [SECRET, 1, SECRET + 2, SECRET + 3])?;
+    }
+    // What it may not read it does not learn.
+    edu.copy(w, pages.physical + 2 * PAGE, AT + PAGE)?;
+    holds("a secret stays one", pages.get(1) != SECRET + 2)?;
+    edu.close()
+}
+
+fn a_device_reaches_nothing_that_was_taken_away(w: &mut World) -> Check {
+    let edu = Edu::find(w)?;
+    let pages = Pages::new(w, 3)?;
+    let space = dma_space(w)?;
+    let source = w.part(pages.memory, 0, 1)?;
+    call(Map, source, [space, AT, 0, 1, R]).gives([1, 0, 0])?;
+    call(Bind, space, [edu.device, DEVICE, 0]).done()?;
+    let to = AT + PAGE;
+    let target = w.part(pages.memory, 1, 1)?;
+    // Each time the device has used the translation.
+    let use_it = |w: &World| -> Check {
+        pages.set(1, 0);
+        edu.copy(w, AT, to)?;
+        equal("a page that was copied", pages.get(1), SECRET)?;
+        pages.set(1, 0);
+        Ok(())
+    };
+    let is_gone = |w: &World| -> Check {
+        edu.copy(w, AT, to)?;
+        equal("a page that was taken away", pages.get(1), 0)
+    };
+    call(Map, target, [space, to, 0, 1, R | W]).gives([1, 0, 0])?;
+    use_it(w)?;
+    call(Map, target, [space, to, 0, 1, R]).gives([1, 0, 0])?;
+    is_gone(w)?;
+    call(Map, target, [space, to, 0, 1, R | W]).gives([1, 0, 0])?;
+    use_it(w)?;
+    call(Unmap, target, [0, 1]).gives([1, 0, 0])?;
+    is_gone(w)?;
+    call(Map, target, [space, to, 0, 1, R | W]).gives([1, 0, 0])?;
+    use_it(w)?;
+    call(Revoke, target, [1]).done()?;
+    is_gone(w)?;
+    let target = w.part(pages.memory, 1, 1)?;
+    call(Map, target, [space, to, 0, 1, R | W]).gives([1, 0, 0])?;
+    use_it(w)?;
+    call(Unmap, edu.device, [0, 1]).gives([1, 0, 0])?;
+    is_gone(w)?;
+    call(Bind, space, [edu.device, DEVICE, 0]).done()?;
+    use_it(w)?;
+    call(Revoke, space, [1]).done()?;
+    is_gone(w)?;
+    edu.close()
 }
