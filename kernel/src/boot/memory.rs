@@ -4,6 +4,7 @@ use super::System;
 use super::start::TRAMPOLINE;
 use kcore::addr::PhysAddr;
 use kcore::boot::PhysRead;
+use kcore::boot::iommu::IommuUnit;
 use kcore::boot::regions::{self, LOW_MEMORY, Region, RegionSet};
 use kcore::paging::{self, Attr, HostFormat, PageSize, PtMemory};
 use khw::irq::lapic;
@@ -170,8 +171,7 @@ fn build_tables(frames: &mut BootFrames, ram: &RegionSet<64>, system: &System) -
         let page = Region { base: base & !4095, end: (base & !4095) + 4096 };
         map(&mut tables, root, PHYS_BASE + page.base, page, device, PageSize::K4);
     }
-    for unit in system.iommus() {
-        let registers = Region { base: unit.address.0, end: unit.address.0 + unit.bytes() };
+    for registers in system.iommus().iter().map(IommuUnit::registers) {
         map(&mut tables, root, PHYS_BASE + registers.base, registers, device, PageSize::K4);
     }
     root

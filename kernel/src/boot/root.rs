@@ -14,6 +14,7 @@ use hypercall_abi::boot_info::{self as abi, BootInfo, MemoryRegion, Module, Regi
 use hypercall_abi::{ABI_VERSION, ObjectType, Rights, Selector, Status};
 use kcore::addr::PhysAddr;
 use kcore::boot::elf::Executable;
+use kcore::boot::iommu::IommuUnit;
 use kcore::boot::regions::{self, Region};
 use kcore::paging::{self, Attr, HostFormat, PageSize};
 use kcore::sched::budget::Budget;
@@ -215,15 +216,12 @@ impl RegionList<'_> {
 /// Physical addresses that are neither RAM nor the kernel's.
 fn device_regions(system: &System) -> regions::RegionSet<32> {
     let page = |base: u64| Region { base: base & !4095, end: (base & !4095) + 4096 };
-    let mut excluded = [Region::default(); 10 + 8];
-    excluded[0] = page(lapic::MMIO_BASE.0);
-    if let Some(acpi) = &system.acpi {
-        for (slot, ioapic) in excluded[1..].iter_mut().zip(acpi.ioapics.iter()) {
-            *slot = page(ioapic.address as u64);
-        }
-        for (slot, unit) in excluded[10..].iter_mut().zip(acpi.iommus.iter()) {
-            *slot = Region { base: unit.address.0, end: unit.address.0 + unit.bytes() };
-        }
-    }
+    let ioapics = system.acpi.iter().flat_map(|acpi| acpi.ioapics.iter());
+    let kept = [page(lapic::MMIO_BASE.0)]
+        .into_iter()
+        .chain(ioapics.map(|ioapic| page(ioapic.address as u64)))
+        .chain(system.iommus().iter().map(IommuUnit::registers));
+    let mut excluded = [Region::default(); 1 + 8 + 8];
+    excluded.iter_mut().zip(kept).for_each(|(slot, region)| *slot = region);
     regions::devices::<32>(&system.loader.memory, 1 << system.features.phys_bits.min(46), &excluded)
 }

@@ -44,10 +44,11 @@ impl DmaSpace {
 /// Logs what devices tried that they may not: of each the first fault since its space changed.
 pub fn report_faults() {
     iommu::report_faults(|Fault { device, address, is_write, reason }| {
-        let (bus, slot, function) = (device >> 8, device >> 3 & 31, device & 7);
+        let [bus, slot, function, reason] =
+            [device >> 8, device >> 3 & 31, device & 7, reason.into()].map(u64::from);
         let access = if is_write { "a write to" } else { "a read of" };
         log::warn!(
-            "iommu: device {bus:02x}:{slot:02x}.{function} was refused {access} {address:#x} (reason {reason})"
+            "iommu: device {bus:02x}:{slot:02x}.{function:x} was refused {access} {address:#x} (reason {reason:#x})"
         );
     });
 }

@@ -36,6 +36,7 @@ const EVENT: u64 = 1 << 1;
 const RECORDS_256: u64 = 8 << 56;
 const BUFFER_BYTES: u64 = 4096;
 const DEVICES: u64 = 1 << 16;
+const TABLE_PAGES: u64 = DEVICES * size_of::<Entry>() as u64 / 4096;
 /// Looks at an event whose code is not there yet: the unit may move the tail first.
 const EVENT_PATIENCE: u32 = 1000;
 
@@ -53,6 +54,25 @@ pub(super) struct Unit {
 }
 
 impl Unit {
+    /// Reads what a unit can do, or says why it cannot be used.
+    ///
+    /// # Safety
+    /// The unit's registers are mapped uncached in the direct map, and nobody else uses them.
+    pub(super) unsafe fn probe(unit: &IommuUnit) -> Result<(Self, Limits), &'static str> {
+        // Attributes of the link (IVHD flags, 5.2.2.1) where the control register has them.
+        let flag = |from: u32, to: u32| u64::from(unit.link_flags >> from & 1) << to;
+        let link = flag(0, 1) | flag(1, 8) | flag(2, 9) | flag(3, 11);
+        let control = link
+            | control::ENABLE
+            | control::EVENTS
+            | control::EVENT_INTERRUPT
+            | control::COHERENT
+            | control::COMMANDS;
+        let own = PhysAddr(0);
+        let unit = Unit { base: unit.address, control, function: unit.function, own, tail: 0, sequence: 0 };
+        amdvi::obstacle(unit.read(register::FEATURES)).map_or(Ok((unit, LIMITS)), Err)
+    }
+
     fn read(&self, offset: usize) -> u64 {
         // SAFETY: `probe` was told that the registers are mapped; offsets are inside their four pages.
         unsafe { phys_to_virt(self.base).add(offset).cast::<u64>().read_volatile() }
@@ -96,36 +116,23 @@ fn entry(table: PhysAddr, device: u16) -> *mut u64 {
 // SAFETY: an entry without a space lets nothing through (2.2.2.1). With one, devices reach what its tables say. `flush` invalidates
 // everything, and waits.
 unsafe impl super::Unit for Unit {
-    const TABLE_PAGES: u64 = DEVICES * size_of::<Entry>() as u64 / 4096;
-
-    unsafe fn probe(unit: &IommuUnit) -> Result<(Self, Limits), &'static str> {
-        // Attributes of the link (IVHD flags, 5.2.2.1) where the control register has them.
-        let flag = |from: u32, to: u32| u64::from(unit.link_flags >> from & 1) << to;
-        let link = flag(0, 1) | flag(1, 8) | flag(2, 9) | flag(3, 11);
-        let control = link
-            | control::ENABLE
-            | control::EVENTS
-            | control::EVENT_INTERRUPT
-            | control::COHERENT
-            | control::COMMANDS;
-        let own = PhysAddr(0);
-        let unit = Unit { base: unit.address, control, function: unit.function, own, tail: 0, sequence: 0 };
-        amdvi::obstacle(unit.read(register::FEATURES)).map_or(Ok((unit, LIMITS)), Err)
+    fn table_pages(&self) -> u64 {
+        TABLE_PAGES
     }
 
-    unsafe fn prepare(table: PhysAddr) {
+    unsafe fn prepare(&self, table: PhysAddr) {
         for device in 0..DEVICES {
             // SAFETY: by the contract of this function.
             unsafe { entry(table, device as u16).cast::<Entry>().write(amdvi::entry(None)) };
         }
     }
 
-    unsafe fn is_assigned(table: PhysAddr, device: u16) -> bool {
+    unsafe fn is_assigned(&self, table: PhysAddr, device: u16) -> bool {
         // SAFETY: an entry of the table.
         unsafe { entry(table, device).read_volatile() & PRESENT != 0 }
     }
 
-    unsafe fn assign(table: PhysAddr, device: u16, space: Option<Space>, _levels: usize) {
+    unsafe fn assign(&self, table: PhysAddr, device: u16, space: Option<Space>, _levels: usize) {
         let entry = entry(table, device);
         let [translation, domain, ..] = amdvi::entry(space);
         // SAFETY: an entry of the table. A domain without rights, or rights that end with a domain that no device has: between the
@@ -139,7 +146,7 @@ unsafe impl super::Unit for Unit {
         }
     }
 
-    unsafe fn silence(table: PhysAddr, device: u16) -> bool {
+    unsafe fn silence(&self, table: PhysAddr, device: u16) -> bool {
         let entry = entry(table, device).wrapping_add(1);
         // SAFETY: an entry of the table.
         let old = unsafe { entry.read_volatile() };
@@ -152,7 +159,7 @@ unsafe impl super::Unit for Unit {
         self.own = own;
         // What the firmware left.
         self.write(register::CONTROL, 0);
-        self.write(register::DEVICE_TABLE, table.0 | (Self::TABLE_PAGES - 1));
+        self.write(register::DEVICE_TABLE, table.0 | (TABLE_PAGES - 1));
         self.write(register::COMMANDS, own.0 | RECORDS_256);
         self.write(register::COMMAND_HEAD, 0);
         self.write(register::COMMAND_TAIL, 0);

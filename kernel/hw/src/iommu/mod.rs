@@ -16,6 +16,8 @@ use kcore::paging::{Attr, MapDone, Partial, Unmapped};
 
 pub use tables::{prepare, release};
 
+/// Units that are used at most: what the firmware's list has room for.
+const MAX_UNITS: usize = 8;
 /// Domains of spaces: 0 is none's.
 const DOMAINS: u32 = 256;
 /// Faults that one interrupt deals with.
@@ -26,44 +28,38 @@ const PATIENCE: u32 = 100_000_000;
 /// Memory of a unit's own: a page for commands, one for the answer, and one for events, if they are in memory.
 const UNIT_PAGES: u64 = 3;
 
-/// One unit, of either vendor.
+/// One unit, of either vendor. All units of a machine have the same table of devices, so any of them can change it.
 ///
 /// # Safety
 /// Implementations guarantee that from the end of [`Self::enable`] on a device reaches no memory that its entry in the table does not
 /// give it, and that [`Self::flush`] ends what was taken away.
-unsafe trait Unit: Sized {
+unsafe trait Unit {
     /// Pages of the table of devices.
-    const TABLE_PAGES: u64;
-
-    /// Reads what a unit can do, or says why it cannot be used.
-    ///
-    /// # Safety
-    /// The unit's registers are mapped uncached in the direct map, and nobody else uses them.
-    unsafe fn probe(unit: &IommuUnit) -> Result<(Self, Limits), &'static str>;
+    fn table_pages(&self) -> u64;
 
     /// Fills a zeroed table: no device has a space.
     ///
     /// # Safety
-    /// The table is [`Self::TABLE_PAGES`] of RAM in the direct map, for ever the units'. So it is for the methods below.
-    unsafe fn prepare(table: PhysAddr);
+    /// The table is [`Self::table_pages`] of RAM in the direct map, for ever the units'. So it is for the methods below.
+    unsafe fn prepare(&self, table: PhysAddr);
 
     /// Whether a device has a space.
     ///
     /// # Safety
     /// As [`Self::prepare`].
-    unsafe fn is_assigned(table: PhysAddr, device: u16) -> bool;
+    unsafe fn is_assigned(&self, table: PhysAddr, device: u16) -> bool;
 
     /// Gives a device a space of `levels` levels, or none. A flush is due.
     ///
     /// # Safety
     /// As [`Self::prepare`]; the space's tables stay until after the device has another or none, and a flush.
-    unsafe fn assign(table: PhysAddr, device: u16, space: Option<Space>, levels: usize);
+    unsafe fn assign(&self, table: PhysAddr, device: u16, space: Option<Space>, levels: usize);
 
     /// Has no more faults of a device recorded until it gets another space: true if they were so far. A flush is due.
     ///
     /// # Safety
     /// As [`Self::prepare`].
-    unsafe fn silence(table: PhysAddr, device: u16) -> bool;
+    unsafe fn silence(&self, table: PhysAddr, device: u16) -> bool;
 
     /// Switches remapping on. Faults raise [`crate::irq::vector::DMA_FAULT`] at the CPU with this APIC ID, if the unit can.
     ///
@@ -78,106 +74,60 @@ unsafe trait Unit: Sized {
     fn next_fault(&mut self) -> Option<Fault>;
 }
 
-/// The units of a machine.
-struct Iommu<U> {
-    units: [Option<U>; 8],
-    table: PhysAddr,
-    limits: Limits,
-    levels: usize,
+#[derive(Debug)]
+enum AnyUnit {
+    Vtd(vtd::Unit),
+    AmdVi(amdvi::Unit),
 }
 
-impl<U: Unit> Iommu<U> {
-    /// # Safety
-    /// As [`start`].
-    unsafe fn start(
-        found: &[IommuUnit],
-        apic_id: u32,
-        mut take_pages: impl FnMut(u64) -> PhysAddr,
-    ) -> Result<Self, &'static str> {
-        let mut units = [const { None }; 8];
-        let mut limits: Option<Limits> = None;
-        for (place, unit) in units.iter_mut().zip(found.iter()) {
-            // SAFETY: by the contract of this function.
-            let (unit, own) = unsafe { U::probe(unit)? };
-            limits = Some(limits.map_or(own, |limits| limits.with(own)));
-            *place = Some(unit);
+impl AnyUnit {
+    fn get(&mut self) -> &mut dyn Unit {
+        match self {
+            AnyUnit::Vtd(unit) => unit,
+            AnyUnit::AmdVi(unit) => unit,
         }
-        let limits = limits.ok_or("there is none that may be used")?;
-        let levels = limits.levels().ok_or("they agree on no size of page tables")?;
-        let table = take_pages(U::TABLE_PAGES);
-        let mut iommu = Iommu { units, table, limits, levels };
-        // SAFETY: the pages are RAM for ever nobody else's.
-        unsafe {
-            U::prepare(table);
-            if !limits.is_coherent {
-                tables::write_back(table, U::TABLE_PAGES * 4096);
-            }
-            iommu
-                .units
-                .iter_mut()
-                .flatten()
-                .for_each(|unit| unit.enable(table, take_pages(UNIT_PAGES), apic_id));
-        }
-        Ok(iommu)
+    }
+}
+
+/// The units of a machine; none before [`start`], or if it failed.
+#[derive(Debug)]
+struct Iommu {
+    units: [Option<AnyUnit>; MAX_UNITS],
+    architecture: Architecture,
+    table: PhysAddr,
+    limits: Limits,
+    /// Levels of page tables.
+    levels: usize,
+    /// Domains in use.
+    domains: [u64; DOMAINS as usize / 64],
+}
+
+static IOMMU: Lock<Option<Iommu>> = Lock::new(None);
+
+impl Iommu {
+    fn each(&mut self) -> impl Iterator<Item = &mut dyn Unit> {
+        self.units.iter_mut().flatten().map(AnyUnit::get)
     }
 
     fn flush(&mut self) {
-        self.units.iter_mut().flatten().for_each(U::flush);
+        self.each().for_each(|unit| unit.flush());
     }
 
     /// # Safety
     /// As [`Unit::assign`].
     unsafe fn assign(&mut self, device: u16, space: Option<Space>) -> bool {
+        let (table, levels) = (self.table, self.levels);
+        let Some(unit) = self.each().next() else { return false };
         // SAFETY: the table is what `start` made; the rest is the caller's promise.
         unsafe {
-            if space.is_some() && U::is_assigned(self.table, device) {
+            if space.is_some() && unit.is_assigned(table, device) {
                 return false;
             }
-            U::assign(self.table, device, space, self.levels);
+            unit.assign(table, device, space, levels);
         }
         self.flush();
         true
     }
-
-    fn report_faults(&mut self, report: fn(Fault)) {
-        let mut has_silenced = false;
-        for unit in self.units.iter_mut().flatten() {
-            for fault in (0..FAULTS_AT_ONCE).map_while(|_| unit.next_fault()) {
-                // SAFETY: the table is what `start` made.
-                if unsafe { U::silence(self.table, fault.device) } {
-                    has_silenced = true;
-                    report(fault);
-                }
-            }
-        }
-        if has_silenced {
-            self.flush();
-        }
-    }
-}
-
-/// The machine's kind.
-enum Any {
-    Vtd(Iommu<vtd::Unit>),
-    AmdVi(Iommu<amdvi::Unit>),
-}
-
-struct State {
-    iommu: Option<Any>,
-    /// Domains in use.
-    domains: [u64; DOMAINS as usize / 64],
-}
-
-static STATE: Lock<State> = Lock::new(State { iommu: None, domains: [1, 0, 0, 0] });
-
-macro_rules! dispatch {
-    ($state:expr, $iommu:ident => $call:expr, else $none:expr) => {
-        match &mut $state.iommu {
-            Some(Any::Vtd($iommu)) => $call,
-            Some(Any::AmdVi($iommu)) => $call,
-            None => $none,
-        }
-    };
 }
 
 /// Switches all units on: from then on no device reaches any memory. Once, at boot. Faults are told to the CPU with this APIC ID.
@@ -192,7 +142,7 @@ pub unsafe fn start(
     found: &[IommuUnit],
     dropped: u32,
     apic_id: u32,
-    take_pages: impl FnMut(u64) -> PhysAddr,
+    take_pages: fn(u64) -> PhysAddr,
 ) -> Result<(), &'static str> {
     // Half of a machine's devices confined would be worse than none: it would look safe.
     if dropped != 0 {
@@ -201,39 +151,62 @@ pub unsafe fn start(
     if found.iter().any(|unit| unit.segment != 0) {
         return Err("there is more than one PCI segment");
     }
-    // SAFETY: by the contract of this function.
-    let iommu = unsafe {
-        match found.first().map(|unit| unit.architecture) {
-            Some(Architecture::AmdVi) => Any::AmdVi(Iommu::start(found, apic_id, take_pages)?),
-            _ => Any::Vtd(Iommu::start(found, apic_id, take_pages)?),
-        }
+    let mut units = [const { None }; MAX_UNITS];
+    let mut limits: Option<Limits> = None;
+    for (place, unit) in units.iter_mut().zip(found) {
+        // SAFETY: by the contract of this function.
+        let (unit, own) = unsafe {
+            match unit.architecture {
+                Architecture::Vtd => vtd::Unit::probe(unit).map(|(unit, own)| (AnyUnit::Vtd(unit), own))?,
+                Architecture::AmdVi => {
+                    amdvi::Unit::probe(unit).map(|(unit, own)| (AnyUnit::AmdVi(unit), own))?
+                }
+            }
+        };
+        limits = Some(limits.map_or(own, |limits| limits.with(own)));
+        *place = Some(unit);
+    }
+    let (Some(limits), Some(first)) = (limits, &mut units[0]) else {
+        return Err("there is none that may be used");
     };
-    STATE.lock().iommu = Some(iommu);
+    let levels = limits.levels().ok_or("they agree on no size of page tables")?;
+    let pages = first.get().table_pages();
+    let table = take_pages(pages);
+    // SAFETY: the pages are RAM for ever nobody else's.
+    unsafe {
+        first.get().prepare(table);
+        if !limits.is_coherent {
+            tables::write_back(table, pages * 4096);
+        }
+    }
+    let architecture = found[0].architecture;
+    let mut iommu = Iommu { units, architecture, table, limits, levels, domains: [1, 0, 0, 0] };
+    // SAFETY: as above.
+    iommu.each().for_each(|unit| unsafe { unit.enable(table, take_pages(UNIT_PAGES), apic_id) });
+    *IOMMU.lock() = Some(iommu);
     Ok(())
 }
 
-/// What the units can do, and the levels of page tables; `None` if there are none.
-pub fn limits() -> Option<(Limits, usize)> {
-    dispatch!(STATE.lock(), iommu => Some((iommu.limits, iommu.levels)), else None)
-}
-
-/// What the addresses of devices are below.
+/// What the addresses of devices are below; 0 if devices are not confined.
 pub fn end() -> u64 {
-    limits().map_or(0, |(_, levels)| 1 << (12 + 9 * levels))
+    IOMMU.lock().as_ref().map_or(0, |iommu| 1 << (12 + 9 * iommu.levels))
 }
 
 /// A domain that no space has.
 pub fn take_domain() -> Option<u16> {
-    let end = limits()?.0.domains.min(DOMAINS);
-    let mut state = STATE.lock();
-    let domain = (0..end).find(|domain| state.domains[*domain as usize / 64] >> (domain % 64) & 1 == 0)?;
-    state.domains[domain as usize / 64] |= 1 << (domain % 64);
+    let mut iommu = IOMMU.lock();
+    let iommu = iommu.as_mut()?;
+    let end = iommu.limits.domains.min(DOMAINS);
+    let domain = (0..end).find(|domain| iommu.domains[*domain as usize / 64] >> (domain % 64) & 1 == 0)?;
+    iommu.domains[domain as usize / 64] |= 1 << (domain % 64);
     Some(domain as u16)
 }
 
 /// Gives a domain back that no device is in.
 pub fn give_domain(domain: u16) {
-    STATE.lock().domains[domain as usize / 64 % 4] &= !(1 << (domain % 64));
+    if let Some(iommu) = IOMMU.lock().as_mut() {
+        iommu.domains[domain as usize / 64 % 4] &= !(1 << (domain % 64));
+    }
 }
 
 /// Gives a device a space; false if it has one.
@@ -241,24 +214,43 @@ pub fn give_domain(domain: u16) {
 /// # Safety
 /// The tables of the space stay until after [`withdraw`].
 pub unsafe fn assign(device: u16, space: Space) -> bool {
-    let space = tables::as_hardware_walks(space);
-    // SAFETY: by the contract of this function.
-    dispatch!(STATE.lock(), iommu => unsafe { iommu.assign(device, Some(space)) }, else false)
+    IOMMU.lock().as_mut().is_some_and(|iommu| {
+        let space = tables::as_hardware_walks(space, iommu.levels);
+        // SAFETY: by the contract of this function.
+        unsafe { iommu.assign(device, Some(space)) }
+    })
 }
 
 /// Takes a device's space away. When it returns, the device reaches no memory.
 pub fn withdraw(device: u16) {
-    // SAFETY: no space is given.
-    dispatch!(STATE.lock(), iommu => unsafe { iommu.assign(device, None) }, else false);
+    if let Some(iommu) = IOMMU.lock().as_mut() {
+        // SAFETY: no space is given.
+        unsafe { iommu.assign(device, None) };
+    }
 }
 
 /// Reports faults: of each device the first one since its space changed.
 pub fn report_faults(report: fn(Fault)) {
-    dispatch!(STATE.lock(), iommu => iommu.report_faults(report), else ());
+    let mut iommu = IOMMU.lock();
+    let Some(iommu) = iommu.as_mut() else { return };
+    let table = iommu.table;
+    for unit in iommu.each() {
+        for _ in 0..FAULTS_AT_ONCE {
+            let Some(fault) = unit.next_fault() else { break };
+            // SAFETY: the table is what `start` made.
+            if unsafe { unit.silence(table, fault.device) } {
+                report(fault);
+            }
+        }
+        // For what was silenced.
+        unit.flush();
+    }
 }
 
 fn flush() {
-    dispatch!(STATE.lock(), iommu => iommu.flush(), else ());
+    if let Some(iommu) = IOMMU.lock().as_mut() {
+        iommu.flush();
+    }
 }
 
 /// Maps `pages` pages at the devices' `address` to the frames from `pa` on, or as many as are done in a short time.

@@ -1,8 +1,9 @@
 //! Page tables of devices, in the format of the machine's IOMMU.
 
-use super::{Any, STATE, limits};
+use super::IOMMU;
 use crate::mem::{FrameSource, Tables, phys_to_virt};
 use kcore::addr::PhysAddr;
+use kcore::boot::iommu::Architecture;
 use kcore::iommu::Space;
 use kcore::paging::{
     self, Attr, EptFormat, MapDone, NptFormat, PageSize, Partial, PtFormat, PtMemory, Unmapped,
@@ -58,11 +59,7 @@ impl<A: FrameSource> PtMemory for WrittenBack<A> {
 }
 
 fn is_vtd() -> bool {
-    matches!(STATE.lock().iommu, Some(Any::Vtd(_)))
-}
-
-fn has_3_levels() -> bool {
-    limits().is_some_and(|(_, levels)| levels == 3)
+    IOMMU.lock().as_ref().is_some_and(|iommu| iommu.architecture == Architecture::Vtd)
 }
 
 /// Makes `table` the first below `root`: two zeroed frames become the tables of a space. Where units walk three levels, they begin
@@ -81,8 +78,8 @@ pub unsafe fn prepare(root: PhysAddr, table: PhysAddr) {
 }
 
 /// The space as it is told to the units.
-pub(super) fn as_hardware_walks(space: Space) -> Space {
-    if !has_3_levels() {
+pub(super) fn as_hardware_walks(space: Space, levels: usize) -> Space {
+    if levels == 4 {
         return space;
     }
     // SAFETY: only reads the root, a frame of the space.
@@ -99,7 +96,7 @@ pub(super) unsafe fn map<A: FrameSource>(
     pages: u64,
     attr: Attr,
 ) -> Result<MapDone, Partial> {
-    let largest = limits().map_or(PageSize::K4, |(limits, _)| limits.largest);
+    let largest = IOMMU.lock().as_ref().map_or(PageSize::K4, |iommu| iommu.limits.largest);
     // SAFETY: by the contract of this function.
     let mut tables = unsafe { Tables::new(frames) };
     if is_vtd() {

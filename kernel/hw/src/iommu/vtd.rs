@@ -32,6 +32,7 @@ const QUEUE: u32 = 1 << 26;
 const QUEUE_ENTRIES: u64 = 256;
 /// Buses; each has a table of context entries behind the root table.
 const BUSES: u64 = 256;
+const TABLE_PAGES: u64 = 1 + BUSES;
 
 #[derive(Debug)]
 pub(super) struct Unit {
@@ -45,6 +46,20 @@ pub(super) struct Unit {
 }
 
 impl Unit {
+    /// Reads what a unit can do, or says why it cannot be used.
+    ///
+    /// # Safety
+    /// The unit's registers are mapped uncached in the direct map, and nobody else uses them.
+    pub(super) unsafe fn probe(unit: &IommuUnit) -> Result<(Self, Limits), &'static str> {
+        let nothing = Capabilities { cap: 0, ecap: 0 };
+        let mut unit =
+            Unit { base: unit.address, capabilities: nothing, queue: PhysAddr(0), tail: 0, sequence: 0 };
+        let capabilities =
+            Capabilities { cap: unit.read64(register::CAP), ecap: unit.read64(register::ECAP) };
+        unit.capabilities = capabilities;
+        capabilities.obstacle().map_or(Ok((unit, capabilities.limits())), Err)
+    }
+
     fn read32(&self, offset: usize) -> u32 {
         // SAFETY: `probe` was told that the registers are mapped; offsets are inside their page.
         unsafe { phys_to_virt(self.base).add(offset).cast::<u32>().read_volatile() }
@@ -102,19 +117,11 @@ fn write_back_context(table: PhysAddr, device: u16) {
 // SAFETY: without a context entry there is no translation (6.2.1): devices reach nothing. With one, they reach what its tables say.
 // `flush` invalidates contexts before translations (6.5.3.3), and waits.
 unsafe impl super::Unit for Unit {
-    const TABLE_PAGES: u64 = 1 + BUSES;
-
-    unsafe fn probe(unit: &IommuUnit) -> Result<(Self, Limits), &'static str> {
-        let nothing = Capabilities { cap: 0, ecap: 0 };
-        let mut unit =
-            Unit { base: unit.address, capabilities: nothing, queue: PhysAddr(0), tail: 0, sequence: 0 };
-        let capabilities =
-            Capabilities { cap: unit.read64(register::CAP), ecap: unit.read64(register::ECAP) };
-        unit.capabilities = capabilities;
-        capabilities.obstacle().map_or(Ok((unit, capabilities.limits())), Err)
+    fn table_pages(&self) -> u64 {
+        TABLE_PAGES
     }
 
-    unsafe fn prepare(table: PhysAddr) {
+    unsafe fn prepare(&self, table: PhysAddr) {
         for bus in 0..BUSES {
             let entry = vtd::root_entry(table.offset(4096 * (1 + bus)));
             // SAFETY: the first page of the table.
@@ -122,12 +129,12 @@ unsafe impl super::Unit for Unit {
         }
     }
 
-    unsafe fn is_assigned(table: PhysAddr, device: u16) -> bool {
+    unsafe fn is_assigned(&self, table: PhysAddr, device: u16) -> bool {
         // SAFETY: an entry of the table.
         unsafe { context(table, device).read_volatile() & PRESENT != 0 }
     }
 
-    unsafe fn assign(table: PhysAddr, device: u16, space: Option<Space>, levels: usize) {
+    unsafe fn assign(&self, table: PhysAddr, device: u16, space: Option<Space>, levels: usize) {
         let entry = context(table, device);
         let [low, high] = space.map_or([0, 0], |space| vtd::context_entry(space, levels));
         // SAFETY: an entry of the table. The word with the present bit goes last, and there was none before, or there is none now.
@@ -138,7 +145,7 @@ unsafe impl super::Unit for Unit {
         write_back_context(table, device);
     }
 
-    unsafe fn silence(table: PhysAddr, device: u16) -> bool {
+    unsafe fn silence(&self, table: PhysAddr, device: u16) -> bool {
         let entry = context(table, device);
         // SAFETY: an entry of the table.
         let low = unsafe { entry.read_volatile() };

@@ -4,6 +4,7 @@ pub mod dmar;
 pub mod ivrs;
 
 use super::fixed::FixedVec;
+use super::regions::Region;
 use crate::addr::PhysAddr;
 
 /// The architecture of an IOMMU.
@@ -38,12 +39,13 @@ pub type Units = FixedVec<IommuUnit, 8>;
 const ADDRESS_END: u64 = 1 << 46;
 
 impl IommuUnit {
-    /// Bytes of its registers, whole pages.
-    pub const fn bytes(&self) -> u64 {
-        match self.architecture {
+    /// Its registers, whole pages.
+    pub fn registers(&self) -> Region {
+        let bytes = match self.architecture {
             Architecture::Vtd => 0x1000,
             Architecture::AmdVi => 0x4000,
-        }
+        };
+        Region { base: self.address.0, end: self.address.0 + bytes }
     }
 
     /// Adds it to `units`, unless it is there; false if it cannot be used, or there is no room.
