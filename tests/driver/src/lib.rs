@@ -1,5 +1,6 @@
-//! A disk driver without a disk: every sector reads as its own number, and some of them (`tproto::disk`) fail, or make the
-//! process crash.
+//! Bad disk drivers. In place of one without DMA, a driver without a disk: every sector reads as its own number, and some of them
+//! (`tproto::disk`) fail, or make the process crash. In place of one with DMA, the driver of that disk, but that it has its device
+//! write what it reads over the kernel.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -12,10 +13,17 @@ use usys::process::{self, ProcessInfo};
 use vmm_protocol::block::{DiskInfo, Operation, Request, SECTOR_BYTES, Status};
 use vmm_protocol::process::{CHANNEL, DriverConfig, driver};
 
-/// Serves the disk that is none.
+/// Where the kernel's image is (`kernel/link.ld`).
+const KERNEL: u64 = 0x20_0000;
+
+/// Serves a disk, badly.
 pub fn main(info: &'static ProcessInfo) -> ! {
     usys::logger::to_kernel();
-    let session = postcard::from_bytes(info.config()).map(|config: DriverConfig| config.session);
+    let config = postcard::from_bytes::<DriverConfig>(info.config());
+    if config.as_ref().is_ok_and(|config| config.pci.is_some()) {
+        drv_virtio_blk::process::serve(info, |_| KERNEL);
+    }
+    let session = config.map(|config| config.session);
     let user: Cap<Ntfn> = Cap::new(Selector(driver::USER));
     let nothing = DiskInfo { sectors: disk::SECTORS, is_read_only: false, has_cache: false };
     let server = info.window(CHANNEL).zip(session.ok()).and_then(|(channel, session)| {

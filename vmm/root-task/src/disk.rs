@@ -210,7 +210,10 @@ impl Disk {
         if device.is_confined() {
             log::info!("{}: its device reaches its queue and its channel only", self.name);
         } else {
-            log::warn!("{}: without an IOMMU its device reaches all memory: its driver is trusted", self.name);
+            log::warn!(
+                "{}: without an IOMMU its device reaches all memory: its driver is trusted",
+                self.name
+            );
         }
         device.enable();
         let irqs: Cap<Irqs> = Cap::new(root::IRQS);

@@ -19,14 +19,19 @@ const WATCHDOG_MS: u64 = 50;
 
 /// Runs the driver.
 pub fn main(info: &'static ProcessInfo) -> ! {
+    serve(info, |device| device.channel_address)
+}
+
+/// Runs the driver; its device is told to find the channel at the address that `channel` gives.
+pub fn serve(info: &'static ProcessInfo, channel: fn(&virtio::PciDevice) -> u64) -> ! {
     usys::logger::to_kernel();
-    if let Err(what) = run(info) {
+    if let Err(what) = run(info, channel) {
         log::error!("{what}");
     }
     usys::start::fault()
 }
 
-fn run(info: &'static ProcessInfo) -> Result<(), &'static str> {
+fn run(info: &'static ProcessInfo, address: fn(&virtio::PciDevice) -> u64) -> Result<(), &'static str> {
     let config: DriverConfig =
         postcard::from_bytes(info.config()).map_err(|_| "the configuration is damaged")?;
     let channel = info.window(CHANNEL).ok_or("the channel is missing")?;
@@ -43,7 +48,7 @@ fn run(info: &'static ProcessInfo) -> Result<(), &'static str> {
     let disk = DiskInfo { is_read_only: disk.is_read_only || config.is_read_only, ..disk };
     log::info!("{} sectors{}", disk.sectors, if disk.is_read_only { ", read-only" } else { "" });
     let server = Server::new(channel, user, config.session, disk).map_err(|_| "the channel is too short")?;
-    let data = config.pci.map_or(0, |pci| pci.channel_address);
+    let data = config.pci.as_ref().map_or(0, address);
     Driver { server, device, data, tsc_hz: info.header.tsc_hz, patience: FOREVER }.serve()
 }
 
