@@ -536,7 +536,8 @@ fn vm(
         if is_whole || args.exec.is_some() {
             let linux = debian::fetch()?;
             // Its modules fit no other kernel.
-            let drivers = if args.kernel.is_none() { manifest::drivers(&disks, &cards) } else { Vec::new() };
+            let drivers =
+                if args.kernel.is_none() { manifest::drivers(&disks, &cards, false) } else { Vec::new() };
             let content = Content {
                 modules: &linux.drivers(&drivers)?,
                 dhcp: &manifest::dhcp(&cards, networks),
@@ -556,6 +557,7 @@ fn vm(
         initrd,
         cmdline,
         memory_mib: memory(args, is_linux),
+        balloon: None,
         cpu: 0,
         priority: manifest::DEFAULT_PRIORITY,
         on_reset: OnReset::End,

@@ -162,7 +162,8 @@ impl Vmm {
         for_guest.map(space, 0, 0, pages, all)?;
         let rights = Rights::READ | Rights::WRITE;
         let own = source.derive(selector::allocate()?, Narrow::rights(rights))?;
-        let memory = memory::map_guest_memory(own, pages)?;
+        memory::map_guest_memory(own, 0, pages)?;
+        let memory = memory::guest_memory(pages);
         memory.write(guest::CODE as usize, guest::code())?;
         for (at, entry) in guest::page_tables().into_iter().chain(guest::descriptors()) {
             memory.write(at as usize, &entry.to_le_bytes())?;

@@ -68,6 +68,7 @@ fn config(kernel: &str) -> VmConfig {
         initrd: Vec::new(),
         cmdline: String::new(),
         memory_mib: MEMORY_MIB,
+        balloon: None,
         cpu: 0,
         priority: 16,
         on_reset: OnReset::End,

@@ -25,4 +25,5 @@ pub mod stuck;
 pub mod syscalls;
 pub mod timer;
 pub mod triple_fault;
+pub mod virtio;
 pub mod witness;

@@ -108,7 +108,7 @@ fn pack(
         let linux = guest::debian::fetch()?;
         vm.kernel = collector.add_file(&linux.kernel)?;
         if vm.initrd.is_empty() {
-            let drivers = linux.drivers(&drivers(&vm.disks, &vm.cards))?;
+            let drivers = linux.drivers(&drivers(&vm.disks, &vm.cards, vm.balloon.is_some()))?;
             let dhcp = dhcp(&vm.cards, networks);
             let content = Content { modules: &drivers, dhcp: &dhcp, exec: None, is_whole: true };
             let archive = guest::initramfs::build(&linux.busybox, content)?;
@@ -139,13 +139,14 @@ fn pack(
     Ok(())
 }
 
-/// The modules of Debian's kernel that drive the devices of a VM with these disks and network cards.
-pub fn drivers(disks: &[DiskConfig], cards: &[CardConfig]) -> Vec<&'static str> {
+/// The modules of Debian's kernel that drive the devices of a VM with these disks and network cards, and perhaps a balloon.
+pub fn drivers(disks: &[DiskConfig], cards: &[CardConfig], has_balloon: bool) -> Vec<&'static str> {
     let of_disks: &[_] = if disks.is_empty() { &[] } else { &["virtio_blk"] };
     let of_cards: &[_] = if cards.is_empty() { &[] } else { &["virtio_net"] };
+    let of_balloon: &[_] = if has_balloon { &["virtio_mmio", "virtio_balloon"] } else { &[] };
     let of_all: &[_] =
         if disks.is_empty() && cards.is_empty() { &[] } else { &["virtio_mmio", "virtio-rng"] };
-    [of_all, of_disks, of_cards].concat()
+    [of_all, of_disks, of_cards, of_balloon].concat()
 }
 
 /// Linux's names for those of a VM's cards that get their addresses from outside: the ones on networks with an uplink.
@@ -225,7 +226,7 @@ fn check_vm(vm: &VmConfig, host: Host) -> Result<(), String> {
 
 /// Whether everything fits into the machine's memory.
 fn check_fit(manifest: &Manifest, modules: &[Module], host: Host) -> Result<(), String> {
-    check_memory(manifest.vms.iter().map(|vm| u64::from(vm.memory_mib)).sum(), modules, host)
+    check_memory(manifest.vms.iter().map(|vm| u64::from(vm.min_memory_mib())).sum(), modules, host)
 }
 
 /// Whether `guests` MiB of guest memory and the modules fit into the machine's memory.

@@ -55,6 +55,7 @@ impl Verdict {
             Outcome::TripleFault { .. }
             | Outcome::Stuck { .. }
             | Outcome::EntryFailure { .. }
+            | Outcome::OutOfMemory
             | Outcome::Unsupported { .. } => Verdict::GuestDied,
             Outcome::NotStarted { .. } => Verdict::NotStarted,
             Outcome::VmmCrashed { .. } => Verdict::NacreFailed,

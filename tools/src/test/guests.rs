@@ -85,6 +85,7 @@ pub fn vm(name: &str, guest: &str, cmdline: &str, memory_mib: u32) -> VmConfig {
         initrd: Vec::new(),
         cmdline: cmdline.into(),
         memory_mib,
+        balloon: None,
         cpu: 0,
         priority: DEFAULT_PRIORITY,
         on_reset: OnReset::End,

@@ -1,5 +1,6 @@
 //! `cargo nacre test`: every test there is, and what they showed.
 
+pub mod balloon;
 pub mod bench;
 pub mod checks;
 pub mod conformance;
@@ -149,6 +150,7 @@ fn on(machine: Machine) -> Vec<Test> {
         bench::tests(machine),
         linux::tests(machine),
         disks::tests(machine),
+        balloon::tests(machine),
         drivers::tests(machine),
         networks::tests(machine),
         uplinks::tests(machine),

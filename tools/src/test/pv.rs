@@ -10,7 +10,7 @@ use crate::run::outcome::{Report, VmReport};
 use crate::run::{self, Options, Output, Script};
 use crate::workspace;
 use anyhow::{Context, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tproto::{line, pv};
 use vmm_protocol::manifest::{
@@ -30,7 +30,11 @@ pub fn tests(machine: Machine) -> Vec<Test> {
         let name = format!("{}/{name}", machine.name());
         Test::on(machine, name, shows, move |name| run(machine, &cmdline, name, judge))
     };
+    let virtio = "drivers of the crate virtio-drivers find and use virtio devices";
     vec![
+        Test::on(machine, format!("{}/virtio", machine.name()), virtio, move |name| {
+            run_virtio(machine, name)
+        }),
         test(
             "pv",
             "a guest's paravirtual drivers find, use, break and reset their devices",
@@ -49,6 +53,23 @@ fn run(
     name: &str,
     judge: fn(&VmReport) -> Result<(), String>,
 ) -> Result<Verdict> {
+    let (report, log) = run_guest(machine, "pv", cmdline, name, DiskInterface::Pv)?;
+    Ok(verdict(&report, &log, || judge_log(&report, &log, judge)))
+}
+
+fn run_virtio(machine: Machine, name: &str) -> Result<Verdict> {
+    let (report, log) = run_guest(machine, "virtio", "", name, DiskInterface::Virtio)?;
+    Ok(verdict(&report, &log, || report.vms.first().map_or(Err("there was no VM".into()), passed)))
+}
+
+/// Runs a guest with a disk that says where each word of it is; returns where the log is, too.
+fn run_guest(
+    machine: Machine,
+    guest: &str,
+    cmdline: &str,
+    name: &str,
+    interface: DiskInterface,
+) -> Result<(Report, PathBuf)> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let image = folder.path().join("disk");
     let words: Vec<u8> = (0..pv::SECTORS * 64).flat_map(|word| (word * 8).to_le_bytes()).collect();
@@ -58,9 +79,9 @@ fn run(
         read_only: false,
         driver: DiskDriver::Memory,
         on_crash: OnCrash::Report,
-        interface: DiskInterface::Pv,
+        interface,
     };
-    let mut vm = vm("pv", "pv", cmdline, 16);
+    let mut vm = vm(guest, guest, cmdline, 16);
     vm.disks.push(disk);
     let args = request::parse(&["--machine", machine.name(), "--deterministic"])?;
     let manifest = Manifest {
@@ -77,8 +98,7 @@ fn run(
         script: Script { answer: Some((line::READY.to_owned(), TYPED.to_owned())), until: None },
         ..request::options(&args, Output::Collect)?
     };
-    let report = run::run(&plan, &options)?;
-    Ok(verdict(&report, &options.log, || judge_log(&report, &options.log, judge)))
+    Ok((run::run(&plan, &options)?, options.log))
 }
 
 fn judge_log(report: &Report, log: &Path, judge: fn(&VmReport) -> Result<(), String>) -> Result<(), String> {

@@ -283,6 +283,15 @@ impl Board {
         wires.complaint
     }
 
+    /// Has balloons say how many pages the owner of the memory would like to have.
+    pub(crate) fn set_balloon_target(&mut self, pages: u64) {
+        let mut virtio = core::mem::take(&mut self.virtio);
+        virtio.set_balloon_target(pages, |change| self.follow_virtio(change));
+        self.virtio = virtio;
+        let mut wires = Wires { lapic: &mut self.lapic, request: &mut self.request, complaint: None };
+        self.pv.set_balloon_target(pages, &mut wires);
+    }
+
     /// Unix time in nanoseconds at guest TSC 0, modulo 2^64.
     fn unix_ns_at_zero(&self, now: Time) -> u64 {
         const NANOSECONDS: u128 = 1_000_000_000;

@@ -109,6 +109,21 @@ impl Layout {
         [0..self.low_end(), HIGH_RAM..self.high_end()].into_iter().filter(|range| !range.is_empty())
     }
 
+    /// The address of the byte at `offset` in all RAM, its ranges one behind the other.
+    pub const fn address(&self, offset: u64) -> u64 {
+        if offset < self.low_end() { offset } else { HIGH_RAM + (offset - self.low_end()) }
+    }
+
+    /// Where in all RAM `bytes` bytes from `address` are, if all of them are in one range of it.
+    pub const fn offset(&self, address: u64, bytes: u64) -> Option<u64> {
+        let (start, end, before) = if address < HIGH_RAM {
+            (0, self.low_end(), 0)
+        } else {
+            (HIGH_RAM, self.high_end(), self.low_end())
+        };
+        if address > end || bytes > end - address { None } else { Some(address - start + before) }
+    }
+
     /// Whether this is the address of a byte of RAM.
     pub const fn is_ram(&self, address: u64) -> bool {
         address < self.low_end() || address >= HIGH_RAM && address < self.high_end()
@@ -157,6 +172,20 @@ mod tests {
         assert!(layout.is_ram(HIGH_RAM + (2 << 30) - 1));
         assert!(!layout.is_ram(LOCAL_APIC));
         assert_eq!(layout.memory_map().last().map(|entry| entry.size), Some(2 << 30));
+    }
+
+    #[test]
+    fn ram_is_one_range_by_offset() {
+        let layout = Layout::new(5 << 30);
+        assert_eq!(layout.address(DEVICE_HOLE - 1), DEVICE_HOLE - 1);
+        assert_eq!(layout.address(DEVICE_HOLE), HIGH_RAM);
+        assert_eq!(layout.offset(DEVICE_HOLE - 8, 8), Some(DEVICE_HOLE - 8));
+        assert_eq!(layout.offset(DEVICE_HOLE - 8, 9), None);
+        assert_eq!(layout.offset(LOCAL_APIC, 1), None);
+        assert_eq!(layout.offset(HIGH_RAM, 2 << 30), Some(DEVICE_HOLE));
+        assert_eq!(layout.offset(HIGH_RAM + (2 << 30), 1), None);
+        assert_eq!(layout.offset(u64::MAX, 1), None);
+        assert_eq!(Layout::new(1 << 20).offset(HIGH_RAM, 1), None);
     }
 
     #[test]

@@ -132,6 +132,11 @@ impl PvBus {
         self.is_behind = self.devices.iter().any(Device::is_behind);
     }
 
+    /// Has balloons say how many pages the owner of the memory would like to have.
+    pub(crate) fn set_balloon_target(&mut self, pages: u64, wires: &mut Wires<'_>) {
+        self.devices.iter_mut().for_each(|device| device.set_balloon_target(pages, wires));
+    }
+
     /// Queues bytes for the guest, if its driver drives the console; returns how many there was room for.
     pub(crate) fn queue_input(&mut self, bytes: &[u8]) -> Option<usize> {
         for device in self.devices.iter_mut().filter(|device| device.is_running()) {

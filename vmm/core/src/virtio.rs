@@ -8,8 +8,10 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use vdev::balloon::Balloon;
 use vdev::bus::Bus;
 use vdev::guest_mem::GuestMemory;
+use vdev::virtio::balloon::BalloonDevice;
 use vdev::virtio::block::Block;
 use vdev::virtio::console::ConsoleDevice;
 use vdev::virtio::entropy::EntropyDevice;
@@ -34,6 +36,8 @@ pub enum VirtioDevice {
     Console(ConsoleDevice),
     /// A network card.
     Net(Net),
+    /// Memory that the guest does without.
+    Balloon(BalloonDevice),
 }
 
 /// Calls a method of whichever device it is.
@@ -44,6 +48,7 @@ macro_rules! each {
             VirtioDevice::Entropy($inner) => $call,
             VirtioDevice::Console($inner) => $call,
             VirtioDevice::Net($inner) => $call,
+            VirtioDevice::Balloon($inner) => $call,
         }
     };
 }
@@ -188,6 +193,25 @@ impl VirtioBus {
             self.is_notified |= device.is_notified();
             follow(LineChange { gsi: gsi(index), line }, take_complaint(index, device));
         }
+    }
+
+    /// Has balloons say how many pages the owner of the memory would like to have. `follow` is as in [`Self::run`].
+    pub(crate) fn set_balloon_target(&mut self, pages: u64, mut follow: impl FnMut(LineChange)) {
+        for (index, device) in self.devices.iter_mut().enumerate() {
+            if let VirtioDevice::Balloon(balloon) = device.device_mut()
+                && balloon.set_target(pages)
+            {
+                follow(LineChange { gsi: gsi(index), line: device.config_changed() });
+            }
+        }
+    }
+
+    /// The balloon, if there is one.
+    pub(crate) fn balloon(&self) -> Option<&Balloon> {
+        self.devices.iter().find_map(|device| match device.device() {
+            VirtioDevice::Balloon(balloon) => Some(balloon.balloon()),
+            _ => None,
+        })
     }
 }
 

@@ -37,6 +37,20 @@ pub trait GuestMemory {
     /// Bytes of memory in all, holes not counted.
     fn size_bytes(&self) -> u64;
 
+    /// Nobody needs what is in this memory any more: its owner may take it away. Where it did, memory comes back zeroed at
+    /// the next access.
+    fn discard(&mut self, _gpa: u64, _bytes: u64) {}
+
+    /// Whether the memory at `gpa`, which is RAM, was not taken away.
+    fn is_resident(&self, _gpa: u64) -> bool {
+        true
+    }
+
+    /// The guest touched RAM at `gpa` where there is none: whether it is there now.
+    fn restore(&mut self, _gpa: u64) -> bool {
+        false
+    }
+
     /// Reads a byte.
     fn read_u8(&self, gpa: u64) -> Result<u8, OutOfRange> {
         let mut bytes = [0; 1];

@@ -28,6 +28,7 @@
 //!
 //! | Module | Core |
 //! |---|---|
+//! | [`balloon`] | memory that the guest does without |
 //! | [`block`] | disk: requests, their checks, and where the sectors are |
 //! | [`console`] | bytes in and out |
 //! | [`entropy`] | random bytes |
@@ -39,6 +40,7 @@
 extern crate alloc;
 
 pub mod acpi_pm;
+pub mod balloon;
 pub mod block;
 pub mod bus;
 pub mod console;

@@ -8,15 +8,19 @@ use usys::abi::Selector;
 use usys::cap::{Cap, Ntfn};
 use usys::cpu;
 use usys::process::{self, ProcessInfo, padded};
+use vdev::balloon::Balloon;
 use vdev::block::{Backend, Disk, MemoryDisk};
 use vdev::entropy::Words;
 use vdev::pvring::{self, Core};
+use vdev::virtio::balloon::BalloonDevice;
 use vdev::virtio::block::Block;
 use vdev::virtio::entropy::EntropyDevice;
 use vdev::virtio::net::Net;
-use vmm_core::machine::Devices;
+use vmm_core::machine::{Devices, Machine};
 use vmm_core::virtio::VirtioDevice;
-use vmm_protocol::manifest::{DiskConfig, DiskDriver, DiskInterface, NetInterface, VmConfig};
+use vmm_protocol::manifest::{
+    BalloonConfig, DiskConfig, DiskDriver, DiskInterface, NetInterface, VmConfig,
+};
 use vmm_protocol::net::Side;
 use vmm_protocol::process::{CARD, CHANNEL, DISK, monitor};
 
@@ -49,6 +53,11 @@ pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices,
             NetInterface::Virtio => devices.virtio.push(VirtioDevice::Net(Net::new(link, address))),
             NetInterface::Pv => devices.pv.push(Core::Net(pvring::Net::new(link, address))),
         }
+    }
+    if let Some(BalloonConfig { reports, .. }) = config.balloon {
+        let balloon = || Balloon::new(Machine::layout(config).ram(), reports);
+        devices.virtio.push(VirtioDevice::Balloon(BalloonDevice::new(balloon())));
+        devices.pv.push(Core::Balloon(balloon()));
     }
     if cpu::has_random() {
         let source = || Box::new(Words(cpu::random));

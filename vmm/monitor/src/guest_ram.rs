@@ -1,66 +1,119 @@
 //! The guest's memory: in the VMM's address space, and in the guest's.
 
+use crate::pieces::Pieces;
 use usys::abi::cap::MapFlags;
-use usys::abi::{PAGE_SIZE, Rights};
+use usys::abi::{PAGE_SIZE, Rights, Selector};
 use usys::cap::{Cap, GuestSpace, Memory, Narrow};
+use usys::process::ProcessInfo;
 use usys::{Window, memory, selector};
 use vdev::guest_mem::{GuestMemory, OutOfRange};
-use vmm_core::layout::{HIGH_RAM, Layout};
+use vmm_core::layout::Layout;
+use vmm_protocol::process::{MonitorConfig, monitor};
 
 /// A VM's memory by guest-physical address. The ranges of RAM lie one behind the other in the window.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestRam {
     window: Window,
-    /// What of it is below 4 GiB, where offset and address are the same.
+    /// What of it is below 4 GiB, where offset and address are the same, and before the first piece that is missing.
     low: Window,
     layout: Layout,
+    /// Where the guest's memory can go, if it has a balloon.
+    pieces: Option<&'static Pieces>,
 }
 
 impl GuestRam {
     /// Guest memory of this layout in `window`, which is as long as all RAM.
     pub fn new(window: Window, layout: Layout) -> Self {
+        let ram = GuestRam { window, low: window, layout, pieces: None };
+        ram.with_low()
+    }
+
+    fn with_low(mut self) -> Self {
+        let missing = self.pieces.and_then(Pieces::first_missing).unwrap_or(u64::MAX);
+        let end = self.layout.low_end().min(missing) as usize;
         // A shorter window is itself its lower part.
-        let low = window.slice(0, layout.low_end() as usize).unwrap_or(window);
-        GuestRam { window, low, layout }
+        self.low = self.window.slice(0, end).unwrap_or(self.window);
+        self
     }
 
     /// Maps the memory into this process and into the guest's space.
-    pub fn map(source: Cap<Memory>, space: Cap<GuestSpace>, layout: Layout) -> usys::Result<Self> {
-        let mut offset = 0;
-        for range in layout.ram() {
-            let pages = (range.end - range.start) / PAGE_SIZE;
-            // Each range needs a capability: below and above 4 GiB, address and offset differ by different amounts.
-            let rights = Rights::READ | Rights::WRITE | Rights::EXECUTE;
-            let part = source.derive(selector::allocate()?, Narrow::rights(rights).range(offset, pages))?;
-            part.map(space, range.start, 0, pages, MapFlags::READ | MapFlags::WRITE | MapFlags::EXECUTE)?;
-            offset += pages;
+    pub fn map(
+        info: &'static ProcessInfo,
+        config: &MonitorConfig,
+        space: Cap<GuestSpace>,
+        layout: Layout,
+    ) -> usys::Result<Self> {
+        let pieces = Pieces::map(info, space, layout).transpose()?;
+        if pieces.is_none() {
+            map_parts(config, space, layout)?;
         }
-        let own = source.derive(selector::allocate()?, Narrow::rights(Rights::READ | Rights::WRITE))?;
-        Ok(Self::new(memory::map_guest_memory(own, offset)?, layout))
+        let window = memory::guest_memory(layout.memory_bytes() / PAGE_SIZE);
+        let ram = GuestRam { window, low: window, layout, pieces };
+        Ok(ram.with_low())
     }
 
     /// Zeroes all of it.
     pub fn clear(&mut self) {
-        // The range is the whole window, so this cannot fail.
-        let _ = self.window.zero(0, self.window.len());
+        let mut offset = 0;
+        while offset < self.window.len() {
+            const STEP: usize = crate::pieces::PIECE_BYTES as usize;
+            let len = STEP.min(self.window.len() - offset);
+            // What comes back is zero by itself.
+            if !self.pieces.is_some_and(|pieces| pieces.is_missing(offset as u64, len as u64)) {
+                // The range is inside the window, so this cannot fail.
+                let _ = self.window.zero(offset, len);
+            }
+            offset += len;
+        }
     }
 
-    /// Where in the window `len` bytes from `gpa` are, if all of them are RAM above 4 GiB.
+    /// Its pieces, if it has a balloon.
+    pub fn pieces(&self) -> Option<&'static Pieces> {
+        self.pieces
+    }
+
+    /// Where in the window `len` bytes from `gpa` are, if all of them are RAM in one range; there they are then.
     #[cold]
-    fn high_offset(&self, gpa: u64, len: usize) -> Result<usize, OutOfRange> {
-        let end = self.layout.high_end();
-        if (HIGH_RAM..=end).contains(&gpa) && len as u64 <= end - gpa {
-            Ok((gpa - HIGH_RAM + self.layout.low_end()) as usize)
-        } else {
-            Err(OutOfRange { gpa, len })
+    fn offset(&self, gpa: u64, len: usize) -> Result<usize, OutOfRange> {
+        let offset = self.layout.offset(gpa, len as u64).ok_or(OutOfRange { gpa, len })?;
+        match self.pieces {
+            Some(pieces) if !pieces.fetch(offset, len as u64) => Err(OutOfRange { gpa, len }),
+            _ => Ok(offset as usize),
         }
     }
 
     #[cold]
     #[inline(never)]
     fn read_high_u64(&self, gpa: u64) -> Result<u64, OutOfRange> {
-        self.window.read_u64(self.high_offset(gpa, 8)?).map_err(|_| OutOfRange { gpa, len: 8 })
+        self.window.read_u64(self.offset(gpa, 8)?).map_err(|_| OutOfRange { gpa, len: 8 })
     }
+}
+
+/// Maps memory that the VM keeps.
+fn map_parts(config: &MonitorConfig, space: Cap<GuestSpace>, layout: Layout) -> usys::Result<()> {
+    let rights = Rights::READ | Rights::WRITE | Rights::EXECUTE;
+    let flags = MapFlags::READ | MapFlags::WRITE | MapFlags::EXECUTE;
+    let sizes = config.memory.iter().flat_map(|parts| (0..parts.count).map(|_| parts.pages));
+    let mut first = 0;
+    for (pages, number) in sizes.zip(monitor::GUEST_MEMORY..) {
+        let part: Cap<Memory> = Cap::new(Selector(number));
+        let end = first + pages;
+        let mut before = 0;
+        // Each range needs a capability: below and above 4 GiB, address and offset differ by different amounts.
+        for range in layout.ram() {
+            let range_end = before + (range.end - range.start) / PAGE_SIZE;
+            let (from, to) = (first.max(before), end.min(range_end));
+            if from < to {
+                let keep = Narrow::rights(rights).range(from - first, to - from);
+                let address = layout.address(from * PAGE_SIZE);
+                part.derive(selector::allocate()?, keep)?.map(space, address, 0, to - from, flags)?;
+            }
+            before = range_end;
+        }
+        memory::map_guest_memory(part, first, pages)?;
+        first = end;
+    }
+    Ok(())
 }
 
 impl GuestMemory for GuestRam {
@@ -70,7 +123,7 @@ impl GuestMemory for GuestRam {
             return Ok(());
         }
         let len = into.len();
-        self.window.read(self.high_offset(gpa, len)?, into).map_err(|_| OutOfRange { gpa, len })
+        self.window.read(self.offset(gpa, len)?, into).map_err(|_| OutOfRange { gpa, len })
     }
 
     #[inline]
@@ -79,7 +132,7 @@ impl GuestMemory for GuestRam {
             return Ok(());
         }
         let len = from.len();
-        self.window.write(self.high_offset(gpa, len)?, from).map_err(|_| OutOfRange { gpa, len })
+        self.window.write(self.offset(gpa, len)?, from).map_err(|_| OutOfRange { gpa, len })
     }
 
     /// As the default, without memory between: page walks read with this.
@@ -90,6 +143,27 @@ impl GuestMemory for GuestRam {
 
     fn size_bytes(&self) -> u64 {
         self.layout.memory_bytes()
+    }
+
+    fn discard(&mut self, gpa: u64, bytes: u64) {
+        if let (Some(pieces), Some(offset)) = (self.pieces, self.layout.offset(gpa, bytes)) {
+            pieces.give(offset, bytes);
+            *self = self.with_low();
+        }
+    }
+
+    fn is_resident(&self, gpa: u64) -> bool {
+        let offset = self.layout.offset(gpa, 1);
+        self.pieces.zip(offset).is_none_or(|(pieces, offset)| !pieces.is_missing(offset, 1))
+    }
+
+    fn restore(&mut self, gpa: u64) -> bool {
+        let (Some(pieces), Some(offset)) = (self.pieces, self.layout.offset(gpa, 1)) else {
+            return false;
+        };
+        let is_back = pieces.is_missing(offset, 1) && pieces.fetch(offset, 1);
+        *self = self.with_low();
+        is_back
     }
 }
 
@@ -111,15 +185,5 @@ mod tests {
         assert!(ram.read_u8(0xfee0_0000).is_err());
         assert!(ram.read(u64::MAX, &mut [0; 2]).is_err());
         assert!(ram.read(1 << 20, &mut []).is_ok());
-    }
-
-    #[test]
-    fn memory_above_the_devices_follows_that_below_in_the_window() {
-        // Only addresses are looked at, so that no gigabytes are needed.
-        let ram = GuestRam::new(Window::leak(8), Layout::new(5 << 30));
-        assert!(ram.high_offset(0xbfff_ffff, 1).is_err());
-        assert_eq!(ram.high_offset(1 << 32, 8), Ok(0xc000_0000));
-        assert_eq!(ram.high_offset((1 << 32) + (2 << 30) - 1, 1), Ok((5 << 30) - 1));
-        assert!(ram.high_offset((1 << 32) + (2 << 30), 1).is_err());
     }
 }

@@ -13,6 +13,7 @@ pub mod guest_cpu;
 pub mod guest_ram;
 pub mod images;
 pub mod output;
+pub mod pieces;
 pub mod report;
 pub mod statistics;
 pub mod vm;
@@ -42,5 +43,5 @@ pub fn config(info: &'static ProcessInfo) -> Result<MonitorConfig, &'static str>
 fn run(info: &'static ProcessInfo, watch: impl Watch) -> Result<Outcome, &'static str> {
     let config = config(info)?;
     let channel = Channel::new(info, config.index)?;
-    Ok(Vm::new(info, config.vm, channel, watch)?.run())
+    Ok(Vm::new(info, config, channel, watch)?.run())
 }

@@ -8,6 +8,7 @@ use crate::guest_cpu::GuestCpu;
 use crate::guest_ram::GuestRam;
 use crate::images::Images;
 use crate::output::{DEBUG_PORT, Output, SERIAL_PORTS};
+use crate::pieces::Pieces;
 use crate::statistics::Statistics;
 use core::mem;
 use usys::abi::Selector;
@@ -23,7 +24,7 @@ use vmm_core::machine::{Action, Devices, Host, Machine};
 use vmm_core::vcpu::Vcpu;
 use vmm_protocol::manifest::{OnReset, VmConfig};
 use vmm_protocol::outcome::Outcome;
-use vmm_protocol::process::monitor;
+use vmm_protocol::process::{MonitorConfig, monitor};
 
 /// Sees what the VMM does: tests of the VMM do.
 pub trait Watch {
@@ -75,15 +76,16 @@ impl<W: Watch> Vm<W> {
     /// Makes the guest's memory and CPU; the kernel is not loaded yet.
     pub fn new(
         info: &'static ProcessInfo,
-        config: VmConfig,
+        monitor: MonitorConfig,
         channel: Channel,
         watch: W,
     ) -> Result<Self, &'static str> {
+        let config = &monitor.vm;
         let statistics = Statistics::new(cpu::now(), config.statistics);
-        let devices = devices::devices(info, &config)?;
-        let images = Images::new(info, &config)?;
+        let devices = devices::devices(info, config)?;
+        let images = Images::new(info, config)?;
         let header = &info.header;
-        let (ram, vcpu, apic_page) = create(header, &config).map_err(|error| {
+        let (ram, vcpu, apic_page) = create(info, &monitor).map_err(|error| {
             log::error!("{error}");
             "the kernel refused to make the VM"
         })?;
@@ -91,7 +93,7 @@ impl<W: Watch> Vm<W> {
         Ok(Vm {
             watch,
             info: header,
-            config,
+            config: monitor.vm,
             images,
             devices,
             channel,
@@ -123,6 +125,9 @@ impl<W: Watch> Vm<W> {
         };
         self.output.flush(&mut self.channel);
         log::info!("{}", self.statistics.at(cpu::now()));
+        if let Some(pieces) = self.ram.pieces() {
+            log::info!("{} MiB of the guest's memory are free for others", pieces.missing_bytes() >> 20);
+        }
         self.watch.judge(outcome)
     }
 
@@ -219,6 +224,9 @@ impl<W: Watch> Vm<W> {
             self.collect(machine, now);
         }
         if kind == ExitKind::Notified as u32 {
+            if self.ram.pieces().is_some_and(|pieces| follow_balloon(pieces, machine)) {
+                return Some(End::Outcome(Outcome::OutOfMemory));
+            }
             machine.poll_devices(&mut self.ram, now);
         }
         if kind == ExitKind::Hlt as u32 {
@@ -255,17 +263,26 @@ impl<W: Watch> Vm<W> {
     }
 }
 
+/// Tells the guest how many pages it is to do without. Returns whether a device needed some that did not come back.
+#[cold]
+fn follow_balloon(pieces: &Pieces, machine: &mut Machine) -> bool {
+    machine.set_balloon_target(pieces.target());
+    pieces.is_exhausted()
+}
+
 /// The end of a VM with whose vCPU the kernel does not want to have to do.
 fn refused(error: usys::Error) -> Outcome {
     Outcome::unsupported(format_args!("the kernel refused {error}"))
 }
 
-fn create(info: &InfoHeader, config: &VmConfig) -> usys::Result<(GuestRam, GuestCpu, &'static ApicPage)> {
+fn create(
+    info: &'static ProcessInfo,
+    config: &MonitorConfig,
+) -> usys::Result<(GuestRam, GuestCpu, &'static ApicPage)> {
     let space = process::pool().create_guest_space(selector::allocate()?)?;
-    let memory = Cap::new(Selector(monitor::GUEST_MEMORY));
-    let ram = GuestRam::map(memory, space, Machine::layout(config))?;
+    let ram = GuestRam::map(info, config, space, Machine::layout(&config.vm))?;
     let page = Cap::new(Selector(monitor::VCPU_PAGE));
-    let vcpu = MappedVcpu::create(space, info.cpu as u16, page)?;
+    let vcpu = MappedVcpu::create(space, info.header.cpu as u16, page)?;
     vcpu.cap().bind_notification(process::events())?;
     let apic_page = vcpu.bind_virtual_apic(Cap::new(Selector(monitor::APIC_PAGE)))?;
     Ok((ram, GuestCpu::new(vcpu), apic_page))

@@ -12,6 +12,7 @@
 
 extern crate alloc;
 
+pub mod balloon;
 pub mod block;
 pub mod link;
 pub mod manifest;

@@ -4,6 +4,7 @@
 
 mod network;
 
+use crate::balloon;
 use crate::process::{MAX_VMS, switch};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -97,6 +98,9 @@ pub struct VmConfig {
     pub cmdline: String,
     /// Guest memory in MiB (1 to 1 048 576).
     pub memory_mib: u32,
+    /// The VM may do with less memory, and then others get it.
+    #[serde(default)]
+    pub balloon: Option<BalloonConfig>,
     /// Host CPU of its vCPU.
     #[serde(default)]
     pub cpu: u16,
@@ -127,6 +131,20 @@ pub struct VmConfig {
     /// The VM is debugged: it stops before its first instruction and waits for gdb on [`crate::link::Stream::Gdb`].
     #[serde(default)]
     pub debug: bool,
+}
+
+/// How little memory a VM can be asked to do with, by a driver of its balloon.
+///
+/// What the guest gives away, or reports as free, goes to the machine's free memory. A VM that does not start for want of memory
+/// has the balloons of others inflated, and waits for it. What the guest touches comes back; where there is none, the VM ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonConfig {
+    /// Memory in MiB that it is never asked for.
+    pub min_mib: u32,
+    /// Whether the guest reports what is free without being asked. It costs what the memory costs that comes back.
+    #[serde(default = "default_reports")]
+    pub reports: bool,
 }
 
 /// A disk of a VM.
@@ -213,6 +231,10 @@ pub enum DiskInterface {
     Pv,
 }
 
+const fn default_reports() -> bool {
+    true
+}
+
 const fn default_priority() -> u8 {
     16
 }
@@ -267,6 +289,8 @@ pub enum ManifestError {
     Duplicate(String),
     /// The memory of this VM is not 1 to [`MAX_MEMORY_MIB`] MiB.
     Memory(String),
+    /// The balloon of this VM leaves it more memory than it has, or it has more than [`balloon::MAX_MEMORY_MIB`].
+    Balloon(String),
     /// The priority of this VM is not in [`PRIORITIES`].
     Priority(String),
     /// This VM names no kernel.
@@ -320,6 +344,13 @@ impl fmt::Display for ManifestError {
             ManifestError::Duplicate(name) => write!(f, "two VMs are named {name:?}: rename one"),
             ManifestError::Memory(name) => {
                 write!(f, "VM {name:?}: memory_mib must be 1 to {MAX_MEMORY_MIB}")
+            }
+            ManifestError::Balloon(name) => {
+                let most = balloon::MAX_MEMORY_MIB;
+                write!(
+                    f,
+                    "VM {name:?}: with a balloon, memory_mib must be at most {most}, and min_mib 1 to memory_mib"
+                )
             }
             ManifestError::Priority(name) => {
                 let (low, high) = (PRIORITIES.start(), PRIORITIES.end());
@@ -430,12 +461,23 @@ impl Manifest {
 }
 
 impl VmConfig {
+    /// The least memory that it has, in MiB.
+    pub fn min_memory_mib(&self) -> u32 {
+        self.balloon.map_or(self.memory_mib, |balloon| balloon.min_mib.min(self.memory_mib))
+    }
+
     fn check(&self) -> Result<(), ManifestError> {
         if !is_name(&self.name) {
             return Err(ManifestError::Name(self.name.clone()));
         }
         if !(1..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
             return Err(ManifestError::Memory(self.name.clone()));
+        }
+        if let Some(balloon) = self.balloon
+            && (!(1..=self.memory_mib).contains(&balloon.min_mib)
+                || self.memory_mib > balloon::MAX_MEMORY_MIB)
+        {
+            return Err(ManifestError::Balloon(self.name.clone()));
         }
         if !PRIORITIES.contains(&self.priority) {
             return Err(ManifestError::Priority(self.name.clone()));
@@ -475,6 +517,7 @@ mod tests {
             initrd: Vec::new(),
             cmdline: String::new(),
             memory_mib: 64,
+            balloon: None,
             cpu: 0,
             priority: 16,
             on_reset: OnReset::End,
@@ -520,6 +563,13 @@ mod tests {
         for broken in [
             VmConfig { memory_mib: 0, ..vm("a") },
             VmConfig { memory_mib: MAX_MEMORY_MIB + 1, ..vm("a") },
+            VmConfig { balloon: Some(BalloonConfig { min_mib: 65, reports: true }), ..vm("a") },
+            VmConfig { balloon: Some(BalloonConfig { min_mib: 0, reports: true }), ..vm("a") },
+            VmConfig {
+                balloon: Some(BalloonConfig { min_mib: 1, reports: true }),
+                memory_mib: balloon::MAX_MEMORY_MIB + 1,
+                ..vm("a")
+            },
             VmConfig { priority: 31, ..vm("a") },
             VmConfig { priority: 0, ..vm("a") },
             VmConfig { kernel: String::new(), ..vm("a") },

@@ -36,6 +36,8 @@ pub enum Outcome {
         /// What, and where.
         what: String,
     },
+    /// The guest needed memory back that it had given away, and there was none.
+    OutOfMemory,
     /// The VM could not be started.
     NotStarted {
         /// Why, and what to do.
@@ -102,6 +104,9 @@ impl fmt::Display for Outcome {
             }
             Outcome::Unsupported { what } => {
                 write!(f, "did what the VMM does not support: {}", Plain(what))
+            }
+            Outcome::OutOfMemory => {
+                write!(f, "needed memory back that it had given away, and there was none")
             }
             Outcome::NotStarted { why } => write!(f, "not started: {}", Plain(why)),
             Outcome::VmmCrashed { vector, rip, address } => {

@@ -18,6 +18,8 @@ pub const INPUT: &str = "input";
 pub const ROOT_OUTPUT: &str = "root-output";
 /// Name of the shared page of a monitor's [`Report`].
 pub const REPORT: &str = "report";
+/// Name of the shared page of a monitor's balloon ([`crate::balloon`]).
+pub const BALLOON: &str = "balloon";
 /// Name of a monitor's shared region with the kernel image.
 pub const KERNEL: &str = "kernel";
 /// Name of a monitor's shared region with a piece of the initrd; the piece's number, from 0, is behind it.
@@ -52,8 +54,13 @@ pub mod console {
 
 /// Selectors and notification bits of a monitor.
 pub mod monitor {
-    /// Selector: the VM's memory, one range.
-    pub const GUEST_MEMORY: u32 = 16;
+    /// First selector of the parts of the VM's memory ([`super::MonitorConfig::memory`]); part n is n further, up to
+    /// [`MEMORY_PARTS`].
+    pub const GUEST_MEMORY: u32 = 0x4000;
+    /// Most parts of a VM's memory.
+    pub const MEMORY_PARTS: u32 = crate::balloon::MAX_PIECES as u32;
+    /// Selector: a notification that is signalled when the root task answers ([`crate::balloon`]).
+    pub const BALLOON_ANSWER: u32 = 16;
     /// Selector: the console server's notification with this VM's bit.
     pub const CONSOLE: u32 = 17;
     /// Selector: one page of memory, for the vCPU's state.
@@ -70,6 +77,8 @@ pub mod monitor {
     pub const CONSOLE_BIT: u64 = 1 << 0;
     /// Notification bit: the driver of a disk completed something, or a switch has frames; or they came or went.
     pub const DEVICE_BIT: u64 = 1 << 1;
+    /// Notification bit: the root task would like the VM to do with more or less memory.
+    pub const BALLOON_BIT: u64 = 1 << 2;
 }
 
 /// Selectors and notification bits of a switch: port n has bit n.
@@ -156,6 +165,15 @@ pub struct ConsoleConfig {
     pub vms: Vec<String>,
 }
 
+/// Parts of a VM's memory that are alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryParts {
+    /// How many there are.
+    pub count: u32,
+    /// Pages of each: a multiple of 512, but for the last of all.
+    pub pages: u64,
+}
+
 /// Configuration of a monitor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MonitorConfig {
@@ -163,6 +181,8 @@ pub struct MonitorConfig {
     pub index: u8,
     /// The VM.
     pub vm: VmConfig,
+    /// The parts of its memory, in order.
+    pub memory: Vec<MemoryParts>,
 }
 
 /// Configuration of a disk driver.

@@ -22,6 +22,7 @@ pub mod loader;
 pub mod memory;
 pub mod network;
 pub mod pci;
+pub mod pressure;
 pub mod process;
 pub mod supervisor;
 pub mod system;
@@ -29,6 +30,7 @@ pub mod trace;
 pub mod uplink;
 pub mod virtio;
 pub mod vm;
+pub mod vm_memory;
 pub mod wall_clock;
 
 use crate::error::StartError;

@@ -4,6 +4,7 @@ use crate::console::Console;
 use crate::disk::{self, Disk};
 use crate::error::StartError;
 use crate::network::{self, Network};
+use crate::pressure;
 use crate::system::System;
 use crate::trace::Recorder;
 use crate::vm::Vm;
@@ -47,6 +48,8 @@ pub mod events {
 const MAX_RESTARTS: u32 = 3;
 /// How long to leave the CPU to others after each round, in ms: a VMM that signals without end must not keep it from VMs.
 const BREATH_MS: u64 = 1;
+/// How long VMs may take to give memory before more is asked for, in ms.
+const PATIENCE_MS: u64 = 2000;
 /// How long the console server may take to send what is left, in ms: 64 KiB at 115200 baud are 6 s.
 const BYE_MS: u64 = 30_000;
 
@@ -64,6 +67,9 @@ pub struct Supervisor {
     networks: Vec<Network>,
     /// Crashes of each VM's VMM.
     crashes: Vec<u32>,
+    /// VMs that wait for memory of others, and until when before more is asked for.
+    waiting: Vec<usize>,
+    patience: u64,
 }
 
 impl Supervisor {
@@ -92,6 +98,8 @@ impl Supervisor {
             disks,
             networks,
             crashes,
+            waiting: Vec::new(),
+            patience: FOREVER,
         };
         for index in 0..supervisor.disks.len() {
             supervisor.start_driver(index);
@@ -109,7 +117,7 @@ impl Supervisor {
     /// Reports what ends, until every VM has; returns only with what makes going on impossible.
     pub fn run(mut self) -> StartError {
         while self.vms.iter().any(Vm::is_running) || self.when_done == WhenDone::Halt {
-            let deadline = self.system.recorder.as_ref().map_or(FOREVER, Recorder::next);
+            let deadline = self.system.recorder.as_ref().map_or(FOREVER, Recorder::next).min(self.patience);
             let raised = match process::events().wait(deadline) {
                 Ok(raised) => raised,
                 Err(error) => return error.into(),
@@ -137,11 +145,17 @@ impl Supervisor {
             (0..self.networks.len()).for_each(|index| self.look_at_switch(index));
             (0..self.networks.len()).for_each(|index| self.look_at_uplink(index));
         }
+        let free = self.system.memory.free_pages();
         for index in 0..self.vms.len() {
             if raised & (events::report(index) | events::fault(index)) != 0 {
+                self.vms[index].serve_memory(&mut self.system.memory);
                 self.look_at(index);
             }
         }
+        if self.system.memory.free_pages() > free {
+            self.start_waiting();
+        }
+        self.ask_again();
         Ok(())
     }
 
@@ -151,6 +165,9 @@ impl Supervisor {
         if let Some(outcome) = vm.report() {
             vm.stop(&mut self.system.memory);
             self.console.report(index, &outcome);
+            if self.waiting.is_empty() {
+                pressure::deflate(&mut self.vms);
+            }
         } else if let Some(fault) = vm.fault() {
             vm.stop(&mut self.system.memory);
             self.handle_crash(index, fault);
@@ -172,11 +189,47 @@ impl Supervisor {
     }
 
     fn start_vm(&mut self, index: usize) {
-        if let Err(error) =
-            self.vms[index].start(&mut self.system, &self.console, &self.disks, &self.networks)
-        {
-            self.console.report(index, &Outcome::not_started(error));
+        match self.vms[index].start(&mut self.system, &self.console, &self.disks, &self.networks) {
+            Ok(()) => {}
+            Err(StartError::Memory { pages }) if self.inflate(pages) => {
+                log::info!("VM {}: waits for memory of others", self.vms[index].config().name);
+                self.waiting.push(index);
+                self.be_patient();
+            }
+            Err(error) => self.console.report(index, &Outcome::not_started(error)),
         }
+    }
+
+    /// Asks VMs for memory, so that there are `pages` pages. Whether they have so much.
+    fn inflate(&mut self, pages: u64) -> bool {
+        pressure::inflate(&mut self.vms, pages.saturating_sub(self.system.memory.free_pages()))
+    }
+
+    fn be_patient(&mut self) {
+        let wait = || cpu::deadline_in(PATIENCE_MS, self.system.info.tsc_hz);
+        self.patience = if self.waiting.is_empty() { FOREVER } else { wait() };
+    }
+
+    /// What was asked for did not come, or not in pieces that can be used: asks for more.
+    fn ask_again(&mut self) {
+        if cpu::now() >= self.patience {
+            pressure::inflate(&mut self.vms, 0);
+            self.be_patient();
+        }
+    }
+
+    /// Memory came free: starts the VMs that waited for it.
+    fn start_waiting(&mut self) {
+        for index in core::mem::take(&mut self.waiting) {
+            match self.vms[index].start(&mut self.system, &self.console, &self.disks, &self.networks) {
+                Ok(()) => {}
+                Err(StartError::Memory { .. }) if self.vms.iter().any(|vm| vm.asked() > 0) => {
+                    self.waiting.push(index);
+                }
+                Err(error) => self.console.report(index, &Outcome::not_started(error)),
+            }
+        }
+        self.be_patient();
     }
 
     fn start_driver(&mut self, index: usize) {

@@ -8,6 +8,7 @@ use crate::network::{Card, Network};
 use crate::process::{Blueprint, Process, Shared, page_tables};
 use crate::supervisor::events;
 use crate::system::System;
+use crate::vm_memory::VmMemory;
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -20,7 +21,7 @@ use usys::{process, selector};
 use vmm_protocol::manifest::{DiskDriver, VmConfig};
 use vmm_protocol::outcome::Outcome;
 use vmm_protocol::process::{
-    CARD, CHANNEL, DISK, INITRD, INPUT, KERNEL, MonitorConfig, OUTPUT, REPORT, Report, monitor,
+    BALLOON, CARD, CHANNEL, DISK, INITRD, INPUT, KERNEL, MonitorConfig, OUTPUT, REPORT, Report, monitor,
 };
 
 /// KiB for records from the VM.
@@ -29,17 +30,29 @@ const OUTPUT_KIB: u64 = 64;
 const INPUT_KIB: u64 = 16;
 /// Pages of a VMM's heap: 256 KiB, twice what any guest was seen to need. Most of it are the tables of the instruction decoder.
 const HEAP_PAGES: u64 = 64;
+/// Pages in a MiB.
+const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
 /// Frames of kernel memory for a vCPU and a guest space, without page tables for the guest's memory.
 const VCPU_FRAMES: u64 = 16;
 /// Pages of a superpage: guest memory begins at one.
 const SUPERPAGE: u64 = 512;
-/// Pages in a MiB.
-const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
 
 /// Page tables for the guest's memory, in the guest space and in the VMM: it is made of superpages, but for what is left of
 /// the last one.
 const fn guest_tables(memory_mib: u32) -> u64 {
     2 * (page_tables(memory_mib as u64 / 2) + page_tables(SUPERPAGE))
+}
+
+/// Frames for the capabilities of the parts, of which the guest's space needs another each.
+fn part_frames(memory: &VmMemory) -> u64 {
+    const SLOTS: u64 = 64;
+    2 * (memory.part_count().div_ceil(SLOTS) + 1)
+}
+
+/// Pages of heap to note what a balloon has: two balloons with a bit for each page, and a few words for each part.
+fn balloon_heap(memory: &VmMemory) -> u64 {
+    const BYTES: u64 = 2 * 64 + 64;
+    if memory.balloon_page().is_some() { (memory.part_count() * BYTES).div_ceil(PAGE_SIZE) + 1 } else { 0 }
 }
 
 /// One VM. Its rings and its notification outlive its VMM, so that the console server need not notice a restart.
@@ -59,7 +72,9 @@ pub struct Vm {
 #[derive(Debug)]
 struct Instance {
     process: Process,
-    memory: Vec<Allocation>,
+    memory: VmMemory,
+    /// Its vCPU's pages.
+    pages: Vec<Allocation>,
 }
 
 impl Vm {
@@ -118,8 +133,15 @@ impl Vm {
         let disks: Vec<&Disk> = disks.iter().filter(|disk| disk.user().vm == self.index).collect();
         let cards = networks.iter().flat_map(Network::cards);
         let cards: Vec<&Card> = cards.filter(|card| card.vm() == self.index).collect();
-        let process = self.create_process(system, &disks, &cards)?;
-        let mut instance = Instance { process, memory: Vec::new() };
+        let memory = VmMemory::allocate(&mut system.memory, &self.config)?;
+        let process = match self.create_process(system, &disks, &cards, &memory) {
+            Ok(process) => process,
+            Err(error) => {
+                memory.free(&mut system.memory);
+                return Err(error);
+            }
+        };
+        let mut instance = Instance { process, memory, pages: Vec::new() };
         match self.equip(system, console, &disks, &cards, &mut instance) {
             Ok(()) => {
                 self.instance = Some(instance);
@@ -137,6 +159,7 @@ impl Vm {
         system: &mut System,
         disks: &[&Disk],
         cards: &[&Card],
+        memory: &VmMemory,
     ) -> Result<Process, StartError> {
         let kernel = system.module(&self.config.kernel)?;
         let names: Vec<_> = (0..self.config.initrd.len()).map(|piece| format!("{INITRD}{piece}")).collect();
@@ -159,15 +182,19 @@ impl Vm {
         windows.extend(disks.iter().zip(&names).map(|(disk, name)| Shared::writable(name, disk.channel())));
         let names: Vec<_> = cards.iter().map(|card| format!("{CARD}{}", card.number())).collect();
         windows.extend(cards.iter().zip(&names).map(|(card, name)| Shared::writable(name, card.channel())));
-        let config = MonitorConfig { index: self.index as u8, vm: self.config.clone() };
+        if let Some(page) = memory.balloon_page() {
+            windows.push(Shared::writable(BALLOON, page));
+        }
+        let config =
+            MonitorConfig { index: self.index as u8, vm: self.config.clone(), memory: memory.parts() };
         let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;
         let plan = Blueprint {
             name: &self.config.name,
             program: &self.config.vmm,
             cpu: self.config.cpu,
             schedule: Schedule::whole(self.config.priority),
-            extra_frames: VCPU_FRAMES + guest_tables(self.config.memory_mib),
-            heap_pages: HEAP_PAGES,
+            extra_frames: VCPU_FRAMES + guest_tables(self.config.memory_mib) + part_frames(memory),
+            heap_pages: HEAP_PAGES + balloon_heap(memory),
             config: &config,
             events: self.events,
             parent_badge: events::report(self.index),
@@ -186,17 +213,13 @@ impl Vm {
         cards: &[&Card],
         instance: &mut Instance,
     ) -> Result<(), StartError> {
-        let pages = u64::from(self.config.memory_mib) * PAGES_PER_MIB;
         let pd = instance.process.pd();
-        let guest = system.memory.allocate(pages, SUPERPAGE)?;
-        let guest_cap = guest.memory();
-        instance.memory.push(guest);
-        guest_cap.delegate(pd, Selector(monitor::GUEST_MEMORY), Narrow::ALL)?;
+        instance.memory.delegate(pd)?;
         let keep = Rights::READ | Rights::WRITE | Rights::DERIVE;
         for to in [monitor::VCPU_PAGE, monitor::APIC_PAGE] {
             let page = system.memory.allocate(1, 1)?;
             let page_cap = page.memory();
-            instance.memory.push(page);
+            instance.pages.push(page);
             page_cap.delegate(pd, Selector(to), Narrow::rights(keep))?;
         }
         console.delegate_doorbell(self.index, &instance.process, Selector(monitor::CONSOLE))?;
@@ -225,6 +248,34 @@ impl Vm {
         Some(decoded.unwrap_or_else(|| Outcome::unsupported("the VMM's report is damaged")))
     }
 
+    /// Does what its VMM asks for memory; whether some came free.
+    pub fn serve_memory(&mut self, memory: &mut FreeMemory) -> bool {
+        let events = self.events;
+        self.instance.as_mut().is_some_and(|instance| {
+            let pd = instance.process.pd();
+            instance.memory.serve(memory, pd, events)
+        })
+    }
+
+    /// Pages that its balloon could have beyond what it is asked for; 0 if it has none.
+    pub fn spare_pages(&self) -> u64 {
+        let target = self.instance.as_ref().and_then(|instance| instance.memory.target());
+        let most = u64::from(self.config.memory_mib - self.config.min_memory_mib()) * PAGES_PER_MIB;
+        target.map_or(0, |target| most.saturating_sub(target))
+    }
+
+    /// Asks it for so many pages, if it has a balloon.
+    pub fn ask_for(&mut self, pages: u64) {
+        if let Some(instance) = &mut self.instance {
+            instance.memory.set_target(pages, self.events);
+        }
+    }
+
+    /// Pages that it is asked for.
+    pub fn asked(&self) -> u64 {
+        self.instance.as_ref().and_then(|instance| instance.memory.target()).unwrap_or(0)
+    }
+
     /// Why its VMM crashed, if it did.
     pub fn fault(&self) -> Option<Fault> {
         self.instance.as_ref()?.process.fault()
@@ -242,8 +293,9 @@ impl Instance {
     fn destroy(self, memory: &mut FreeMemory) {
         // The process first: afterwards nothing uses the memory.
         self.process.destroy(memory);
-        for allocation in self.memory {
-            memory.free(allocation);
+        self.memory.free(memory);
+        for page in self.pages {
+            memory.free(page);
         }
     }
 }

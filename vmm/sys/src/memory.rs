@@ -72,15 +72,25 @@ impl Cap<Memory> {
     }
 }
 
-/// Maps all `pages` pages of a guest's memory at [`layout::GUEST_MEMORY`], for a VMM. `memory` must have no other use.
-pub fn map_guest_memory(memory: Cap<Memory>, pages: u64) -> Result<Window> {
-    const MAX_PAGES: u64 = (layout::GUEST_MEMORY_END - layout::GUEST_MEMORY) / PAGE_SIZE;
-    if pages > MAX_PAGES {
+/// Most pages of a guest's memory.
+const MAX_GUEST_PAGES: u64 = (layout::GUEST_MEMORY_END - layout::GUEST_MEMORY) / PAGE_SIZE;
+
+/// Maps all `pages` pages of `memory`, which must be mapped nowhere else, as those from page `first` on of a guest's memory, which a
+/// VMM has at [`layout::GUEST_MEMORY`].
+pub fn map_guest_memory(memory: Cap<Memory>, first: u64, pages: u64) -> Result<()> {
+    if first.checked_add(pages).is_none_or(|end| end > MAX_GUEST_PAGES) {
         return Err(Error { call: Hypercall::Map, status: Status::BadArgument });
     }
-    memory.map(process::pd(), layout::GUEST_MEMORY, 0, pages, MapFlags::READ | MapFlags::WRITE)?;
-    // SAFETY: these addresses are used for guest memory alone; no reference is made to them.
-    Ok(unsafe { Window::from_raw(layout::GUEST_MEMORY as *mut u8, (pages * PAGE_SIZE) as usize) })
+    let address = layout::GUEST_MEMORY + first * PAGE_SIZE;
+    memory.map(process::pd(), address, 0, pages, MapFlags::READ | MapFlags::WRITE)
+}
+
+/// The first `pages` pages of a guest's memory, as far as they are mapped.
+pub fn guest_memory(pages: u64) -> Window {
+    let bytes = pages.min(MAX_GUEST_PAGES) * PAGE_SIZE;
+    // SAFETY: these addresses are used for guest memory alone, no reference is made to them, and where nothing is mapped an
+    // access faults.
+    unsafe { Window::from_raw(layout::GUEST_MEMORY as *mut u8, bytes as usize) }
 }
 
 /// Free addresses for [`Mapping`]s.

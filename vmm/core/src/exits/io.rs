@@ -4,6 +4,7 @@ use alloc::format;
 use hypercall_abi::exit::{ExitKind, NestedFault, PortIo};
 use hypercall_abi::vcpu::gpr;
 use vdev::guest_mem::GuestMemory;
+use vmm_protocol::outcome::Outcome;
 
 use super::{Exit, Handled};
 use crate::board::{Board, Time};
@@ -61,15 +62,15 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     pub(super) fn nested_fault(&mut self) -> Result<Handled, Trouble> {
         let [address, cause, ..] = self.vcpu.page().exit_info;
         let cause = NestedFault::from_bits_retain(cause);
+        if self.layout.is_ram(address) {
+            return self.missing_ram(address);
+        }
         let inject = self.vcpu.page().inject;
         if inject.is_valid() {
             let vector = inject.vector();
             return Err(self.unsupported(&format!(
                 "delivery of vector {vector} reached {address:#x}, where there is no RAM,"
             )));
-        }
-        if self.layout.is_ram(address) {
-            return Err(self.unsupported(&format!("the host refused access to the guest's RAM {address:#x}")));
         }
         if cause.contains(NestedFault::EXECUTE) && !cause.contains(NestedFault::PAGE_WALK) {
             // What the CPU would fetch there are ones, which are no instruction.
@@ -84,6 +85,16 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
             return Ok(Handled::Resume);
         }
         self.emulate(Cause::Memory)
+    }
+
+    /// The guest touched memory that it had given away. It does so again; an event whose delivery that interrupted is in the
+    /// page, to be delivered afresh.
+    #[cold]
+    fn missing_ram(&mut self, address: u64) -> Result<Handled, Trouble> {
+        if self.memory.restore(address) {
+            return Ok(Handled::Resume);
+        }
+        Ok(Handled::end(Outcome::OutOfMemory))
     }
 
     fn emulate(&mut self, cause: Cause) -> Result<Handled, Trouble> {

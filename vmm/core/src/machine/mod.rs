@@ -8,6 +8,7 @@ use hypercall_abi::vcpu::{
     ACTIVITY_ACTIVE, ACTIVITY_HALTED, Event, Groups, Interruptibility, RunFlags, VcpuPage,
 };
 use vdev::Request;
+use vdev::balloon::Balloon;
 use vdev::guest_mem::GuestMemory;
 use vdev::lapic::PageWords;
 use vmm_protocol::manifest::VmConfig;
@@ -276,6 +277,17 @@ impl Machine {
         if let Some(line) = self.board.poll_pv(memory) {
             self.log.add(now, || line);
         }
+    }
+
+    /// Has the balloons say how many pages of 4096 bytes the owner of the guest's memory would like to have.
+    /// [`Self::poll_devices`] is due afterwards.
+    pub fn set_balloon_target(&mut self, pages: u64) {
+        self.board.set_balloon_target(pages);
+    }
+
+    /// What Linux's driver has given and says about the guest's memory, if there is a balloon.
+    pub fn balloon(&self) -> Option<&Balloon> {
+        self.board.virtio.balloon()
     }
 
     /// Whether there is something to take below. Asked after every exit, and cheap.

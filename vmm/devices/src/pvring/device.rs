@@ -1,16 +1,18 @@
 //! A paravirtual device: its page of registers, and its queues (SPEC.md 11.2).
 
+use super::balloon;
 use super::block::Block;
 use super::net::{self, Net};
 use super::queue::{Queue, Turn};
 use super::stream::{self, Control};
 use crate::Request;
+use crate::balloon::Balloon;
 use crate::console::Console;
 use crate::entropy::Entropy;
 use crate::guest_mem::GuestMemory;
 use alloc::boxed::Box;
 use core::fmt;
-use hypercall_abi::guest::device::{Fault, Interrupt, Kind, MAGIC, MAX_QUEUES, State, config, reg};
+use hypercall_abi::guest::device::{Fault, Interrupt, Kind, MAGIC, MAX_QUEUES, State, config, feature, reg};
 
 /// The largest queue.
 pub const QUEUE_SIZE_MAX: u32 = 256;
@@ -28,6 +30,8 @@ pub enum Core {
     Net(Net),
     /// A source of random numbers.
     Entropy(Box<dyn Entropy>),
+    /// Memory that the guest does without.
+    Balloon(Balloon),
     /// The clock: ticks of the guest's TSC in a second.
     Clock(u64),
     /// Power off, reset, exit, log.
@@ -46,6 +50,7 @@ impl Core {
             Core::Block(_) => Kind::Block,
             Core::Net(_) => Kind::Net,
             Core::Entropy(_) => Kind::Entropy,
+            Core::Balloon(_) => Kind::Balloon,
             Core::Clock(_) => Kind::Clock,
             Core::Control(_) => Kind::Control,
         }
@@ -54,7 +59,7 @@ impl Core {
     fn queues(&self) -> usize {
         match self {
             Core::Console(..) | Core::Net(_) => 2,
-            Core::Block(_) | Core::Entropy(_) | Core::Control(_) => 1,
+            Core::Block(_) | Core::Entropy(_) | Core::Balloon(_) | Core::Control(_) => 1,
             Core::Clock(_) => 0,
         }
     }
@@ -64,6 +69,7 @@ impl Core {
         match self {
             Core::Block(block) => block.reset(),
             Core::Net(net) => net.reset(),
+            Core::Balloon(balloon) => balloon.reset(),
             _ => {}
         }
     }
@@ -71,6 +77,7 @@ impl Core {
     fn features(&self) -> u64 {
         match self {
             Core::Block(block) => block.features(),
+            Core::Balloon(balloon) if balloon.takes_reports() => feature::BALLOON_REPORT,
             _ => 0,
         }
     }
@@ -90,6 +97,7 @@ impl Core {
             Core::Console(console, _) if index == 0 => stream::serve_input(console, memory, queue),
             Core::Console(console, waiting) => stream::serve_output(console, waiting, memory, queue),
             Core::Entropy(source) => stream::serve_entropy(&mut **source, memory, queue),
+            Core::Balloon(balloon) => balloon::serve(balloon, memory, queue),
             Core::Control(control) => control.serve(memory, queue),
             Core::Clock(_) => Ok(Turn::default()),
         }
@@ -120,6 +128,7 @@ pub struct Device {
     fault: Option<Fault>,
     accepted: u64,
     interrupt: u64,
+    generation: u32,
     setup: [Setup; MAX_QUEUES],
     queues: [Option<Box<Queue>>; MAX_QUEUES],
     /// Queues that have to be looked at without a doorbell, as bits.
@@ -148,6 +157,7 @@ impl Device {
             fault: None,
             accepted: 0,
             interrupt: 0,
+            generation: 0,
             setup: [Setup::default(); MAX_QUEUES],
             queues: [const { None }; MAX_QUEUES],
             behind: 0,
@@ -197,6 +207,7 @@ impl Device {
             _ if offset == reg::DOORBELL => self.doorbell.into(),
             _ if offset == reg::QUEUES => self.core.queues() as u32,
             _ if offset == reg::QUEUE_SIZE_MAX => QUEUE_SIZE_MAX,
+            _ if offset == reg::GENERATION => self.generation,
             config => half(self.read_config(config, unix_ns)),
         }
     }
@@ -206,6 +217,7 @@ impl Device {
             (Core::Block(block), config::BLOCK_SECTORS) => block.sectors(),
             (Core::Net(net), config::NET_ADDRESS) => net.address(),
             (Core::Net(_), config::NET_MTU) => net::MTU,
+            (Core::Balloon(balloon), config::BALLOON_TARGET) => balloon.target(),
             (Core::Clock(tsc_hz), config::CLOCK_TSC_HZ) => *tsc_hz,
             (Core::Clock(_), config::CLOCK_UNIX_NS) => unix_ns,
             _ => 0,
@@ -283,6 +295,16 @@ impl Device {
         self.behind = 0;
         self.queues = [const { None }; MAX_QUEUES];
         self.core.reset();
+    }
+
+    /// Has a balloon say how many pages the owner of the memory would like to have.
+    pub fn set_balloon_target(&mut self, pages: u64, board: &mut impl Board) {
+        if let Core::Balloon(balloon) = &mut self.core
+            && balloon.set_target(pages)
+        {
+            self.generation = self.generation.wrapping_add(1);
+            Interrupt::decode(self.interrupt).into_iter().for_each(|interrupt| board.raise(interrupt));
+        }
     }
 
     /// The driver rang the doorbell of queue `index`.

@@ -4,6 +4,7 @@
 //! A driver that breaks the contract stops its device with one [`Fault`](hypercall_abi::guest::device::Fault) until it resets
 //! it; nothing that it writes, and no moment at which it writes it, does more.
 
+mod balloon;
 mod block;
 mod device;
 mod net;

@@ -1,6 +1,6 @@
 //! Block device (5.2).
 
-use super::chain::Chain;
+use super::chain::{Chain, Head};
 use super::queue::Queue;
 use super::{Device, DeviceType, DriverError, Turn, read_config_bytes};
 use crate::block::{BlockError, Completion, Disk, Request, SECTOR_BYTES, Token};
@@ -55,7 +55,7 @@ const CONFIG_BYTES: usize = 60;
 #[derive(Clone, Copy, Debug)]
 struct InFlight {
     queue: u16,
-    head: u16,
+    head: Head,
     /// Where its status goes.
     status: u64,
     /// Bytes that were written before the status if it succeeded.

@@ -14,12 +14,22 @@ pub const WRITE: u16 = 1 << 1;
 /// Descriptor flag: the buffer is a table of descriptors.
 pub const INDIRECT: u16 = 1 << 2;
 
+/// A chain's name.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Head {
+    /// What the driver knows it by: in a split queue the descriptor that it began with, in a packed one the buffer id.
+    pub id: u16,
+    /// Slots of the ring that it takes in a packed queue.
+    pub slots: u16,
+}
+
 /// The buffers that a driver offered together: those that the device reads, then those that it writes.
 ///
 /// Made once and filled again and again, so that no request allocates.
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
-    head: u16,
+    head: Head,
+    bytes: u64,
     segments: Vec<Segment>,
     /// First of the segments of which something is left to read.
     first: usize,
@@ -51,6 +61,28 @@ impl Descriptor {
     }
 }
 
+/// A descriptor of a packed ring (2.8.14).
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PackedDescriptor {
+    segment: Segment,
+    /// Buffer id, good in the last descriptor of a chain.
+    pub(super) id: u16,
+    pub(super) flags: u16,
+}
+
+impl PackedDescriptor {
+    /// Reads its flags before its address, which is good only if they say so.
+    pub(super) fn read(memory: &(impl GuestMemory + ?Sized), gpa: u64) -> Result<Self, DriverError> {
+        let rest = memory.read_u64(gpa.wrapping_add(8))?;
+        let address = memory.read_u64(gpa)?;
+        Ok(PackedDescriptor {
+            segment: Segment { gpa: address, len: rest as u32 },
+            id: (rest >> 32) as u16,
+            flags: (rest >> 48) as u16,
+        })
+    }
+}
+
 /// A table of descriptors.
 #[derive(Clone, Copy, Debug)]
 struct Table {
@@ -59,6 +91,16 @@ struct Table {
 }
 
 impl Table {
+    /// An indirect table.
+    fn new(Segment { gpa, len }: Segment) -> Result<Self, DriverError> {
+        let entries = u64::from(len) / DESCRIPTOR_BYTES;
+        if entries == 0 || !u64::from(len).is_multiple_of(DESCRIPTOR_BYTES) {
+            return Err(DriverError::IndirectTable);
+        }
+        // A table that is longer than a chain may be has entries that no chain uses.
+        Ok(Table { gpa, len: u16::try_from(entries).unwrap_or(u16::MAX) })
+    }
+
     fn read(&self, memory: &(impl GuestMemory + ?Sized), index: u16) -> Result<Descriptor, DriverError> {
         if index >= self.len {
             return Err(DriverError::Descriptor(index));
@@ -73,8 +115,8 @@ impl Chain {
         Self::default()
     }
 
-    /// The descriptor that it began with: its name in the used ring.
-    pub fn head(&self) -> u16 {
+    /// Its name, to give it back by.
+    pub fn head(&self) -> Head {
         self.head
     }
 
@@ -152,25 +194,64 @@ impl Chain {
         head: u16,
         allows_indirect: bool,
     ) -> Result<(), DriverError> {
-        self.head = head;
-        self.segments.clear();
-        (self.first, self.writable) = (0, usize::MAX);
-        let walked = self.walk(memory, Table { gpa: table, len: size }, allows_indirect);
-        self.writable = self.writable.min(self.segments.len());
+        self.begin();
+        let walked = self.walk(memory, Table { gpa: table, len: size }, head, allows_indirect);
+        self.end(Head { id: head, slots: 1 });
         walked
+    }
+
+    /// Empties it, for descriptors to be added.
+    #[inline]
+    pub(super) fn begin(&mut self) {
+        self.segments.clear();
+        (self.first, self.writable, self.bytes) = (0, usize::MAX, 0);
+    }
+
+    /// All descriptors were added.
+    #[inline]
+    pub(super) fn end(&mut self, head: Head) {
+        self.head = head;
+        self.writable = self.writable.min(self.segments.len());
+    }
+
+    /// Adds what a descriptor of a packed ring of `size` says. All descriptors of its table belong to the chain, in order (2.8.7).
+    pub(super) fn add_packed(
+        &mut self,
+        memory: &(impl GuestMemory + ?Sized),
+        packed: &PackedDescriptor,
+        size: u16,
+        allows_indirect: bool,
+    ) -> Result<(), DriverError> {
+        let PackedDescriptor { segment, flags, .. } = *packed;
+        if flags & INDIRECT == 0 {
+            return self.add(segment, flags, size);
+        }
+        if !allows_indirect || flags & NEXT != 0 {
+            return Err(DriverError::IndirectTable);
+        }
+        let table = Table::new(segment)?;
+        for index in 0..u64::from(table.len) {
+            let PackedDescriptor { segment, flags, .. } =
+                PackedDescriptor::read(memory, table.gpa.wrapping_add(index * DESCRIPTOR_BYTES))?;
+            if flags & INDIRECT != 0 {
+                return Err(DriverError::IndirectTable);
+            }
+            self.add(segment, flags, size)?;
+        }
+        Ok(())
     }
 
     fn walk(
         &mut self,
         memory: &(impl GuestMemory + ?Sized),
         table: Table,
+        head: u16,
         allows_indirect: bool,
     ) -> Result<(), DriverError> {
         let size = table.len;
-        let mut descriptor = table.read(memory, self.head)?;
-        let mut bytes = 0;
+        let mut descriptor = table.read(memory, head)?;
         while !descriptor.has(INDIRECT) {
-            self.add(&descriptor, size, &mut bytes)?;
+            self.add(descriptor.segment, descriptor.flags, size)?;
             if !descriptor.has(NEXT) {
                 return Ok(());
             }
@@ -180,7 +261,7 @@ impl Chain {
         if !allows_indirect || descriptor.has(NEXT) {
             return Err(DriverError::IndirectTable);
         }
-        self.add_table(memory, &descriptor, size, &mut bytes)
+        self.add_table(memory, &descriptor, size)
     }
 
     /// Adds the descriptors of an indirect table, of which each is used at most once.
@@ -189,22 +270,15 @@ impl Chain {
         memory: &(impl GuestMemory + ?Sized),
         indirect: &Descriptor,
         size: u16,
-        bytes: &mut u64,
     ) -> Result<(), DriverError> {
-        let Segment { gpa, len } = indirect.segment;
-        let entries = u64::from(len) / DESCRIPTOR_BYTES;
-        if entries == 0 || !u64::from(len).is_multiple_of(DESCRIPTOR_BYTES) {
-            return Err(DriverError::IndirectTable);
-        }
-        // A table that is longer than a chain may be has entries that no chain uses.
-        let table = Table { gpa, len: u16::try_from(entries).unwrap_or(u16::MAX) };
+        let table = Table::new(indirect.segment)?;
         let mut index = 0;
         loop {
             let descriptor = table.read(memory, index)?;
             if descriptor.has(INDIRECT) {
                 return Err(DriverError::IndirectTable);
             }
-            self.add(&descriptor, size, bytes)?;
+            self.add(descriptor.segment, descriptor.flags, size)?;
             if !descriptor.has(NEXT) {
                 return Ok(());
             }
@@ -212,20 +286,21 @@ impl Chain {
         }
     }
 
-    fn add(&mut self, descriptor: &Descriptor, size: u16, bytes: &mut u64) -> Result<(), DriverError> {
+    #[inline]
+    fn add(&mut self, segment: Segment, flags: u16, size: u16) -> Result<(), DriverError> {
         if self.segments.len() >= usize::from(size) {
             return Err(DriverError::ChainLength);
         }
-        *bytes += u64::from(descriptor.segment.len);
-        if *bytes > 1 << 32 {
+        self.bytes += u64::from(segment.len);
+        if self.bytes > 1 << 32 {
             return Err(DriverError::ChainBytes);
         }
-        if descriptor.has(WRITE) {
+        if flags & WRITE != 0 {
             self.writable = self.writable.min(self.segments.len());
         } else if self.writable != usize::MAX {
             return Err(DriverError::ChainOrder);
         }
-        self.segments.push(descriptor.segment);
+        self.segments.push(segment);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! virtio devices (Virtual I/O Device Version 1.2): split queues, the MMIO transport, and front ends for the device cores.
+//! virtio devices (Virtual I/O Device Version 1.2): queues, the MMIO transport, and front ends for the device cores.
 //!
 //! A driver's notification goes to the transport ([`mmio::Transport`]), which remembers it; when its owner lets it
 //! [`mmio::Transport::run`], the device takes chains of descriptors out of its queues ([`queue::Queue`]), has the core do
@@ -8,12 +8,13 @@
 //!
 //! | Module | Subject |
 //! |---|---|
-//! | [`queue`], [`chain`] | split queues (2.7) with indirect descriptors and event indices |
+//! | [`queue`], [`chain`] | split and packed queues (2.7, 2.8) with indirect descriptors and event indices |
 //! | [`mmio`] | the transport (4.2) |
-//! | [`block`], [`console`], [`entropy`], [`net`] | devices (5.2, 5.3, 5.4, 5.1) |
+//! | [`balloon`], [`block`], [`console`], [`entropy`], [`net`] | devices (5.5, 5.2, 5.3, 5.4, 5.1) |
 //!
 //! Numbers in parentheses are sections of that specification.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod console;
@@ -21,6 +22,9 @@ pub mod entropy;
 pub mod mmio;
 pub mod net;
 pub mod queue;
+
+mod packed;
+mod split;
 
 #[cfg(test)]
 mod driver;
@@ -38,8 +42,11 @@ pub const EVENT_IDX: u64 = 1 << 29;
 /// The device is no legacy device (6.1).
 pub const VERSION_1: u64 = 1 << 32;
 
+/// Queues have one ring instead of three (2.8).
+pub const RING_PACKED: u64 = 1 << 34;
+
 /// The features that queues and transport bring along, whatever the device.
-pub const COMMON_FEATURES: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1;
+pub const COMMON_FEATURES: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_PACKED;
 
 /// Device types (5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

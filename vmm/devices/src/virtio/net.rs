@@ -156,7 +156,7 @@ impl Net {
             }
             let chain = &mut self.chains[taken];
             if !queue.pop_or_arm(memory, chain)? {
-                queue.unpop(taken as u16);
+                queue.unpop(&self.chains[..taken]);
                 return Ok(false);
             }
             taken += 1;

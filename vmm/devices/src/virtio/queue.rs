@@ -1,33 +1,27 @@
-//! A split queue, as the device sees it (2.7).
-//!
-//! Three areas in guest memory: the descriptor table, the available ring, which the driver writes, and the used ring, which
-//! the device writes. Indices run freely over 16 bits.
+//! A queue, as the device sees it (2.6): split or packed, whichever was negotiated.
 //!
 //! Ordering: [`GuestMemory`] does accesses in the order of the calls, but a later read may pass an earlier write, as on x86.
 //! Where that matters (a side announces that it will sleep, then looks once more for work) there is a full fence.
 
-use super::chain::{Chain, DESCRIPTOR_BYTES};
-use super::{DriverError, EVENT_IDX, INDIRECT_DESC, Turn};
+use super::chain::{Chain, DESCRIPTOR_BYTES, Head};
+use super::{DriverError, EVENT_IDX, INDIRECT_DESC, RING_PACKED, Turn, packed, split};
 use crate::guest_mem::GuestMemory;
-use core::sync::atomic::{Ordering, fence};
-
-/// Available ring flag: the driver wants no interrupts; without event indices.
-const NO_INTERRUPT: u16 = 1 << 0;
-
-/// Offset of the index in both rings; the flags are before it.
-const INDEX: u64 = 2;
-/// Offset of the ring behind flags and index.
-const RING: u64 = 4;
 
 /// Where a driver put a queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Addresses {
-    /// Guest-physical address of the descriptor table.
+    /// Guest-physical address of the descriptor table or ring.
     pub descriptors: u64,
-    /// Guest-physical address of the available ring.
+    /// Guest-physical address of the available ring; packed, of the driver's event suppression.
     pub available: u64,
-    /// Guest-physical address of the used ring.
+    /// Guest-physical address of the used ring; packed, of the device's event suppression.
     pub used: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Ring {
+    Split(split::Ring),
+    Packed(packed::Ring),
 }
 
 /// A queue.
@@ -39,14 +33,7 @@ pub struct Queue {
     is_ready: bool,
     has_event_index: bool,
     has_indirect: bool,
-    /// Next entry of the available ring that the device takes.
-    next_available: u16,
-    /// The driver's index as last read: entries before it may be taken.
-    available_index: u16,
-    /// Next entry of the used ring that the device writes.
-    next_used: u16,
-    /// Used index when the driver was last asked whether it wants an interrupt.
-    signalled: u16,
+    ring: Ring,
 }
 
 impl Queue {
@@ -59,10 +46,7 @@ impl Queue {
             is_ready: false,
             has_event_index: false,
             has_indirect: false,
-            next_available: 0,
-            available_index: 0,
-            next_used: 0,
-            signalled: 0,
+            ring: Ring::Split(split::Ring::new()),
         }
     }
 
@@ -92,11 +76,16 @@ impl Queue {
 
     /// The driver hands the queue over; `features` are those it negotiated.
     pub(super) fn enable(&mut self, features: u64) -> Result<(), DriverError> {
-        if !self.size.is_power_of_two() || self.size > self.max_size {
+        let is_packed = features & RING_PACKED != 0;
+        let has_good_size =
+            if is_packed { (1..=packed::MOST).contains(&self.size) } else { self.size.is_power_of_two() };
+        if !has_good_size || self.size > self.max_size {
             return Err(DriverError::QueueSize(self.size));
         }
         let Addresses { descriptors, available, used } = self.addresses;
-        for (gpa, alignment) in [(descriptors, DESCRIPTOR_BYTES), (available, 2), (used, 4)] {
+        // The areas of a packed queue for events have words (2.8.10.1).
+        let alignment = if is_packed { 4 } else { 2 };
+        for (gpa, alignment) in [(descriptors, DESCRIPTOR_BYTES), (available, alignment), (used, 4)] {
             if !gpa.is_multiple_of(alignment) {
                 return Err(DriverError::QueueAddress(gpa));
             }
@@ -107,6 +96,7 @@ impl Queue {
             is_ready: true,
             has_event_index: features & EVENT_IDX != 0,
             has_indirect: features & INDIRECT_DESC != 0,
+            ring: if is_packed { Ring::Packed(packed::Ring::new()) } else { Ring::Split(split::Ring::new()) },
             ..Queue::new(self.max_size)
         };
         Ok(())
@@ -118,22 +108,24 @@ impl Queue {
     }
 
     /// Takes the next chain that the driver offers; `false` if there is none.
+    #[inline]
     pub fn pop(
         &mut self,
         memory: &(impl GuestMemory + ?Sized),
         chain: &mut Chain,
     ) -> Result<bool, DriverError> {
-        if self.next_available == self.available_index && !self.look(memory)? {
+        if !self.is_ready {
             return Ok(false);
         }
-        let slot = u64::from(self.next_available & (self.size - 1));
-        let head = memory.read_u16(self.addresses.available.wrapping_add(RING + 2 * slot))?;
-        chain.fill(memory, self.addresses.descriptors, self.size, head, self.has_indirect)?;
-        self.next_available = self.next_available.wrapping_add(1);
-        Ok(true)
+        let (at, size, indirect) = (&self.addresses, self.size, self.has_indirect);
+        match &mut self.ring {
+            Ring::Split(ring) => ring.pop(memory, at, size, indirect, chain),
+            Ring::Packed(ring) => ring.pop(memory, at, size, indirect, chain),
+        }
     }
 
     /// As [`Self::pop`]; if there is none, asks to be notified of the next.
+    #[inline]
     pub fn pop_or_arm(
         &mut self,
         memory: &mut (impl GuestMemory + ?Sized),
@@ -142,37 +134,34 @@ impl Queue {
         Ok(self.pop(memory, chain)? || self.arm(memory)? && self.pop(memory, chain)?)
     }
 
-    /// Reads the driver's index; whether it offers something.
-    fn look(&mut self, memory: &(impl GuestMemory + ?Sized)) -> Result<bool, DriverError> {
-        if !self.is_ready {
-            return Ok(false);
-        }
-        let index = memory.read_u16(self.addresses.available.wrapping_add(INDEX))?;
-        if index.wrapping_sub(self.next_available) > self.size {
-            return Err(DriverError::AvailableIndex(index));
-        }
-        self.available_index = index;
-        Ok(index != self.next_available)
-    }
-
     /// Asks to be notified of the next chain. Returns whether one came meanwhile, of which there may be no notification.
     pub fn arm(&mut self, memory: &mut (impl GuestMemory + ?Sized)) -> Result<bool, DriverError> {
         if !self.is_ready {
             return Ok(false);
         }
-        if self.has_event_index {
-            let event = RING + 8 * u64::from(self.size);
-            memory.write_u16(self.addresses.used.wrapping_add(event), self.next_available)?;
-            fence(Ordering::SeqCst);
+        let (at, size) = (&self.addresses, self.size);
+        match &mut self.ring {
+            Ring::Split(ring) => {
+                if self.has_event_index {
+                    ring.arm(memory, at, size)?;
+                }
+                ring.has_more(memory, at, size)
+            }
+            Ring::Packed(ring) => {
+                if self.has_event_index {
+                    ring.arm(memory, at)?;
+                }
+                ring.has_more(memory, at)
+            }
         }
-        self.look(memory)
     }
 
     /// Gives a chain back, with `len` bytes written from the beginning of its writable part.
+    #[inline]
     pub fn push(
         &mut self,
         memory: &mut (impl GuestMemory + ?Sized),
-        head: u16,
+        head: Head,
         len: u32,
     ) -> Result<(), DriverError> {
         self.put(memory, head, len)?;
@@ -180,53 +169,60 @@ impl Queue {
     }
 
     /// As [`Self::push`], but the driver does not see it before [`Self::publish`].
+    #[inline]
     pub fn put(
         &mut self,
         memory: &mut (impl GuestMemory + ?Sized),
-        head: u16,
+        head: Head,
         len: u32,
     ) -> Result<(), DriverError> {
         if !self.is_ready {
             return Ok(());
         }
-        let slot = u64::from(self.next_used & (self.size - 1));
-        let element = u64::from(head) | u64::from(len) << 32;
-        memory.write_u64(self.addresses.used.wrapping_add(RING + 8 * slot), element)?;
-        self.next_used = self.next_used.wrapping_add(1);
-        Ok(())
+        let (at, size) = (&self.addresses, self.size);
+        match &mut self.ring {
+            Ring::Split(ring) => ring.put(memory, at, size, head, len),
+            Ring::Packed(ring) => ring.put(memory, at, size, head, len),
+        }
     }
 
     /// Lets the driver see all that was put.
+    #[inline]
     pub fn publish(&mut self, memory: &mut (impl GuestMemory + ?Sized)) -> Result<(), DriverError> {
         if !self.is_ready {
             return Ok(());
         }
-        // The elements are visible before the index that covers them: writes stay in order.
-        Ok(memory.write_u16(self.addresses.used.wrapping_add(INDEX), self.next_used)?)
+        match &mut self.ring {
+            Ring::Split(ring) => ring.publish(memory, &self.addresses),
+            Ring::Packed(ring) => ring.publish(memory, &self.addresses),
+        }
     }
 
-    /// Puts back the last `count` chains that were taken: they will be taken again.
-    pub fn unpop(&mut self, count: u16) {
-        self.next_available = self.next_available.wrapping_sub(count);
+    /// Puts back the last chains that were taken: they will be taken again.
+    pub fn unpop(&mut self, chains: &[Chain]) {
+        match &mut self.ring {
+            Ring::Split(ring) => ring.unpop(chains.len() as u16),
+            Ring::Packed(ring) => {
+                ring.unpop(chains.iter().map(|chain| chain.head().slots).sum(), self.size);
+            }
+        }
     }
 
     /// Whether the driver wants an interrupt for what was given back since this was last asked.
+    #[inline]
     pub fn wants_interrupt(&mut self, memory: &(impl GuestMemory + ?Sized)) -> Result<bool, DriverError> {
-        if !self.is_ready || self.next_used == self.signalled {
+        if !self.is_ready {
             return Ok(false);
         }
-        let signalled = core::mem::replace(&mut self.signalled, self.next_used);
-        // The driver announces an index, then looks at the used ring; this is the other side.
-        fence(Ordering::SeqCst);
-        if !self.has_event_index {
-            return Ok(memory.read_u16(self.addresses.available)? & NO_INTERRUPT == 0);
+        let (at, size, event) = (&self.addresses, self.size, self.has_event_index);
+        match &mut self.ring {
+            Ring::Split(ring) => ring.wants_interrupt(memory, at, size, event),
+            Ring::Packed(ring) => ring.wants_interrupt(memory, at, size, event),
         }
-        let event = RING + 2 * u64::from(self.size);
-        let event = memory.read_u16(self.addresses.available.wrapping_add(event))?;
-        Ok(is_passed(event, self.next_used, signalled))
     }
 
     /// Ends a turn of serving the queue.
+    #[inline]
     pub fn end_turn(
         &mut self,
         memory: &(impl GuestMemory + ?Sized),
@@ -237,6 +233,6 @@ impl Queue {
 }
 
 /// Whether an index that moved from `old` to `new` passed `event` (2.7.7.2).
-fn is_passed(event: u16, new: u16, old: u16) -> bool {
+pub(super) fn is_passed(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }

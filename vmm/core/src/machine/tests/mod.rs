@@ -52,6 +52,7 @@ fn config() -> VmConfig {
         initrd: vec![],
         cmdline: "quiet".into(),
         memory_mib: 4,
+        balloon: None,
         cpu: 0,
         priority: 16,
         on_reset: OnReset::End,

@@ -57,15 +57,21 @@ fn disk() -> Core {
     Core::Block(Block::new(Disk::new(Box::new(MemoryDisk::writable(bytes.leak())))))
 }
 
-fn cores() -> [Core; 5] {
+fn cores() -> [Core; 6] {
     let source = Words(|| Some(0x0102_0304_0506_0708));
     [
         disk(),
         Core::console(),
         Core::Entropy(Box::new(source)),
         Core::Clock(7),
+        balloon(),
         Core::Control(Control::default()),
     ]
+}
+
+/// All memory but the half of a piece at its end.
+fn balloon() -> Core {
+    Core::Balloon(crate::balloon::Balloon::new(core::iter::once(0..MEMORY as u64), true))
 }
 
 fn ring_of(queue: usize) -> u64 {
@@ -265,4 +271,36 @@ fn a_clock_has_registers_only() {
     assert_eq!(rig.device.read(0x48, 8, 0x1234_5678_9abc_def0), 0x1234_5678_9abc_def0);
     assert_eq!(rig.device.read(0x4c, 4, 0x1234_5678_9abc_def0), 0x1234_5678);
     assert_eq!((rig.device.read(0x41, 4, 0), rig.device.read(0x40, 2, 0)), (0, 0));
+}
+
+#[test]
+fn a_balloon_takes_pages_and_gives_them_back_zeroed() {
+    let mut rig = Rig::new(balloon());
+    assert_eq!(rig.register(reg::OFFERED), feature::BALLOON_REPORT as u32);
+    let page = |op, offset, argument| Request { op, offset, argument, ..Request::default() };
+    rig.memory.write_u64(0x2_0000, 7).unwrap();
+    let requests = [
+        page(op::GIVE, 0x2_0000, 2),
+        page(op::TAKE, 0x2_0000, 1),
+        page(op::GIVE, MEMORY as u64 - 0x1000, 2),
+        page(op::REPORT, 0x800, 1),
+    ];
+    rig.submit(0, &requests, 0);
+    rig.ring(0);
+    let ends: Vec<_> = rig.collect(0).iter().map(|completion| completion.status).collect();
+    let (done, refused) = (Status::Done as u16, Status::OutOfRange as u16);
+    assert_eq!(ends, [done, done, refused, refused]);
+    assert_eq!(rig.memory.read_u64(0x2_0000), Ok(0));
+}
+
+#[test]
+fn a_new_target_of_a_balloon_changes_its_generation_and_interrupts() {
+    let mut rig = Rig::new(balloon());
+    let interrupt = Interrupt { vector: 0x60, apic_id: 0 };
+    rig.device.write(reg::INTERRUPT, 8, interrupt.encode());
+    let before = rig.register(reg::GENERATION);
+    rig.device.set_balloon_target(1 << 33, &mut rig.wires);
+    rig.device.set_balloon_target(1 << 33, &mut rig.wires);
+    assert_eq!(rig.device.read(reg::CONFIG, 8, 0), 1 << 33);
+    assert_eq!((rig.register(reg::GENERATION), &*rig.wires.interrupts), (before + 1, &[interrupt][..]));
 }

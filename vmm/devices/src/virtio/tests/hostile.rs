@@ -210,9 +210,11 @@ proptest! {
     fn whatever_a_driver_does_the_device_survives_and_works_after_a_reset(
         steps in prop::collection::vec(step(), 1..60),
         starts in any::<bool>(),
+        is_packed in any::<bool>(),
     ) {
+        let ring = if is_packed { RING_PACKED } else { 0 };
         let mut driver = Driver::raw(block(false));
-        driver.start(0, 8);
+        driver.start(ring, 8);
         if !starts {
             driver.write(0x070, 0);
         }
@@ -231,7 +233,9 @@ proptest! {
                     driver.put_available(head);
                     driver.write(0x050, 0);
                 }
-                Step::Start(has_all) => driver.start(if has_all { EVENT_IDX | INDIRECT_DESC } else { 0 }, 8),
+                Step::Start(has_all) => {
+                    driver.start(ring | if has_all { EVENT_IDX | INDIRECT_DESC } else { 0 }, 8);
+                }
             }
             let _ = driver.device.run(&mut driver.memory);
             let _ = driver.device.poll(&mut driver.memory);

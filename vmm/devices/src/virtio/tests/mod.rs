@@ -1,10 +1,12 @@
 //! Devices as drivers see them, through registers and rings.
 
+mod balloon;
 mod block;
 mod console;
 mod hostile;
 mod negotiation;
 mod net;
+mod packed;
 mod queue;
 
 use super::block::{Block, ID_BYTES};

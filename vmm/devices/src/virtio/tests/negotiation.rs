@@ -7,7 +7,7 @@ fn a_driver_finds_a_block_device_with_its_features_and_configuration() {
     let mut driver = Driver::raw(block(false));
     assert_eq!([0, 4, 8].map(|offset| driver.read(offset)), [0x7472_6976, 2, 2]);
     driver.write(0x014, 1);
-    assert_eq!(driver.read(0x010), 1);
+    assert_eq!(driver.read(0x010), 0b101, "VERSION_1, RING_PACKED");
     driver.write(0x014, 0);
     let features = driver.read(0x010);
     assert_eq!(features & 1 << 5, 0, "the disk is writable");

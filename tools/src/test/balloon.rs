@@ -1,0 +1,145 @@
+//! Memory that a guest gives away and gets back: Debian's balloon driver, and a VM that does not fit beside it.
+
+use super::Test;
+use super::guests::{log_path, passed, verdict, vm};
+use super::linux::check;
+use super::record::Outcome as Verdict;
+use crate::guest::{
+    debian,
+    initramfs::{self, Content},
+};
+use crate::image::manifest;
+use crate::run::machine::Machine;
+use crate::run::outcome::Report;
+use crate::run::{self, Options, Output};
+use crate::{request, workspace};
+use anyhow::{Context, Result};
+use std::path::Path;
+use std::time::Duration;
+use vmm_protocol::manifest::{BalloonConfig, ConsoleMode, Manifest, VmConfig, WhenDone};
+use vmm_protocol::outcome::Outcome;
+
+/// How long the test may take on a loaded machine.
+const TIME_LIMIT: Duration = Duration::from_secs(600);
+/// The machine's memory in MiB.
+const HOST_MIB: &str = "512";
+/// Memory of Debian's VM, and what it keeps.
+const LINUX_MIB: u32 = 256;
+const LINUX_MIN_MIB: u32 = 128;
+/// Memory of the VM that does not fit beside it.
+const SECOND_MIB: u32 = 280;
+/// What free page reporting gives back at least, in MiB, of what Debian does not need after its boot.
+const REPORTED_MIB: u32 = 100;
+
+/// Waits until the balloon was inflated and deflated, and uses memory that had been given away.
+const GIVE: &str = r#"exec >/dev/console 2>&1
+count() { grep "^$1 " /proc/vmstat | cut -d' ' -f2; }
+while [ $(count balloon_inflate) -lt 8192 ]; do sleep 1; done
+echo gave memory
+while [ $(count balloon_deflate) -lt $(count balloon_inflate) ]; do sleep 1; done
+echo has it again"#;
+
+/// Uses memory that was reported as free, and lets it go again.
+const REPORT: &str = "exec >/dev/console 2>&1; sleep 5";
+
+/// Fills memory, looks at it, and frees it.
+const USE: &str = r#"
+fill() { yes nacre | head -c 40000000; }
+mount -t tmpfs tmpfs /mnt
+fill > /mnt/file
+[ "$(md5sum < /mnt/file)" = "$(fill | md5sum)" ] && echo memory holds
+umount /mnt
+echo 3 > /proc/sys/vm/drop_caches
+sleep 5
+echo done"#;
+
+/// The tests of a machine.
+pub fn tests(machine: Machine) -> Vec<Test> {
+    let test = |topic: &str, shows, run: fn(Machine, &str) -> Result<Verdict>| {
+        Test::on(machine, format!("{}/linux-{topic}", machine.name()), shows, move |name| run(machine, name))
+    };
+    vec![
+        test(
+            "balloon",
+            "Debian's balloon gives memory back, in which a VM starts that did not fit, and gets it again when that has ended",
+            run_balloon,
+        ),
+        test(
+            "free-pages",
+            "Debian's balloon reports free memory, which others could have, and gets zeroed memory where it needs some",
+            run_reports,
+        ),
+    ]
+}
+
+fn run_balloon(machine: Machine, name: &str) -> Result<Verdict> {
+    let balloon = BalloonConfig { min_mib: LINUX_MIN_MIB, reports: false };
+    let beside = vm("second", "hello", "", SECOND_MIB);
+    run(machine, name, balloon, GIVE, Some(beside), |report, log| {
+        check(log.contains("VM second: waits for memory of others"), "the second VM found memory at once")?;
+        report.vms.get(1).map_or(Err("there was no second VM".into()), passed)?;
+        says(report, &["gave memory", "has it again", "memory holds", "done"])
+    })
+}
+
+fn run_reports(machine: Machine, name: &str) -> Result<Verdict> {
+    let balloon = BalloonConfig { min_mib: LINUX_MIB, reports: true };
+    run(machine, name, balloon, REPORT, None, |report, log| {
+        says(report, &["memory holds", "done"])?;
+        let reported = free_for_others(log).ok_or("the VMM did not say what is free for others")?;
+        check(reported >= REPORTED_MIB, &format!("{reported} MiB were reported as free"))
+    })
+}
+
+fn run(
+    machine: Machine,
+    name: &str,
+    balloon: BalloonConfig,
+    command: &str,
+    beside: Option<VmConfig>,
+    judge: impl FnOnce(&Report, &str) -> Result<(), String>,
+) -> Result<Verdict> {
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let linux = debian::fetch()?;
+    let drivers = linux.drivers(&manifest::drivers(&[], &[], true))?;
+    let command = format!("{command}{USE}");
+    let initrd = folder.path().join("initrd");
+    let content = Content { modules: &drivers, dhcp: &[], exec: Some(&command), is_whole: true };
+    workspace::write(&initrd, initramfs::build(&linux.busybox, content)?)?;
+    let first = VmConfig {
+        kernel: "guest:linux".into(),
+        initrd: vec![initrd.display().to_string()],
+        balloon: Some(balloon),
+        ..vm("linux", "hello", "", LINUX_MIB)
+    };
+    let vms = [first].into_iter().chain(beside).collect();
+    let manifest = Manifest { console: ConsoleMode::Framed, when_done: WhenDone::Poweroff, trace: None, vms };
+    let args = request::parse(&["--machine", machine.name(), "--deterministic", "--host-memory", HOST_MIB])?;
+    let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
+    let options = Options {
+        timeout: Some(TIME_LIMIT),
+        log: log_path(name)?,
+        ..request::options(&args, Output::Collect)?
+    };
+    let report = run::run(&plan, &options)?;
+    let log = String::from_utf8_lossy(&workspace::read(&options.log)?).into_owned();
+    Ok(verdict(&report, &options.log, || judge(&report, &log)))
+}
+
+/// Whether Debian said all of this, and then powered off.
+fn says(report: &Report, lines: &[&str]) -> Result<(), String> {
+    let linux = report.vms.first().ok_or("there was no VM")?;
+    let console = String::from_utf8_lossy(&linux.console);
+    let is_said = |line: &str| console.lines().any(|has| has.trim_end() == line);
+    match lines.iter().find(|line| !is_said(line)) {
+        Some(line) => Err(format!("Debian did not say {line:?}")),
+        None if linux.outcome == Some(Outcome::PoweredOff) => Ok(()),
+        None => Err(format!("Debian ended with {:?}", linux.outcome)),
+    }
+}
+
+/// What the VMM says at the end, in MiB.
+fn free_for_others(log: &str) -> Option<u32> {
+    let line = log.lines().find(|line| line.contains("MiB of the guest's memory are free for others"))?;
+    line.split(" MiB of the guest's").next()?.rsplit(' ').next()?.parse().ok()
+}
