@@ -558,6 +558,7 @@ fn vm(
         cmdline,
         memory_mib: memory(args, is_linux),
         balloon: None,
+        packed_queues: false,
         cpu: 0,
         priority: manifest::DEFAULT_PRIORITY,
         on_reset: OnReset::End,

@@ -27,14 +27,14 @@ const HOST_MIB: &str = "512";
 const LINUX_MIB: u32 = 256;
 const LINUX_MIN_MIB: u32 = 128;
 /// Memory of the VM that does not fit beside it.
-const SECOND_MIB: u32 = 280;
+const SECOND_MIB: u32 = 240;
 /// What free page reporting gives back at least, in MiB, of what Debian does not need after its boot.
 const REPORTED_MIB: u32 = 100;
 
 /// Waits until the balloon was inflated and deflated, and uses memory that had been given away.
 const GIVE: &str = r#"exec >/dev/console 2>&1
 count() { grep "^$1 " /proc/vmstat | cut -d' ' -f2; }
-while [ $(count balloon_inflate) -lt 8192 ]; do sleep 1; done
+while [ $(count balloon_inflate) -lt 4096 ]; do sleep 1; done
 echo gave memory
 while [ $(count balloon_deflate) -lt $(count balloon_inflate) ]; do sleep 1; done
 echo has it again"#;

@@ -121,9 +121,13 @@ impl fmt::Debug for VirtioBus {
 }
 
 impl VirtioBus {
-    /// These devices, as far as there is room for them.
-    pub(crate) fn new(devices: Vec<VirtioDevice>) -> Self {
-        let devices: Vec<_> = devices.into_iter().take(MAX_DEVICES).map(Transport::new).collect();
+    /// These devices, as far as there is room for them; with packed queues if that is wanted.
+    pub(crate) fn new(devices: Vec<VirtioDevice>, has_packed: bool) -> Self {
+        let transport = |device| {
+            let transport = Transport::new(device);
+            if has_packed { transport.with_packed_queues() } else { transport }
+        };
+        let devices: Vec<_> = devices.into_iter().take(MAX_DEVICES).map(transport).collect();
         let mut bus = Bus::new();
         for index in 0..devices.len() {
             let base = layout::VIRTIO + index as u64 * MMIO_BYTES;

@@ -101,6 +101,9 @@ pub struct VmConfig {
     /// The VM may do with less memory, and then others get it.
     #[serde(default)]
     pub balloon: Option<BalloonConfig>,
+    /// Whether its virtio devices offer packed queues beside split ones, which cost less.
+    #[serde(default)]
+    pub packed_queues: bool,
     /// Host CPU of its vCPU.
     #[serde(default)]
     pub cpu: u16,
@@ -518,6 +521,7 @@ mod tests {
             cmdline: String::new(),
             memory_mib: 64,
             balloon: None,
+            packed_queues: false,
             cpu: 0,
             priority: 16,
             on_reset: OnReset::End,

@@ -4,7 +4,7 @@ use crate::vm::Vm;
 use usys::abi::PAGE_SIZE;
 
 /// A balloon takes single pages, of which a few do not make whole pieces: asked for is an eighth more, and this many.
-const EXTRA_PAGES: u64 = (8 << 20) / PAGE_SIZE;
+const EXTRA_PAGES: u64 = (16 << 20) / PAGE_SIZE;
 
 /// Asks VMs that run, the first ones first, for `pages` pages more than they are asked for already. Whether they have so many.
 pub fn inflate(vms: &mut [Vm], pages: u64) -> bool {

@@ -98,7 +98,7 @@ impl Machine {
         let mut cpu = GuestCpu::new(host.cpuid, &host.facts, &config.hide_features)
             .map_err(|error| LoadError::UnknownFeature { name: error.0 })?;
         let layout = Self::layout(config);
-        let virtio = VirtioBus::new(devices.virtio);
+        let virtio = VirtioBus::new(devices.virtio, config.packed_queues);
         let pv = PvBus::new(devices.pv);
         cpu.add_devices(layout::PV, pv.len() as u32);
         let mut board = new_board(layout, virtio, pv, &cpu, &host.facts, host.unix_ns, now);

@@ -175,7 +175,7 @@ impl Block {
     }
 }
 
-/// Gives a request back to the driver.
+/// Gives a request back to the driver, which sees it when the queue is published.
 fn end<M: GuestMemory>(
     memory: &mut M,
     queue: &mut Queue,
@@ -190,7 +190,7 @@ fn end<M: GuestMemory>(
         Err(BlockError::OutOfRange | BlockError::ReadOnly | BlockError::Io) => (status::IOERR, 0),
     };
     memory.write_u8(flight.status, status)?;
-    queue.push(memory, flight.head, written)
+    queue.put(memory, flight.head, written)
 }
 
 impl Device for Block {
@@ -236,13 +236,13 @@ impl Device for Block {
         let Some(queue) = queues.get_mut(index) else {
             return Ok(Turn::NOTHING);
         };
-        for _ in 0..queue.size() {
-            if !queue.pop_or_arm(memory, &mut self.chain)? {
-                return queue.end_turn(memory, false);
-            }
+        let mut left = queue.size();
+        while left > 0 && queue.pop_or_arm(memory, &mut self.chain)? {
             self.begin(memory, queue, index as u16)?;
+            left -= 1;
         }
-        queue.end_turn(memory, true)
+        queue.publish(memory)?;
+        queue.end_turn(memory, left == 0)
     }
 
     fn poll<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {
@@ -261,6 +261,7 @@ impl Device for Block {
         }
         let mut interrupt = false;
         for queue in queues {
+            queue.publish(memory)?;
             interrupt |= queue.wants_interrupt(memory)?;
         }
         Ok(Turn { interrupt, again: false })

@@ -7,6 +7,8 @@ use alloc::vec::Vec;
 
 /// Bytes of a descriptor.
 pub const DESCRIPTOR_BYTES: u64 = 16;
+/// Entries of an indirect table that are copied at once.
+const COPIED: usize = 4;
 /// Descriptor flag: another one follows.
 pub const NEXT: u16 = 1 << 0;
 /// Descriptor flag: the device writes.
@@ -272,6 +274,9 @@ impl Chain {
         size: u16,
     ) -> Result<(), DriverError> {
         let table = Table::new(indirect.segment)?;
+        if table.len <= COPIED as u16 {
+            return self.add_short_table(memory, table, size);
+        }
         let mut index = 0;
         loop {
             let descriptor = table.read(memory, index)?;
@@ -284,6 +289,56 @@ impl Chain {
             }
             index = descriptor.next;
         }
+    }
+
+    /// The same for a table as most are: it is copied as a whole, and what is found there is added at once.
+    fn add_short_table(
+        &mut self,
+        memory: &(impl GuestMemory + ?Sized),
+        table: Table,
+        size: u16,
+    ) -> Result<(), DriverError> {
+        let mut bytes = [0; COPIED * DESCRIPTOR_BYTES as usize];
+        let len = usize::from(table.len) * DESCRIPTOR_BYTES as usize;
+        memory.read(table.gpa, &mut bytes[..len])?;
+        let entries = bytes.as_chunks::<{ DESCRIPTOR_BYTES as usize }>().0;
+        let mut found = [Segment { gpa: 0, len: 0 }; COPIED];
+        let (mut count, mut index, mut writable) = (0, 0, usize::MAX);
+        loop {
+            if index >= table.len {
+                return Err(DriverError::Descriptor(index));
+            }
+            let words = u128::from_le_bytes(entries[usize::from(index)]);
+            let (rest, flags) = ((words >> 64) as u64, (words >> 96) as u16);
+            if count == COPIED {
+                return Err(DriverError::ChainLength);
+            }
+            found[count] = Segment { gpa: words as u64, len: rest as u32 };
+            self.bytes += rest & 0xffff_ffff;
+            if flags & INDIRECT != 0 {
+                return Err(DriverError::IndirectTable);
+            }
+            if flags & WRITE != 0 {
+                writable = writable.min(count);
+            } else if writable != usize::MAX || self.writable != usize::MAX {
+                return Err(DriverError::ChainOrder);
+            }
+            count += 1;
+            if flags & NEXT == 0 {
+                break;
+            }
+            index = (rest >> 48) as u16;
+        }
+        let before = self.segments.len();
+        if before + count > usize::from(size) {
+            return Err(DriverError::ChainLength);
+        }
+        if self.bytes > 1 << 32 {
+            return Err(DriverError::ChainBytes);
+        }
+        self.writable = self.writable.min(before.saturating_add(writable));
+        self.segments.extend_from_slice(&found[..count]);
+        Ok(())
     }
 
     #[inline]

@@ -68,7 +68,7 @@ impl<D: Device> Driver<D> {
     /// A device that nobody has touched.
     pub(super) fn raw(device: D) -> Self {
         Driver {
-            device: Transport::new(device),
+            device: Transport::new(device).with_packed_queues(),
             memory: VecMemory::new(MEMORY_BYTES),
             features: 0,
             size: 0,

@@ -46,7 +46,7 @@ pub const VERSION_1: u64 = 1 << 32;
 pub const RING_PACKED: u64 = 1 << 34;
 
 /// The features that queues and transport bring along, whatever the device.
-pub const COMMON_FEATURES: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1 | RING_PACKED;
+pub const COMMON_FEATURES: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1;
 
 /// Device types (5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -53,6 +53,7 @@ fn config() -> VmConfig {
         cmdline: "quiet".into(),
         memory_mib: 4,
         balloon: None,
+        packed_queues: false,
         cpu: 0,
         priority: 16,
         on_reset: OnReset::End,
