@@ -113,7 +113,13 @@ fn run(
         ..vm("linux", "hello", "", LINUX_MIB)
     };
     let vms = [first].into_iter().chain(beside).collect();
-    let manifest = Manifest { console: ConsoleMode::Framed, when_done: WhenDone::Poweroff, trace: None, vms };
+    let manifest = Manifest {
+        console: ConsoleMode::Framed,
+        when_done: WhenDone::Poweroff,
+        trace: None,
+        networks: Vec::new(),
+        vms,
+    };
     let args = request::parse(&["--machine", machine.name(), "--deterministic", "--host-memory", HOST_MIB])?;
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
     let options = Options {

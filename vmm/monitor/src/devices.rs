@@ -18,9 +18,7 @@ use vdev::virtio::entropy::EntropyDevice;
 use vdev::virtio::net::Net;
 use vmm_core::machine::{Devices, Machine};
 use vmm_core::virtio::VirtioDevice;
-use vmm_protocol::manifest::{
-    BalloonConfig, DiskConfig, DiskDriver, DiskInterface, NetInterface, VmConfig,
-};
+use vmm_protocol::manifest::{BalloonConfig, DiskConfig, DiskDriver, DiskInterface, NetInterface, VmConfig};
 use vmm_protocol::net::Side;
 use vmm_protocol::process::{CARD, CHANNEL, DISK, monitor};
 
