@@ -28,8 +28,8 @@ const DISK_QUEUES: usize = 1;
 /// which takes up to 31 s.
 const CONNECT_MS: u64 = 60_000;
 
-/// The disks and the network cards that the manifest says, in its order; a source of random numbers each way if this CPU has one; and what a guest
-/// with paravirtual drivers finds in every VM.
+/// The disks and the network cards that the manifest says, in its order; a source of random numbers each way if this CPU has
+/// one; and what a guest with paravirtual drivers finds in every VM.
 pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices, &'static str> {
     let clock = Core::Clock(info.header.tsc_hz);
     let pv = alloc::vec![Core::console(), clock, Core::Control(pvring::Control::default())];

@@ -83,12 +83,7 @@ impl Console {
             fault_badge: events::CONSOLE_FAULT,
             windows: &windows,
         };
-        let mut process = Process::create(system, &plan)?;
-        let started = self.equip(&mut process, vms).and_then(|()| process.start());
-        if let Err(error) = started {
-            process.destroy(&mut system.memory);
-            return Err(error);
-        }
+        let process = Process::launch(system, &plan, |process| self.equip(process, vms))?;
         self.process = Some(process);
         Ok(())
     }

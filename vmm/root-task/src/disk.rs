@@ -164,12 +164,7 @@ impl Disk {
             fault_badge: events::DRIVER_FAULT,
             windows: &windows,
         };
-        let mut process = Process::create(system, &plan)?;
-        let started = self.equip(&mut process).and_then(|()| process.start());
-        if let Err(error) = started {
-            process.destroy(&mut system.memory);
-            return Err(error);
-        }
+        let process = Process::launch(system, &plan, |process| self.equip(process))?;
         self.process = Some(process);
         Ok(())
     }

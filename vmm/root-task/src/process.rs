@@ -121,6 +121,21 @@ pub struct Process {
 }
 
 impl Process {
+    /// Makes a process, gives it what `equip` says, and starts it. If any of that fails nothing of it is left.
+    pub fn launch(
+        system: &mut System,
+        plan: &Blueprint<'_>,
+        equip: impl FnOnce(&mut Process) -> Result<(), StartError>,
+    ) -> Result<Self, StartError> {
+        let mut process = Self::create(system, plan)?;
+        let started = equip(&mut process).and_then(|()| process.start());
+        if let Err(error) = started {
+            process.destroy(&mut system.memory);
+            return Err(error);
+        }
+        Ok(process)
+    }
+
     /// Makes a process that does not run yet.
     pub fn create(system: &mut System, plan: &Blueprint<'_>) -> Result<Self, StartError> {
         let pool =
