@@ -3,11 +3,11 @@
 use crate::device::Device;
 use block_channel::Server;
 use usys::abi::Selector;
-use usys::cap::{Cap, Irqs, Ntfn};
+use usys::cap::{Cap, Ntfn};
 use usys::cpu;
 use usys::object::FOREVER;
 use usys::process::{self, ProcessInfo};
-use virtio_driver::{DmaWindow, Pci};
+use virtio_driver::Pci;
 use vmm_protocol::block::{DiskInfo, Status, data_offset};
 use vmm_protocol::process::driver::{self, virtio};
 use vmm_protocol::process::{CHANNEL, DriverConfig};
@@ -53,14 +53,7 @@ fn run(info: &'static ProcessInfo, address: fn(&virtio::PciDevice) -> u64) -> Re
 }
 
 fn open(info: &'static ProcessInfo, pci: &virtio::PciDevice) -> Result<Device<Pci>, &'static str> {
-    let registers = Pci::open(info, pci)?;
-    let irq: Cap<Irqs> = Cap::new(Selector(driver::IRQ));
-    let (address, data) = irq
-        .bind_message(0, Cap::new(Selector(driver::IRQ_NTFN)))
-        .map_err(|_| "the kernel refused the interrupt")?;
-    registers.set_message(address, data);
-    let window = info.window(virtio::QUEUE).ok_or("the memory for the queue is missing")?;
-    let memory = DmaWindow { window, address: pci.queue_address };
+    let (registers, memory) = Pci::open(info, pci)?;
     Device::new(registers, memory).map_err(|error| {
         log::error!("{error}");
         "the device cannot be used"

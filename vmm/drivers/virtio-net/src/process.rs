@@ -1,10 +1,9 @@
 //! The process: its device.
 
 use crate::device::Device;
-use uplink::process::{IRQ, IRQ_NTFN, Interrupt, config, end, serve};
+use uplink::process::{Interrupt, config, end, serve};
 use usys::process::ProcessInfo;
-use virtio_driver::{DmaWindow, Pci};
-use vmm_protocol::process::driver::virtio;
+use virtio_driver::Pci;
 
 /// Runs the driver.
 pub fn main(info: &'static ProcessInfo) -> ! {
@@ -17,11 +16,7 @@ pub fn main(info: &'static ProcessInfo) -> ! {
 
 fn run(info: &'static ProcessInfo) -> Result<core::convert::Infallible, &'static str> {
     let pci = config(info)?.pci.ok_or("the machine has no such device")?;
-    let registers = Pci::open(info, &pci)?;
-    let (address, data) = IRQ.bind_message(0, IRQ_NTFN).map_err(|_| "the kernel refused the interrupt")?;
-    registers.set_message(address, data);
-    let window = info.window(virtio::QUEUE).ok_or("the memory for the queues is missing")?;
-    let memory = DmaWindow { window, address: pci.queue_address };
+    let (registers, memory) = Pci::open(info, &pci)?;
     let device = Device::new(registers, memory).map_err(|error| {
         log::error!("{error}");
         "the device cannot be used"

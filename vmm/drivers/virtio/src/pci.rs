@@ -1,8 +1,12 @@
 //! The registers on PCI (4.1.4), and the message that the device interrupts with.
 
 use crate::device::Registers;
+use crate::queue::DmaWindow;
 use usys::Window;
+use usys::abi::Selector;
+use usys::cap::{Cap, Irqs};
 use usys::process::ProcessInfo;
+use vmm_protocol::process::driver;
 use vmm_protocol::process::driver::virtio::{self, PciDevice};
 
 /// Offsets in the common configuration (4.1.4.3).
@@ -40,11 +44,12 @@ pub struct Pci {
 }
 
 impl Pci {
-    /// The registers that a driver process finds in its regions.
+    /// The registers that a driver process finds in its regions, and the memory that it shares with the device. What the device
+    /// interrupts for is a bit of the process's notification from now on.
     ///
     /// # Errors
-    /// They are not there.
-    pub fn open(info: &'static ProcessInfo, device: &PciDevice) -> Result<Self, &'static str> {
+    /// They are not there, or the kernel refused the interrupt.
+    pub fn open(info: &'static ProcessInfo, device: &PciDevice) -> Result<(Self, DmaWindow), &'static str> {
         let window = |name: &str| info.window(name).ok_or("the device is not mapped");
         let windows = [
             window(virtio::COMMON)?,
@@ -52,11 +57,19 @@ impl Pci {
             window(virtio::CONFIG)?,
             window(virtio::MESSAGES)?,
         ];
-        Pci::new(windows, device).ok_or("the device's registers are not where they should be")
+        let registers =
+            Pci::new(windows, device).ok_or("the device's registers are not where they should be")?;
+        let irq: Cap<Irqs> = Cap::new(Selector(driver::IRQ));
+        let (address, data) = irq
+            .bind_message(0, Cap::new(Selector(driver::IRQ_NTFN)))
+            .map_err(|_| "the kernel refused the interrupt")?;
+        registers.set_message(address, data);
+        let window = info.window(virtio::QUEUE).ok_or("the memory for the queues is missing")?;
+        Ok((registers, DmaWindow { window, address: device.queue_address }))
     }
 
     /// The registers in these windows, which begin at page boundaries; `device` says where in them.
-    pub fn new(windows: [Window; 4], device: &PciDevice) -> Option<Self> {
+    fn new(windows: [Window; 4], device: &PciDevice) -> Option<Self> {
         let [common, notify, config, messages] = windows;
         let part = |window: Window, offset: u32| {
             let offset = offset as usize;
@@ -73,7 +86,7 @@ impl Pci {
     }
 
     /// Makes the device's only interrupt this message: an entry of its MSI-X table (PCI Local Bus 3.0, 6.8.2.6 to 6.8.2.9).
-    pub fn set_message(&self, address: u64, data: u32) {
+    fn set_message(&self, address: u64, data: u32) {
         let entry = [address as u32, (address >> 32) as u32, data, 0];
         for (index, word) in entry.into_iter().enumerate() {
             // The table has one entry at least.
