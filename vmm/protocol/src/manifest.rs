@@ -2,6 +2,7 @@
 //!
 //! The host tool reads TOML, checks it, and puts the postcard form into the boot image as the module [`MODULE`].
 
+mod disk;
 mod network;
 
 use crate::balloon;
@@ -11,6 +12,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use serde::{Deserialize, Serialize};
 
+pub use disk::{DiskConfig, DiskDriver, DiskInterface, MAX_DISKS};
 pub use network::{
     CardConfig, MAX_CARDS, MAX_NETWORKS, MacAddress, NetInterface, NetworkConfig, NotAnAddress,
     SWITCH_MODULE, Uplink,
@@ -150,90 +152,6 @@ pub struct BalloonConfig {
     pub reports: bool,
 }
 
-/// A disk of a VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DiskConfig {
-    /// For [`DiskDriver::Memory`], the boot module with its content, whole sectors of 512 bytes; one that a VM may write is
-    /// nothing else to anybody. For the others, the file that `cargo nacre run` makes a disk of the machine; the root task does not
-    /// look at it.
-    #[serde(default)]
-    pub image: String,
-    /// Whether the VM may only read it.
-    #[serde(default)]
-    pub read_only: bool,
-    /// Who serves it.
-    #[serde(default)]
-    pub driver: DiskDriver,
-    /// What a crash of its driver process does, beside I/O errors for what was pending.
-    #[serde(default)]
-    pub on_crash: OnCrash,
-    /// How the guest reaches it.
-    #[serde(default)]
-    pub interface: DiskInterface,
-}
-
-/// Who serves a disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DiskDriver {
-    /// The VMM itself, from a boot module: changes are lost when the VM ends.
-    #[default]
-    Memory,
-    /// A driver process for the first drive of an ATA channel. The first disk with this driver is on the first channel (ports
-    /// 1F0H to 1F7H and 3F6H, ISA interrupt 14), the second one on the second (170H to 177H and 376H, 15).
-    Ata,
-    /// A driver process for a virtio block device on PCI. The disks with this driver are the machine's devices of that kind in
-    /// the order of their addresses. Without an IOMMU, which the kernel does not use yet, the device reaches all memory.
-    VirtioBlk,
-}
-
-impl DiskDriver {
-    /// Its name in the manifest.
-    pub const fn name(self) -> &'static str {
-        match self {
-            DiskDriver::Memory => "memory",
-            DiskDriver::Ata => "ata",
-            DiskDriver::VirtioBlk => "virtio-blk",
-        }
-    }
-
-    /// Name of the boot module with the executable of its process, if it is one.
-    pub const fn module(self) -> Option<&'static str> {
-        match self {
-            DiskDriver::Memory => None,
-            DiskDriver::Ata => Some("drv-ata"),
-            DiskDriver::VirtioBlk => Some("drv-virtio-blk"),
-        }
-    }
-
-    /// How many disks it can serve in a system.
-    pub const fn max_disks(self) -> usize {
-        match self {
-            DiskDriver::Memory => usize::MAX,
-            DiskDriver::Ata => crate::process::driver::ata::IRQ.len(),
-            DiskDriver::VirtioBlk => crate::process::driver::virtio::MAX_DEVICES,
-        }
-    }
-
-    /// Every driver.
-    pub const ALL: [DiskDriver; 3] = [DiskDriver::Memory, DiskDriver::Ata, DiskDriver::VirtioBlk];
-
-    /// Every driver that is a process.
-    pub const PROCESSES: [DiskDriver; 2] = [DiskDriver::Ata, DiskDriver::VirtioBlk];
-}
-
-/// How a guest reaches a disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskInterface {
-    /// By a virtio driver, such as Linux's.
-    #[default]
-    Virtio,
-    /// By guest-pv-driver.
-    Pv,
-}
-
 const fn default_reports() -> bool {
     true
 }
@@ -268,8 +186,6 @@ pub enum OnCrash {
     Restart,
 }
 
-/// Most disks of a VM.
-pub const MAX_DISKS: usize = 6;
 /// Most events that can be kept for each CPU.
 pub const MAX_TRACE_EVENTS: u32 = 1 << 22;
 /// Longest name of a VM, in bytes.
