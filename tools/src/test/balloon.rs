@@ -1,7 +1,7 @@
 //! Memory that a guest gives away and gets back: Debian's balloon driver, and a VM that does not fit beside it.
 
 use super::Test;
-use super::guests::{log_path, passed, verdict, vm};
+use super::guests::{self, passed, system, verdict, vm};
 use super::linux::check;
 use super::record::Outcome as Verdict;
 use crate::guest::{
@@ -9,14 +9,14 @@ use crate::guest::{
     initramfs::{self, Content},
 };
 use crate::image::manifest;
+use crate::run;
 use crate::run::machine::Machine;
 use crate::run::outcome::Report;
-use crate::run::{self, Options, Output};
 use crate::{request, workspace};
 use anyhow::{Context, Result};
 use std::path::Path;
 use std::time::Duration;
-use vmm_protocol::manifest::{BalloonConfig, ConsoleMode, Manifest, VmConfig, WhenDone};
+use vmm_protocol::manifest::{BalloonConfig, VmConfig};
 use vmm_protocol::outcome::Outcome;
 
 /// How long the test may take on a loaded machine.
@@ -116,20 +116,10 @@ fn run(
         ..vm("linux", "hello", "", LINUX_MIB)
     };
     let vms = [first].into_iter().chain(beside).collect();
-    let manifest = Manifest {
-        console: ConsoleMode::Framed,
-        when_done: WhenDone::Poweroff,
-        trace: None,
-        networks: Vec::new(),
-        vms,
-    };
+    let manifest = system(Vec::new(), vms);
     let args = request::parse(&["--machine", machine.name(), "--deterministic", "--host-memory", HOST_MIB])?;
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
-    let options = Options {
-        timeout: Some(TIME_LIMIT),
-        log: log_path(name)?,
-        ..request::options(&args, Output::Collect)?
-    };
+    let options = guests::options(&args, name, TIME_LIMIT)?;
     let report = run::run(&plan, &options)?;
     let log = String::from_utf8_lossy(&workspace::read(&options.log)?).into_owned();
     Ok(verdict(&report, &options.log, || judge(&report, &log)))

@@ -3,7 +3,7 @@
 use super::Test;
 use super::record::Outcome as Verdict;
 use crate::image::manifest::{self, DEFAULT_PRIORITY, Plan};
-use crate::request;
+use crate::request::{self, RunArgs};
 use crate::run::machine::Machine;
 use crate::run::outcome::{Report, Verdict as RunVerdict, VmReport};
 use crate::run::{self, Options, Output, Script};
@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tproto::line::{self, Line};
 use tproto::{Case, Expect, cases, exit};
-use vmm_protocol::manifest::{ConsoleMode, MONITOR_MODULE, Manifest, OnCrash, OnReset, VmConfig, WhenDone};
+use vmm_protocol::manifest::{
+    ConsoleMode, MONITOR_MODULE, Manifest, NetworkConfig, OnCrash, OnReset, VmConfig, WhenDone,
+};
 use vmm_protocol::outcome::Outcome;
 
 /// How long a case may take on a loaded machine.
@@ -55,23 +57,16 @@ fn run(machine: Machine, case: &Case, name: &str) -> Result<Verdict> {
     vms.extend(case.beside.map(|guest| vm("beside", guest, "", case.memory_mib)));
     let guest_memory: u32 = vms.iter().map(|vm| vm.memory_mib).sum();
     args.host_memory = args.host_memory.max(guest_memory + HOST_SPARE_MIB);
-    let manifest = Manifest {
-        console: ConsoleMode::Framed,
-        when_done: WhenDone::Poweroff,
-        trace: None,
-        networks: Vec::new(),
-        vms,
-    };
+    let manifest = system(Vec::new(), vms);
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
     let is_endless = case.expect == Expect::Endless;
+    let time = if is_endless && case.beside.is_none() { ENDLESS_TIME } else { TIME_LIMIT };
     let options = Options {
-        timeout: Some(if is_endless && case.beside.is_none() { ENDLESS_TIME } else { TIME_LIMIT }),
-        log: log_path(name)?,
         script: Script {
             answer: (!case.input.is_empty()).then(|| (line::READY.to_owned(), case.input.to_owned())),
             until: (is_endless && case.beside.is_some()).then_some(1),
         },
-        ..request::options(&args, Output::Collect)?
+        ..options(&args, name, time)?
     };
     let report = run::run(&plan, &options)?;
     Ok(verdict(&report, &options.log, || judge(case, &report)))
@@ -103,6 +98,16 @@ pub fn vm(name: &str, guest: &str, cmdline: &str, memory_mib: u32) -> VmConfig {
 /// Where a system test's log goes.
 pub fn log_path(name: &str) -> Result<PathBuf> {
     Ok(workspace::own_dir("log")?.join(format!("{}.log", name.replace('/', "-"))))
+}
+
+/// A system of these, whose console `cargo nacre` reads and which ends with the last VM.
+pub fn system(networks: Vec<NetworkConfig>, vms: Vec<VmConfig>) -> Manifest {
+    Manifest { console: ConsoleMode::Framed, when_done: WhenDone::Poweroff, trace: None, networks, vms }
+}
+
+/// How a test runs a system for so long at most; its log is the test's.
+pub fn options(args: &RunArgs, name: &str, time: Duration) -> Result<Options> {
+    Ok(Options { timeout: Some(time), log: log_path(name)?, ..request::options(args, Output::Collect)? })
 }
 
 /// What a run with these options of `run` needs, of what is built already; its log is the test's.

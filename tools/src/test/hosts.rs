@@ -1,16 +1,15 @@
 //! Other machines than the usual one: more CPUs, more memory, two VMs.
 
 use super::Test;
-use super::guests::{log_path, passed, verdict, vm};
+use super::guests::{self, passed, system, verdict, vm};
 use super::record::Outcome;
 use crate::image::manifest;
 use crate::request;
+use crate::run;
 use crate::run::machine::Machine;
-use crate::run::{self, Options, Output};
 use anyhow::Result;
 use std::path::Path;
 use std::time::Duration;
-use vmm_protocol::manifest::{ConsoleMode, Manifest, WhenDone};
 
 /// How long a case may take on a loaded machine.
 const TIME_LIMIT: Duration = Duration::from_secs(600);
@@ -75,19 +74,9 @@ fn run(machine: Machine, case: &Case) -> Result<Outcome> {
         vm.cpu = cpu;
         vm
     });
-    let manifest = Manifest {
-        console: ConsoleMode::Framed,
-        when_done: WhenDone::Poweroff,
-        trace: None,
-        networks: Vec::new(),
-        vms: vms.collect(),
-    };
+    let manifest = system(Vec::new(), vms.collect());
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
-    let options = Options {
-        timeout: Some(TIME_LIMIT),
-        log: log_path(&format!("{}/{}", machine.name(), case.name))?,
-        ..request::options(&args, Output::Collect)?
-    };
+    let options = guests::options(&args, &format!("{}/{}", machine.name(), case.name), TIME_LIMIT)?;
     let report = run::run(&plan, &options)?;
     Ok(verdict(&report, &options.log, || report.vms.iter().try_for_each(passed)))
 }

@@ -1,7 +1,7 @@
 //! Networks between VMs: cards of either kind, and Debian's drivers.
 
 use super::Test;
-use super::guests::{log_path, passed, verdict, vm};
+use super::guests::{self, passed, system, verdict, vm};
 use super::record::Outcome as Verdict;
 use crate::guest::{
     self, debian,
@@ -10,15 +10,13 @@ use crate::guest::{
 use crate::image::manifest::{self, Plan};
 use crate::image::modules::Collector;
 use crate::request;
+use crate::run;
 use crate::run::machine::Machine;
 use crate::run::outcome::{Report, VmReport};
-use crate::run::{self, Options, Output};
 use anyhow::Result;
 use std::path::Path;
 use std::time::Duration;
-use vmm_protocol::manifest::{
-    CardConfig, ConsoleMode, Manifest, NetInterface, NetworkConfig, OnCrash, Uplink, VmConfig, WhenDone,
-};
+use vmm_protocol::manifest::{CardConfig, Manifest, NetInterface, NetworkConfig, OnCrash, Uplink, VmConfig};
 use vmm_protocol::outcome::Outcome;
 
 const TIME_LIMIT: Duration = Duration::from_secs(600);
@@ -63,13 +61,7 @@ fn card(interface: NetInterface) -> CardConfig {
 
 fn manifest_of(vms: Vec<VmConfig>) -> Manifest {
     let lan = NetworkConfig { name: LAN.into(), uplink: Uplink::None, on_crash: OnCrash::Report };
-    Manifest {
-        console: ConsoleMode::Framed,
-        when_done: WhenDone::Poweroff,
-        trace: None,
-        networks: vec![lan],
-        vms,
-    }
+    system(vec![lan], vms)
 }
 
 fn pv_pair() -> Result<Plan> {
@@ -109,11 +101,7 @@ fn run(
     judge: fn(&Report) -> Result<(), String>,
 ) -> Result<Verdict> {
     let args = request::parse(&["--machine", machine.name(), "--deterministic"])?;
-    let options = Options {
-        timeout: Some(TIME_LIMIT),
-        log: log_path(name)?,
-        ..request::options(&args, Output::Collect)?
-    };
+    let options = guests::options(&args, name, TIME_LIMIT)?;
     let report = run::run(&plan, &options)?;
     Ok(verdict(&report, &options.log, || judge(&report)))
 }

@@ -1,21 +1,19 @@
 //! Paravirtual devices: a guest with the drivers of guest-pv-driver, and a disk that it knows.
 
 use super::Test;
-use super::guests::{judge_end, log_path, passed, verdict, vm};
+use super::guests::{self, judge_end, passed, system, verdict, vm};
 use super::record::Outcome as Verdict;
 use crate::image::manifest;
 use crate::request;
 use crate::run::machine::Machine;
 use crate::run::outcome::{Report, VmReport};
-use crate::run::{self, Options, Output, Script};
+use crate::run::{self, Options, Script};
 use crate::workspace;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tproto::{line, pv};
-use vmm_protocol::manifest::{
-    ConsoleMode, DiskConfig, DiskDriver, DiskInterface, Manifest, OnCrash, WhenDone,
-};
+use vmm_protocol::manifest::{DiskConfig, DiskDriver, DiskInterface, OnCrash};
 use vmm_protocol::outcome::Outcome;
 
 const TIME_LIMIT: Duration = Duration::from_secs(600);
@@ -84,19 +82,11 @@ fn run_guest(
     let mut vm = vm(guest, guest, cmdline, 16);
     vm.disks.push(disk);
     let args = request::parse(&["--machine", machine.name(), "--deterministic"])?;
-    let manifest = Manifest {
-        console: ConsoleMode::Framed,
-        when_done: WhenDone::Poweroff,
-        trace: None,
-        networks: Vec::new(),
-        vms: vec![vm],
-    };
+    let manifest = system(Vec::new(), vec![vm]);
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
     let options = Options {
-        timeout: Some(TIME_LIMIT),
-        log: log_path(name)?,
         script: Script { answer: Some((line::READY.to_owned(), TYPED.to_owned())), until: None },
-        ..request::options(&args, Output::Collect)?
+        ..guests::options(&args, name, TIME_LIMIT)?
     };
     Ok((run::run(&plan, &options)?, options.log))
 }

@@ -1,12 +1,12 @@
 //! The unikernel: what is on its disk is served, to another VM and to the host.
 
 use super::Test;
-use super::guests::{judge_end, log_path, passed, verdict, vm};
+use super::guests::{self, judge_end, passed, system, verdict, vm};
 use super::record::Outcome as Verdict;
 use crate::image::manifest;
+use crate::run;
 use crate::run::machine::Machine;
 use crate::run::outcome::Report;
-use crate::run::{self, Options, Output};
 use crate::{compile, request, workspace};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
@@ -14,8 +14,7 @@ use std::process::Command;
 use std::time::Duration;
 use tproto::web;
 use vmm_protocol::manifest::{
-    CardConfig, ConsoleMode, DiskConfig, DiskDriver, DiskInterface, Manifest, NetInterface, NetworkConfig,
-    OnCrash, Uplink, VmConfig, WhenDone,
+    CardConfig, DiskConfig, DiskDriver, DiskInterface, NetInterface, NetworkConfig, OnCrash, Uplink, VmConfig,
 };
 use vmm_protocol::outcome::Outcome;
 
@@ -53,20 +52,10 @@ fn between_vms(machine: Machine, name: &str) -> Result<Verdict> {
     let client =
         VmConfig { cards: vec![card], ..vm("client", "fetch", "ip=10.0.0.2/24 server=10.0.0.1", MEMORY_MIB) };
     let lan = NetworkConfig { name: "lan".into(), uplink: Uplink::None, on_crash: OnCrash::Report };
-    let manifest = Manifest {
-        console: ConsoleMode::Framed,
-        when_done: WhenDone::Poweroff,
-        trace: None,
-        networks: vec![lan],
-        vms: vec![server, client],
-    };
+    let manifest = system(vec![lan], vec![server, client]);
     let args = request::parse(&["--machine", machine.name(), "--deterministic"])?;
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
-    let options = Options {
-        timeout: Some(TIME_LIMIT),
-        log: log_path(name)?,
-        ..request::options(&args, Output::Collect)?
-    };
+    let options = guests::options(&args, name, TIME_LIMIT)?;
     let report = run::run(&plan, &options)?;
     Ok(verdict(&report, &options.log, || judge(&report)))
 }

@@ -1,18 +1,18 @@
 //! Tests of the VMM as a process: one that crashes, and one that looks for what its guest has in its registers.
 
 use super::Test;
-use super::guests::{log_path, passed, verdict, vm};
+use super::guests::{self, passed, system, verdict, vm};
 use super::record::Outcome as Verdict;
 use crate::image::manifest;
+use crate::run;
 use crate::run::machine::Machine;
 use crate::run::outcome::Report;
-use crate::run::{self, Options, Output};
 use crate::{compile, request, workspace};
 use anyhow::Result;
 use std::path::Path;
 use std::time::Duration;
 use tproto::crash;
-use vmm_protocol::manifest::{ConsoleMode, Manifest, OnCrash, VmConfig, WhenDone};
+use vmm_protocol::manifest::{OnCrash, VmConfig};
 use vmm_protocol::outcome::Outcome;
 
 /// How long a test may take on a loaded machine.
@@ -101,19 +101,9 @@ fn run(machine: Machine, case: &Case, name: &str) -> Result<Verdict> {
     };
     let mut vms = vec![watched];
     vms.extend(case.beside.map(|guest| vm("beside", guest, "", MEMORY_MIB)));
-    let manifest = Manifest {
-        console: ConsoleMode::Framed,
-        when_done: WhenDone::Poweroff,
-        trace: None,
-        networks: Vec::new(),
-        vms,
-    };
+    let manifest = system(Vec::new(), vms);
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
-    let options = Options {
-        timeout: Some(TIME_LIMIT),
-        log: log_path(name)?,
-        ..request::options(&args, Output::Collect)?
-    };
+    let options = guests::options(&args, name, TIME_LIMIT)?;
     let report = run::run(&plan, &options)?;
     let log = String::from_utf8_lossy(&workspace::read(&options.log)?).into_owned();
     let judge = || {
