@@ -1,14 +1,13 @@
 //! Debugging guests with a stock gdb.
 
 use super::Test;
-use super::guests::{planned, verdict};
+use super::guests::{free_port, planned, verdict};
 use super::record::Outcome;
 use crate::run::machine::Machine;
 use crate::run::outcome::Verdict;
 use crate::run::{self, Options};
 use crate::workspace;
 use anyhow::{Context, Result};
-use std::net::{Ipv4Addr, TcpListener};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -141,10 +140,4 @@ fn debug(case: &Case, port: &str) -> Result<String> {
     let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
     said += &String::from_utf8_lossy(&output.stderr);
     Ok(said)
-}
-
-/// A port that was free a moment ago.
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on a local port")?;
-    Ok(listener.local_addr().context("a listener has no address")?.port())
 }

@@ -8,7 +8,8 @@ use crate::run::machine::Machine;
 use crate::run::outcome::{Report, Verdict as RunVerdict, VmReport};
 use crate::run::{self, Options, Output, Script};
 use crate::workspace;
-use anyhow::Result;
+use anyhow::{Context, Result};
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tproto::line::{self, Line};
@@ -116,6 +117,12 @@ pub fn planned(words: &[&str], name: &str) -> Result<(Plan, Options)> {
     args.is_built = true;
     let plan = request::plan(&args, request::ForWhom::Tool)?;
     Ok((plan, Options { log: log_path(name)?, ..request::options(&args, Output::Collect)? }))
+}
+
+/// A port of this computer that nobody has: its listener is gone, and nobody connected to it.
+pub fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on a local port")?;
+    Ok(listener.local_addr().context("a listener has no address")?.port())
 }
 
 /// The test's verdict on a run, with what helps to find out why.

@@ -1,7 +1,7 @@
 //! Networks with an uplink: what a guest fetches from this computer, and this computer from the guest.
 
 use super::Test;
-use super::guests::verdict;
+use super::guests::{free_port, verdict};
 use super::linux::{boot, check, ended_with};
 use super::record::Outcome;
 use crate::run::machine::Machine;
@@ -80,12 +80,6 @@ fn md5(file: &Path) -> Result<String> {
     text.split(' ').next().map(str::to_owned).context("md5sum says nothing")
 }
 
-/// A port that nobody has: its listener is gone, and nobody connected to it.
-fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen")?;
-    Ok(listener.local_addr()?.port())
-}
-
 /// Serves the file, and as a page what the guest serves.
 fn serve(server: &TcpListener, published: u16) {
     for stream in server.incoming().flatten() {
@@ -108,8 +102,8 @@ fn answer(stream: TcpStream, published: u16) -> io::Result<()> {
     stream.write_all(&body)
 }
 
-/// The body of the guest's page.
-fn fetch(port: u16) -> io::Result<Vec<u8>> {
+/// The body of the page that a guest serves at a published port.
+pub(super) fn fetch(port: u16) -> io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
