@@ -2,16 +2,19 @@
 
 use super::Test;
 use super::guests::{self, judge_end, passed, system, verdict, vm};
+use super::linux::check;
 use super::record::Outcome as Verdict;
+use super::uplinks::fetch;
 use crate::image::manifest;
-use crate::run;
 use crate::run::machine::Machine;
 use crate::run::outcome::Report;
+use crate::run::{self, Options};
 use crate::{compile, request, workspace};
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 use tproto::web;
 use vmm_protocol::manifest::{
     CardConfig, DiskConfig, DiskDriver, DiskInterface, NetInterface, NetworkConfig, OnCrash, Uplink, VmConfig,
@@ -25,12 +28,56 @@ const MEMORY_MIB: u32 = 16;
 
 /// The tests of a machine.
 pub fn tests(machine: Machine) -> Vec<Test> {
-    vec![Test::on(
-        machine,
-        format!("{}/unikernel+fetch", machine.name()),
-        "a unikernel serves files from its paravirtual disk to another VM over a paravirtual network",
-        move |name| between_vms(machine, name),
-    )]
+    let test = |topic, shows, run: fn(Machine, &str) -> Result<Verdict>| {
+        Test::on(machine, format!("{}/{topic}", machine.name()), shows, move |name| run(machine, name))
+    };
+    vec![
+        test(
+            "unikernel+fetch",
+            "a unikernel serves files from its paravirtual disk to another VM over a paravirtual network",
+            between_vms,
+        ),
+        test(
+            "unikernel-publish",
+            "a unikernel gets an address by DHCP, and serves its page to this computer by --publish",
+            to_host,
+        ),
+    ]
+}
+
+fn to_host(machine: Machine, name: &str) -> Result<Verdict> {
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let kernel = workspace::bare_binary(compile::UNIKERNEL).display().to_string();
+    let disk = format!("{},ro,pv", site(folder.path())?.display());
+    let port = guests::free_port()?;
+    let publish = format!("{port}:80");
+    let words = [
+        &["--machine", machine.name(), "--kernel", &kernel, "--cmdline", "clients=1", "--disk", &disk][..],
+        &["--net", "user,pv", "--publish", &publish],
+    ]
+    .concat();
+    let (plan, options) = guests::planned(&words, name)?;
+    let options = Options { timeout: Some(TIME_LIMIT), ..options };
+    let client = thread::spawn(move || fetch_in_time(port));
+    let report = run::run(&plan, &options)?;
+    let page = client.join().map_err(|_| anyhow::anyhow!("the client's thread panicked"))?;
+    Ok(verdict(&report, &options.log, || {
+        check(page == web::PAGE.as_bytes(), "this computer did not get the page")?;
+        judge_end(report.vms.first().ok_or("there was no VM")?, &Outcome::PoweredOff)
+    }))
+}
+
+/// What is served at a port, as soon as it is; nothing if that takes too long.
+fn fetch_in_time(port: u16) -> Vec<u8> {
+    let end = Instant::now() + TIME_LIMIT;
+    while Instant::now() < end {
+        match fetch(port) {
+            Ok(page) if !page.is_empty() => return page,
+            // The emulator has not opened the port, or the guest has no network yet.
+            _ => thread::sleep(Duration::from_millis(200)),
+        }
+    }
+    Vec::new()
 }
 
 fn between_vms(machine: Machine, name: &str) -> Result<Verdict> {
