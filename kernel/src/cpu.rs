@@ -31,8 +31,8 @@ pub struct Local {
     pub epoch: Cell<u32>,
     /// Whose ports the I/O bitmap in the TSS shows ([`crate::object::pd::Pd::id`]), and which version of them.
     pub io_owner: Cell<(u64, u64)>,
-    /// Whether the TSS lets user code use that bitmap.
-    pub io_is_open: Cell<bool>,
+    /// What there is to do besides loading CR3 when another domain's code runs.
+    pub crossing: Attention,
     /// A VM exit shortened TR's limit.
     pub tr_is_short: Cell<bool>,
     /// When the timeslice ends, TSC.
@@ -61,6 +61,10 @@ impl Attention {
     pub const SWITCH: u8 = 1 << 0;
     /// Events are recorded.
     pub const TRACE: u8 = 1 << 1;
+    /// The TSS lets user code use the I/O bitmap.
+    pub const IO_IS_OPEN: u8 = 1 << 2;
+    /// Predictors or caches are to be cleaned ([`khw::cpu::mitigation`]).
+    pub const BARRIERS: u8 = 1 << 3;
 
     const fn new() -> Self {
         Attention(Cell::new(0))
@@ -82,6 +86,16 @@ impl Attention {
     #[inline]
     pub fn add(&self, reason: u8) {
         self.0.set(self.0.get() | reason);
+    }
+
+    /// Adds one or takes it away.
+    #[inline]
+    pub fn set(&self, reason: u8, is_there: bool) {
+        if is_there {
+            self.add(reason);
+        } else {
+            self.remove(reason);
+        }
     }
 
     /// Takes one away.
@@ -122,7 +136,7 @@ impl Local {
             active: Cell::new(None),
             epoch: Cell::new(0),
             io_owner: Cell::new((0, 0)),
-            io_is_open: Cell::new(false),
+            crossing: Attention::new(),
             tr_is_short: Cell::new(false),
             slice_end: Cell::new(u64::MAX),
             charged_since: Cell::new(0),

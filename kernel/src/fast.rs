@@ -182,7 +182,7 @@ global_asm!(
     "cmp cx, [rbx + {ec_cpu}]",
     "jne 90f",
     "mov rcx, gs:[{local}]", // RCX: this CPU's data
-    // Another domain: its page table, unless the FPU or I/O ports must change hands too.
+    // Another domain: its page table, unless the FPU or I/O ports must change hands too, or there is something to clean.
     "mov r11, [r15 + {ec_pd}]",
     "cmp r11, [rbx + {ec_pd}]",
     "je 20f",
@@ -190,7 +190,7 @@ global_asm!(
     "jne 90f",
     "cmp qword ptr [r11 + {pd_io}], 0",
     "jne 90f",
-    "cmp byte ptr [rcx + {l_io_open}], 0",
+    "cmp byte ptr [rcx + {l_crossing}], 0",
     "jne 90f",
     "mov r11, [r11 + {pd_root}]",
     "mov cr3, r11",
@@ -239,7 +239,7 @@ global_asm!(
     "jne 90f",
     "cmp qword ptr [r11 + {pd_io}], 0",
     "jne 90f",
-    "cmp byte ptr [rcx + {l_io_open}], 0",
+    "cmp byte ptr [rcx + {l_crossing}], 0",
     "jne 90f",
     "mov r11, [r11 + {pd_root}]",
     "mov cr3, r11",
@@ -498,6 +498,6 @@ global_asm!(
     l_tables = const offset_of!(Local, tables),
     l_attention = const offset_of!(Local, attention),
     switch = const Attention::SWITCH,
-    l_io_open = const offset_of!(Local, io_is_open),
+    l_crossing = const offset_of!(Local, crossing),
     rsp0 = const RSP0_OFFSET,
 );

@@ -11,7 +11,7 @@ use crate::{reclaim, trace};
 use core::sync::atomic::Ordering;
 use hypercall_abi::Status;
 use hypercall_abi::trace::Kind;
-use khw::cpu::{control, fpu, tsc};
+use khw::cpu::{control, fpu, mitigation, tsc};
 use khw::desc::CpuTables;
 use khw::entry::Frame;
 use khw::irq::lapic;
@@ -88,13 +88,16 @@ fn activate(local: &'static Local, ec: &'static Ec) {
         if control::read_cr3() != ec.pd.root.0 {
             // A guest of the domain that ran before may own what is in the FPU's registers.
             fpu::release();
+            if local.crossing.has(Attention::BARRIERS) {
+                mitigation::between_domains();
+            }
             // SAFETY: the root of a live domain, which maps the kernel.
             unsafe { control::write_cr3(ec.pd.root.0) };
         }
         local.active.set(Some(ec));
         local.epoch.set(epoch);
     }
-    if ec.pd.io_frames().is_some() || local.io_is_open.get() {
+    if ec.pd.io_frames().is_some() || local.crossing.has(Attention::IO_IS_OPEN) {
         show_ports(local, ec);
     }
 }
@@ -110,11 +113,11 @@ fn show_ports(local: &'static Local, ec: &'static Ec) {
             Some(frames) if local.io_owner.get() != (ec.pd.id, version) => {
                 CpuTables::use_io_bitmap(local.tables, frames);
                 local.io_owner.set((ec.pd.id, version));
-                local.io_is_open.set(true);
+                local.crossing.add(Attention::IO_IS_OPEN);
             }
-            _ if frames.is_some() != local.io_is_open.get() => {
+            _ if frames.is_some() != local.crossing.has(Attention::IO_IS_OPEN) => {
                 CpuTables::open_io_bitmap(local.tables, frames.is_some());
-                local.io_is_open.set(frames.is_some());
+                local.crossing.set(Attention::IO_IS_OPEN, frames.is_some());
             }
             _ => {}
         }

@@ -14,6 +14,7 @@ pub mod boot;
 pub mod cap;
 pub mod flush_checker;
 pub mod iommu;
+pub mod mitigation;
 pub mod paging;
 pub mod sched;
 pub mod virt;

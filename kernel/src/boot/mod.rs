@@ -7,7 +7,7 @@ pub mod memory;
 pub mod root;
 pub mod start;
 
-use crate::cpu::Local;
+use crate::cpu::{Attention, Local};
 use crate::{epitaph, sched, trap};
 use core::fmt::Write;
 use hypercall_abi::boot_info::Machine;
@@ -18,7 +18,7 @@ use kcore::boot::iommu::IommuUnit;
 use kcore::boot::multiboot::{self, BootData};
 use khw::console::{self, Sink, Writer};
 use khw::cpu::cpuid::{self, Features};
-use khw::cpu::{control, fpu, tsc};
+use khw::cpu::{control, fpu, mitigation, tsc};
 use khw::desc::{self, CpuTables};
 use khw::irq::{self, ioapic, lapic};
 use khw::percpu::Block;
@@ -88,6 +88,7 @@ fn read_loader(magic: u32, info: u32, entry_tsc: u64) -> System {
         .rsdp
         .or_else(|| acpi::find_rsdp(&reader))
         .and_then(|at| acpi::parse(&reader, at).inspect_err(|error| log::warn!("acpi: {error:?}")).ok());
+    log::info!("cpu: against side channels: {}", mitigation::choose(options.mitigations));
     let mut features = cpuid::features();
     features.x2apic &= options.x2apic;
     features.tsc_deadline &= options.tsc_deadline;
@@ -169,10 +170,13 @@ unsafe fn run_on_cpu(tables: *mut CpuTables, block: *mut Block, features: &Featu
         CpuTables::load(tables);
         percpu::install(block);
         control::enable_protections(features);
+        mitigation::init_cpu();
         tsc::init_cpu(features.rdtscp);
         fpu::init_cpu(features.xsave);
         entry::enable_syscall(crate::fast::entry());
-        crate::cpu::register(&*((*block).local as *const Local));
+        let local = &*((*block).local as *const Local);
+        local.crossing.set(Attention::BARRIERS, mitigation::has_barriers());
+        crate::cpu::register(local);
     }
 }
 

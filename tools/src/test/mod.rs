@@ -13,6 +13,7 @@ pub mod hosts;
 pub mod images;
 pub mod linux;
 pub mod mistakes;
+pub mod mitigations;
 pub mod networks;
 pub mod pv;
 pub mod record;
@@ -157,6 +158,7 @@ fn on(machine: Machine) -> Vec<Test> {
         images::tests(machine),
         gdb::tests(machine),
         trace::tests(machine),
+        mitigations::tests(machine),
         refusals::tests(machine),
     ]
     .into_iter()

@@ -7,6 +7,7 @@
 //! | `panic=reboot` or `halt` | what a panic ends with; `halt` if absent |
 //! | `kmem=`MiB | memory kept for kernel objects |
 //! | `selftest=panic` or `fault` | end on purpose after boot, to see the epitaph |
+//! | `mitigations=auto` or `off` | what the CPU needs against side channels, or nothing; `auto` if absent |
 //! | `nox2apic`, `notscdeadline`, `noxsave`, `noiommu` | do without a feature |
 
 /// Severity of a log message.
@@ -70,6 +71,8 @@ pub struct Options {
     pub xsave: bool,
     /// Use IOMMUs if there are any.
     pub iommu: bool,
+    /// Mitigate side channels as the CPU needs it.
+    pub mitigations: bool,
     /// Way to end on purpose, for a test of the epitaph.
     pub self_test: Option<SelfTest>,
     /// Words that mean nothing; [`unknown_words`] names them.
@@ -87,6 +90,7 @@ impl Default for Options {
             tsc_deadline: true,
             xsave: true,
             iommu: true,
+            mitigations: true,
             self_test: None,
             unknown: 0,
         }
@@ -131,6 +135,8 @@ impl Options {
             Some(("panic", "reboot")) => self.panic = PanicAction::Reboot,
             Some(("panic", "halt")) => self.panic = PanicAction::Halt,
             Some(("kmem", value)) => self.kmem_mib = Some(value.parse().ok().filter(|&mib| mib > 0)?),
+            Some(("mitigations", "auto")) => self.mitigations = true,
+            Some(("mitigations", "off")) => self.mitigations = false,
             Some(("selftest", "panic")) => self.self_test = Some(SelfTest::Panic),
             Some(("selftest", "fault")) => self.self_test = Some(SelfTest::Fault),
             Some(_) => return None,
@@ -182,7 +188,7 @@ mod tests {
     #[test]
     fn every_word_is_understood() {
         let line = b"loglevel=trace console=serial,e9 panic=reboot  kmem=64 \
-            nox2apic notscdeadline noxsave noiommu selftest=fault\0";
+            nox2apic notscdeadline noxsave noiommu mitigations=off selftest=fault\0";
         let expected = Options {
             log_level: LogLevel::Trace,
             console: Console { serial: true, e9: true },
@@ -192,6 +198,7 @@ mod tests {
             tsc_deadline: false,
             xsave: false,
             iommu: false,
+            mitigations: false,
             self_test: Some(SelfTest::Fault),
             unknown: 0,
         };
@@ -201,12 +208,21 @@ mod tests {
 
     #[test]
     fn unknown_words_are_counted_and_named() {
-        let line = b"quiet loglevel=loud kmem=0 kmem=-1 console=serial,tty panic nox2apic \xff";
+        let line =
+            b"quiet loglevel=loud kmem=0 kmem=-1 console=serial,tty panic mitigations=on nox2apic \xff";
         let options = parse(line);
-        assert_eq!(options, Options { x2apic: false, unknown: 7, ..Options::default() });
+        assert_eq!(options, Options { x2apic: false, unknown: 8, ..Options::default() });
         let names: Vec<_> = unknown_words(line).collect();
-        let expected: [&[u8]; 7] =
-            [b"quiet", b"loglevel=loud", b"kmem=0", b"kmem=-1", b"console=serial,tty", b"panic", b"\xff"];
+        let expected: [&[u8]; 8] = [
+            b"quiet",
+            b"loglevel=loud",
+            b"kmem=0",
+            b"kmem=-1",
+            b"console=serial,tty",
+            b"panic",
+            b"mitigations=on",
+            b"\xff",
+        ];
         assert_eq!(names, expected);
     }
 

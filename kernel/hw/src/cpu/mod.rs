@@ -3,6 +3,7 @@
 pub mod control;
 pub mod cpuid;
 pub mod fpu;
+pub mod mitigation;
 pub mod msr;
 pub mod nmi;
 pub mod port;

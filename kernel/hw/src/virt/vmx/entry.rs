@@ -128,3 +128,21 @@ pub(super) unsafe extern "sysv64" fn landing() {
         exited = const EXITED,
     )
 }
+
+/// [`landing`] for CPUs on which the first RET after an exit may go where the guest's last CALL came from ("post-barrier return stack
+/// buffer predictions", Intel): a CALL of our own comes first, and speculation waits for it.
+///
+/// # Safety
+/// Reached by VM exits only.
+#[unsafe(naked)]
+pub(super) unsafe extern "sysv64" fn guarded_landing() {
+    naked_asm!(
+        "call 2f",
+        "int3",
+        "2:",
+        "add rsp, 8",
+        "lfence",
+        "jmp {landing}",
+        landing = sym landing,
+    )
+}

@@ -1,12 +1,12 @@
 //! A new VMCS: what never changes, and the guest state after reset.
 
-use super::entry::landing;
+use super::entry::{guarded_landing, landing};
 use super::insn::CurrentVmcs;
 use super::region::{self, Machine, VPIDS};
 use super::registers::{DR6_RESET, host_syscall_msrs, read_cr0, read_cr4};
 use super::vcpu::{Chores, Held, Host, Vcpu};
 use crate::cpu::tables::TableRegister;
-use crate::cpu::{control, msr};
+use crate::cpu::{control, mitigation, msr};
 use crate::mem::phys_to_virt;
 use crate::virt::HostState;
 use crate::virt::breakpoints::Breakpoints;
@@ -138,6 +138,7 @@ fn write_host_state(vmcs: CurrentVmcs, host: &HostState) {
     vmcs.write(fields::HOST_SYSENTER_ESP, 0);
     vmcs.write(fields::HOST_SYSENTER_EIP, 0);
     vmcs.write(fields::HOST_RSP, 0);
+    let landing = if mitigation::guards_exits() { guarded_landing } else { landing };
     vmcs.write(fields::HOST_RIP, landing as *const () as u64);
 }
 
