@@ -77,6 +77,8 @@ bitflags::bitflags! {
         const XSAVES = 1 << 10;
         /// Devices reach the memory of their DMA spaces only.
         const DMA_SPACES = 1 << 11;
+        /// Virtual-APIC pages are used by the hardware.
+        const APIC_VIRTUALIZATION = 1 << 12;
     }
 }
 

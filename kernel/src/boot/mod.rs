@@ -56,7 +56,7 @@ pub fn main(magic: u32, info: u32, entry_tsc: u64) -> ! {
     let local = start_cpu(0, &mut frames, &system);
     start_interrupts(&mut system);
     clock::wait_in(|| clock::calibrate(&system));
-    start_virtualization(&mut frames);
+    start_virtualization(&system.options, &mut frames);
     start_iommus(&system);
     aps::start_all(&system, &mut frames);
     root::start(&system, frames);
@@ -207,7 +207,10 @@ fn set_apic_id() {
     unsafe { (*block).apic_id = lapic::id() };
 }
 
-fn start_virtualization(frames: &mut memory::BootFrames) {
+fn start_virtualization(options: &Options, frames: &mut memory::BootFrames) {
+    if !options.apic_virtualization {
+        virt::leave_apic_alone();
+    }
     let enabled = virt::detect().and_then(|features| {
         // SAFETY: detected; the frame is this CPU's for ever.
         unsafe { virt::enable_cpu(frames.take_frame())? };
@@ -241,6 +244,7 @@ fn machine_bits(system: &System) -> Machine {
         (virt.is_ok_and(|virt| virt.has_rdtscp), Machine::RDTSCP),
         (virt.is_ok_and(|virt| virt.has_invpcid), Machine::INVPCID),
         (virt.is_ok_and(|virt| virt.has_xsaves), Machine::XSAVES),
+        (virt.is_ok_and(|virt| virt.virtualizes_apic), Machine::APIC_VIRTUALIZATION),
         (iommu::end() != 0, Machine::DMA_SPACES),
         (features.tsc_deadline, Machine::TSC_DEADLINE),
         (features.xsave, Machine::XSAVE),

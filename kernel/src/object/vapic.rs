@@ -16,6 +16,7 @@ use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, Event, Groups, Interruptibility, RunF
 use kcore::addr::PhysAddr;
 use kcore::virt::vapic::{self, ApicPage, FIRST_VECTOR, Write};
 use khw::mem::phys_to_virt;
+use khw::virt::GuestCpu;
 
 const RFLAGS_IF: u64 = 1 << 9;
 /// WRMSR without prefixes.
@@ -32,7 +33,9 @@ pub struct VirtualApic {
     posted: [AtomicU64; 4],
     /// There are such vectors: whoever sets it kicks the vCPU.
     is_posted: AtomicBool,
-    /// Guest interrupt status. Touched by the vCPU's CPU only.
+    /// Frame whose page the guest interrupt status comes from. Touched by the vCPU's CPU only.
+    shown: Cell<u64>,
+    /// Guest interrupt status, unless the hardware has it. Touched by the vCPU's CPU only.
     status: Cell<vapic::Status>,
 }
 
@@ -44,6 +47,7 @@ impl VirtualApic {
             bound: BoundList::new(),
             posted: [const { AtomicU64::new(0) }; 4],
             is_posted: AtomicBool::new(false),
+            shown: Cell::new(0),
             status: Cell::new(vapic::Status { requested: 0, in_service: 0 }),
         }
     }
@@ -61,15 +65,6 @@ impl VirtualApic {
             for (index, posted) in self.posted.iter().enumerate() {
                 apic.request(status, index, posted.swap(0, Ordering::SeqCst));
             }
-        }
-    }
-
-    /// Moves what was posted into the page, if there is one, so that the page has all interrupts. On the vCPU's CPU.
-    pub fn collect(&self) {
-        if let Some(apic) = self.page() {
-            let mut status = self.status.get();
-            self.take_posted(apic, &mut status);
-            self.status.set(status);
         }
     }
 }
@@ -92,6 +87,36 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Guest interrupt status. On the vCPU's CPU, as the next.
+    fn interrupt_status(&self) -> vapic::Status {
+        let backend = self.backend();
+        if backend.virtualizes_apic() {
+            // SAFETY: on the vCPU's CPU, and its guest is not running.
+            unsafe { backend.interrupt_status() }
+        } else {
+            self.apic.status.get()
+        }
+    }
+
+    fn set_interrupt_status(&self, status: vapic::Status) {
+        let backend = self.backend();
+        if backend.virtualizes_apic() {
+            // SAFETY: as in `interrupt_status`.
+            unsafe { backend.set_interrupt_status(status) };
+        } else {
+            self.apic.status.set(status);
+        }
+    }
+
+    /// Moves what was posted into the page, if there is one, so that the page has all interrupts. On the vCPU's CPU.
+    pub fn collect_interrupts(&self) {
+        if let Some(apic) = self.apic.page() {
+            let mut status = self.interrupt_status();
+            self.apic.take_posted(apic, &mut status);
+            self.set_interrupt_status(status);
+        }
+    }
+
     /// Whether an interrupt was raised that a run with these flags takes.
     pub fn is_interrupted(&self, flags: RunFlags) -> bool {
         flags.contains(RunFlags::VIRTUAL_APIC) && self.apic.is_posted.load(Ordering::SeqCst)
@@ -103,6 +128,7 @@ impl Vcpu {
     pub fn take_interrupts(&self, page: NonNull<VcpuPage>, flags: RunFlags, dirty: &mut Groups) -> RunFlags {
         let is_idle = !dirty.contains(Groups::APIC)
             && self.apic.status.get().requested == 0
+            && self.apic.shown.get() == self.apic.frame.load(Ordering::Relaxed)
             && !self.apic.is_posted.load(Ordering::Relaxed);
         match self.apic.page() {
             Some(apic) if !is_idle => self.update_interrupts(page, apic, flags, dirty),
@@ -119,14 +145,25 @@ impl Vcpu {
         dirty: &mut Groups,
     ) -> RunFlags {
         let p = page.as_ptr();
-        let mut status = self.apic.status.get();
-        if dirty.contains(Groups::APIC) {
+        let frame = self.apic.frame.load(Ordering::Relaxed);
+        let mut status = self.interrupt_status();
+        if dirty.contains(Groups::APIC) || self.apic.shown.get() != frame {
             status = apic.status();
             *dirty -= Groups::APIC;
-            // SAFETY: the page is bound, and the VMM may write it at any time: its words are read once.
-            unsafe { addr_of_mut!((*p).dirty).write_volatile(dirty.bits()) };
+            self.apic.shown.set(frame);
+            // SAFETY: the page is bound, and the VMM may write it at any time: its words are read once. The frame is bound RAM, and
+            // a run without it has no virtual APIC.
+            unsafe {
+                addr_of_mut!((*p).dirty).write_volatile(dirty.bits());
+                let eoi_exits = addr_of_mut!((*p).eoi_exits).read_volatile();
+                self.backend().set_virtual_apic(PhysAddr(frame), eoi_exits);
+            }
         }
         self.apic.take_posted(apic, &mut status);
+        self.set_interrupt_status(status);
+        if self.backend().virtualizes_apic() {
+            return flags;
+        }
         let mut flags = flags;
         if apic.is_pending(status) {
             // SAFETY: as above.
@@ -146,6 +183,26 @@ impl Vcpu {
         }
         self.apic.status.set(status);
         flags
+    }
+
+    /// Whether the hardware will hand the guest, which halted, an interrupt at its next entry. It is not halted any more then.
+    #[cold]
+    pub fn has_interrupt_in_hardware(&self, page: NonNull<VcpuPage>) -> bool {
+        if !self.backend().virtualizes_apic() {
+            return false;
+        }
+        let Some(apic) = self.apic.page() else {
+            return false;
+        };
+        let p = page.as_ptr();
+        // SAFETY: as in `update_interrupts`.
+        let is_enabled = unsafe { addr_of_mut!((*p).rflags).read_volatile() & RFLAGS_IF != 0 };
+        let wakes = is_enabled && apic.is_pending(self.interrupt_status());
+        if wakes {
+            // SAFETY: as above.
+            unsafe { addr_of_mut!((*p).activity).write_volatile(ACTIVITY_ACTIVE) };
+        }
+        wakes
     }
 
     /// Answers an exit that is the virtual APIC's; otherwise, or after it, the kind of the exit for the VMM. `flags` are the VMM's.

@@ -269,7 +269,7 @@ impl Vcpu {
         } else {
             asked
         };
-        if activity == ACTIVITY_HALTED && self.may_halt(page) {
+        if activity == ACTIVITY_HALTED && self.may_halt(page, flags) {
             return self.halt(ec, deadline, flags).then_some(Next::RESCHEDULE);
         }
         if dirty.contains(Groups::XCR0) && !self.take_xcr0(page, &mut dirty) {
@@ -352,9 +352,10 @@ impl Vcpu {
     }
 
     /// Whether a guest that halted has no event to be woken by.
-    fn may_halt(&self, page: NonNull<VcpuPage>) -> bool {
+    fn may_halt(&self, page: NonNull<VcpuPage>, flags: RunFlags) -> bool {
         // SAFETY: as in `finish`.
-        unsafe { !addr_of_mut!((*page.as_ptr()).inject).read_volatile().is_valid() }
+        let is_injected = unsafe { addr_of_mut!((*page.as_ptr()).inject).read_volatile().is_valid() };
+        !(is_injected || flags.contains(RunFlags::VIRTUAL_APIC) && self.has_interrupt_in_hardware(page))
     }
 
     /// Blocks `ec` until an event; false if one is there already.
@@ -421,7 +422,7 @@ impl Vcpu {
             unsafe { addr_of_mut!((*page.as_ptr()).xcr0).write_volatile(fpu::xcr0_of(self.fpu_area)) };
         }
         if groups.contains(Groups::APIC) {
-            self.apic.collect();
+            self.collect_interrupts();
         }
         Ok(())
     }

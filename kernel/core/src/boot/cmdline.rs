@@ -8,7 +8,7 @@
 //! | `kmem=`MiB | memory kept for kernel objects |
 //! | `selftest=panic` or `fault` | end on purpose after boot, to see the epitaph |
 //! | `mitigations=auto` or `off` | what the CPU needs against side channels, or nothing; `auto` if absent |
-//! | `nox2apic`, `notscdeadline`, `noxsave`, `noiommu` | do without a feature |
+//! | `nox2apic`, `notscdeadline`, `noxsave`, `noiommu`, `noapicv` | do without a feature |
 
 /// Severity of a log message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +71,8 @@ pub struct Options {
     pub xsave: bool,
     /// Use IOMMUs if there are any.
     pub iommu: bool,
+    /// Use APIC virtualization if there is any.
+    pub apic_virtualization: bool,
     /// Mitigate side channels as the CPU needs it.
     pub mitigations: bool,
     /// Way to end on purpose, for a test of the epitaph.
@@ -90,6 +92,7 @@ impl Default for Options {
             tsc_deadline: true,
             xsave: true,
             iommu: true,
+            apic_virtualization: true,
             mitigations: true,
             self_test: None,
             unknown: 0,
@@ -127,6 +130,7 @@ impl Options {
                 "nox2apic" => self.x2apic = false,
                 "notscdeadline" => self.tsc_deadline = false,
                 "noxsave" => self.xsave = false,
+                "noapicv" => self.apic_virtualization = false,
                 "noiommu" => self.iommu = false,
                 _ => return None,
             },
@@ -188,7 +192,7 @@ mod tests {
     #[test]
     fn every_word_is_understood() {
         let line = b"loglevel=trace console=serial,e9 panic=reboot  kmem=64 \
-            nox2apic notscdeadline noxsave noiommu mitigations=off selftest=fault\0";
+            nox2apic notscdeadline noxsave noiommu noapicv mitigations=off selftest=fault\0";
         let expected = Options {
             log_level: LogLevel::Trace,
             console: Console { serial: true, e9: true },
@@ -198,6 +202,7 @@ mod tests {
             tsc_deadline: false,
             xsave: false,
             iommu: false,
+            apic_virtualization: false,
             mitigations: false,
             self_test: Some(SelfTest::Fault),
             unknown: 0,

@@ -5,6 +5,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, Ordering};
 use hypercall_abi::vcpu::{Groups, VcpuPage};
 use kcore::addr::PhysAddr;
+use kcore::virt::vapic::Status;
 
 /// What [`detect`] found; written once.
 static mut FOUND: Result<Features, Unsupported> = Err(Unsupported::NoExtension);
@@ -109,6 +110,25 @@ unsafe impl GuestCpu for Backend {
     unsafe fn code_root(&mut self) -> Option<u64> {
         // SAFETY: by the contract of this function.
         dispatch!(self, vcpu => unsafe { vcpu.code_root() })
+    }
+
+    fn virtualizes_apic(&self) -> bool {
+        dispatch!(self, vcpu => vcpu.virtualizes_apic())
+    }
+
+    unsafe fn interrupt_status(&mut self) -> Status {
+        // SAFETY: by the contract of this function.
+        dispatch!(self, vcpu => unsafe { vcpu.interrupt_status() })
+    }
+
+    unsafe fn set_interrupt_status(&mut self, status: Status) {
+        // SAFETY: by the contract of this function.
+        dispatch!(self, vcpu => unsafe { vcpu.set_interrupt_status(status) })
+    }
+
+    unsafe fn set_virtual_apic(&mut self, page: PhysAddr, eoi_exits: [u64; 4]) {
+        // SAFETY: by the contract of this function.
+        dispatch!(self, vcpu => unsafe { vcpu.set_virtual_apic(page, eoi_exits) })
     }
 
     #[inline]

@@ -4,8 +4,10 @@
 //! any user code or another guest runs on this CPU.
 
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 use hypercall_abi::vcpu::{Groups, RunFlags, VcpuPage};
 use kcore::addr::PhysAddr;
+use kcore::virt::vapic::Status;
 
 mod backend;
 mod breakpoints;
@@ -13,6 +15,14 @@ pub mod nested;
 mod page;
 pub mod svm;
 pub mod vmx;
+
+/// Virtual-APIC pages are left to the kernel.
+static LEAVES_APIC_ALONE: AtomicBool = AtomicBool::new(false);
+
+/// Has the kernel do by itself what APIC virtualization would do. Before [`detect`].
+pub fn leave_apic_alone() {
+    LEAVES_APIC_ALONE.store(true, Ordering::Relaxed);
+}
 
 pub use backend::{Backend, detect, enable_cpu, exits_shorten_tr, features};
 
@@ -64,6 +74,8 @@ pub struct Features {
     pub has_invpcid: bool,
     /// Guests may be offered XSAVEC and XSAVES.
     pub has_xsaves: bool,
+    /// Virtual-APIC pages are used by the hardware.
+    pub virtualizes_apic: bool,
 }
 
 /// The host state of one CPU that world switches restore.
@@ -172,6 +184,32 @@ pub unsafe trait GuestCpu: Sized {
     /// # Safety
     /// As [`Self::take_over`].
     unsafe fn code_root(&mut self) -> Option<u64>;
+
+    /// Whether the hardware does with a virtual-APIC page what [`kcore::virt::vapic`] does elsewhere: in runs with `VIRTUAL_APIC`, and
+    /// with [`Self::set_virtual_apic`] and [`Self::set_interrupt_status`] called before.
+    fn virtualizes_apic(&self) -> bool {
+        false
+    }
+
+    /// Guest interrupt status, where the hardware has it.
+    ///
+    /// # Safety
+    /// As [`Self::take_over`].
+    unsafe fn interrupt_status(&mut self) -> Status {
+        Status::default()
+    }
+
+    /// Sets the guest interrupt status, where the hardware has it.
+    ///
+    /// # Safety
+    /// As [`Self::take_over`].
+    unsafe fn set_interrupt_status(&mut self, _status: Status) {}
+
+    /// Which page it is, and the vectors whose EOI exits.
+    ///
+    /// # Safety
+    /// As [`Self::take_over`]. The frame is RAM that user memory may be in, and remains so as long as runs have `VIRTUAL_APIC`.
+    unsafe fn set_virtual_apic(&mut self, _page: PhysAddr, _eoi_exits: [u64; 4]) {}
 
     /// Switches back what [`Self::run`] switched in: afterwards user code may run, or another guest.
     ///

@@ -38,6 +38,8 @@ pub mod primary {
     pub const CR8_LOAD_EXITING: u32 = 1 << 19;
     /// CR8-store exiting.
     pub const CR8_STORE_EXITING: u32 = 1 << 20;
+    /// Use TPR shadow.
+    pub const TPR_SHADOW: u32 = 1 << 21;
     /// NMI-window exiting.
     pub const NMI_WINDOW_EXITING: u32 = 1 << 22;
     /// MOV-DR exiting.
@@ -60,12 +62,16 @@ pub mod secondary {
     pub const EPT: u32 = 1 << 1;
     /// Enable RDTSCP.
     pub const RDTSCP: u32 = 1 << 3;
+    /// Virtualize x2APIC mode.
+    pub const X2APIC_MODE: u32 = 1 << 4;
     /// Enable VPID.
     pub const VPID: u32 = 1 << 5;
     /// WBINVD exiting.
     pub const WBINVD_EXITING: u32 = 1 << 6;
     /// Unrestricted guest.
     pub const UNRESTRICTED_GUEST: u32 = 1 << 7;
+    /// Virtual-interrupt delivery.
+    pub const INTERRUPT_DELIVERY: u32 = 1 << 9;
     /// Enable INVPCID.
     pub const INVPCID: u32 = 1 << 12;
     /// Enable ENCLS exiting.
@@ -150,6 +156,11 @@ impl Allowed {
         Ok(word)
     }
 
+    /// Whether all of these may be 0 and may be 1.
+    const fn is_free(self, bits: u32) -> bool {
+        self.may_be_one() & bits == bits && self.must_be_one() & bits == 0
+    }
+
     /// Fails if one of `refused` must be 1.
     fn refuse(self, refused: &[Named]) -> Result<(), Missing> {
         match refused.iter().find(|(bit, _)| self.must_be_one() & bit != 0) {
@@ -197,6 +208,10 @@ const SECONDARY_REQUIRED: &[Named] = &[(secondary::WBINVD_EXITING, "WBINVD exiti
 /// Without ENCLS exiting a guest could reach enclave memory through leaves that its VMM cannot filter.
 const SECONDARY_OPTIONAL: u32 =
     secondary::RDTSCP | secondary::VPID | secondary::INVPCID | secondary::ENCLS_EXITING | secondary::XSAVES;
+
+/// The secondary controls with which WRMSR of TPR, EOI and SELF IPI acts on the virtual-APIC page, and interrupts are delivered from
+/// it (SDM 3C 29.1.2, 29.2). "APIC-register virtualization" is not among them: what else there is to read is the VMM's.
+pub const APIC_VIRTUALIZATION: u32 = secondary::X2APIC_MODE | secondary::INTERRUPT_DELIVERY;
 
 const EXIT_REQUIRED: &[Named] = &[
     (exit::SAVE_DEBUG_CONTROLS, "save debug controls"),
@@ -306,6 +321,8 @@ impl Capabilities {
             has_nested_1g: ept.has_1g(),
             has_single_context_invept: ept.has_single_context_invept(),
             has_dirty_flags: ept.has(EptVpid::DIRTY_FLAGS),
+            virtualizes_apic: self.primary.is_free(primary::TPR_SHADOW)
+                && self.secondary.is_free(APIC_VIRTUALIZATION),
         })
     }
 }
@@ -372,6 +389,8 @@ pub struct Controls {
     pub has_single_context_invept: bool,
     /// EPT has accessed and dirty flags.
     pub has_dirty_flags: bool,
+    /// The controls of [`APIC_VIRTUALIZATION`] and the TPR shadow can be switched.
+    pub virtualizes_apic: bool,
 }
 
 impl Controls {

@@ -46,6 +46,7 @@ reasons! {
     MONITOR = 39, "MONITOR.";
     PAUSE = 40, "PAUSE.";
     ENTRY_MACHINE_CHECK = 41, "VM-entry failure due to machine-check event.";
+    VIRTUALIZED_EOI = 45, "Virtualized EOI.";
     EPT_VIOLATION = 48, "EPT violation.";
     INVEPT = 50, "INVEPT.";
     RDTSCP = 51, "RDTSCP.";
@@ -53,6 +54,7 @@ reasons! {
     INVVPID = 53, "INVVPID.";
     WBINVD = 54, "WBINVD or WBNOINVD.";
     XSETBV = 55, "XSETBV.";
+    APIC_WRITE = 56, "APIC write.";
 }
 
 /// [`quick_kind`] by basic reason.
@@ -213,6 +215,8 @@ pub enum Outcome {
     Timer,
     /// HLT.
     Halt,
+    /// The guest goes on.
+    Nothing,
     /// An exception that the kernel has to see but its VMM did not ask for: the guest gets it.
     Reflect {
         /// The exception.
@@ -265,6 +269,9 @@ pub fn decode(reason: Reason, details: &Details, wanted_exceptions: u32, was_del
             Report::with(ExitKind::TaskSwitch, [qualification & 0xffff | (qualification >> 30 & 3) << 16])
         }
         Reason::INVLPG => Report::with(ExitKind::Invlpg, [qualification]),
+        // Both come when the instruction is done. The write is a self-IPI with a vector below 16: nothing follows from it.
+        Reason::VIRTUALIZED_EOI => Report::with(ExitKind::Eoi, [qualification & 0xff]),
+        Reason::APIC_WRITE => return Outcome::Nothing,
         Reason(raw) => Report::with(ExitKind::Unhandled, [0, raw as u64, qualification]),
     })
 }

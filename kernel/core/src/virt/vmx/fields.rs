@@ -63,7 +63,10 @@ fields! { u16:
     VPID = 0x0000, "Virtual-processor identifier.";
 }
 
-// Table B-2: 16-bit guest-state fields are in [`SegmentFields`].
+// Table B-2: 16-bit guest-state fields, without those in [`SegmentFields`].
+fields! { u16:
+    GUEST_INTERRUPT_STATUS = 0x0810, "Guest interrupt status.";
+}
 
 // Table B-3: 16-bit host-state fields.
 fields! { u16:
@@ -80,10 +83,15 @@ fields! { u16:
 fields! { u64:
     MSR_BITMAP = 0x2004, "Address of the MSR bitmap.";
     TSC_OFFSET = 0x2010, "TSC offset.";
+    VIRTUAL_APIC = 0x2012, "Virtual-APIC address.";
     EPT_POINTER = 0x201a, "EPT pointer.";
     XSS_EXITING_BITMAP = 0x202c, "XSS-exiting bitmap.";
     ENCLS_EXITING_BITMAP = 0x202e, "ENCLS-exiting bitmap.";
 }
+
+/// EOI-exit bitmaps 0 to 3.
+pub const EOI_EXIT_BITMAPS: [Field<u64>; 4] =
+    [Field::new(0x201c), Field::new(0x201e), Field::new(0x2020), Field::new(0x2022)];
 
 // Table B-5: 64-bit read-only data field.
 fields! { u64:

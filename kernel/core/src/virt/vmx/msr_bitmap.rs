@@ -1,6 +1,7 @@
 //! The MSRs that guests read and write without an exit (SDM 3C 24.6.9).
 
 use super::syscall_msrs::{CSTAR, KERNEL_GS_BASE, LSTAR, SFMASK, STAR, TSC_AUX};
+use crate::virt::vapic;
 
 /// Bytes of a bitmap: one frame.
 pub const BITMAP_BYTES: usize = 4096;
@@ -47,6 +48,17 @@ pub fn fill(bitmap: &mut [u8; BITMAP_BYTES], has_tsc_aux: bool) {
     }
 }
 
+/// Lets the guest write the x2APIC's TPR, EOI and SELF IPI or not. Only while the controls make these the virtual-APIC page's: they
+/// would be the registers of the CPU's own APIC otherwise.
+pub fn open_apic(bitmap: &mut [u8; BITMAP_BYTES], is_open: bool) {
+    for msr in [vapic::msr::TPR, vapic::msr::EOI, vapic::msr::SELF_IPI] {
+        if let Some((byte, bit)) = read_bit(msr) {
+            let byte = &mut bitmap[byte + 2048];
+            *byte = if is_open { *byte & !bit } else { *byte | bit };
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +84,20 @@ mod tests {
         for msr in [STAR, LSTAR, CSTAR, SFMASK, TSC_AUX] {
             assert!(!exits(&bitmap, msr, false) && exits(&bitmap, msr, true), "{msr:#x}");
         }
+    }
+
+    #[test]
+    fn three_registers_of_the_apic_are_open_to_writes_on_demand() {
+        let mut bitmap = [0; BITMAP_BYTES];
+        fill(&mut bitmap, true);
+        let before = bitmap;
+        open_apic(&mut bitmap, true);
+        for msr in 0x800..0x900 {
+            let is_open = [0x808, 0x80b, 0x83f].contains(&msr);
+            assert!(exits(&bitmap, msr, false) && exits(&bitmap, msr, true) != is_open, "{msr:#x}");
+        }
+        open_apic(&mut bitmap, false);
+        assert_eq!(bitmap, before);
     }
 
     #[test]

@@ -94,6 +94,7 @@ pub fn detect() -> Result<Features, Unsupported> {
         has_rdtscp: processor.has_rdtscp,
         has_invpcid: processor.has_invpcid,
         has_xsaves: processor.has_xsaves && xsavec::works(),
+        virtualizes_apic: false,
     })
 }
 

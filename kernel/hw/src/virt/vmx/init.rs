@@ -34,6 +34,7 @@ pub(super) unsafe fn new_vcpu(
     let vpid = if machine.controls.has_secondary(secondary::VPID) { VPIDS.take() } else { None };
     let mut vcpu = Vcpu {
         vmcs,
+        msr_bitmap: bitmap,
         machine,
         vpid,
         is_launched: false,

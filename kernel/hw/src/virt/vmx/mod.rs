@@ -1,6 +1,7 @@
 //! VMX: `region` switches it on and says what it offers, `vcpu` is one guest CPU.
 
 mod answer;
+mod apic;
 mod entry;
 mod entry_checker;
 mod init;

@@ -5,7 +5,8 @@ use super::registers::{read_cr0, read_cr4, write_cr0, write_cr4};
 use crate::cpu::{cpuid, msr, xsavec};
 use crate::mem::phys_to_virt;
 use crate::percpu;
-use crate::virt::{Features, Unsupported};
+use crate::virt::{Features, LEAVES_APIC_ALONE, Unsupported};
+use core::sync::atomic::Ordering;
 use kcore::addr::PhysAddr;
 use kcore::virt::vmx::control_registers::{CR4_VMXE, ControlRules};
 use kcore::virt::vmx::controls::{Capabilities, Controls, Missing, secondary};
@@ -55,8 +56,10 @@ pub(super) fn capabilities() -> Result<Capabilities, Unsupported> {
 /// What this CPU offers to vCPUs.
 pub(super) fn machine() -> Result<Machine, Unsupported> {
     let capabilities = capabilities()?;
+    let mut controls = capabilities.choose()?;
+    controls.virtualizes_apic &= !LEAVES_APIC_ALONE.load(Ordering::Relaxed);
     Ok(Machine {
-        controls: capabilities.choose()?,
+        controls,
         rules: ControlRules::new(&capabilities.fixed, cpuid::features().phys_bits),
         revision: capabilities.revision(),
     })
@@ -82,6 +85,7 @@ pub fn detect() -> Result<Features, Unsupported> {
         has_rdtscp: controls.has_secondary(secondary::RDTSCP),
         has_invpcid: controls.has_secondary(secondary::INVPCID),
         has_xsaves: controls.has_secondary(secondary::XSAVES) && xsavec::works(),
+        virtualizes_apic: controls.virtualizes_apic,
     })
 }
 

@@ -1,6 +1,7 @@
 //! One guest CPU: load, run, unload.
 
 use super::answer::SINGLE_STEP;
+use super::apic;
 use super::entry::{self, enter};
 use super::init;
 use super::insn::{CurrentVmcs, InvEpt, invept, invvpid_single};
@@ -16,6 +17,7 @@ use core::ptr::NonNull;
 use hypercall_abi::exit::{EntryRule, ExitKind};
 use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, Event, Groups, Interruptibility, RunFlags, SS, VcpuPage};
 use kcore::addr::PhysAddr;
+use kcore::virt::vapic::Status;
 use kcore::virt::vmx::checks::{EventContext, check_event};
 use kcore::virt::vmx::controls::{primary, secondary};
 use kcore::virt::vmx::exit::{
@@ -42,8 +44,9 @@ bitflags::bitflags! {
     }
 }
 
-/// The windows that the primary controls open.
-const WINDOWS: RunFlags = RunFlags::INTERRUPT_WINDOW.union(RunFlags::NMI_WINDOW);
+/// What a run switches in the controls: the windows, and the virtual APIC.
+const WINDOWS: RunFlags =
+    RunFlags::INTERRUPT_WINDOW.union(RunFlags::NMI_WINDOW).union(RunFlags::VIRTUAL_APIC);
 
 /// What the VMCS holds in fields that change often, so that equal values are not written again.
 #[derive(Clone, Copy, Debug, Default)]
@@ -56,8 +59,10 @@ pub(super) struct Held {
     pub(super) interruptibility: u32,
     /// Primary controls.
     primary: u32,
-    /// The windows in them.
+    /// The [`WINDOWS`] in them.
     windows: u32,
+    /// The virtual APIC is switched on.
+    pub(super) has_apic: bool,
     /// The preemption timer was set for this TSC.
     until: u64,
     /// Generation of the nested tables that was flushed last.
@@ -82,6 +87,8 @@ pub(super) struct Host {
 pub struct Vcpu {
     /// Frame of the VMCS.
     pub(super) vmcs: PhysAddr,
+    /// Frame of the MSR bitmap.
+    pub(super) msr_bitmap: PhysAddr,
     /// What the machine offers.
     pub(super) machine: Machine,
     /// Its VPID; without one every entry and exit flushes.
@@ -187,6 +194,25 @@ unsafe impl GuestCpu for Vcpu {
     unsafe fn code_root(&mut self) -> Option<u64> {
         // SAFETY: by the contract of this function.
         self.root_of_code(unsafe { region::make_current(self.vmcs) })
+    }
+
+    fn virtualizes_apic(&self) -> bool {
+        self.machine.controls.virtualizes_apic
+    }
+
+    unsafe fn interrupt_status(&mut self) -> Status {
+        // SAFETY: by the contract of this function.
+        apic::status(unsafe { region::make_current(self.vmcs) })
+    }
+
+    unsafe fn set_interrupt_status(&mut self, status: Status) {
+        // SAFETY: by the contract of this function.
+        apic::set_status(unsafe { region::make_current(self.vmcs) }, status);
+    }
+
+    unsafe fn set_virtual_apic(&mut self, page: PhysAddr, eoi_exits: [u64; 4]) {
+        // SAFETY: by the contract of this function.
+        apic::set_page(unsafe { region::make_current(self.vmcs) }, page, eoi_exits);
     }
 
     #[inline(always)]
@@ -361,6 +387,13 @@ impl Vcpu {
         if windows.contains(RunFlags::NMI_WINDOW) {
             controls |= primary::NMI_WINDOW_EXITING;
         }
+        let has_apic = windows.contains(RunFlags::VIRTUAL_APIC) && self.machine.controls.virtualizes_apic;
+        if has_apic {
+            controls |= primary::TPR_SHADOW;
+        }
+        if has_apic != self.held.has_apic {
+            self.switch_apic(vmcs, has_apic);
+        }
         if controls != self.held.primary {
             vmcs.write(fields::PRIMARY_CONTROLS, controls);
             self.held.primary = controls;
@@ -474,6 +507,7 @@ impl Vcpu {
             }
             Outcome::HostMachineCheck => Returned::HostMachineCheck,
             Outcome::Timer => Returned::Timer,
+            Outcome::Nothing => Returned::HostInterrupt,
             Outcome::Halt if flags.contains(RunFlags::HLT_BLOCKS) => return self.halt(vmcs, page, length),
             Outcome::Halt => return self.report(vmcs, page, &Report::new(ExitKind::Hlt), length),
             Outcome::Reflect { event, debug_bits } => self.reflect(vmcs, page, event, debug_bits, length),

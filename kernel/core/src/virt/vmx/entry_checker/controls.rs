@@ -22,9 +22,9 @@ const KNOWN_SECONDARY: u32 = secondary::EPT
     | secondary::ENCLS_EXITING
     | secondary::XSAVES
     | APIC_ACCESSES
-    | X2APIC_MODE
+    | secondary::X2APIC_MODE
     | APIC_REGISTERS
-    | INTERRUPT_DELIVERY
+    | secondary::INTERRUPT_DELIVERY
     | PML;
 const KNOWN_EXIT: u32 = exit::SAVE_DEBUG_CONTROLS
     | exit::HOST_64_BIT
@@ -38,12 +38,9 @@ const KNOWN_ENTRY: u32 =
     entry::LOAD_DEBUG_CONTROLS | entry::IA32E_MODE_GUEST | entry::LOAD_PAT | entry::LOAD_EFER;
 
 const POSTED_INTERRUPTS: u32 = 1 << 7;
-const TPR_SHADOW: u32 = 1 << 21;
 const IO_BITMAPS: u32 = 1 << 25;
 const APIC_ACCESSES: u32 = 1 << 0;
-const X2APIC_MODE: u32 = 1 << 4;
 const APIC_REGISTERS: u32 = 1 << 8;
-const INTERRUPT_DELIVERY: u32 = 1 << 9;
 const PML: u32 = 1 << 17;
 const SAVE_TIMER: u32 = 1 << 22;
 
@@ -53,7 +50,6 @@ const EXIT_MSR_STORE: Field<u64> = Field::new(0x2006);
 const EXIT_MSR_LOAD: Field<u64> = Field::new(0x2008);
 const ENTRY_MSR_LOAD: Field<u64> = Field::new(0x200a);
 const PML_ADDRESS: Field<u64> = Field::new(0x200e);
-const VIRTUAL_APIC: Field<u64> = Field::new(0x2012);
 const APIC_ACCESS: Field<u64> = Field::new(0x2014);
 const POSTED_INTERRUPT: Field<u64> = Field::new(0x2016);
 const POSTED_VECTOR: Field<u16> = Field::new(0x0002);
@@ -166,22 +162,22 @@ fn check_execution(vmcs: &impl Fields, machine: &Machine<'_>, words: &Words) -> 
 
 /// The virtual APIC.
 fn check_apic(vmcs: &impl Fields, machine: &Machine<'_>, words: &Words) -> Result<(), Broken> {
-    let has_shadow = words.primary & TPR_SHADOW != 0;
+    let has_shadow = words.primary & primary::TPR_SHADOW != 0;
     let has = |control: u32| words.secondary & control != 0;
     if has_shadow {
         holds(
-            machine.is_address(vmcs.read(VIRTUAL_APIC), 4096),
+            machine.is_address(vmcs.read(fields::VIRTUAL_APIC), 4096),
             EXECUTION,
             "address of the virtual-APIC page",
         )?;
         holds(
-            has(INTERRUPT_DELIVERY) || vmcs.read(TPR_THRESHOLD) >> 4 == 0,
+            has(secondary::INTERRUPT_DELIVERY) || vmcs.read(TPR_THRESHOLD) >> 4 == 0,
             EXECUTION,
             "reserved bits of the TPR threshold",
         )?;
     }
     holds(
-        has_shadow || !has(X2APIC_MODE | APIC_REGISTERS | INTERRUPT_DELIVERY),
+        has_shadow || !has(secondary::X2APIC_MODE | APIC_REGISTERS | secondary::INTERRUPT_DELIVERY),
         EXECUTION,
         "APIC virtualization needs the TPR shadow",
     )?;
@@ -191,18 +187,18 @@ fn check_apic(vmcs: &impl Fields, machine: &Machine<'_>, words: &Words) -> Resul
         "address of the APIC-access page",
     )?;
     holds(
-        !(has(X2APIC_MODE) && has(APIC_ACCESSES)),
+        !(has(secondary::X2APIC_MODE) && has(APIC_ACCESSES)),
         EXECUTION,
         "x2APIC mode and APIC accesses are not virtualized together",
     )?;
     holds(
-        !has(INTERRUPT_DELIVERY) || words.pin & pin::EXTERNAL_INTERRUPT_EXITING != 0,
+        !has(secondary::INTERRUPT_DELIVERY) || words.pin & pin::EXTERNAL_INTERRUPT_EXITING != 0,
         EXECUTION,
         "virtual-interrupt delivery needs external-interrupt exiting",
     )?;
     holds(
         words.pin & POSTED_INTERRUPTS == 0
-            || has(INTERRUPT_DELIVERY)
+            || has(secondary::INTERRUPT_DELIVERY)
                 && words.exit & exit::ACKNOWLEDGE_INTERRUPT != 0
                 && vmcs.read(POSTED_VECTOR) < 256
                 && machine.is_address(vmcs.read(POSTED_INTERRUPT), 64),

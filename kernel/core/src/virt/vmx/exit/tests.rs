@@ -142,8 +142,15 @@ fn virtualization_instructions_are_one_kind() {
 }
 
 #[test]
+fn the_virtual_apic_in_hardware_ends_interrupts_and_hides_refused_self_ipis() {
+    let exit = report(Reason::VIRTUALIZED_EOI, qualified(0x52));
+    assert_eq!((exit.kind, exit.info[0]), (ExitKind::Eoi, 0x52));
+    assert_eq!(decode(Reason::APIC_WRITE, &qualified(0x3f0), 0, false), Outcome::Nothing);
+}
+
+#[test]
 fn unknown_exits_are_data_for_the_vmm() {
-    for raw in [5, 6, 17, 37, 43, 44, 46, 49, 56, 58, 60, 74, 0xffff] {
+    for raw in [5, 6, 17, 37, 43, 44, 46, 49, 57, 58, 60, 74, 0xffff] {
         let exit = report(Reason(raw), qualified(7));
         assert_eq!((exit.kind, exit.info[..3].to_vec()), (ExitKind::Unhandled, std::vec![0, raw as u64, 7]));
         assert!(Reason(raw).needs().contains(Needs::QUALIFICATION));
