@@ -139,6 +139,7 @@ operations! {
     "doorbell.mmio", Instructions, Some(1000), Some(500), ["KVM" 3706 Svm];
     "doorbell.roundtrip", Instructions, Some(2500), Some(1500), ["KVM" 18069 Svm];
     "ipi.self", Instructions, Some(1800), Some(900), ["KVM" 7489 Svm];
+    "ipi.self_noapicv", Instructions, Some(1800), Some(900), ["KVM" 7489 Svm];
     "ipi.self_vapic", Instructions, Some(1800), Some(900), ["KVM" 7489 Svm];
     "pv.block_4k_read", Instructions, Some(4000), Some(2000), ["KVM" 40300 Svm];
     "pv.block_4k_read_qd32", Instructions, Some(400), Some(190), ["KVM" 7800 Svm];

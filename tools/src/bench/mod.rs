@@ -33,6 +33,9 @@ use std::process::Stdio;
 
 /// The operation that needs a second CPU.
 const TWO_CPUS: &str = "signal.cross_cpu";
+/// The operation that a CPU may do by itself, and its name where the kernel has to.
+const SELF_IPI: &str = "ipi.self";
+const NO_APICV: &str = "ipi.self_noapicv";
 /// The operation that is what user space does not have.
 const KERNEL_BYTES: &str = "mem.kernel_bytes";
 
@@ -170,6 +173,12 @@ fn measure(machine: Machine, only: &[String]) -> Result<Vec<Row>> {
         if wants(TWO_CPUS) {
             let plan = Plan { cpus: 2, only: vec![TWO_CPUS.to_owned()], ..plan.clone() };
             measurements.merge(run("measuring with two CPUs", &plan, Purpose::Measure)?);
+        }
+        if wants(NO_APICV) {
+            let plan = Plan { only: vec![SELF_IPI.to_owned()], cmdline: "noapicv", ..plan.clone() };
+            let mut without = run("measuring without APIC virtualization", &plan, Purpose::Measure)?;
+            let result = without.results.remove(SELF_IPI);
+            measurements.results.extend(result.map(|result| (NO_APICV.to_owned(), result)));
         }
         if linux::OPERATIONS.iter().any(|op| wants(op)) {
             measurements.merge(boot_linux(machine, mitigations));

@@ -6,6 +6,7 @@ pub mod checks;
 pub mod conformance;
 pub mod disks;
 pub mod drivers;
+pub mod features;
 pub mod gdb;
 pub mod graph;
 pub mod guests;
@@ -13,7 +14,6 @@ pub mod hosts;
 pub mod images;
 pub mod linux;
 pub mod mistakes;
-pub mod mitigations;
 pub mod networks;
 pub mod pv;
 pub mod record;
@@ -158,7 +158,7 @@ fn on(machine: Machine) -> Vec<Test> {
         images::tests(machine),
         gdb::tests(machine),
         trace::tests(machine),
-        mitigations::tests(machine),
+        features::tests(machine),
         refusals::tests(machine),
     ]
     .into_iter()
