@@ -79,6 +79,14 @@ pub trait GuestMemory {
         Ok(u64::from_le_bytes(bytes))
     }
 
+    /// Reads two little-endian 64-bit values, the first one first; `gpa` need not be aligned.
+    fn read_words(&self, gpa: u64) -> Result<[u64; 2], OutOfRange> {
+        let mut bytes = [0; 16];
+        self.read(gpa, &mut bytes)?;
+        let words = u128::from_le_bytes(bytes);
+        Ok([words as u64, (words >> 64) as u64])
+    }
+
     /// Writes a byte.
     fn write_u8(&mut self, gpa: u64, value: u8) -> Result<(), OutOfRange> {
         self.write(gpa, &[value])

@@ -87,6 +87,12 @@ impl GuestRam {
     fn read_high_u64(&self, gpa: u64) -> Result<u64, OutOfRange> {
         self.window.read_u64(self.offset(gpa, 8)?).map_err(|_| OutOfRange { gpa, len: 8 })
     }
+
+    #[cold]
+    #[inline(never)]
+    fn read_high_words(&self, gpa: u64) -> Result<[u64; 2], OutOfRange> {
+        self.window.read_words(self.offset(gpa, 16)?).map_err(|_| OutOfRange { gpa, len: 16 })
+    }
 }
 
 /// Maps memory that the VM keeps.
@@ -139,6 +145,12 @@ impl GuestMemory for GuestRam {
     #[inline]
     fn read_u64(&self, gpa: u64) -> Result<u64, OutOfRange> {
         self.low.read_u64(gpa as usize).or_else(|_| self.read_high_u64(gpa))
+    }
+
+    /// As the default, without memory between: descriptors are read with this.
+    #[inline]
+    fn read_words(&self, gpa: u64) -> Result<[u64; 2], OutOfRange> {
+        self.low.read_words(gpa as usize).or_else(|_| self.read_high_words(gpa))
     }
 
     fn size_bytes(&self) -> u64 {

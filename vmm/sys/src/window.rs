@@ -92,6 +92,14 @@ impl Window {
         Ok(unsafe { shared::read_u64(from) })
     }
 
+    /// The two 64-bit values at `offset`, which need not be aligned, the first one first.
+    #[inline]
+    pub fn read_words(&self, offset: usize) -> Result<[u64; 2], OutOfWindow> {
+        let from = self.at(offset, 16)?;
+        // SAFETY: the sixteen bytes are inside the window.
+        Ok(unsafe { [shared::read_u64(from), shared::read_u64(from.wrapping_add(8))] })
+    }
+
     /// Copies `from` to `offset`; all or nothing.
     #[inline]
     pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfWindow> {

@@ -7,8 +7,6 @@ use alloc::vec::Vec;
 
 /// Bytes of a descriptor.
 pub const DESCRIPTOR_BYTES: u64 = 16;
-/// Entries of an indirect table that are copied at once.
-const COPIED: usize = 4;
 /// Descriptor flag: another one follows.
 pub const NEXT: u16 = 1 << 0;
 /// Descriptor flag: the device writes.
@@ -31,7 +29,10 @@ pub struct Head {
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
     head: Head,
+    /// Bytes of all segments, as the driver offered them.
     bytes: u64,
+    /// Flags of the last descriptor.
+    last: u16,
     segments: Vec<Segment>,
     /// First of the segments of which something is left to read.
     first: usize,
@@ -49,8 +50,7 @@ pub(super) struct Descriptor {
 
 impl Descriptor {
     pub(super) fn read(memory: &(impl GuestMemory + ?Sized), gpa: u64) -> Result<Self, DriverError> {
-        let address = memory.read_u64(gpa)?;
-        let rest = memory.read_u64(gpa.wrapping_add(8))?;
+        let [address, rest] = memory.read_words(gpa)?;
         Ok(Descriptor {
             segment: Segment { gpa: address, len: rest as u32 },
             flags: (rest >> 32) as u16,
@@ -133,16 +133,24 @@ impl Chain {
     }
 
     /// Takes two 64-bit words from the front of what is readable: what a request begins with.
-    #[inline]
+    #[inline(always)]
     pub fn take_words(&mut self, memory: &(impl GuestMemory + ?Sized)) -> Result<[u64; 2], DriverError> {
-        const BYTES: u32 = 16;
         // Nearly every driver gives them a descriptor of their own.
-        if let Some(&Segment { gpa, len: BYTES }) = self.readable().first() {
-            let words = [memory.read_u64(gpa)?, memory.read_u64(gpa.wrapping_add(8))?];
-            self.first += 1;
-            return Ok(words);
+        match self.segments.get(self.first) {
+            Some(&Segment { gpa, len: 16 }) if self.first < self.writable => {
+                self.first += 1;
+                Ok(memory.read_words(gpa)?)
+            }
+            _ => self.take_scattered_words(memory),
         }
-        let mut bytes = [0; BYTES as usize];
+    }
+
+    #[cold]
+    fn take_scattered_words(
+        &mut self,
+        memory: &(impl GuestMemory + ?Sized),
+    ) -> Result<[u64; 2], DriverError> {
+        let mut bytes = [0; 16];
         self.take(memory, &mut bytes)?;
         let words = u128::from_le_bytes(bytes);
         Ok([words as u64, (words >> 64) as u64])
@@ -168,16 +176,20 @@ impl Chain {
         Ok(())
     }
 
-    /// Takes the last byte of what is writable, and says where it is.
+    /// Takes the last byte of what is writable, and says where it is. No empty segment stays behind: what is one segment is done
+    /// in fewer steps.
+    #[inline]
     pub fn take_last(&mut self) -> Result<u64, DriverError> {
         while self.segments.len() > self.writable {
-            match self.segments.last_mut() {
-                Some(segment) if segment.len > 0 => {
-                    segment.len -= 1;
-                    return Ok(segment.gpa.wrapping_add(segment.len.into()));
-                }
-                _ => self.segments.pop(),
-            };
+            let Some(segment) = self.segments.last_mut() else { break };
+            let Segment { gpa, len } = *segment;
+            segment.len = len.saturating_sub(1);
+            if len <= 1 {
+                self.segments.pop();
+            }
+            if len > 0 {
+                return Ok(gpa.wrapping_add(u64::from(len - 1)));
+            }
         }
         Err(DriverError::Request)
     }
@@ -198,22 +210,21 @@ impl Chain {
     ) -> Result<(), DriverError> {
         self.begin();
         let walked = self.walk(memory, Table { gpa: table, len: size }, head, allows_indirect);
-        self.end(Head { id: head, slots: 1 });
-        walked
+        walked.and_then(|()| self.end(Head { id: head, slots: 1 }))
     }
 
     /// Empties it, for descriptors to be added.
     #[inline]
     pub(super) fn begin(&mut self) {
         self.segments.clear();
-        (self.first, self.writable, self.bytes) = (0, usize::MAX, 0);
+        (self.first, self.writable, self.bytes, self.last) = (0, 0, 0, 0);
     }
 
     /// All descriptors were added.
     #[inline]
-    pub(super) fn end(&mut self, head: Head) {
+    pub(super) fn end(&mut self, head: Head) -> Result<(), DriverError> {
         self.head = head;
-        self.writable = self.writable.min(self.segments.len());
+        if self.bytes > 1 << 32 { Err(DriverError::ChainBytes) } else { Ok(()) }
     }
 
     /// Adds what a descriptor of a packed ring of `size` says. All descriptors of its table belong to the chain, in order (2.8.7).
@@ -274,9 +285,6 @@ impl Chain {
         size: u16,
     ) -> Result<(), DriverError> {
         let table = Table::new(indirect.segment)?;
-        if table.len <= COPIED as u16 {
-            return self.add_short_table(memory, table, size);
-        }
         let mut index = 0;
         loop {
             let descriptor = table.read(memory, index)?;
@@ -291,70 +299,18 @@ impl Chain {
         }
     }
 
-    /// The same for a table as most are: it is copied as a whole, and what is found there is added at once.
-    fn add_short_table(
-        &mut self,
-        memory: &(impl GuestMemory + ?Sized),
-        table: Table,
-        size: u16,
-    ) -> Result<(), DriverError> {
-        let mut bytes = [0; COPIED * DESCRIPTOR_BYTES as usize];
-        let len = usize::from(table.len) * DESCRIPTOR_BYTES as usize;
-        memory.read(table.gpa, &mut bytes[..len])?;
-        let entries = bytes.as_chunks::<{ DESCRIPTOR_BYTES as usize }>().0;
-        let mut found = [Segment { gpa: 0, len: 0 }; COPIED];
-        let (mut count, mut index, mut writable) = (0, 0, usize::MAX);
-        loop {
-            if index >= table.len {
-                return Err(DriverError::Descriptor(index));
-            }
-            let words = u128::from_le_bytes(entries[usize::from(index)]);
-            let (rest, flags) = ((words >> 64) as u64, (words >> 96) as u16);
-            if count == COPIED {
-                return Err(DriverError::ChainLength);
-            }
-            found[count] = Segment { gpa: words as u64, len: rest as u32 };
-            self.bytes += rest & 0xffff_ffff;
-            if flags & INDIRECT != 0 {
-                return Err(DriverError::IndirectTable);
-            }
-            if flags & WRITE != 0 {
-                writable = writable.min(count);
-            } else if writable != usize::MAX || self.writable != usize::MAX {
-                return Err(DriverError::ChainOrder);
-            }
-            count += 1;
-            if flags & NEXT == 0 {
-                break;
-            }
-            index = (rest >> 48) as u16;
-        }
-        let before = self.segments.len();
-        if before + count > usize::from(size) {
-            return Err(DriverError::ChainLength);
-        }
-        if self.bytes > 1 << 32 {
-            return Err(DriverError::ChainBytes);
-        }
-        self.writable = self.writable.min(before.saturating_add(writable));
-        self.segments.extend_from_slice(&found[..count]);
-        Ok(())
-    }
-
     #[inline]
     fn add(&mut self, segment: Segment, flags: u16, size: u16) -> Result<(), DriverError> {
         if self.segments.len() >= usize::from(size) {
             return Err(DriverError::ChainLength);
         }
-        self.bytes += u64::from(segment.len);
-        if self.bytes > 1 << 32 {
-            return Err(DriverError::ChainBytes);
-        }
-        if flags & WRITE != 0 {
-            self.writable = self.writable.min(self.segments.len());
-        } else if self.writable != usize::MAX {
+        if self.last & !flags & WRITE != 0 {
             return Err(DriverError::ChainOrder);
         }
+        self.last = flags;
+        self.writable += usize::from(flags & WRITE == 0);
+        // At most 2^16 segments of less than 2^32 bytes each.
+        self.bytes += u64::from(segment.len);
         self.segments.push(segment);
         Ok(())
     }

@@ -116,7 +116,7 @@ impl Ring {
             // The driver makes the first available last, so the others are good as they are (2.8.21).
             descriptor = PackedDescriptor::read(memory, self::descriptor(at, place.slot))?;
         }
-        chain.end(Head { id: descriptor.id, slots });
+        chain.end(Head { id: descriptor.id, slots })?;
         self.available = place;
         self.taken += slots;
         Ok(true)
