@@ -15,8 +15,8 @@ use clap::{Args, Parser};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use vmm_protocol::manifest::{
-    CardConfig, ConsoleMode, DiskConfig, DiskDriver, DiskInterface, MONITOR_MODULE, Manifest, NetInterface,
-    NetworkConfig, OnCrash, OnReset, TraceConfig, Uplink, VmConfig, WhenDone,
+    CardConfig, ConsoleInterface, ConsoleMode, DiskConfig, DiskDriver, DiskInterface, MONITOR_MODULE,
+    Manifest, NetInterface, NetworkConfig, OnCrash, OnReset, TraceConfig, Uplink, VmConfig, WhenDone,
 };
 
 /// Memory for Linux in MiB.
@@ -52,6 +52,9 @@ pub struct RunArgs {
     /// Pass a TCP port of this computer's loopback on to one of the guest's; goes with `--net user` (may be repeated)
     #[arg(long, value_name = "HOST:GUEST", value_parser = Publish::parse)]
     pub publish: Vec<Publish>,
+    /// The guest's console. `virtio`: Linux's /dev/hvc0, which takes an exit for a line and not for each byte
+    #[arg(long, value_name = "serial|virtio", value_parser = parse_console, default_value = "serial", conflicts_with = "manifest")]
+    pub console: ConsoleInterface,
     /// The guest kernel's command line (for Linux: added to the usual one)
     #[arg(long, value_name = "STR", conflicts_with = "manifest")]
     pub cmdline: Option<String>,
@@ -156,6 +159,14 @@ fn parse_net(text: &str) -> Result<NetArg, String> {
         }
     }
     Ok(NetArg::User { driver, interface })
+}
+
+fn parse_console(text: &str) -> Result<ConsoleInterface, String> {
+    match text {
+        "serial" => Ok(ConsoleInterface::Serial),
+        "virtio" => Ok(ConsoleInterface::Virtio),
+        _ => Err("it is `serial` or `virtio`".into()),
+    }
 }
 
 fn parse_disk(text: &str) -> Result<DiskArg, String> {
@@ -536,8 +547,11 @@ fn vm(
         if is_whole || args.exec.is_some() {
             let linux = debian::fetch()?;
             // Its modules fit no other kernel.
-            let drivers =
-                if args.kernel.is_none() { manifest::drivers(&disks, &cards, false) } else { Vec::new() };
+            let drivers = if args.kernel.is_none() {
+                manifest::drivers(&disks, &cards, args.console, false)
+            } else {
+                Vec::new()
+            };
             let content = Content {
                 modules: &linux.drivers(&drivers)?,
                 dhcp: &manifest::dhcp(&cards, networks),
@@ -549,7 +563,7 @@ fn vm(
                 .push(collector.add_bytes("initrd", archive).context("cannot add the initial file system")?);
             ours = format!(" {}", initramfs::RDINIT);
         }
-        cmdline = format!("{}{ours} {cmdline}", guest::DEFAULT_CMDLINE).trim_end().to_owned();
+        cmdline = format!("{}{ours} {cmdline}", guest::cmdline(args.console)).trim_end().to_owned();
     }
     Ok(VmConfig {
         name: name.into(),
@@ -558,6 +572,7 @@ fn vm(
         cmdline,
         memory_mib: memory(args, is_linux),
         balloon: None,
+        console: args.console,
         packed_queues: false,
         cpu: 0,
         priority: manifest::DEFAULT_PRIORITY,

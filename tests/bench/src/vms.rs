@@ -69,6 +69,7 @@ fn config(kernel: &str) -> VmConfig {
         cmdline: String::new(),
         memory_mib: MEMORY_MIB,
         balloon: None,
+        console: Default::default(),
         packed_queues: false,
         cpu: 0,
         priority: 16,

@@ -1,6 +1,6 @@
 #!/nacre/busybox sh
 # First process of the guest. Loads the drivers that are in /nacre/modules, and gets addresses for the network cards that /nacre/dhcp names. With /nacre/exec there, runs that command: its stdout goes to ttyS1, its stderr to ttyS2
-# and "exit N" to ttyS3. Without, gives a shell on ttyS0. Then powers off.
+# and "exit N" to ttyS3. Without, gives a shell on the console. Then powers off.
 bb=/nacre/busybox
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=${TERM:-linux}
 
@@ -13,6 +13,11 @@ cd /root
 for module in /nacre/modules/*.ko; do
     [ -f "$module" ] && { $bb insmod "$module" || echo "nacre: $module does not load"; }
 done
+
+# Where the console's driver was among them, this process has no console yet.
+case $($bb cat /proc/cmdline) in
+*console=hvc0*) [ -c /dev/hvc0 ] && exec </dev/hvc0 >/dev/hvc0 2>&1 ;;
+esac
 
 if [ -f /nacre/dhcp ]; then
     $bb mkdir -p /etc

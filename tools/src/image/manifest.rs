@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 use std::collections::HashSet;
 use std::path::Path;
 use vmm_protocol::manifest::{
-    CardConfig, DiskConfig, DiskDriver, MAX_DISKS, MONITOR_MODULE, Manifest, NetInterface, NetworkConfig,
-    Uplink, VmConfig,
+    CardConfig, ConsoleInterface, DiskConfig, DiskDriver, MAX_DISKS, MONITOR_MODULE, Manifest, NetInterface,
+    NetworkConfig, Uplink, VmConfig,
 };
 
 /// Memory that the kernel and the root task's processes take beside the VMs and the boot modules, in MiB.
@@ -108,14 +108,14 @@ fn pack(
         let linux = guest::debian::fetch()?;
         vm.kernel = collector.add_file(&linux.kernel)?;
         if vm.initrd.is_empty() {
-            let drivers = linux.drivers(&drivers(&vm.disks, &vm.cards, vm.balloon.is_some()))?;
+            let drivers = linux.drivers(&drivers(&vm.disks, &vm.cards, vm.console, vm.balloon.is_some()))?;
             let dhcp = dhcp(&vm.cards, networks);
             let content = Content { modules: &drivers, dhcp: &dhcp, exec: None, is_whole: true };
             let archive = guest::initramfs::build(&linux.busybox, content)?;
             vm.initrd.push(collector.add_bytes("initrd", archive)?);
         }
         if vm.cmdline.is_empty() {
-            vm.cmdline = format!("{} {}", guest::DEFAULT_CMDLINE, guest::initramfs::RDINIT);
+            vm.cmdline = format!("{} {}", guest::cmdline(vm.console), guest::initramfs::RDINIT);
         }
     } else {
         vm.kernel = pack_file(&vm.kernel, folder, collector)?;
@@ -139,14 +139,23 @@ fn pack(
     Ok(())
 }
 
-/// The modules of Debian's kernel that drive the devices of a VM with these disks and network cards, and perhaps a balloon.
-pub fn drivers(disks: &[DiskConfig], cards: &[CardConfig], has_balloon: bool) -> Vec<&'static str> {
+/// The modules of Debian's kernel that drive the devices of a VM with these disks and network cards, this console, and perhaps a
+/// balloon.
+pub fn drivers(
+    disks: &[DiskConfig],
+    cards: &[CardConfig],
+    console: ConsoleInterface,
+    has_balloon: bool,
+) -> Vec<&'static str> {
+    // The console first: the others may have something to say.
+    let of_console: &[_] =
+        if console == ConsoleInterface::Virtio { &["virtio_mmio", "virtio_console"] } else { &[] };
     let of_disks: &[_] = if disks.is_empty() { &[] } else { &["virtio_blk"] };
     let of_cards: &[_] = if cards.is_empty() { &[] } else { &["virtio_net"] };
     let of_balloon: &[_] = if has_balloon { &["virtio_mmio", "virtio_balloon"] } else { &[] };
     let of_all: &[_] =
         if disks.is_empty() && cards.is_empty() { &[] } else { &["virtio_mmio", "virtio-rng"] };
-    [of_all, of_disks, of_cards, of_balloon].concat()
+    [of_console, of_all, of_disks, of_cards, of_balloon].concat()
 }
 
 /// Linux's names for those of a VM's cards that get their addresses from outside: the ones on networks with an uplink.
@@ -189,6 +198,7 @@ pub fn check(manifest: &Manifest, host: Host) -> Result<(), String> {
             return Err(format!("two VMs are called `{}`; names must differ", vm.name));
         }
     }
+    manifest.vms.iter().try_for_each(VmConfig::check_devices).map_err(|error| error.to_string())?;
     manifest.check_networks().map_err(|error| error.to_string())
 }
 
@@ -280,6 +290,13 @@ mod tests {
             (vm("memory_mib = 1\ncpu = 2"), "cpu = 2"),
             (vm("memory_mib = 1\npriority = 31"), "priority = 31"),
             (vm("memory_mib = 1") + &vm("memory_mib = 1"), "two VMs"),
+            (vm("memory_mib = 1\nconsole = 'tty'"), "console = 'tty'"),
+            (
+                vm(
+                    "memory_mib = 64\nconsole = 'virtio'\nballoon = { min_mib = 1 }\ndisk = [{},{},{},{},{},{}]",
+                ),
+                "9 virtio devices",
+            ),
             ("[[vm]]\nname = 'a b'\nkernel = 'k'\nmemory_mib = 1".into(), "a name is"),
             ("[[vm]]\nname = 'a'\nmemory_mib = 1".into(), "missing field `kernel`"),
             ("not toml".into(), "line 1"),

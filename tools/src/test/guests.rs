@@ -82,6 +82,7 @@ pub fn vm(name: &str, guest: &str, cmdline: &str, memory_mib: u32) -> VmConfig {
         cmdline: cmdline.into(),
         memory_mib,
         balloon: None,
+        console: Default::default(),
         packed_queues: false,
         cpu: 0,
         priority: DEFAULT_PRIORITY,

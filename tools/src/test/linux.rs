@@ -50,6 +50,16 @@ const EVERYWHERE: &[Case] = &[
             ended_with(report, &Verdict::PoweredOff)
         },
     },
+    Case {
+        name: "hvc",
+        shows: "Debian's unmodified kernel has its console on virtio: its messages, and a shell that answers",
+        options: &["--console", "virtio"],
+        answer: Some((
+            "~ # ",
+            "cat /sys/class/tty/console/active; tty; dmesg | head -n 100; echo $((6 * 7))-answers; exit\r",
+        )),
+        judge: judge_hvc,
+    },
 ];
 
 /// What does not depend on the machine runs on the fastest.
@@ -138,6 +148,16 @@ fn judge_command(report: &Report) -> Result<(), String> {
     check(text.contains("kvm-clock"), "Linux did not find kvm-clock")?;
     check(text.contains("LOC:"), "/proc/interrupts is not there")?;
     ended_with(report, &Verdict::Command(7))
+}
+
+fn judge_hvc(report: &Report) -> Result<(), String> {
+    let console = String::from_utf8_lossy(&report.vms[0].console).into_owned();
+    let times = |text: &str| console.lines().filter(|line| line.contains(text)).count();
+    check(times("/dev/hvc0") >= 1, "the shell is not on /dev/hvc0")?;
+    check(times("42-answers") == 1, "the shell did not answer, or more than once")?;
+    // Once by the early console and once by the command.
+    check(times("Linux version") == 2, "the kernel's messages are not there once before the shell's")?;
+    ended_with(report, &Verdict::PoweredOff)
 }
 
 pub(super) fn check(holds: bool, otherwise: &str) -> Result<(), String> {

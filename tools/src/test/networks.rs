@@ -76,7 +76,7 @@ fn pv_pair() -> Result<Plan> {
 fn linux_pair(machine: Machine) -> Result<Plan> {
     let linux = debian::fetch()?;
     let cards = vec![card(NetInterface::Virtio)];
-    let drivers = linux.drivers(&manifest::drivers(&[], &cards, false))?;
+    let drivers = linux.drivers(&manifest::drivers(&[], &cards, Default::default(), false))?;
     let mut collector = Collector::default();
     let mut guest = |name: &str, command: &str| -> Result<VmConfig> {
         let content = Content { modules: &drivers, dhcp: &[], exec: Some(command), is_whole: true };
@@ -84,7 +84,7 @@ fn linux_pair(machine: Machine) -> Result<Plan> {
         Ok(VmConfig {
             kernel: collector.add_file(&linux.kernel)?,
             initrd: vec![collector.add_bytes(name, archive)?],
-            cmdline: format!("{} {}", guest::DEFAULT_CMDLINE, initramfs::RDINIT),
+            cmdline: format!("{} {}", guest::cmdline(Default::default()), initramfs::RDINIT),
             cards: cards.clone(),
             ..vm(name, guest::LINUX, "", LINUX_MIB)
         })

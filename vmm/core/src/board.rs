@@ -247,6 +247,7 @@ impl Board {
             self.follow_virtio(change);
             complaint.into_iter().for_each(&mut log);
         });
+        self.has_output |= virtio.take_has_output();
         self.virtio = virtio;
     }
 
@@ -396,7 +397,7 @@ impl Board {
     pub(crate) fn queue_input(&mut self, port: usize, bytes: &[u8]) -> usize {
         // The console is where the guest's driver is.
         if port == CONSOLE_PORT
-            && let Some(taken) = self.pv.queue_input(bytes)
+            && let Some(taken) = self.pv.queue_input(bytes).or_else(|| self.virtio.queue_input(bytes))
         {
             return taken;
         }
@@ -416,8 +417,10 @@ impl Board {
 
     /// Takes what the guest sent to a serial port.
     pub(crate) fn take_output(&mut self, port: usize) -> impl Iterator<Item = u8> {
-        let from_pv = (port == CONSOLE_PORT).then(|| self.pv.take_output());
-        self.uarts.get_mut(port).into_iter().flat_map(Uart::take_output).chain(from_pv.into_iter().flatten())
+        let from_others =
+            (port == CONSOLE_PORT).then(|| self.pv.take_output().chain(self.virtio.take_output()));
+        let from_uart = self.uarts.get_mut(port).into_iter().flat_map(Uart::take_output);
+        from_uart.chain(from_others.into_iter().flatten())
     }
 
     /// Takes what the guest sent to the debug consoles.

@@ -49,7 +49,7 @@ pub const LOCAL_APIC: u64 = 0xfee0_0000;
 /// Physical address of the first virtio device's registers; each has a page.
 pub const VIRTIO: u64 = 0xd000_0000;
 /// Most virtio devices.
-pub const VIRTIO_DEVICES: usize = 8;
+pub const VIRTIO_DEVICES: usize = vmm_protocol::manifest::MAX_VIRTIO_DEVICES;
 /// Input of the I/O APIC of the first virtio device; the others follow.
 pub const VIRTIO_GSI: u8 = 16;
 /// Physical address of the first paravirtual device's page; each has one.

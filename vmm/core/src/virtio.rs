@@ -10,10 +10,11 @@ use alloc::vec::Vec;
 use core::fmt;
 use vdev::balloon::Balloon;
 use vdev::bus::Bus;
+use vdev::console::Console;
 use vdev::guest_mem::GuestMemory;
 use vdev::virtio::balloon::BalloonDevice;
 use vdev::virtio::block::Block;
-use vdev::virtio::console::ConsoleDevice;
+use vdev::virtio::console::{self, ConsoleDevice};
 use vdev::virtio::entropy::EntropyDevice;
 use vdev::virtio::mmio::{Line, MMIO_BYTES, Transport};
 use vdev::virtio::net::Net;
@@ -112,6 +113,8 @@ pub(crate) struct VirtioBus {
     devices: Vec<Transport<VirtioDevice>>,
     /// Some device was notified and has not looked.
     is_notified: bool,
+    /// A console may have output that nobody took.
+    has_output: bool,
 }
 
 impl fmt::Debug for VirtioBus {
@@ -134,7 +137,7 @@ impl VirtioBus {
             let inserted = bus.insert(base..base + MMIO_BYTES, index);
             debug_assert!(inserted.is_ok(), "each device has a page of its own");
         }
-        VirtioBus { bus, devices, is_notified: false }
+        VirtioBus { bus, devices, is_notified: false, has_output: false }
     }
 
     /// How many there are.
@@ -182,6 +185,7 @@ impl VirtioBus {
         {
             let line = device.run(memory);
             self.is_notified |= device.is_notified();
+            self.has_output |= matches!(device.device(), VirtioDevice::Console(_));
             follow(LineChange { gsi: gsi(index), line }, take_complaint(index, device));
         }
     }
@@ -208,6 +212,33 @@ impl VirtioBus {
                 follow(LineChange { gsi: gsi(index), line: device.config_changed() });
             }
         }
+    }
+
+    /// Queues bytes for the guest, if its driver drives the console; returns how many there was room for.
+    pub(crate) fn queue_input(&mut self, bytes: &[u8]) -> Option<usize> {
+        for device in self.devices.iter_mut().filter(|device| device.is_running()) {
+            if let VirtioDevice::Console(console) = device.device_mut() {
+                let taken = console.console_mut().queue_input(bytes);
+                device.notify(console::RECEIVE as u32);
+                self.is_notified = true;
+                return Some(taken);
+            }
+        }
+        None
+    }
+
+    /// Whether a console may have said something since this was last asked.
+    pub(crate) fn take_has_output(&mut self) -> bool {
+        core::mem::take(&mut self.has_output)
+    }
+
+    /// Takes what the guest has shown on its console.
+    pub(crate) fn take_output(&mut self) -> impl Iterator<Item = u8> + '_ {
+        let consoles = self.devices.iter_mut().filter_map(|device| match device.device_mut() {
+            VirtioDevice::Console(console) => Some(console.console_mut()),
+            _ => None,
+        });
+        consoles.flat_map(Console::take_output)
     }
 
     /// The balloon, if there is one.

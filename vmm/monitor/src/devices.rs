@@ -14,11 +14,14 @@ use vdev::entropy::Words;
 use vdev::pvring::{self, Core};
 use vdev::virtio::balloon::BalloonDevice;
 use vdev::virtio::block::Block;
+use vdev::virtio::console::ConsoleDevice;
 use vdev::virtio::entropy::EntropyDevice;
 use vdev::virtio::net::Net;
 use vmm_core::machine::{Devices, Machine};
 use vmm_core::virtio::VirtioDevice;
-use vmm_protocol::manifest::{BalloonConfig, DiskConfig, DiskDriver, DiskInterface, NetInterface, VmConfig};
+use vmm_protocol::manifest::{
+    BalloonConfig, ConsoleInterface, DiskConfig, DiskDriver, DiskInterface, NetInterface, VmConfig,
+};
 use vmm_protocol::net::Side;
 use vmm_protocol::process::{CARD, CHANNEL, DISK, monitor};
 
@@ -28,7 +31,7 @@ const DISK_QUEUES: usize = 1;
 /// which takes up to 31 s.
 const CONNECT_MS: u64 = 60_000;
 
-/// The disks and the network cards that the manifest says, in its order; a source of random numbers each way if this CPU has
+/// The disks and the network cards that the manifest says, in its order; console and balloon if it says so; a source of random numbers each way if this CPU has
 /// one; and what a guest with paravirtual drivers finds in every VM.
 pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices, &'static str> {
     let clock = Core::Clock(info.header.tsc_hz);
@@ -51,6 +54,9 @@ pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices,
             NetInterface::Virtio => devices.virtio.push(VirtioDevice::Net(Net::new(link, address))),
             NetInterface::Pv => devices.pv.push(Core::Net(pvring::Net::new(link, address))),
         }
+    }
+    if config.console == ConsoleInterface::Virtio {
+        devices.virtio.push(VirtioDevice::Console(ConsoleDevice::new()));
     }
     if let Some(BalloonConfig { reports, .. }) = config.balloon {
         let balloon = || Balloon::new(Machine::layout(config).ram(), reports);

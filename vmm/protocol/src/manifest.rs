@@ -2,6 +2,7 @@
 //!
 //! The host tool reads TOML, checks it, and puts the postcard form into the boot image as the module [`MODULE`].
 
+mod devices;
 mod disk;
 mod network;
 
@@ -12,6 +13,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use serde::{Deserialize, Serialize};
 
+pub use devices::{ConsoleInterface, MAX_VIRTIO_DEVICES};
 pub use disk::{DiskConfig, DiskDriver, DiskInterface, MAX_DISKS};
 pub use network::{
     CardConfig, MAX_CARDS, MAX_NETWORKS, MacAddress, NetInterface, NetworkConfig, NotAnAddress,
@@ -103,6 +105,9 @@ pub struct VmConfig {
     /// The VM may do with less memory, and then others get it.
     #[serde(default)]
     pub balloon: Option<BalloonConfig>,
+    /// What its console is.
+    #[serde(default)]
+    pub console: ConsoleInterface,
     /// Whether its virtio devices offer packed queues beside split ones, which cost less.
     #[serde(default)]
     pub packed_queues: bool,
@@ -216,6 +221,13 @@ pub enum ManifestError {
     Kernel(String),
     /// This VM has more disks than [`MAX_DISKS`].
     TooManyDisks(String),
+    /// A VM has more virtio devices than [`MAX_VIRTIO_DEVICES`].
+    TooManyVirtioDevices {
+        /// The VM.
+        vm: String,
+        /// How many.
+        count: usize,
+    },
     /// This boot module is a disk that a VM may write, and something else too.
     SharedDisk(String),
     /// The trace keeps none, or more than [`MAX_TRACE_EVENTS`] events.
@@ -278,6 +290,13 @@ impl fmt::Display for ManifestError {
             ManifestError::Kernel(name) => write!(f, "VM {name:?}: kernel is empty"),
             ManifestError::TooManyDisks(name) => {
                 write!(f, "VM {name:?}: at most {MAX_DISKS} disks are possible")
+            }
+            ManifestError::TooManyVirtioDevices { vm, count } => {
+                write!(
+                    f,
+                    "VM {vm:?}: {count} virtio devices (disks, network cards, console, balloon, random numbers), at most \
+                     {MAX_VIRTIO_DEVICES} are possible: make some disks or cards `pv`"
+                )
             }
             ManifestError::SharedDisk(image) => {
                 write!(f, "disk {image:?} is used twice: make it read_only everywhere, or copy it")
@@ -410,7 +429,7 @@ impl VmConfig {
         if self.disks.iter().any(|disk| disk.driver == DiskDriver::Memory && disk.image.is_empty()) {
             return Err(ManifestError::DiskImage(self.name.clone()));
         }
-        Ok(())
+        self.check_devices()
     }
 }
 
@@ -437,6 +456,7 @@ mod tests {
             cmdline: String::new(),
             memory_mib: 64,
             balloon: None,
+            console: ConsoleInterface::Serial,
             packed_queues: false,
             cpu: 0,
             priority: 16,
@@ -451,7 +471,7 @@ mod tests {
         }
     }
 
-    fn disk(image: &str, read_only: bool) -> DiskConfig {
+    pub(super) fn disk(image: &str, read_only: bool) -> DiskConfig {
         DiskConfig {
             image: image.into(),
             read_only,

@@ -9,7 +9,8 @@ use crate::segment::{Cursor, total_bytes};
 
 /// The queues: bytes for the driver, bytes from it.
 const QUEUE_SIZES: [u16; 2] = [64, 64];
-const RECEIVE: usize = 0;
+/// The queue of bytes for the driver.
+pub const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 /// Most bytes that one buffer carries out: a driver's are pages.
 const MOST_OUTPUT: u64 = 64 << 10;
@@ -29,7 +30,12 @@ impl ConsoleDevice {
         Self::default()
     }
 
-    /// The console. After it got input, a poll is due.
+    /// The console.
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// The console. After it got input, its queue [`RECEIVE`] is to be looked at.
     pub fn console_mut(&mut self) -> &mut Console {
         &mut self.console
     }

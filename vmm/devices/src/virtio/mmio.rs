@@ -295,7 +295,8 @@ impl<D: Device> Transport<D> {
         self.acknowledge(u32::MAX)
     }
 
-    fn notify(&mut self, value: u32) {
+    /// Has queue `value` looked at by the next [`Self::run`], as the driver does by a notification.
+    pub fn notify(&mut self, value: u32) {
         if (value as usize) < self.queues.len() && self.is_running() {
             self.notified |= 1 << value;
         }
@@ -316,7 +317,7 @@ impl<D: Device> Transport<D> {
     }
 
     /// Whether the driver is set up, and the device not stopped.
-    fn is_running(&self) -> bool {
+    pub fn is_running(&self) -> bool {
         self.status.contains(Status::DRIVER_OK) && !self.status.contains(Status::NEEDS_RESET)
     }
 

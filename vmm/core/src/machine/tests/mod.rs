@@ -53,6 +53,7 @@ fn config() -> VmConfig {
         cmdline: "quiet".into(),
         memory_mib: 4,
         balloon: None,
+        console: Default::default(),
         packed_queues: false,
         cpu: 0,
         priority: 16,

@@ -7,6 +7,7 @@ use core::task::Poll;
 use vdev::block::{Backend, Completion, Disk, Geometry, MemoryDisk, Request, Token};
 use vdev::guest_mem::GuestMemory;
 use vdev::virtio::block::Block;
+use vdev::virtio::console::ConsoleDevice;
 
 const DESCRIPTORS: u64 = 0x30_0000;
 const AVAILABLE: u64 = 0x30_1000;
@@ -80,6 +81,42 @@ fn a_guest_reads_a_disk_and_is_interrupted() {
         assert!(!vm.enter().0.is_valid());
     }
     assert_eq!(vm.peek(layout::VIRTIO + DEVICE_STATUS), 0, "the other disk is as it was");
+}
+
+#[test]
+fn a_virtio_console_is_the_console_once_its_driver_is_up() {
+    const TRANSMIT: u32 = 1;
+    let virtio = vec![VirtioDevice::Console(ConsoleDevice::new())];
+    let mut vm = Vm::with_devices(&config(), Devices { virtio, ..Devices::default() });
+    vm.enable_interrupts();
+    vm.set_if(true);
+    assert_eq!(vm.machine.input(0, b"early"), 5, "the serial port takes it");
+    vm.start_device(layout::VIRTIO, 16);
+    vm.memory.write_u64(DESCRIPTORS, DATA).unwrap();
+    vm.memory.write_u64(DESCRIPTORS + 8, 512 | 2 << 32).unwrap();
+    vm.memory.write_u16(AVAILABLE + 2, 1).unwrap();
+    assert_eq!(vm.machine.input(0, b"typed"), 5);
+    vm.enter();
+    assert_eq!(vm.vcpu.page.deadline, vm.now, "the device has to look at it");
+    vm.exit(ExitKind::Deadline, [0, 0]);
+    let mut typed = [0; 5];
+    vm.memory.read(DATA, &mut typed).unwrap();
+    assert_eq!((&typed, vm.memory.read_u64(USED + 4)), (b"typed", Ok(5 << 32)));
+
+    vm.poke(layout::VIRTIO + 0x30, TRANSMIT);
+    vm.poke(layout::VIRTIO + 0x38, 4);
+    for (register, address) in [(0x80, 0x1000), (0x90, 0x1100), (0xa0, 0x1200)] {
+        vm.poke(layout::VIRTIO + register, (DATA + address) as u32);
+    }
+    vm.poke(layout::VIRTIO + 0x44, 1);
+    vm.memory.write(DATA, b"said").unwrap();
+    vm.memory.write_u64(DATA + 0x1000, DATA).unwrap();
+    vm.memory.write_u64(DATA + 0x1008, 4).unwrap();
+    vm.memory.write_u16(DATA + 0x1102, 1).unwrap();
+    vm.machine.take_has_output();
+    vm.poke(layout::VIRTIO + NOTIFY, TRANSMIT);
+    assert!(vm.machine.take_has_output());
+    assert_eq!(vm.machine.take_output(0).collect::<Vec<u8>>(), b"said");
 }
 
 #[test]
