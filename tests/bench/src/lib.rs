@@ -15,6 +15,7 @@ pub mod error;
 pub mod guest;
 pub mod hypercalls;
 pub mod ipc;
+pub mod networks;
 pub mod report;
 pub mod stopwatch;
 pub mod system;

@@ -1,8 +1,10 @@
 //! Whole VMs with the real VMM, as the root task makes them.
 
 use crate::error::{Failure, Result};
+use crate::networks;
 use crate::report::Report;
 use crate::stopwatch::now;
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use bench_protocol::{DISK_MODULE, FIRST_MODULE, GUEST_MODULE, Line, Summary};
@@ -39,8 +41,9 @@ const BYTES: &str = "mem.per_vm_bytes";
 
 /// Measures them all.
 pub fn measure(report: &Report, system: &mut System) {
-    let wants_guest = GUEST_OPS.iter().any(|op| report.wants(op));
-    if !wants_guest && ![CREATE, ZEROED, BYTES].iter().any(|op| report.wants(op)) {
+    let wants_any = |ops: &[&str]| ops.iter().any(|op| report.wants(op));
+    let (wants_guest, wants_network) = (wants_any(&GUEST_OPS), wants_any(&networks::OPS));
+    if !(wants_guest || wants_network || wants_any(&[CREATE, ZEROED, BYTES])) {
         return;
     }
     // It has the doorbells that VMMs ring; the server behind it is not started.
@@ -59,9 +62,13 @@ pub fn measure(report: &Report, system: &mut System) {
     if wants_guest && let Err(failure) = run_guest(report, system, &console) {
         report.say(GUEST_OPS[0], Err(failure));
     }
+    if wants_network && let Err(failure) = networks::run(report, system, &console) {
+        networks::OPS.iter().for_each(|op| report.say(op, Err(failure.clone())));
+    }
 }
 
-fn config(kernel: &str) -> VmConfig {
+/// A VM with this kernel, and nothing that not every VM has.
+pub fn config(kernel: &str) -> VmConfig {
     VmConfig {
         name: kernel.into(),
         kernel: kernel.into(),
@@ -115,7 +122,7 @@ fn create(system: &mut System, console: &Console) -> Result<Created> {
 }
 
 /// Waits until a VM ended.
-fn wait_for(vm: &Vm) -> Result<()> {
+pub fn wait_for(vm: &Vm) -> Result<()> {
     while vm.report().is_none() {
         if let Some(fault) = vm.fault() {
             return Err(Failure::new(format_args!("the VMM crashed: {fault:x?}")));
@@ -135,12 +142,22 @@ fn run_guest(report: &Report, system: &mut System, console: &Console) -> Result<
         interface: DiskInterface::Pv,
     };
     let mut vm = Vm::new(system, 0, VmConfig { disks: [disk].into(), ..config(GUEST_MODULE) })?;
-    let ring = Mapping::new(vm.output().memory(), 0, vm.output().pages(), true)?;
-    let mut output = Consumer::attach(ring.window())?;
-    // What the guest writes at once is less than a ring.
+    let mut output = listen(&vm)?;
     vm.start(system, console, &[], &[])?;
     wait_for(&vm)?;
     vm.stop(&mut system.memory);
+    relay(report, &mut output);
+    Ok(())
+}
+
+/// What a VM is going to say. All of it is less than a ring, so that nobody need read meanwhile.
+pub fn listen(vm: &Vm) -> Result<Consumer> {
+    let ring = Mapping::new(vm.output().memory(), 0, vm.output().pages(), true)?;
+    Ok(Consumer::attach(Box::leak(Box::new(ring)).window())?)
+}
+
+/// Passes on what a VM said.
+pub fn relay(report: &Report, output: &mut Consumer) {
     let mut text = Vec::new();
     while let Some(record) = output.pop() {
         if record.stream == Stream::Console as u8 {
@@ -155,5 +172,4 @@ fn run_guest(report: &Report, system: &mut System, console: &Console) -> Result<
             Some(Line::Stretch { .. } | Line::End) | None => {}
         }
     }
-    Ok(())
 }

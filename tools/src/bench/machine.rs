@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
-use vmm_protocol::manifest::{MONITOR_MODULE, ROOT_MODULE};
+use vmm_protocol::manifest::{MONITOR_MODULE, ROOT_MODULE, SWITCH_MODULE};
 
 /// Memory of the machine.
 pub const MEMORY_MIB: u32 = 2048;
@@ -114,6 +114,7 @@ fn image(plan: &Plan) -> Result<BootImage> {
             module(ROOT_MODULE, program(plan.program)?),
             module(REQUEST_MODULE, format!("{}\n", plan.only.join(" ")).into_bytes()),
             module(MONITOR_MODULE, program("monitor")?),
+            module(SWITCH_MODULE, program("switch")?),
             module(FIRST_MODULE, program(FIRST_MODULE)?),
             module(GUEST_MODULE, program(GUEST_MODULE)?),
             module(DISK_MODULE, vec![0; DISK_BYTES]),

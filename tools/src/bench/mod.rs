@@ -40,11 +40,12 @@ const NO_APICV: &str = "ipi.self_noapicv";
 const KERNEL_BYTES: &str = "mem.kernel_bytes";
 
 /// Programs that the benchmark consists of: package and binary.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("kernel", "kernel"),
     ("bench", "bench"),
     ("conformance", "conformance"),
     ("monitor", "monitor"),
+    ("switch", "switch"),
     ("bench-guest", FIRST_MODULE),
     ("bench-guest", GUEST_MODULE),
 ];

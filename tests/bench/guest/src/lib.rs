@@ -4,12 +4,13 @@
 // On a host there is nothing to measure.
 #![cfg(target_os = "none")]
 
+mod net;
 mod pv;
 
 use bench_protocol::{Line, Samples};
 use core::arch::asm;
 use trt::lapic::{Lapic, Mode, has_x2apic};
-use trt::println;
+use trt::{cpu, println, pvh};
 
 core::arch::global_asm!(include_str!("ops.S"), total = const Samples::TOTAL);
 
@@ -32,9 +33,17 @@ unsafe extern "C" {
 const IOAPIC: u64 = 0xfec0_0000;
 const SELF_IPI_VECTOR: u8 = 0x45;
 
-/// The guest.
+/// The guest: one that measures alone, or one of two on a network.
 pub fn run() {
     let overhead = measure_overhead();
+    match pvh::option("role") {
+        Some("ask") => net::ask(overhead),
+        Some("answer") => net::answer(),
+        _ => measure_alone(overhead),
+    }
+}
+
+fn measure_alone(overhead: u64) {
     for (op, body) in [
         ("exit.cpuid_vmm", bench_cpuid as Loop),
         ("exit.pio_out_vmm", bench_pio_out),
@@ -57,10 +66,10 @@ pub fn run() {
 }
 
 fn measure_overhead() -> u64 {
-    sample(bench_empty, 0).summary(0).map_or(0, |summary| summary.median)
+    time(bench_empty, 0).summary(0).map_or(0, |summary| summary.median)
 }
 
-fn sample(body: Loop, argument: u64) -> Samples {
+fn time(body: Loop, argument: u64) -> Samples {
     let mut results = [0u32; Samples::TOTAL];
     // SAFETY: `ops.S` stores as many results, and saves the registers that a function must.
     unsafe { body(results.as_mut_ptr(), Samples::TOTAL as u32, argument) };
@@ -71,7 +80,7 @@ fn sample(body: Loop, argument: u64) -> Samples {
 
 fn measure(op: &str, body: Loop, argument: u64, overhead: u64) {
     println!("{}", Line::Window { op });
-    if let Some(summary) = sample(body, argument).summary(overhead) {
+    if let Some(summary) = time(body, argument).summary(overhead) {
         println!("{}", Line::Result { op, summary });
     }
 }
@@ -106,4 +115,31 @@ fn say(op: &str, ticks: Option<[u32; Samples::TOTAL]>, overhead: u64, parts: u32
         Some(summary) => println!("{}", Line::Result { op, summary }),
         None => println!("{}", Line::Failed { op, why: "the device failed" }),
     }
+}
+
+/// Ticks of an operation, again and again; none if it fails. The last time it is between marks, for whoever traces.
+#[inline(always)]
+fn sample(mut operation: impl FnMut() -> bool) -> Option<[u32; Samples::TOTAL]> {
+    let mut results = [0; Samples::TOTAL];
+    for (index, result) in results.iter_mut().enumerate() {
+        let is_last = index == Samples::TOTAL - 1;
+        if is_last {
+            mark();
+        }
+        let start = cpu::rdtsc();
+        let is_ok = operation();
+        *result = (cpu::rdtsc() - start) as u32;
+        if is_last {
+            mark();
+        }
+        if !is_ok {
+            return None;
+        }
+    }
+    Some(results)
+}
+
+fn mark() {
+    // SAFETY: exchanging a register with itself does nothing.
+    unsafe { asm!("xchg bx, bx", options(nomem, nostack, preserves_flags)) };
 }

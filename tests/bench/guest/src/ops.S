@@ -119,4 +119,19 @@ bench_self_ipi_handler:
         mov     ebx, 1
         iretq
 
+# The end of an interrupt that only wakes.
+        .global bench_wake_handler
+bench_wake_handler:
+        push    rax
+        push    rcx
+        push    rdx
+        mov     ecx, 0x80b              # EOI
+        xor     eax, eax
+        xor     edx, edx
+        wrmsr
+        pop     rdx
+        pop     rcx
+        pop     rax
+        iretq
+
 .popsection

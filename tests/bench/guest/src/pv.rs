@@ -1,8 +1,7 @@
 //! Requests to a paravirtual disk in the VMM's memory: from the guest's call to its data, the copy apart.
 
-use crate::say;
-use bench_protocol::{Line, Samples};
-use core::arch::asm;
+use crate::{sample, say};
+use bench_protocol::Line;
 use core::cell::UnsafeCell;
 use guest_pv_driver::abi::device::Kind;
 use guest_pv_driver::abi::op;
@@ -76,31 +75,4 @@ fn read_many(disk: &mut Disk, buffer: &mut [u8; BYTES]) -> bool {
         }
     }
     true
-}
-
-/// Ticks of an operation, again and again; none if it fails. The last time it is between marks, for whoever traces.
-#[inline(always)]
-fn sample(mut operation: impl FnMut() -> bool) -> Option<[u32; Samples::TOTAL]> {
-    let mut results = [0; Samples::TOTAL];
-    for (index, result) in results.iter_mut().enumerate() {
-        let is_last = index == Samples::TOTAL - 1;
-        if is_last {
-            mark();
-        }
-        let start = cpu::rdtsc();
-        let is_ok = operation();
-        *result = (cpu::rdtsc() - start) as u32;
-        if is_last {
-            mark();
-        }
-        if !is_ok {
-            return None;
-        }
-    }
-    Some(results)
-}
-
-fn mark() {
-    // SAFETY: exchanging a register with itself does nothing.
-    unsafe { asm!("xchg bx, bx", options(nomem, nostack, preserves_flags)) };
 }
