@@ -35,6 +35,17 @@ const ECHO: u8 = 1;
 const DATA: u8 = 2;
 const END: u8 = 3;
 
+/// The number of frames that nobody waits for any more: some answers to [`Card::find_peer`] come late.
+const NONE: u8 = 0;
+
+/// A frame that came: what it is, its number, and whose it is.
+#[derive(Clone, Copy)]
+struct Frame {
+    kind: u8,
+    number: u8,
+    source: [u8; 6],
+}
+
 struct Memory(UnsafeCell<NetMemory>);
 
 // SAFETY: one CPU; taken once.
@@ -46,10 +57,11 @@ unsafe extern "C" {
     fn bench_wake_handler();
 }
 
-/// A card, and the address of the other.
+/// A card, the address of the other, and the number of the last frame that was to come back.
 struct Card {
     net: Net<OneToOne>,
     peer: [u8; 6],
+    number: u8,
 }
 
 /// Measures both operations; the other guest is [`answer`].
@@ -67,7 +79,7 @@ pub(crate) fn ask(overhead: u64) {
     println!("{}", Line::Window { op: STREAM });
     let stream = sample(|| card.stream().is_ok());
     say(STREAM, stream, overhead + COPIES * WINDOW as u64, WINDOW as u32);
-    let _ = card.send(END, SHORT);
+    let _ = card.send(END, NONE, SHORT);
     card.net.flush();
 }
 
@@ -76,11 +88,11 @@ pub(crate) fn answer() {
     let Some(mut card) = Card::open() else { return };
     let mut count = 0;
     loop {
-        let Ok((kind, peer)) = card.receive() else { return };
-        card.peer = peer;
+        let Ok(Frame { kind, number, source }) = card.receive() else { return };
+        card.peer = source;
         count += usize::from(kind == DATA);
         if kind == ECHO || kind == DATA && count.is_multiple_of(WINDOW) {
-            let _ = card.send(kind, SHORT);
+            let _ = card.send(kind, number, SHORT);
             card.net.flush();
         }
         if kind == END {
@@ -104,19 +116,19 @@ impl Card {
         let lapic = Lapic::enable(Mode::X2apic);
         set_gate(VECTOR, bench_wake_handler as *const () as u64);
         net.set_interrupt(Some(Interrupt { vector: VECTOR, apic_id: lapic.id() }));
-        Some(Card { net, peer: ALL })
+        Some(Card { net, peer: ALL, number: NONE })
     }
 
     /// Asks everybody until somebody answers: the other may not have started yet.
     fn find_peer(&mut self) {
         const PATIENCE: u64 = 10_000_000;
         loop {
-            let _ = self.send(ECHO, SHORT);
+            let _ = self.send(ECHO, NONE, SHORT);
             self.net.flush();
             let start = cpu::rdtsc();
             while cpu::rdtsc() - start < PATIENCE {
-                if let Ok(Some((_, peer))) = self.take() {
-                    self.peer = peer;
+                if let Ok(Some(frame)) = self.take() {
+                    self.peer = frame.source;
                     return;
                 }
             }
@@ -125,23 +137,30 @@ impl Card {
 
     /// A frame, and the one that comes back.
     fn ping(&mut self) -> Result<(), Error> {
-        self.send(ECHO, SHORT)?;
+        self.number = self.number.wrapping_add(1).max(1);
+        self.send(ECHO, self.number, SHORT)?;
         self.net.flush();
-        self.receive().map(drop)
+        self.await_answer()
     }
 
     /// A window of frames, and the one that says that they came.
     fn stream(&mut self) -> Result<(), Error> {
+        self.number = self.number.wrapping_add(1).max(1);
         for _ in 0..WINDOW / BURST {
             for _ in 0..BURST {
-                self.send(DATA, LONG)?;
+                self.send(DATA, self.number, LONG)?;
             }
             self.net.flush();
         }
-        self.receive().map(drop)
+        self.await_answer()
     }
 
-    fn send(&mut self, kind: u8, len: usize) -> Result<(), Error> {
+    fn await_answer(&mut self) -> Result<(), Error> {
+        while self.receive()?.number != self.number {}
+        Ok(())
+    }
+
+    fn send(&mut self, kind: u8, number: u8, len: usize) -> Result<(), Error> {
         while self.net.is_full()? {
             self.sleep()?;
         }
@@ -151,11 +170,12 @@ impl Card {
             bytes[6..12].copy_from_slice(&from);
             bytes[12..HEADER].copy_from_slice(&TYPE);
             bytes[HEADER] = kind;
+            bytes[HEADER + 1] = number;
         })
     }
 
-    /// The next frame, asleep until it comes: what it is, and whose.
-    fn receive(&mut self) -> Result<(u8, [u8; 6]), Error> {
+    /// The next frame, asleep until it comes.
+    fn receive(&mut self) -> Result<Frame, Error> {
         loop {
             if let Some(frame) = self.take()? {
                 return Ok(frame);
@@ -164,10 +184,11 @@ impl Card {
         }
     }
 
-    fn take(&mut self) -> Result<Option<(u8, [u8; 6])>, Error> {
+    fn take(&mut self) -> Result<Option<Frame>, Error> {
         self.net.receive(|bytes| {
-            let source = bytes.get(6..12).and_then(|source| source.try_into().ok());
-            (bytes.get(HEADER).copied().unwrap_or(0), source.unwrap_or(ALL))
+            let source = bytes.get(6..12).and_then(|source| source.try_into().ok()).unwrap_or(ALL);
+            let byte = |at| bytes.get(at).copied().unwrap_or(0);
+            Frame { kind: byte(HEADER), number: byte(HEADER + 1), source }
         })
     }
 
