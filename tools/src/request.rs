@@ -15,8 +15,9 @@ use clap::{Args, Parser};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use vmm_protocol::manifest::{
-    CardConfig, ConsoleInterface, ConsoleMode, DiskConfig, DiskDriver, DiskInterface, MONITOR_MODULE,
-    Manifest, NetInterface, NetworkConfig, OnCrash, OnReset, TraceConfig, Uplink, VmConfig, WhenDone,
+    CardConfig, ConsoleInterface, ConsoleMode, DEFAULT_TIMEOUT_MS, DiskConfig, DiskDriver, DiskInterface,
+    MONITOR_MODULE, Manifest, NetInterface, NetworkConfig, OnCrash, OnReset, TraceConfig, Uplink, VmConfig,
+    WhenDone,
 };
 
 /// Memory for Linux in MiB.
@@ -509,6 +510,7 @@ fn disk_config(
         read_only: disk.is_read_only,
         driver: disk.driver.unwrap_or(usual),
         on_crash: OnCrash::Restart,
+        timeout_ms: DEFAULT_TIMEOUT_MS,
         interface: disk.interface,
     };
     config.image = disks::pack(&disk.path, &config, collector)?;

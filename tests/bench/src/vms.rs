@@ -18,7 +18,8 @@ use usys::process;
 use usys::ring::Consumer;
 use vmm_protocol::link::Stream;
 use vmm_protocol::manifest::{
-    ConsoleMode, DiskConfig, DiskDriver, DiskInterface, MONITOR_MODULE, OnCrash, OnReset, VmConfig,
+    ConsoleMode, DEFAULT_TIMEOUT_MS, DiskConfig, DiskDriver, DiskInterface, MONITOR_MODULE, OnCrash, OnReset,
+    VmConfig,
 };
 
 /// Memory of the guests.
@@ -139,6 +140,7 @@ fn run_guest(report: &Report, system: &mut System, console: &Console) -> Result<
         read_only: true,
         driver: DiskDriver::Memory,
         on_crash: OnCrash::Report,
+        timeout_ms: DEFAULT_TIMEOUT_MS,
         interface: DiskInterface::Pv,
     };
     let mut vm = Vm::new(system, 0, VmConfig { disks: [disk].into(), ..config(GUEST_MODULE) })?;

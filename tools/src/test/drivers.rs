@@ -6,6 +6,7 @@ use super::guests::{planned, verdict};
 use super::linux::{boot, check, ended_with};
 use super::record::Outcome;
 use crate::image::BootImage;
+use crate::image::manifest::Plan;
 use crate::run::machine::Machine;
 use crate::run::outcome::{Report, Verdict};
 use crate::run::{self, Options};
@@ -19,6 +20,8 @@ use vmm_protocol::manifest::DiskDriver;
 
 /// How long a test may take on a loaded machine.
 const TIME_LIMIT: Duration = Duration::from_secs(600);
+/// How long a driver may complete nothing, in ms.
+const PATIENCE_MS: u32 = 100;
 /// Bytes of a file that the guest writes.
 const WRITTEN: u32 = 300_000;
 
@@ -42,7 +45,7 @@ pub fn tests(machine: Machine) -> Vec<Test> {
         }));
     }
     let name = format!("{}/linux-disk-failures", machine.name());
-    let shows = "a disk that fails, or whose driver crashes, is an I/O error in the guest, and the next driver serves on";
+    let shows = "a disk that fails, or whose driver crashes or hangs, is an I/O error in the guest, and the next driver serves on";
     tests.push(Test::on(machine, name, shows, move |name| failing(machine, name)));
     tests
 }
@@ -93,10 +96,12 @@ fn output(command: &mut Command) -> Result<std::process::Output, String> {
     command.output().map_err(|error| format!("cannot start {:?}: {error}", command.get_program()))
 }
 
-/// Reads good sectors, then one that fails, then one at which the driver crashes, and good ones again.
+/// Reads good sectors, one that fails, one at which the driver crashes, and one at which the next driver hangs, and good ones again
+/// after each.
 fn read_around() -> String {
     let fails = disk::FAILS * 512 / 4096;
     let crashes = disk::CRASHES * 512 / 4096;
+    let loops = disk::LOOPS * 512 / 4096;
     format!(
         r#"read_block() {{ dd if=/dev/vda of=/dev/null bs=4096 skip=$1 count=1 2>/dev/null && echo good || echo EIO; }}
 read_block 0
@@ -104,7 +109,10 @@ read_block {fails}
 read_block 64
 read_block {crashes}
 sleep 1
-read_block 128"#
+read_block 128
+read_block {loops}
+sleep 1
+read_block 192"#
     )
 }
 
@@ -126,14 +134,25 @@ fn bad(
     workspace::write(&file, vec![0xff; 1 << 20])?;
     let disk = format!("{},{}", file.display(), driver.name());
     let words = ["--machine", machine.name(), "--deterministic", "--disk", &disk, "--exec", command];
-    let (plan, options) = planned(&[&words, more].concat(), name)?;
+    let (mut plan, options) = planned(&[&words, more].concat(), name)?;
+    plan.manifest.vms[0].disks[0].timeout_ms = PATIENCE_MS;
+    run_with(&plan, options, driver, compile::TEST_DRIVER)
+}
+
+/// Runs a plan with another program in place of a driver: how it ended, how it was run, and the log.
+pub(super) fn run_with(
+    plan: &Plan,
+    options: Options,
+    driver: DiskDriver,
+    program: &str,
+) -> Result<(Report, Options, String)> {
     let options = Options { timeout: Some(TIME_LIMIT), ..options };
-    let mut boot = BootImage::collect(&plan, &options.kernel_cmdline)?;
-    let program = image::elf::loadable(&workspace::bare_binary(compile::TEST_DRIVER))?;
+    let mut boot = BootImage::collect(plan, &options.kernel_cmdline)?;
+    let program = image::elf::loadable(&workspace::bare_binary(program))?;
     let module = boot.modules.iter_mut().find(|module| Some(&*module.name) == driver.module());
     module.context("the image has no driver")?.bytes = program;
     options.machine.prepare()?;
-    let report = run::boot(&boot, &plan, &options)?;
+    let report = run::boot(&boot, plan, &options)?;
     let log = String::from_utf8_lossy(&workspace::read(&options.log)?).into_owned();
     Ok((report, options, log))
 }
@@ -154,9 +173,15 @@ fn outside(machine: Machine, iommu: &str, name: &str) -> Result<Outcome> {
 
 fn judge_failing(report: &Report, log: &str) -> Result<(), String> {
     let stdout = String::from_utf8_lossy(&report.stdout);
-    check(stdout == "good\nEIO\ngood\nEIO\ngood\n", &format!("the command said {stdout:?}"))?;
+    check(stdout == "good\nEIO\ngood\nEIO\ngood\nEIO\ngood\n", &format!("the command said {stdout:?}"))?;
     ended_with(report, &Verdict::Command(0))?;
-    for line in ["linux.disk0: its driver crashed", "linux.disk0: driver number 2"] {
+    let lines = [
+        "linux.disk0: its driver crashed",
+        "linux.disk0: driver number 2",
+        "linux.disk0: its driver is stuck: it completed nothing for 100 ms",
+        "linux.disk0: driver number 3",
+    ];
+    for line in lines {
         check(log.contains(line), &format!("the log does not say {line:?}"))?;
     }
     Ok(())

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tproto::{line, pv};
-use vmm_protocol::manifest::{DiskConfig, DiskDriver, DiskInterface, OnCrash};
+use vmm_protocol::manifest::{DEFAULT_TIMEOUT_MS, DiskConfig, DiskDriver, DiskInterface, OnCrash};
 use vmm_protocol::outcome::Outcome;
 
 const TIME_LIMIT: Duration = Duration::from_secs(600);
@@ -77,6 +77,7 @@ fn run_guest(
         read_only: false,
         driver: DiskDriver::Memory,
         on_crash: OnCrash::Report,
+        timeout_ms: DEFAULT_TIMEOUT_MS,
         interface,
     };
     let mut vm = vm(guest, guest, cmdline, 16);

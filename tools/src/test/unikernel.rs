@@ -17,7 +17,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tproto::web;
 use vmm_protocol::manifest::{
-    CardConfig, DiskConfig, DiskDriver, DiskInterface, NetInterface, NetworkConfig, OnCrash, Uplink, VmConfig,
+    CardConfig, DEFAULT_TIMEOUT_MS, DiskConfig, DiskDriver, DiskInterface, NetInterface, NetworkConfig,
+    OnCrash, Uplink, VmConfig,
 };
 use vmm_protocol::outcome::Outcome;
 
@@ -88,6 +89,7 @@ fn between_vms(machine: Machine, name: &str) -> Result<Verdict> {
         read_only: true,
         driver: DiskDriver::Memory,
         on_crash: OnCrash::Report,
+        timeout_ms: DEFAULT_TIMEOUT_MS,
         interface: DiskInterface::Pv,
     };
     let server = VmConfig {

@@ -1,5 +1,5 @@
 //! The channel between the user of a disk and the driver process that serves it (`vmm_protocol::block`): the user's end is
-//! the [`Client`], a backend of `vdev`'s block device, the driver's the [`Server`].
+//! the [`Client`], a backend of `vdev`'s block device, the driver's the [`Server`]. A [`Watch`] sees whether the driver gets anywhere.
 //!
 //! Neither end trusts the other. What a broken peer can cause is that the disk does not work: I/O errors for the client's
 //! guest, an idle driver.
@@ -12,10 +12,12 @@ mod client;
 mod server;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 pub use client::Client;
 pub use server::Server;
 pub use usys::signal::Signal;
+pub use watch::Watch;
 
 use core::sync::atomic::Ordering;
 use usys::Window;

@@ -1,6 +1,6 @@
 //! Both ends together, and each with a peer that means harm.
 
-use crate::{Client, Server, Signal};
+use crate::{Client, Server, Signal, Watch};
 use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -260,6 +260,32 @@ fn a_driver_that_completes_what_nobody_asked_for_is_dropped() {
         assert!(fixture.submit(2, Request::Flush).is_pending(), "it gets another chance");
         assert_eq!(fixture.settle(&mut driver), [(2, Ok(()))]);
     }
+}
+
+#[test]
+fn a_driver_that_does_nothing_is_stuck_and_an_idle_or_a_slow_one_is_not() {
+    let mut fixture = fixture();
+    let mut watch = Watch::new(fixture.window).unwrap();
+    assert!(!watch.is_stuck(), "it may need its time to find its disk");
+    assert!(watch.is_stuck(), "but it begins no epoch");
+    watch.forget();
+    assert!(!watch.is_stuck(), "the next one has its time too");
+    let mut driver = Driver::new(fixture.window, 1);
+    driver.run();
+    assert_eq!(fixture.client.connect(), Some(DISK));
+    for _ in 0..3 {
+        assert!(!watch.is_stuck(), "it has nothing to do");
+    }
+    for token in 0..9 {
+        assert!(fixture.submit(token, Request::Read { sector: token, into: &ONE }).is_pending());
+    }
+    assert!(!watch.is_stuck(), "that was just now");
+    for _ in 0..3 {
+        let request = driver.server.take().unwrap();
+        driver.server.complete(request.slot, Status::Done);
+        assert!(!watch.is_stuck(), "it has done one of many");
+    }
+    assert!(watch.is_stuck(), "and then no more");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use devices::{ConsoleInterface, MAX_VIRTIO_DEVICES};
-pub use disk::{DiskConfig, DiskDriver, DiskInterface, MAX_DISKS};
+pub use disk::{DEFAULT_TIMEOUT_MS, DiskConfig, DiskDriver, DiskInterface, MAX_DISKS, TIMEOUTS_MS};
 pub use network::{
     CardConfig, MAX_CARDS, MAX_NETWORKS, MacAddress, NetInterface, NetworkConfig, NotAnAddress,
     SWITCH_MODULE, Uplink,
@@ -234,6 +234,8 @@ pub enum ManifestError {
     TraceEvents(u32),
     /// A disk in memory of this VM has no image.
     DiskImage(String),
+    /// The time that a disk's driver of this VM has is not in [`TIMEOUTS_MS`].
+    DiskTimeout(String),
     /// There are more disks with this driver than it can serve.
     DriverDisks(DiskDriver),
     /// It lists more networks than [`MAX_NETWORKS`].
@@ -305,6 +307,10 @@ impl fmt::Display for ManifestError {
                 write!(f, "a trace of {events} events: it must keep 1 to {MAX_TRACE_EVENTS}")
             }
             ManifestError::DiskImage(name) => write!(f, "VM {name:?}: a disk in memory needs an image"),
+            ManifestError::DiskTimeout(name) => {
+                let (least, most) = (TIMEOUTS_MS.start(), TIMEOUTS_MS.end());
+                write!(f, "VM {name:?}: a disk's timeout_ms must be {least} to {most}")
+            }
             ManifestError::DriverDisks(driver) => {
                 write!(f, "driver {:?} serves at most {} disks", driver.name(), driver.max_disks())
             }
@@ -429,6 +435,9 @@ impl VmConfig {
         if self.disks.iter().any(|disk| disk.driver == DiskDriver::Memory && disk.image.is_empty()) {
             return Err(ManifestError::DiskImage(self.name.clone()));
         }
+        if self.disks.iter().any(|disk| !TIMEOUTS_MS.contains(&disk.timeout_ms)) {
+            return Err(ManifestError::DiskTimeout(self.name.clone()));
+        }
         self.check_devices()
     }
 }
@@ -477,6 +486,7 @@ mod tests {
             read_only,
             driver: DiskDriver::Memory,
             on_crash: OnCrash::Report,
+            timeout_ms: DEFAULT_TIMEOUT_MS,
             interface: DiskInterface::Virtio,
         }
     }
@@ -515,6 +525,7 @@ mod tests {
             VmConfig { kernel: String::new(), ..vm("a") },
             VmConfig { disks: alloc::vec![disk("d", true); MAX_DISKS + 1], ..vm("a") },
             VmConfig { disks: alloc::vec![disk("", true)], ..vm("a") },
+            VmConfig { disks: alloc::vec![DiskConfig { timeout_ms: 0, ..disk("d", true) }], ..vm("a") },
         ] {
             assert!(check(alloc::vec![broken]).is_err());
         }

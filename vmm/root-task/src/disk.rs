@@ -11,12 +11,15 @@ use crate::vm::Vm;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use block_channel::Watch;
+use core::fmt;
 use core::sync::atomic::Ordering;
 use usys::abi::boot_info::root;
 use usys::abi::{PAGE_SIZE, Rights, Selector};
 use usys::cap::{Cap, Irqs, Log, Narrow, Ntfn, Pd, Ports};
+use usys::cpu;
 use usys::memory::Mapping;
-use usys::object::{Fault, Schedule};
+use usys::object::{FOREVER, Fault, Schedule};
 use usys::process::{self, selector as well_known};
 use usys::selector;
 use vmm_protocol::block::{CHANNEL_BYTES, SERVED};
@@ -45,6 +48,26 @@ pub struct User {
     pub number: usize,
 }
 
+/// What a driver is ended for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It stopped on a fault.
+    Crash(Fault),
+    /// It completed nothing for so many ms.
+    Stuck(u32),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Crash(Fault { vector, rip, address }) => {
+                write!(f, "crashed: vector {vector} at {rip:#x}, address {address:#x}")
+            }
+            Failure::Stuck(ms) => write!(f, "is stuck: it completed nothing for {ms} ms"),
+        }
+    }
+}
+
 /// A disk with a driver process. The channel and the notifications outlive the driver, so that the VM only notices that its
 /// requests fail for a while.
 #[derive(Debug)]
@@ -65,6 +88,9 @@ pub struct Disk {
     doorbell: Cap<Ntfn>,
     process: Option<Process>,
     session: u32,
+    /// Sees whether the driver gets anywhere, and looks at this TSC next.
+    watch: Watch,
+    next_look: u64,
     /// For a virtio device, what it is.
     virtio: Option<DmaDevice>,
 }
@@ -89,6 +115,7 @@ impl Disk {
             DiskDriver::Ata | DiskDriver::Memory => None,
         };
         virtio.as_ref().map_or(Ok(()), |device| device.reach(&channel))?;
+        let watch = Watch::new(view.window())?;
         Ok(Disk {
             name: format!("{}.disk{}", vm.config().name, user.number),
             config,
@@ -102,6 +129,8 @@ impl Disk {
             doorbell,
             process: None,
             session: 0,
+            watch,
+            next_look: FOREVER,
             virtio,
         })
     }
@@ -121,13 +150,13 @@ impl Disk {
         &self.name
     }
 
-    /// What a crash of its driver does.
+    /// What a crash of its driver, or that it is stuck, does.
     pub fn on_crash(&self) -> OnCrash {
         self.config.on_crash
     }
 
-    /// Drivers that crashed so far.
-    pub fn crashes(&self) -> u32 {
+    /// Drivers that failed so far.
+    pub fn failures(&self) -> u32 {
         self.session - u32::from(self.process.is_some())
     }
 
@@ -166,7 +195,14 @@ impl Disk {
         };
         let process = Process::launch(system, &plan, |process| self.equip(process))?;
         self.process = Some(process);
+        self.watch.forget();
+        self.next_look = cpu::deadline_in(self.config.timeout_ms.into(), system.info.tsc_hz);
         Ok(())
+    }
+
+    /// The TSC at which its driver wants to be looked at.
+    pub fn next_look(&self) -> u64 {
+        self.next_look
     }
 
     /// Gives the driver its device, the kernel's log, and the doorbell of its user.
@@ -216,9 +252,11 @@ impl Disk {
         Ok(irqs.delegate(process.pd(), Selector(driver::IRQ), irq)?)
     }
 
-    /// Ends the driver after it crashed, and lets its user know; says what it did.
-    pub fn take_crash(&mut self, system: &mut System) -> Option<Fault> {
-        let fault = self.process.as_ref()?.fault()?;
+    /// Ends the driver if it crashed, or is stuck, and lets its user know; says what it did.
+    pub fn take_failure(&mut self, system: &mut System) -> Option<Failure> {
+        let fault = self.process.as_ref()?.fault().map(Failure::Crash);
+        let failure = fault.or_else(|| self.look(system.info.tsc_hz))?;
+        self.next_look = FOREVER;
         if let Some(device) = &self.virtio {
             device.quiesce();
         }
@@ -230,7 +268,17 @@ impl Disk {
         }
         // A VM that is gone needs no signal.
         let _ = self.doorbell.signal();
-        Some(fault)
+        Some(failure)
+    }
+
+    /// Looks at the driver, if it is time.
+    fn look(&mut self, tsc_hz: u64) -> Option<Failure> {
+        if cpu::now() < self.next_look {
+            return None;
+        }
+        let ms = self.config.timeout_ms;
+        self.next_look = cpu::deadline_in(ms.into(), tsc_hz);
+        self.watch.is_stuck().then_some(Failure::Stuck(ms))
     }
 }
 

@@ -117,7 +117,8 @@ impl Supervisor {
     /// Reports what ends, until every VM has; returns only with what makes going on impossible.
     pub fn run(mut self) -> StartError {
         while self.vms.iter().any(Vm::is_running) || self.when_done == WhenDone::Halt {
-            let deadline = self.system.recorder.as_ref().map_or(FOREVER, Recorder::next).min(self.patience);
+            let next_record = self.system.recorder.as_ref().map_or(FOREVER, Recorder::next);
+            let deadline = next_record.min(self.patience).min(self.next_look());
             let raised = match process::events().wait(deadline) {
                 Ok(raised) => raised,
                 Err(error) => return error.into(),
@@ -131,6 +132,11 @@ impl Supervisor {
         self.finish()
     }
 
+    /// When to look whether a driver is stuck.
+    fn next_look(&self) -> u64 {
+        self.disks.iter().map(Disk::next_look).min().unwrap_or(FOREVER)
+    }
+
     /// Begins, or stops, recording if it is time.
     fn record(&mut self) -> Result<(), StartError> {
         self.system.recorder.as_mut().map_or(Ok(()), Recorder::look)
@@ -140,7 +146,7 @@ impl Supervisor {
         if raised & events::CONSOLE_FAULT != 0 {
             self.restart_console()?;
         }
-        if raised & events::DRIVER_FAULT != 0 {
+        if raised & events::DRIVER_FAULT != 0 || cpu::now() >= self.next_look() {
             (0..self.disks.len()).for_each(|index| self.look_at_driver(index));
             (0..self.networks.len()).for_each(|index| self.look_at_switch(index));
             (0..self.networks.len()).for_each(|index| self.look_at_uplink(index));
@@ -239,16 +245,16 @@ impl Supervisor {
         }
     }
 
-    /// A driver may have crashed.
+    /// A driver may have crashed, or be stuck.
     fn look_at_driver(&mut self, index: usize) {
         let disk = &mut self.disks[index];
-        let Some(Fault { vector, rip, address }) = disk.take_crash(&mut self.system) else {
+        let Some(failure) = disk.take_failure(&mut self.system) else {
             return;
         };
-        let (name, crashes) = (disk.name(), disk.crashes());
-        log::error!("{name}: its driver crashed: vector {vector} at {rip:#x}, address {address:#x}");
-        if disk.on_crash() == OnCrash::Restart && crashes <= MAX_RESTARTS {
-            log::warn!("{name}: starting its driver again ({crashes} of {MAX_RESTARTS})");
+        let (name, failures) = (disk.name(), disk.failures());
+        log::error!("{name}: its driver {failure}");
+        if disk.on_crash() == OnCrash::Restart && failures <= MAX_RESTARTS {
+            log::warn!("{name}: starting its driver again ({failures} of {MAX_RESTARTS})");
             self.start_driver(index);
         }
     }

@@ -26,9 +26,22 @@ pub struct DiskConfig {
     /// What a crash of its driver process does, beside I/O errors for what was pending.
     #[serde(default)]
     pub on_crash: OnCrash,
+    /// A driver process that has something to do and completes nothing for so many ms, twice that at most, is ended as one that
+    /// crashed (100 to 3 600 000). Less than a drive may take to find itself is too little: an ATA reset takes up to 31 s.
+    #[serde(default = "default_timeout_ms")]
+    pub timeout_ms: u32,
     /// How the guest reaches it.
     #[serde(default)]
     pub interface: DiskInterface,
+}
+
+/// What [`DiskConfig::timeout_ms`] is by itself: the drivers have given up after 41 s at most, and Linux complains after 120.
+pub const DEFAULT_TIMEOUT_MS: u32 = 45_000;
+/// What it can be.
+pub const TIMEOUTS_MS: core::ops::RangeInclusive<u32> = 100..=3_600_000;
+
+const fn default_timeout_ms() -> u32 {
+    DEFAULT_TIMEOUT_MS
 }
 
 /// Who serves a disk.
