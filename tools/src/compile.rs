@@ -39,6 +39,8 @@ pub const TEST_MONITOR: &str = "test-monitor";
 
 /// The package, and the program, of the disk driver that fails or crashes.
 pub const TEST_DRIVER: &str = "test-driver";
+/// The disk driver whose disk loses its power.
+pub const TEST_POWER: &str = "test-power";
 
 /// A cargo command in the workspace. The user's `RUSTFLAGS` would replace those of `.cargo/config.toml`, without which
 /// the kernel does not link, so they are dropped.
@@ -90,7 +92,7 @@ pub fn checked_kernel() -> Result<()> {
 pub fn everything_tested() -> Result<()> {
     let names = guest_names()?;
     let guests = names.iter().map(|guest| (GUESTS, &**guest));
-    let tests = [UNIKERNEL, CONFORMANCE, TEST_MONITOR, TEST_DRIVER].map(|name| (name, name));
+    let tests = [UNIKERNEL, CONFORMANCE, TEST_MONITOR, TEST_DRIVER, TEST_POWER].map(|name| (name, name));
     programs(SYSTEM.into_iter().chain(tests).chain(guests))?;
     checked_kernel()
 }

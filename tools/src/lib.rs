@@ -18,6 +18,7 @@ pub mod failure;
 pub mod guest;
 pub mod image;
 pub mod progress;
+pub mod replay;
 pub mod request;
 pub mod run;
 pub mod setup;

@@ -303,6 +303,7 @@ pub fn options(args: &RunArgs, output: Output) -> Result<Options> {
         publish: args.publish.clone(),
         iommu: args.iommu.unwrap_or(machine.usual_iommu()),
         has_edu: false,
+        write_log: None,
         cpu_model: args.host_cpu.clone(),
     })
 }
@@ -328,7 +329,7 @@ pub fn plan(args: &RunArgs, for_whom: ForWhom) -> Result<Plan> {
     // Mistakes are told before anything is built or fetched.
     let network = network(args, for_whom)?;
     args.initrd.iter().try_for_each(|path| check_readable(path))?;
-    args.disk.iter().try_for_each(|disk| disks::check(&disk.path))?;
+    args.disk.iter().try_for_each(|disk| disks::check(&disk.path).map(drop))?;
     if for_whom == ForWhom::Tool {
         args.disk.iter().filter_map(|disk| disk.driver).try_for_each(|driver| check_driver(args, driver))?;
     }

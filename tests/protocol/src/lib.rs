@@ -6,12 +6,14 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod balloon;
 pub mod cases;
 pub mod crash;
 pub mod disk;
 pub mod exit;
 pub mod line;
 pub mod poison;
+pub mod power;
 pub mod pv;
 pub mod web;
 

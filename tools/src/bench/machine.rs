@@ -142,6 +142,7 @@ fn options(plan: &Plan) -> Result<Options> {
         publish: Vec::new(),
         iommu: Iommu::None,
         has_edu: false,
+        write_log: None,
         cpu_model: None,
     })
 }

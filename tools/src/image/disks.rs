@@ -1,7 +1,9 @@
 //! Disks of VMs: files that become boot modules, or disks of the machine.
 
+use super::disk_format::{self, Format};
 use super::modules::Collector;
 use crate::failure;
+use crate::run::machine::Machine;
 use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use vmm_protocol::manifest::{DiskConfig, DiskDriver, Manifest};
@@ -18,6 +20,8 @@ pub struct MachineDisk {
     pub device: usize,
     /// Name of a link to the file in the folder of the run.
     pub file: String,
+    /// What the file is.
+    pub format: Format,
     /// The file is not written.
     pub is_read_only: bool,
 }
@@ -25,7 +29,10 @@ pub struct MachineDisk {
 /// Takes in a disk: one in memory as a boot module, whose name is returned; one of the machine stays where it is. One in memory that
 /// is written is nobody else's, so it is taken anew each time.
 pub fn pack(path: &Path, disk: &DiskConfig, collector: &mut Collector) -> Result<String> {
-    check(path)?;
+    let format = check(path)?;
+    if disk.driver == DiskDriver::Memory {
+        format.check_reader(path, false)?;
+    }
     match (disk.driver, disk.read_only) {
         (DiskDriver::Memory, true) => collector.add_file(path),
         (DiskDriver::Memory, false) => collector.add_copy(path),
@@ -38,18 +45,16 @@ pub fn pack(path: &Path, disk: &DiskConfig, collector: &mut Collector) -> Result
     }
 }
 
-/// Refuses a file that cannot be a disk.
-pub fn check(path: &Path) -> Result<()> {
-    let metadata = std::fs::metadata(path)
-        .map_err(|error| failure::usage(format!("cannot read {}: {error}", path.display())))?;
-    let bytes = metadata.len();
+/// Refuses a file that cannot be a disk; says what it is.
+pub fn check(path: &Path) -> Result<Format> {
+    let (format, bytes) = disk_format::examine(path)?;
     if bytes == 0 || !bytes.is_multiple_of(SECTOR_BYTES) {
         return Err(failure::usage(format!(
             "disk {}: {bytes} bytes are no whole number of sectors of {SECTOR_BYTES} bytes",
             path.display()
         )));
     }
-    Ok(())
+    Ok(format)
 }
 
 /// Refuses a file that the emulator could not open.
@@ -78,14 +83,17 @@ pub fn check_shared(manifest: &Manifest) -> Result<()> {
 
 /// Makes the files of the manifest's disks ready for the emulator, which will run in `folder`. Links keep whatever there is in
 /// their paths away from the emulators' own syntax, and Bochs's lock files away from their folders.
-pub fn lay_out(manifest: &Manifest, folder: &Path) -> Result<Vec<MachineDisk>> {
+pub fn lay_out(manifest: &Manifest, folder: &Path, machine: Machine) -> Result<Vec<MachineDisk>> {
     let mut disks: Vec<MachineDisk> = Vec::new();
     for disk in of_machine(manifest) {
         let file = format!("disk{}.img", disks.len());
-        std::os::unix::fs::symlink(PathBuf::from(&disk.image), folder.join(&file))
+        let image = PathBuf::from(&disk.image);
+        let format = Format::named(&image);
+        format.check_reader(&image, !machine.is_bochs())?;
+        std::os::unix::fs::symlink(&image, folder.join(&file))
             .with_context(|| format!("cannot link to {}", disk.image))?;
         let device = disks.iter().filter(|other| other.driver == disk.driver).count();
-        disks.push(MachineDisk { driver: disk.driver, device, file, is_read_only: disk.read_only });
+        disks.push(MachineDisk { driver: disk.driver, device, file, format, is_read_only: disk.read_only });
     }
     Ok(disks)
 }

@@ -1,5 +1,6 @@
 //! What is booted: the kernel, its command line and the boot modules, and the ways to pack them.
 
+pub mod disk_format;
 pub mod disks;
 pub mod elf;
 pub mod iso;

@@ -61,6 +61,8 @@ pub struct Options {
     pub iommu: Iommu,
     /// It has a device that does DMA when it is told to, for tests; QEMU's only.
     pub has_edu: bool,
+    /// QEMU logs here what is written to the first disk, which is virtio-blk's, for `crate::replay`.
+    pub write_log: Option<PathBuf>,
     /// Another CPU model than the machine's usual one.
     pub cpu_model: Option<String>,
 }
@@ -95,7 +97,7 @@ pub fn run(plan: &Plan, options: &Options) -> Result<Report> {
 pub fn boot(image: &BootImage, plan: &Plan, options: &Options) -> Result<Report> {
     let scratch =
         tempfile::Builder::new().prefix("nacre-").tempdir().context("cannot make a temporary folder")?;
-    let disks = disks::lay_out(&plan.manifest, scratch.path())?;
+    let disks = disks::lay_out(&plan.manifest, scratch.path(), options.machine)?;
     let cards = network::cards(&plan.manifest, &options.publish);
     let listener;
     let command = if options.machine.is_bochs() {
@@ -106,6 +108,11 @@ pub fn boot(image: &BootImage, plan: &Plan, options: &Options) -> Result<Report>
     } else {
         listener = Listener::unix(&scratch.path().join(qemu::LINK_SOCKET))?;
         image.lay_out(scratch.path())?;
+        if let Some(log) = &options.write_log {
+            workspace::write(log, [])?;
+            let link = scratch.path().join(qemu::WRITE_LOG);
+            std::os::unix::fs::symlink(log, link).context("cannot link to a log")?;
+        }
         qemu::command(options, image, &disks, &cards)
     };
     run_machine(command, listener, scratch.path(), plan, options)

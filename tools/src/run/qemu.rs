@@ -11,6 +11,8 @@ use vmm_protocol::process::driver::{self, ata};
 
 /// Name of the socket that COM1 is connected to, in the run's folder.
 pub const LINK_SOCKET: &str = "link.sock";
+/// Name of a link to the log of what is written to the first disk, in the run's folder.
+pub const WRITE_LOG: &str = "writes.log";
 /// Exit code of QEMU when the root task ends the machine: isa-debug-exit, `(0x10 << 1) | 1`.
 pub const END: i32 = 33;
 
@@ -30,7 +32,7 @@ pub fn command(
     cards: &[MachineCard],
 ) -> Command {
     let mut command = machine(options);
-    disks.iter().for_each(|disk| add_disk(&mut command, disk, options.iommu));
+    disks.iter().for_each(|disk| add_disk(&mut command, disk, options));
     cards.iter().enumerate().for_each(|(index, card)| add_card(&mut command, index, card, options.iommu));
     let modules: Vec<String> = image.modules.iter().map(|module| format!("{0} {0}", module.name)).collect();
     command.args(["-kernel", KERNEL_FILE, "-append", &image.cmdline, "-initrd", &modules.join(",")]);
@@ -48,16 +50,16 @@ pub fn iso_command(options: &Options, uefi: Option<&str>) -> Command {
 }
 
 /// Connects a disk.
-fn add_disk(command: &mut Command, disk: &MachineDisk, iommu: Iommu) {
+fn add_disk(command: &mut Command, disk: &MachineDisk, options: &Options) {
     let MachineDisk { device, file, .. } = disk;
-    let mut drive = format!("if=none,id={file},file={file},format=raw");
+    let mut drive = format!("if=none,id={file},{}", source(disk, options.write_log.is_some()));
     if disk.driver == DiskDriver::VirtioBlk {
         if disk.is_read_only {
             drive += ",readonly=on";
         }
         // Each at an address of its own, behind the chipset's, in the order of the manifest.
         let address = FIRST_VIRTIO_DEVICE + device;
-        let platform = platform(iommu);
+        let platform = platform(options.iommu);
         let virtio = format!("virtio-blk-pci-non-transitional,drive={file},addr={address:#x}{platform}");
         command.args(["-device", &virtio]);
     } else {
@@ -75,6 +77,16 @@ fn add_disk(command: &mut Command, disk: &MachineDisk, iommu: Iommu) {
         ]);
     }
     command.args(["-drive", &drive]);
+}
+
+/// Where a disk's content is.
+fn source(disk: &MachineDisk, is_logged: bool) -> String {
+    let MachineDisk { file, format, .. } = disk;
+    if is_logged && disk.driver == DiskDriver::VirtioBlk && disk.device == 0 {
+        let (file, log) = (format!("file.driver=file,file.filename={file}"), "log.driver=file,log.filename");
+        return format!("driver=blklogwrites,{file},{log}={WRITE_LOG}");
+    }
+    format!("file={file},format={}", format.name())
 }
 
 /// What has a virtio device go through the IOMMU, if there is one.

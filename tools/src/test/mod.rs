@@ -15,6 +15,7 @@ pub mod images;
 pub mod linux;
 pub mod mistakes;
 pub mod networks;
+pub mod power;
 pub mod pv;
 pub mod record;
 pub mod refusals;
@@ -153,6 +154,7 @@ fn on(machine: Machine) -> Vec<Test> {
         disks::tests(machine),
         balloon::tests(machine),
         drivers::tests(machine),
+        power::tests(machine),
         networks::tests(machine),
         uplinks::tests(machine),
         images::tests(machine),

@@ -75,6 +75,12 @@ impl fmt::Display for Failure {
 
 impl core::error::Error for Failure {}
 
+/// Who does what the user asks for: the drive, or what somebody has in front of it.
+pub trait Medium {
+    /// Does a command, with its data.
+    fn execute(&mut self, command: Command, data: &mut [u8]) -> Result<(), Failure>;
+}
+
 /// What comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]

@@ -1,6 +1,6 @@
 //! The process: interrupts, deadlines, and the channel to the VMM.
 
-use crate::drive::{Command, Drive, Failure, Next, POLL_MS};
+use crate::drive::{Command, Drive, Failure, Medium, Next, POLL_MS};
 use crate::identity::Identity;
 use crate::registers::{Bus, Register};
 use alloc::vec;
@@ -26,22 +26,27 @@ const MAX_COMPLAINTS: u32 = 20;
 
 /// Runs the driver.
 pub fn main(info: &'static ProcessInfo) -> ! {
+    serve(info, |disk, _| disk)
+}
+
+/// Runs the driver, with what `plug_in` makes of the disk, which has so many sectors, between it and its user.
+pub fn serve<M: Medium>(info: &'static ProcessInfo, plug_in: fn(Disk, u64) -> M) -> ! {
     usys::logger::to_kernel();
-    if let Err(what) = run(info) {
+    if let Err(what) = run(info, plug_in) {
         log::error!("{what}");
     }
     usys::start::fault()
 }
 
-fn run(info: &'static ProcessInfo) -> Result<(), &'static str> {
+fn run<M: Medium>(info: &'static ProcessInfo, plug_in: fn(Disk, u64) -> M) -> Result<(), &'static str> {
     let config: DriverConfig =
         postcard::from_bytes(info.config()).map_err(|_| "the configuration is damaged")?;
     let irq: Cap<Irqs> = Cap::new(Selector(driver::IRQ));
     irq.bind(0, Cap::new(Selector(driver::IRQ_NTFN)), Trigger::Edge)
         .map_err(|_| "the kernel refused the interrupt")?;
     let ports = Ports::new(config.device).ok_or("there is no such channel")?;
-    let mut disk = Disk { drive: Drive::new(ports), irq, tsc_hz: info.header.tsc_hz, complaints: 0 };
-    let sectors = match disk.start() {
+    let mut disk = Disk { drive: Drive::new(ports), irq, tsc_hz: info.header.tsc_hz };
+    let description = match disk.start() {
         Ok(identity) => {
             log::info!("{}: {} sectors", identity.model, identity.sectors);
             DiskInfo {
@@ -58,16 +63,16 @@ fn run(info: &'static ProcessInfo) -> Result<(), &'static str> {
     let channel = info.window(CHANNEL).ok_or("the channel is missing")?;
     let user: Cap<Ntfn> = Cap::new(Selector(driver::USER));
     let server =
-        Server::new(channel, user, config.session, sectors).map_err(|_| "the channel is too short")?;
-    disk.serve(server)
+        Server::new(channel, user, config.session, description).map_err(|_| "the channel is too short")?;
+    Service { medium: plug_in(disk, description.sectors), server, complaints: 0 }.run()
 }
 
 /// The drive and what it takes to wait for it.
-struct Disk {
+#[derive(Debug)]
+pub struct Disk {
     drive: Drive<Ports>,
     irq: Cap<Irqs>,
     tsc_hz: u64,
-    complaints: u32,
 }
 
 impl Disk {
@@ -86,53 +91,6 @@ impl Disk {
         let is_set = multiple > 1 && self.execute(Command::SetMultiple(multiple), &mut []).is_ok();
         self.drive.configure(&identity, if is_set { multiple } else { 1 });
         Ok(identity)
-    }
-
-    /// Does what the VMM asks for.
-    fn serve(mut self, mut server: Server<Cap<Ntfn>>) -> ! {
-        let mut buffer = vec![0; SLOT_BYTES];
-        loop {
-            if server.is_asked_to_begin() {
-                server.begin();
-            }
-            while let Some(request) = server.take() {
-                let status = self.answer(&server, &request, &mut buffer);
-                server.complete(request.slot, status);
-                server.notify();
-            }
-            server.notify();
-            if server.prepare_to_wait() {
-                let _bits = process::events().wait(FOREVER);
-            }
-        }
-    }
-
-    fn answer(&mut self, server: &Server<Cap<Ntfn>>, request: &Request, buffer: &mut [u8]) -> Status {
-        let Request { slot, operation, sector, count } = *request;
-        let buffer = &mut buffer[..request.bytes()];
-        let Ok(data) = server.data(slot, buffer.len()) else { return Status::Io };
-        let result = match operation {
-            Operation::Read => {
-                let result = self.execute(Command::Read { sector, count }, buffer);
-                result.and_then(|()| data.write(0, buffer).map_err(|_| Failure::Transfer))
-            }
-            Operation::Write => {
-                let copied = data.read(0, buffer).map_err(|_| Failure::Transfer);
-                copied.and_then(|()| self.execute(Command::Write { sector, count }, buffer))
-            }
-            Operation::Flush => self.execute(Command::Flush, buffer),
-        };
-        let Err(failure) = result else { return Status::Done };
-        if self.complaints < MAX_COMPLAINTS {
-            self.complaints += 1;
-            log::warn!("{operation:?} of {count} sectors from {sector}: {failure}");
-        }
-        if failure == Failure::NotFound { Status::OutOfRange } else { Status::Io }
-    }
-
-    fn execute(&mut self, command: Command, data: &mut [u8]) -> Result<(), Failure> {
-        let next = self.drive.begin(command, data);
-        self.finish(next, data)
     }
 
     /// Follows a command to its end.
@@ -170,6 +128,64 @@ impl Disk {
 
     fn deadline_in(&self, milliseconds: u64) -> u64 {
         cpu::deadline_in(milliseconds, self.tsc_hz)
+    }
+}
+
+impl Medium for Disk {
+    fn execute(&mut self, command: Command, data: &mut [u8]) -> Result<(), Failure> {
+        let next = self.drive.begin(command, data);
+        self.finish(next, data)
+    }
+}
+
+/// The disk and its user.
+struct Service<M> {
+    medium: M,
+    server: Server<Cap<Ntfn>>,
+    complaints: u32,
+}
+
+impl<M: Medium> Service<M> {
+    /// Does what the VMM asks for.
+    fn run(mut self) -> ! {
+        let mut buffer = vec![0; SLOT_BYTES];
+        loop {
+            if self.server.is_asked_to_begin() {
+                self.server.begin();
+            }
+            while let Some(request) = self.server.take() {
+                let status = self.answer(&request, &mut buffer);
+                self.server.complete(request.slot, status);
+                self.server.notify();
+            }
+            self.server.notify();
+            if self.server.prepare_to_wait() {
+                let _bits = process::events().wait(FOREVER);
+            }
+        }
+    }
+
+    fn answer(&mut self, request: &Request, buffer: &mut [u8]) -> Status {
+        let Request { slot, operation, sector, count } = *request;
+        let buffer = &mut buffer[..request.bytes()];
+        let Ok(data) = self.server.data(slot, buffer.len()) else { return Status::Io };
+        let result = match operation {
+            Operation::Read => {
+                let result = self.medium.execute(Command::Read { sector, count }, buffer);
+                result.and_then(|()| data.write(0, buffer).map_err(|_| Failure::Transfer))
+            }
+            Operation::Write => {
+                let copied = data.read(0, buffer).map_err(|_| Failure::Transfer);
+                copied.and_then(|()| self.medium.execute(Command::Write { sector, count }, buffer))
+            }
+            Operation::Flush => self.medium.execute(Command::Flush, buffer),
+        };
+        let Err(failure) = result else { return Status::Done };
+        if self.complaints < MAX_COMPLAINTS {
+            self.complaints += 1;
+            log::warn!("{operation:?} of {count} sectors from {sector}: {failure}");
+        }
+        if failure == Failure::NotFound { Status::OutOfRange } else { Status::Io }
     }
 }
 
