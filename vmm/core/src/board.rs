@@ -8,6 +8,7 @@
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
+use hypercall_abi::vcpu::VcpuPage;
 use vdev::acpi_pm::{self, AcpiPm};
 use vdev::bus::Bus;
 use vdev::debug::{self, DebugEvent, DebugPorts};
@@ -42,6 +43,13 @@ pub(crate) struct Time {
     pub(crate) host: u64,
     /// Guest TSC: what the local APIC's timer counts.
     pub(crate) guest: u64,
+}
+
+impl Time {
+    /// The moment `now` of the host's TSC on the clocks of a vCPU with this page.
+    pub(crate) fn at(now: u64, page: &VcpuPage) -> Time {
+        Time { host: now, guest: now.wrapping_add(page.tsc_offset) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +188,25 @@ impl Board {
             self.request = self.request.or(request);
         }
         self.update_line(device);
+    }
+
+    /// Reads device memory, if that is all that happens by it and it is done often; `None` for other accesses.
+    #[inline(always)]
+    pub(crate) fn read_quietly(&self, address: u64, size: u8) -> Option<u64> {
+        let is_quiet = size == 4
+            && address & !(ioapic::MMIO_BYTES - 4) == layout::IO_APIC
+            && !self.lapic.is_at(layout::IO_APIC);
+        is_quiet.then(|| self.ioapic.mmio_read(address - layout::IO_APIC).into())
+    }
+
+    /// Writes device memory, if only the register changes and it is done often. Returns whether it was so; else nothing was done.
+    #[inline(always)]
+    pub(crate) fn write_quietly(&mut self, address: u64, size: u8, value: u64) -> bool {
+        let is_quiet = size == 4 && address == layout::IO_APIC && !self.lapic.is_at(layout::IO_APIC);
+        if is_quiet {
+            self.ioapic.select(value as u8);
+        }
+        is_quiet
     }
 
     /// Reads 1 to 8 bytes of device memory.

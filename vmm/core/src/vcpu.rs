@@ -104,6 +104,21 @@ pub const fn code_root(page: &VcpuPage) -> Option<u64> {
     if is_told { Some(page.code_root) } else { None }
 }
 
+/// As [`complete_instruction`], where RIP and the interrupt shadow are all that changes. Says whether it was so; else nothing was
+/// done.
+#[inline(always)]
+pub fn complete_plainly(page: &mut VcpuPage, length: u8) -> bool {
+    let next = page.rip.wrapping_add(length.into());
+    let is_plain = page.rflags & (RFLAGS_TF | RFLAGS_RF) == 0 && (page.rip ^ next) >> 16 == 0;
+    if is_plain {
+        page.rip = next;
+        page.interruptibility &= !(Interruptibility::STI | Interruptibility::MOV_SS).bits();
+        page.activity = ACTIVITY_ACTIVE;
+        page.dirty |= Groups::RIP.bits();
+    }
+    is_plain
+}
+
 /// Puts the CPU behind the instruction of `length` bytes that was just emulated: RIP, the interrupt shadow, RF, and
 /// the single-step trap if TF is set.
 #[inline]

@@ -87,6 +87,11 @@ pub trait GuestMemory {
         Ok([words as u64, (words >> 64) as u64])
     }
 
+    /// Whether the masked bits of a little-endian 64-bit value are these.
+    fn has_u64(&self, gpa: u64, mask: u64, bits: u64) -> bool {
+        self.read_u64(gpa).is_ok_and(|value| value & mask == bits)
+    }
+
     /// Writes a byte.
     fn write_u8(&mut self, gpa: u64, value: u8) -> Result<(), OutOfRange> {
         self.write(gpa, &[value])

@@ -126,7 +126,14 @@ impl IoApic {
         self.pins.iter_mut().filter_map(|pin| pin.eoi(vector)).collect()
     }
 
+    /// Writes IOREGSEL, at byte 0.
+    #[inline]
+    pub fn select(&mut self, register: u8) {
+        self.selected = register;
+    }
+
     /// Reads 32 bits at byte `offset`.
+    #[inline]
     pub fn mmio_read(&self, offset: u64) -> u32 {
         match offset {
             IOREGSEL => u32::from(self.selected),
@@ -139,7 +146,7 @@ impl IoApic {
     pub fn mmio_write(&mut self, offset: u64, value: u32) -> Vec<Message> {
         let [low_byte, ..] = value.to_le_bytes();
         match offset {
-            IOREGSEL => self.selected = low_byte,
+            IOREGSEL => self.select(low_byte),
             IOWIN => return self.write_selected(value).into_iter().collect(),
             EOIR => return self.eoi(low_byte),
             _ => {}

@@ -5,6 +5,7 @@ use usys::abi::cap::MapFlags;
 use usys::abi::{PAGE_SIZE, Rights, Selector};
 use usys::cap::{Cap, GuestSpace, Memory, Narrow};
 use usys::process::ProcessInfo;
+use usys::window::Words;
 use usys::{Window, memory, selector};
 use vdev::guest_mem::{GuestMemory, OutOfRange};
 use vmm_core::layout::Layout;
@@ -16,6 +17,8 @@ pub struct GuestRam {
     window: Window,
     /// What of it is below 4 GiB, where offset and address are the same, and before the first piece that is missing.
     low: Window,
+    /// The 64-bit values of that.
+    words: Words,
     layout: Layout,
     /// Where the guest's memory can go, if it has a balloon.
     pieces: Option<&'static Pieces>,
@@ -24,7 +27,7 @@ pub struct GuestRam {
 impl GuestRam {
     /// Guest memory of this layout in `window`, which is as long as all RAM.
     pub fn new(window: Window, layout: Layout) -> Self {
-        let ram = GuestRam { window, low: window, layout, pieces: None };
+        let ram = GuestRam { window, low: window, words: window.words(), layout, pieces: None };
         ram.with_low()
     }
 
@@ -33,6 +36,7 @@ impl GuestRam {
         let end = self.layout.low_end().min(missing) as usize;
         // A shorter window is itself its lower part.
         self.low = self.window.slice(0, end).unwrap_or(self.window);
+        self.words = self.low.words();
         self
     }
 
@@ -48,7 +52,7 @@ impl GuestRam {
             map_parts(config, space, layout)?;
         }
         let window = memory::guest_memory(layout.memory_bytes() / PAGE_SIZE);
-        let ram = GuestRam { window, low: window, layout, pieces };
+        let ram = GuestRam { window, low: window, words: window.words(), layout, pieces };
         Ok(ram.with_low())
     }
 
@@ -80,6 +84,12 @@ impl GuestRam {
             Some(pieces) if !pieces.fetch(offset, len as u64) => Err(OutOfRange { gpa, len }),
             _ => Ok(offset as usize),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn has_high_u64(&self, gpa: u64, mask: u64, bits: u64) -> bool {
+        self.read_high_u64(gpa).is_ok_and(|value| value & mask == bits)
     }
 
     #[cold]
@@ -144,7 +154,15 @@ impl GuestMemory for GuestRam {
     /// As the default, without memory between: page walks read with this.
     #[inline]
     fn read_u64(&self, gpa: u64) -> Result<u64, OutOfRange> {
-        self.low.read_u64(gpa as usize).or_else(|_| self.read_high_u64(gpa))
+        self.words.read(gpa as usize).or_else(|_| self.read_high_u64(gpa))
+    }
+
+    #[inline(always)]
+    fn has_u64(&self, gpa: u64, mask: u64, bits: u64) -> bool {
+        match self.words.read(gpa as usize) {
+            Ok(value) => value & mask == bits,
+            Err(_) => self.has_high_u64(gpa, mask, bits),
+        }
     }
 
     /// As the default, without memory between: descriptors are read with this.
@@ -192,6 +210,8 @@ mod tests {
         let mut ram = ram(1 << 20);
         assert_eq!(ram.write_u64((1 << 20) - 8, 7), Ok(()));
         assert_eq!(ram.read_u64((1 << 20) - 8), Ok(7));
+        assert!(ram.has_u64((1 << 20) - 8, 0xf, 7) && !ram.has_u64((1 << 20) - 8, 8, 7));
+        assert!(!ram.has_u64((1 << 20) - 7, 0, 0));
         assert_eq!(ram.write_u64((1 << 20) - 4, 9), Err(OutOfRange { gpa: (1 << 20) - 4, len: 8 }));
         assert_eq!(ram.read_u64((1 << 20) - 8), Ok(7));
         assert!(ram.read_u8(0xfee0_0000).is_err());

@@ -4,8 +4,8 @@ use core::fmt;
 use usys::abi::exit::ExitKind;
 use usys::cpu;
 
-/// Exit kinds have smaller numbers than the last of these, which is for those that this version does not know.
-const KINDS: usize = 33;
+/// Exit kinds have smaller numbers than this, a power of two; what this version does not know is under any of them.
+const KINDS: usize = 64;
 
 /// Runs that ended with one kind of exit.
 #[derive(Clone, Copy, Debug)]
@@ -49,7 +49,7 @@ impl Statistics {
     /// It exited at TSC `now`, with this number of an [`ExitKind`].
     #[inline]
     pub fn exit(&mut self, number: u32, now: u64) {
-        let kind = &mut self.kinds[(number as usize).min(KINDS - 1)];
+        let kind = &mut self.kinds[number as usize % KINDS];
         kind.count += 1;
         if self.is_timed {
             let ticks = now - self.entered;

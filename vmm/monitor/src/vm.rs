@@ -20,7 +20,7 @@ use usys::vcpu::{ApicPage, MappedVcpu};
 use usys::{cpu, selector};
 use vmm_core::facts::{CpuidRegs, HostFacts};
 use vmm_core::image::BootImages;
-use vmm_core::machine::{Action, Devices, Host, Machine};
+use vmm_core::machine::{Access, Action, Devices, Host, Machine};
 use vmm_core::vcpu::Vcpu;
 use vmm_protocol::manifest::{OnReset, VmConfig};
 use vmm_protocol::outcome::Outcome;
@@ -196,30 +196,36 @@ impl<W: Watch> Vm<W> {
         self.channel.receive(|port, bytes| machine.input(port, bytes));
         // The time of the last exit will do: deadlines are absolute.
         machine.prepare_entry(&mut self.vcpu, self.now);
-        self.enter()?;
-        Ok(self.handle(machine))
-    }
-
-    /// Runs the guest, as the page says, until an exit.
-    #[inline(always)]
-    fn enter(&mut self) -> usys::Result<()> {
         let page = self.vcpu.page();
         page.deadline = page.deadline.min(self.output.deadline());
+        loop {
+            let now = self.enter()?;
+            let action = match machine.access(&mut self.vcpu, &self.ram, now) {
+                Access::Complete if now < self.output.deadline() => continue,
+                Access::Complete | Access::Done => machine.follow_access(&mut self.vcpu, &mut self.ram, now),
+                Access::Other => machine.handle_exit(&mut self.vcpu, &mut self.ram, now),
+            };
+            return Ok(self.follow(machine, action));
+        }
+    }
+
+    /// Runs the guest, as the page says, until an exit. Returns the TSC then.
+    #[inline(always)]
+    fn enter(&mut self) -> usys::Result<u64> {
         self.statistics.enter();
         self.vcpu.run()?;
         self.watch.after_exit();
         let now = cpu::now();
         self.statistics.exit(self.vcpu.page().exit_kind, now);
         self.now = now;
-        Ok(())
+        Ok(now)
     }
 
-    /// Does what the exit asks for.
+    /// Does what followed from an exit that the machine handled.
     #[inline(always)]
-    fn handle(&mut self, machine: &mut Machine) -> Option<End> {
+    fn follow(&mut self, machine: &mut Machine, action: Action) -> Option<End> {
         let now = self.now;
         let kind = self.vcpu.page().exit_kind;
-        let action = machine.handle_exit(&mut self.vcpu, &mut self.ram, now);
         if machine.take_has_output() {
             self.collect(machine, now);
         }

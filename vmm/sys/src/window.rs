@@ -100,6 +100,11 @@ impl Window {
         Ok(unsafe { [shared::read_u64(from), shared::read_u64(from.wrapping_add(8))] })
     }
 
+    /// Its 64-bit values.
+    pub const fn words(&self) -> Words {
+        Words { base: self.base, end: (self.len + 1).saturating_sub(8) }
+    }
+
     /// Copies `from` to `offset`; all or nothing.
     #[inline]
     pub fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfWindow> {
@@ -159,6 +164,31 @@ impl Window {
     }
 }
 
+/// The 64-bit values of a [`Window`] as it was when this was made: for who reads many.
+#[derive(Clone, Copy, Debug)]
+pub struct Words {
+    base: *mut u8,
+    /// At this offset and above no value begins.
+    end: usize,
+}
+
+// SAFETY: as for `Window`.
+unsafe impl Send for Words {}
+// SAFETY: as for `Window`.
+unsafe impl Sync for Words {}
+
+impl Words {
+    /// As [`Window::read_u64`].
+    #[inline(always)]
+    pub fn read(&self, offset: usize) -> Result<u64, OutOfWindow> {
+        if offset >= self.end {
+            return Err(OutOfWindow);
+        }
+        // SAFETY: the eight bytes are inside the window.
+        Ok(unsafe { shared::read_u64(self.base.wrapping_add(offset)) })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,6 +209,7 @@ mod tests {
         window.zero(3, 4097).unwrap();
         window.write(5, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
         assert_eq!(window.read_u64(5), Ok(0x0807_0605_0403_0201));
+        assert_eq!(window.words().read(5), Ok(0x0807_0605_0403_0201));
         window.zero(5, 8).unwrap();
         let mut back = [1; 4097];
         window.read(3, &mut back).unwrap();
@@ -191,6 +222,9 @@ mod tests {
         assert_eq!(window.write(9, &[0; 8]), Err(OutOfWindow));
         assert_eq!(window.read(usize::MAX, &mut [0; 2]), Err(OutOfWindow));
         assert_eq!(window.read_u64(9), Err(OutOfWindow));
+        assert_eq!(window.words().read(9), Err(OutOfWindow));
+        assert!(window.words().read(8).is_ok());
+        assert_eq!(window.slice(0, 0).unwrap().words().read(0), Err(OutOfWindow));
         assert_eq!(window.zero(0, 17), Err(OutOfWindow));
         assert!(window.atomic_u32(14).is_err());
         assert!(window.atomic_u64(12).is_err());

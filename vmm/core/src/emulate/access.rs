@@ -25,11 +25,14 @@ pub(super) fn reached(page: &VcpuPage, linear: u64, size: usize, access: Access)
     } else {
         (physical ^ linear).is_multiple_of(PAGE_SIZE)
     };
-    let is_allowed = access == Access::Read || flags.contains(NestedFault::WRITE);
+    // An access of the page walk is none of the instruction, nor is its fetch.
+    let foreign = NestedFault::PAGE_WALK | NestedFault::EXECUTE;
+    let is_own = match access {
+        Access::Write => flags & (foreign | NestedFault::WRITE) == NestedFault::WRITE,
+        _ => !flags.intersects(foreign),
+    };
     let is_in_page = linear % PAGE_SIZE + size as u64 <= PAGE_SIZE;
-    // An access of the page walk is none of the instruction.
-    let is_own = !flags.contains(NestedFault::PAGE_WALK);
-    (is_own && is_same && is_allowed && is_in_page).then_some(physical)
+    (is_own && is_same && is_in_page).then_some(physical)
 }
 
 /// The address space that an instruction works on.

@@ -71,15 +71,16 @@ impl Address {
         Address { base, index, scale, displacement, mask: u64::MAX, segment }
     }
 
-    /// Whether in 64-bit code it depends on nothing but registers that every exit tells: [`Self::offset`] is the linear address.
-    pub(super) fn is_flat(&self) -> bool {
-        let is_told = |register: Option<Gpr>| !register.is_some_and(Gpr::is_stack_pointer);
-        !matches!(self.segment, Register::FS | Register::GS) && is_told(self.base) && is_told(self.index)
+    /// Base and displacement, if in 64-bit code the linear address depends on nothing but these, and every exit tells the base.
+    pub(super) fn flat(&self) -> Option<(Option<Gpr>, u64)> {
+        let is_told = !self.base.is_some_and(Gpr::is_stack_pointer);
+        let has_no_base = !matches!(self.segment, Register::FS | Register::GS);
+        let is_flat = self.mask == u64::MAX && has_no_base && is_told && self.index.is_none();
+        is_flat.then_some((self.base, self.displacement))
     }
 
     /// The offset in the segment.
-    #[inline]
-    pub(super) fn offset(&self, page: &VcpuPage) -> u64 {
+    fn offset(&self, page: &VcpuPage) -> u64 {
         let mut offset = self.displacement;
         if let Some(base) = self.base {
             offset = offset.wrapping_add(base.of_page(page));

@@ -5,14 +5,16 @@
 //! tables.
 
 use alloc::boxed::Box;
-use iced_x86::{CodeSize, Instruction};
+use hypercall_abi::vcpu::{Groups, VcpuPage};
+use iced_x86::Instruction;
 use vdev::guest_mem::GuestMemory;
 
 use super::decode::Bytes;
-use super::plain;
+use super::moves::{self, Move};
 use super::string;
 use super::trace::Trace;
 use super::transfer::Transfer;
+use crate::vcpu::code_root;
 
 /// Instructions that are remembered; a power of two.
 const ENTRIES: usize = 32;
@@ -36,27 +38,16 @@ pub(super) struct Decoded {
     pub(super) work: Work,
     /// Bytes: 1 to 15.
     pub(super) length: u8,
-    /// A move in 64-bit code, for [`Transfer::execute_flat`].
-    pub(super) is_flat: bool,
 }
 
 impl Decoded {
     pub(super) fn new(instruction: &Instruction) -> Decoded {
-        let length = instruction.len() as u8;
         let work = match Transfer::of(instruction) {
-            Some(transfer) if instruction.code_size() == CodeSize::Code64 => {
-                return Self::of_64_bit_code(transfer, length);
-            }
             Some(transfer) => Work::Transfer(transfer),
             None if string::is_string(instruction.mnemonic()) => Work::String(*instruction),
             None => Work::Other(*instruction),
         };
-        Decoded { work, length, is_flat: false }
-    }
-
-    /// A move in 64-bit code.
-    pub(super) fn of_64_bit_code(transfer: Transfer, length: u8) -> Decoded {
-        Decoded { work: Work::Transfer(transfer), length, is_flat: transfer.is_flat() }
+        Decoded { work, length: instruction.len() as u8 }
     }
 }
 
@@ -77,51 +68,44 @@ struct Entry {
 pub struct DecodeCache {
     pages: [Trace; PAGES],
     entries: Box<[Option<Entry>; ENTRIES]>,
+    moves: Box<[Move; moves::SLOTS]>,
 }
 
 impl Default for DecodeCache {
     fn default() -> Self {
-        DecodeCache { pages: [Trace::NONE; PAGES], entries: Box::new([None; ENTRIES]) }
+        DecodeCache {
+            pages: [Trace::NONE; PAGES],
+            entries: Box::new([None; ENTRIES]),
+            moves: Box::new([Move::NONE; moves::SLOTS]),
+        }
     }
 }
 
 impl DecodeCache {
     /// The bytes at `rip` of 64-bit code, from which the CPU has fetched by the tables at `root`; `None` if they are not all in one
     /// page, or the tables do not lead there now.
-    #[inline]
     pub(super) fn fetch(&mut self, memory: &impl GuestMemory, root: u64, rip: u64) -> Option<Bytes> {
-        let trace = &mut self.pages[page_slot(rip)];
-        let physical = match trace.find(memory, root, rip) {
-            Some(physical) => physical,
-            None => follow(trace, memory, root, rip)?,
-        };
-        Bytes::read_whole(memory, physical)
+        Bytes::read_whole(memory, find(&mut self.pages[page_slot(rip)], memory, root, rip)?)
     }
 
-    /// The instruction at `rip` of 64-bit code, to which the tables at `root` lead, and its length, if it is a flat move.
-    #[inline]
-    pub(super) fn flat_move(
-        &mut self,
-        memory: &impl GuestMemory,
-        root: u64,
-        rip: u64,
-    ) -> Option<(&Transfer, u8)> {
-        let bytes = self.fetch(memory, root, rip)?;
-        if !self.has(rip, 64, &bytes) {
-            self.learn(rip, &bytes)?;
+    /// The instruction that the exit in the page is on, if that is a flat move of 64-bit code.
+    #[inline(always)]
+    pub(super) fn flat_move(&mut self, memory: &impl GuestMemory, page: &VcpuPage) -> Option<&Move> {
+        let slot = moves::slot(page.rip);
+        let is_told = page.filled & Groups::CODE.bits() != 0;
+        if !is_told || !self.moves[slot].is_at(memory, page.code_root, page.rip) {
+            self.learn(memory, code_root(page)?, page.rip)?;
         }
-        match self.get(rip)? {
-            Decoded { work: Work::Transfer(transfer), length, is_flat: true } => Some((transfer, *length)),
-            _ => None,
-        }
+        Some(&self.moves[slot])
     }
 
-    /// Remembers what is at `rip` of 64-bit code if that is a plain move.
+    /// Remembers what is at `rip` of 64-bit code, to which the tables at `root` lead, if that is a flat move.
     #[inline(never)]
-    fn learn(&mut self, rip: u64, bytes: &Bytes) -> Option<()> {
-        let (transfer, length) = plain::decode(bytes.word(), rip)?;
-        self.insert(rip, 64, bytes, Decoded::of_64_bit_code(transfer, length));
-        Some(())
+    fn learn(&mut self, memory: &impl GuestMemory, root: u64, rip: u64) -> Option<()> {
+        let trace = &mut self.pages[page_slot(rip)];
+        let physical = find(trace, memory, root, rip)?;
+        let bytes = Bytes::read_whole(memory, physical)?;
+        self.moves[moves::slot(rip)].learn(rip, &bytes, trace, physical)
     }
 
     /// Whether the instruction at `rip` is known, and `fetched` begins with it: then [`Self::get`] has it.
@@ -150,6 +134,11 @@ impl DecodeCache {
     }
 }
 
+/// The physical address of `rip`, which is in this page or will be.
+fn find(trace: &mut Trace, memory: &impl GuestMemory, root: u64, rip: u64) -> Option<u64> {
+    trace.find(memory, root, rip).or_else(|| follow(trace, memory, root, rip))
+}
+
 #[inline(never)]
 fn follow(trace: &mut Trace, memory: &impl GuestMemory, root: u64, rip: u64) -> Option<u64> {
     trace.follow(memory, root, rip).then(|| trace.find(memory, root, rip))?
@@ -160,6 +149,11 @@ fn page_slot(rip: u64) -> usize {
 }
 
 fn slot(rip: u64) -> usize {
-    // Instructions that follow each other, and functions at multiples of 16, get different slots.
-    (rip ^ rip >> 5) as usize % ENTRIES
+    spread(rip) % ENTRIES
+}
+
+/// Instructions that follow each other, and functions at multiples of 16, get different numbers.
+#[inline]
+pub(super) fn spread(rip: u64) -> usize {
+    (rip ^ rip >> 5) as usize
 }

@@ -1,6 +1,6 @@
 //! Instructions that the hardware leaves to us: those that reach device memory, and string I/O.
 //!
-//! `decode` fetches and decodes, with `cache` as its memory; `transfer`, `operand` and `string` execute; memory is reached
+//! `decode` fetches and decodes, with `cache` and `moves` as its memory; `transfer`, `operand` and `string` execute; memory is reached
 //! through `address`, `segment`, `access` and `walk`. Every step may end in a [`crate::fault::Fault`] for the guest, with nothing done but the completed iterations of a string
 //! instruction, as on a CPU.
 
@@ -9,6 +9,7 @@ mod address;
 mod alu;
 mod cache;
 mod decode;
+mod moves;
 mod operand;
 mod plain;
 mod register;
@@ -28,7 +29,7 @@ use iced_x86::{Instruction, Mnemonic};
 use vdev::guest_mem::GuestMemory;
 
 use crate::fault::Trouble;
-use crate::vcpu::{MODE, Vcpu, code_root, complete_instruction};
+use crate::vcpu::{MODE, Vcpu, complete_instruction, complete_plainly};
 use access::LinearSpace;
 use alu::Operation;
 use cache::Work;
@@ -57,7 +58,7 @@ pub enum Cause {
 
 /// Executes the plain move of 64-bit code that the vCPU is on, as nearly all accesses to devices are, if the exit in the page tells
 /// of its access. Says whether it was so; else nothing was done, and [`emulate`] does it.
-#[inline(never)]
+#[inline(always)]
 pub fn emulate_move(
     vcpu: &mut impl Vcpu,
     memory: &impl GuestMemory,
@@ -65,14 +66,14 @@ pub fn emulate_move(
     cache: &mut DecodeCache,
 ) -> bool {
     let page = vcpu.page();
-    if let Some(root) = code_root(page)
-        && let Some((transfer, length)) = cache.flat_move(memory, root, page.rip)
-        && transfer.execute_flat(page, devices)
-    {
+    let Some(known) = cache.flat_move(memory, page).filter(|known| known.execute(page, devices)) else {
+        return false;
+    };
+    let length = known.length;
+    if !complete_plainly(page, length) {
         complete_instruction(vcpu, length);
-        return true;
     }
-    false
+    true
 }
 
 /// Executes the instruction that the vCPU is on.

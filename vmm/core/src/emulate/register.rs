@@ -47,6 +47,11 @@ impl Gpr {
         self.number
     }
 
+    /// The lowest bit of the whole register that is in it: 0 or 8.
+    pub(super) fn shift(self) -> u8 {
+        self.shift
+    }
+
     pub(super) fn size(self) -> usize {
         self.size.into()
     }
@@ -76,19 +81,16 @@ impl Gpr {
         write_gpr(vcpu, self.number, new);
     }
 
-    /// As [`Self::write`], if it is not RSP.
-    pub(super) fn write_to_page(self, page: &mut VcpuPage, value: u64) {
-        page.gpr[usize::from(self.number & 15)] = self.merge(page, value);
+    fn merge(self, page: &VcpuPage, value: u64) -> u64 {
+        let old = page.gpr[usize::from(self.number & 15)];
+        old & self.kept() | truncate(value, self.size()) << self.shift
     }
 
-    fn merge(self, page: &VcpuPage, value: u64) -> u64 {
+    /// The bits of the whole register that a write leaves.
+    pub(super) fn kept(self) -> u64 {
         match self.size {
-            8 => value,
-            4 => value & 0xffff_ffff,
-            size => {
-                let mask = if size == 2 { 0xffff } else { 0xff } << self.shift;
-                page.gpr[usize::from(self.number & 15)] & !mask | value << self.shift & mask
-            }
+            4 | 8 => 0,
+            size => !(truncate(u64::MAX, size.into()) << self.shift),
         }
     }
 }

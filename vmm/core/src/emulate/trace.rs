@@ -23,8 +23,9 @@ pub(super) struct Trace {
 }
 
 impl Trace {
-    /// A translation of nothing.
-    pub(super) const NONE: Trace = Trace { page: u64::MAX, root: 0, entries: [(0, 0); LEVELS], frame: 0 };
+    /// A translation of nothing, which never holds: its entries are where no memory is.
+    pub(super) const NONE: Trace =
+        Trace { page: u64::MAX, root: 0, entries: [(u64::MAX, 0); LEVELS], frame: 0 };
 
     /// Follows the tables at `root` to the page of `linear`, and says whether it got there. If not, the CPU went by other tables,
     /// which the guest has changed.
@@ -51,11 +52,16 @@ impl Trace {
     }
 
     /// The physical address of `linear`, if it is still found so from `root`.
-    #[inline]
     pub(super) fn find(&self, memory: &impl GuestMemory, root: u64, linear: u64) -> Option<u64> {
-        let is_same = |&(address, entry): &(u64, u64)| memory.read_u64(address) == Ok(entry);
-        let holds = self.page == linear / PAGE_SIZE && self.root == root && self.entries.iter().all(is_same);
+        let holds = self.page == linear / PAGE_SIZE && self.holds(memory, root);
         holds.then_some(self.frame + linear % PAGE_SIZE)
+    }
+
+    /// Whether the page is still found so from `root`.
+    #[inline(always)]
+    pub(super) fn holds(&self, memory: &impl GuestMemory, root: u64) -> bool {
+        let is_same = |&(address, entry): &(u64, u64)| memory.has_u64(address, u64::MAX, entry);
+        self.root == root && self.entries.iter().all(is_same)
     }
 }
 

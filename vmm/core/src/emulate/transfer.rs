@@ -1,11 +1,10 @@
 //! MOV and its kin between memory and a register, or from an immediate: nearly all accesses to devices.
 
-use hypercall_abi::vcpu::VcpuPage;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use vdev::guest_mem::GuestMemory;
 
 use super::Devices;
-use super::access::{LinearSpace, reached};
+use super::access::LinearSpace;
 use super::address::Address;
 use super::alu::{sign_extend, truncate};
 use super::register::Gpr;
@@ -27,26 +26,16 @@ pub(super) enum Kind {
 /// One such instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Transfer {
-    kind: Kind,
-    address: Address,
+    pub(super) kind: Kind,
+    pub(super) address: Address,
     /// Bytes in memory: 1, 2, 4 or 8.
-    size: u8,
+    pub(super) size: u8,
 }
 
 impl Transfer {
     /// `size` bytes in memory: 1, 2, 4 or 8.
     pub(super) fn new(kind: Kind, address: Address, size: u8) -> Transfer {
         Transfer { kind, address, size }
-    }
-
-    /// Whether [`Self::execute_flat`] can do it in 64-bit code.
-    pub(super) fn is_flat(&self) -> bool {
-        let register = match self.kind {
-            Kind::Load { to, .. } => Some(to),
-            Kind::Store { from } => Some(from),
-            Kind::StoreImmediate { .. } => None,
-        };
-        self.address.is_flat() && !register.is_some_and(Gpr::is_stack_pointer)
     }
 
     /// `None` for instructions of other kinds.
@@ -69,29 +58,6 @@ impl Transfer {
             address: Address::of(instruction, memory)?,
             size: matches!(size, 1 | 2 | 4 | 8).then_some(size as u8)?,
         })
-    }
-
-    /// Executes a flat one in 64-bit code with what the exit in the page tells; says whether that was the access that the CPU
-    /// reported, and does nothing otherwise.
-    #[inline]
-    pub(super) fn execute_flat(&self, page: &mut VcpuPage, devices: &mut impl Devices) -> bool {
-        let size = usize::from(self.size);
-        let linear = self.address.offset(page);
-        let access = if matches!(self.kind, Kind::Load { .. }) { Access::Read } else { Access::Write };
-        let Some(address) = reached(page, linear, size, access) else {
-            return false;
-        };
-        let value = match self.kind {
-            Kind::Load { to, is_signed } => {
-                let value = truncate(devices.read_memory(address, self.size), size);
-                to.write_to_page(page, if is_signed { sign_extend(value, size) } else { value });
-                return true;
-            }
-            Kind::Store { from } => from.of_page(page),
-            Kind::StoreImmediate { value } => value,
-        };
-        devices.write_memory(address, self.size, value);
-        true
     }
 
     pub(super) fn execute<M: GuestMemory, D: Devices>(

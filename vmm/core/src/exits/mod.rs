@@ -6,6 +6,9 @@
 mod control;
 mod io;
 mod msr;
+mod straight;
+
+pub(crate) use straight::access_by_move;
 
 use alloc::boxed::Box;
 use alloc::format;

@@ -17,7 +17,7 @@ use vmm_protocol::outcome::Outcome;
 use crate::board::{Board, BoardSetup, Time};
 use crate::cpuid::GuestCpu;
 use crate::emulate::DecodeCache;
-use crate::exits::{Exit, Handled};
+use crate::exits::{self, Exit, Handled};
 use crate::facts::{HostCpuid, HostFacts};
 use crate::image::BootImages;
 use crate::layout::{self, Layout};
@@ -37,6 +37,18 @@ pub enum Action {
     Reset,
     /// The VM ended.
     End(Outcome),
+}
+
+/// What [`Machine::access`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nothing: the exit is for [`Machine::handle_exit`].
+    Other,
+    /// All that there is to do. The guest can be entered as the page is: nothing changed of which [`Machine::prepare_entry`] makes
+    /// something.
+    Complete,
+    /// The access. [`Machine::follow_access`] does what follows from it.
+    Done,
 }
 
 /// The host under a machine.
@@ -221,6 +233,27 @@ impl Machine {
         flags
     }
 
+    /// The straight path of the exits that most accesses to devices are; [`Self::handle_exit`] does the same, and more. `now` is the
+    /// host's TSC.
+    #[inline(always)]
+    pub fn access(&mut self, vcpu: &mut impl Vcpu, memory: &impl GuestMemory, now: u64) -> Access {
+        match exits::access_by_move(vcpu, memory, &mut self.board, &mut self.decoded, now) {
+            None => Access::Other,
+            Some(true) => Access::Complete,
+            Some(false) => Access::Done,
+        }
+    }
+
+    /// Goes on after [`Access::Done`]; `now` is the same.
+    pub fn follow_access<M: GuestMemory>(
+        &mut self,
+        vcpu: &mut impl Vcpu,
+        memory: &mut M,
+        now: u64,
+    ) -> Action {
+        self.follow(vcpu, memory, Handled::Resume, now)
+    }
+
     /// Handles the exit that the page describes. `now` is the host's TSC.
     pub fn handle_exit<V: Vcpu, M: GuestMemory>(&mut self, vcpu: &mut V, memory: &mut M, now: u64) -> Action {
         let now = time(vcpu, now);
@@ -236,13 +269,25 @@ impl Machine {
             now,
         }
         .handle();
+        self.follow(vcpu, memory, handled, now.host)
+    }
+
+    /// Does what followed from an exit that was handled.
+    #[inline]
+    fn follow<M: GuestMemory>(
+        &mut self,
+        vcpu: &mut impl Vcpu,
+        memory: &mut M,
+        handled: Handled,
+        now: u64,
+    ) -> Action {
         if self.board.virtio.is_notified() {
-            self.board.run_virtio(memory, |line| self.log.add(now.host, || line));
+            self.board.run_virtio(memory, |line| self.log.add(now, || line));
         }
         if self.board.pv.is_behind()
             && let Some(line) = self.board.catch_up_pv(memory)
         {
-            self.log.add(now.host, || line);
+            self.log.add(now, || line);
         }
         let page = vcpu.page();
         match handled {
@@ -340,7 +385,7 @@ fn new_board(
 
 /// The moment `now` of the host's TSC on both clocks.
 fn time(vcpu: &mut impl Vcpu, now: u64) -> Time {
-    Time { host: now, guest: now.wrapping_add(vcpu.page().tsc_offset) }
+    Time::at(now, vcpu.page())
 }
 
 /// Puts an event into the page, which also ends a halt.

@@ -23,12 +23,14 @@ pub use x2apic::{IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_FIRST, X2APIC_LAST};
 use crate::interrupt::{FIRST_LEGAL_VECTOR, destination_from_8_bits};
 use register::{Esr, LVT_MASK, Lvt, Register, RegisterPage, Svr, VectorSet};
 use timer::Timer;
-use x2apic::{BASE_ADDRESS, BASE_BSP, BASE_ENABLE, BASE_EXTD};
+use x2apic::{BASE_BSP, BASE_ENABLE, BASE_EXTD};
 
 /// Guest-physical address of the registers after reset.
 pub const DEFAULT_BASE: u64 = 0xfee0_0000;
 /// Bytes of address space that the registers take.
 pub const MMIO_BYTES: u64 = 0x1000;
+/// No page's address.
+const NOWHERE: u64 = u64::MAX;
 
 /// Integrated APIC of version 14H with seven LVT entries, which can suppress EOI broadcasts.
 const VERSION: u32 = 1 << 24 | (Lvt::ALL.len() as u32 - 1) << 16 | 0x14;
@@ -90,6 +92,8 @@ pub struct Lapic {
     apic_id: u32,
     /// IA32_APIC_BASE; always one of the three modes.
     base: u64,
+    /// Guest-physical address of the registers; [`NOWHERE`] unless in xAPIC mode.
+    window: u64,
     page: RegisterPage,
     timer: Timer,
     /// Errors since ESR was last written; the register shows those before.
@@ -104,6 +108,7 @@ impl Lapic {
         let mut lapic = Self {
             apic_id,
             base: DEFAULT_BASE | BASE_ENABLE | if is_bsp { BASE_BSP } else { 0 },
+            window: DEFAULT_BASE,
             page: RegisterPage::new(),
             timer: Timer::new(timer_hz, tsc_hz),
             errors: Esr::empty(),
@@ -130,7 +135,13 @@ impl Lapic {
 
     /// Guest-physical address of the registers; `None` unless in xAPIC mode.
     pub fn mmio_base(&self) -> Option<u64> {
-        (self.mode() == Mode::XApic).then_some(self.base & BASE_ADDRESS)
+        (self.window != NOWHERE).then_some(self.window)
+    }
+
+    /// Whether the registers are at this guest-physical address, a multiple of [`MMIO_BYTES`].
+    #[inline]
+    pub fn is_at(&self, address: u64) -> bool {
+        self.window == address
     }
 
     /// The register page, in the layout of a virtual-APIC page.

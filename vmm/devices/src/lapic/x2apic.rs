@@ -1,7 +1,7 @@
 //! The local APIC's MSRs: IA32_APIC_BASE, IA32_TSC_DEADLINE and the registers in x2APIC mode (SDM 3A 10.12).
 
 use super::{
-    Effect, Lapic, Mode,
+    Effect, Lapic, Mode, NOWHERE,
     ipi::ICR_WRITABLE,
     register::{Register, Svr},
 };
@@ -124,6 +124,7 @@ impl Lapic {
         }
         // Which CPU is the bootstrap processor is not the guest's to say.
         self.base = value & !BASE_BSP | self.base & BASE_BSP;
+        self.window = if next == Mode::XApic { value & BASE_ADDRESS } else { NOWHERE };
         match (previous, next) {
             (Mode::XApic | Mode::X2Apic, Mode::Disabled) => self.reset_registers(),
             (Mode::XApic, Mode::X2Apic) => {

@@ -73,6 +73,8 @@ impl<W: Watch> Inferior for Debugged<'_, W> {
         } else {
             self.machine.prepare_entry(&mut vm.vcpu, vm.now);
         }
+        let page = vm.vcpu.page();
+        page.deadline = page.deadline.min(vm.output.deadline());
         if let Err(error) = vm.enter() {
             self.outcome = Some(refused(error));
         }
@@ -82,8 +84,10 @@ impl<W: Watch> Inferior for Debugged<'_, W> {
         if self.outcome.is_some() {
             return;
         }
-        if let Some(end) = self.vm.handle(self.machine) {
-            self.outcome = self.vm.go_on(self.machine, Ok(end)).err();
+        let vm = &mut *self.vm;
+        let action = self.machine.handle_exit(&mut vm.vcpu, &mut vm.ram, vm.now);
+        if let Some(end) = vm.follow(self.machine, action) {
+            self.outcome = vm.go_on(self.machine, Ok(end)).err();
         }
     }
 

@@ -63,3 +63,70 @@ fn the_local_apic_answers_in_memory_until_it_is_in_x2apic_mode() {
     assert_eq!(vm.device_access(&[0x8b, 0x03], layout::LOCAL_APIC + 0x30), Action::Run);
     assert_eq!(vm.vcpu.page.gpr[gpr::RAX], 0xffff_ffff);
 }
+
+/// A guest in 64-bit code at `ENTRY` with tables at 0x1000 that map the first 2 MiB pages where they are.
+fn long_mode() -> Vm {
+    let mut vm = Vm::new();
+    vm.vcpu = FakeVcpu::long_mode(ENTRY, 0x1000);
+    for (address, entry) in [(0x1000, 0x2007), (0x2000, 0x3007), (0x3008, 0x20_0087)] {
+        vm.memory.write_u64(address, entry).unwrap();
+    }
+    let page = &mut vm.vcpu.page;
+    (page.code_root, page.exit_kind) = (0x1000, ExitKind::NestedFault as u32);
+    vm
+}
+
+impl Vm {
+    /// What the straight path makes of a store to `address`, which the CPU has translated, by the code at `ENTRY`.
+    fn store(&mut self, address: u64) -> Access {
+        let page = &mut self.vcpu.page;
+        page.rip = ENTRY;
+        let flags = NestedFault::WRITE | NestedFault::LINEAR_VALID;
+        page.exit_info[..3].copy_from_slice(&[address, flags.bits(), page.gpr[gpr::RBX]]);
+        self.machine.access(&mut self.vcpu, &self.memory, self.now)
+    }
+}
+
+#[test]
+fn a_register_that_only_changes_needs_nothing_but_another_entry() {
+    const LINEAR: u64 = 0xffff_8000_0000_0000;
+    let mut vm = long_mode();
+    // mov [rbx], eax
+    vm.memory.write(ENTRY, &[0x89, 0x03]).unwrap();
+    vm.vcpu.page.gpr[gpr::RBX] = LINEAR;
+    for register in [0x10, 0x3f, 1] {
+        vm.vcpu.page.gpr[gpr::RAX] = register;
+        assert_eq!(vm.store(layout::IO_APIC), Access::Complete);
+        assert_eq!(vm.vcpu.page.rip, ENTRY + 2);
+    }
+    // The I/O APIC's version, by the other path.
+    assert_eq!(vm.peek(layout::IO_APIC + 0x10), 0x17_0020);
+    let mut vm = long_mode();
+    vm.memory.write(ENTRY, &[0x89, 0x03]).unwrap();
+    vm.vcpu.page.gpr[gpr::RBX] = LINEAR;
+    assert_eq!(vm.store(layout::LOCAL_APIC + 0xf0), Access::Done, "it may have an interrupt now");
+    assert_eq!(vm.store(0x1000), Access::Other, "memory that was taken away");
+    vm.vcpu.page.inject = Event::interrupt(0x40);
+    assert_eq!(vm.store(layout::IO_APIC), Access::Other, "in the middle of a delivery");
+    assert_eq!(vm.vcpu.page.rip, ENTRY);
+}
+
+#[test]
+fn an_instruction_that_changed_is_not_taken_for_the_old_one() {
+    let mut vm = long_mode();
+    // mov [rbx], eax, then mov [rcx], eax: the same length.
+    vm.memory.write(ENTRY, &[0x89, 0x03]).unwrap();
+    vm.vcpu.page.gpr[gpr::RBX] = 0x7000;
+    assert_eq!(vm.store(layout::IO_APIC), Access::Complete);
+    vm.memory.write(ENTRY, &[0x89, 0x01]).unwrap();
+    assert_eq!(vm.store(layout::IO_APIC), Access::Other, "another address than the CPU's");
+    // The same bytes again, but the tables lead elsewhere.
+    vm.memory.write(ENTRY, &[0x89, 0x03]).unwrap();
+    assert_eq!(vm.store(layout::IO_APIC), Access::Complete);
+    vm.memory.write_u64(0x3008, 0x0087).unwrap();
+    assert_eq!(vm.store(layout::IO_APIC), Access::Other, "no move is there");
+    vm.memory.write_u64(0x3008, 0x20_0087).unwrap();
+    assert_eq!(vm.store(layout::IO_APIC), Access::Complete);
+    vm.vcpu.page.code_root = 0x8000;
+    assert_eq!(vm.store(layout::IO_APIC), Access::Other, "another address space");
+}
