@@ -42,6 +42,7 @@ pub fn schedule(local: &'static Local) -> *mut Frame {
             continue;
         };
         let now = tsc::read();
+        sc.waited.set(sc.waited.get() + now.saturating_sub(sc.since.replace(now)));
         let available = sc.budget().available(now);
         if available == 0 {
             await_refill(local, sc);
@@ -213,7 +214,10 @@ fn enqueue(queues: &mut Queues, sc: &'static Sc, at_front: bool) {
         list.push_back(sc)
     }
     queues.bitmap |= 1 << priority;
-    sc.place.set(Place::Ready);
+    // Who was out of budget waits since then.
+    if sc.place.replace(Place::Ready) != Place::Refill {
+        sc.since.set(tsc::read());
+    }
 }
 
 fn pop_ready(queues: &mut Queues) -> Option<&'static Sc> {

@@ -22,9 +22,10 @@ pub(super) fn ec(call: &Call) -> Result {
     Ok(Outcome::Done(Status::Success, [1 << 63 | vector, ec.frame().rip, address]))
 }
 
-/// TSC ticks a scheduling context has used.
+/// TSC ticks a scheduling context has used, and for which it waited for the processor.
 pub(super) fn sc(call: &Call) -> Result {
-    Ok(Outcome::value(call.capability()?.cast::<Sc>(Rights::SC_INFO)?.consumed.get()))
+    let sc = call.capability()?.cast::<Sc>(Rights::SC_INFO)?;
+    Ok(Outcome::Done(Status::Success, [sc.consumed.get(), sc.waited.get(), 0]))
 }
 
 /// Free and total frames of a pool.

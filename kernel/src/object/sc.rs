@@ -22,6 +22,10 @@ pub struct Sc {
     budget: UnsafeCell<Budget>,
     /// TSC ticks used so far. Written by its CPU, read by `ScInfo` anywhere.
     pub consumed: Cell<u64>,
+    /// TSC ticks for which it was ready, or out of budget, until it ran. Written by its CPU, read by `ScInfo` anywhere.
+    pub waited: Cell<u64>,
+    /// Since when it is ready or out of budget. Under the scheduler lock of its CPU.
+    pub since: Cell<u64>,
     /// Where it is. Under the scheduler lock of its CPU.
     pub place: Cell<Place>,
     /// Neighbours in the ready queue or among helpers. Under the scheduler lock of its CPU.
@@ -81,6 +85,8 @@ impl Sc {
             priority,
             budget: UnsafeCell::new(budget),
             consumed: Cell::new(0),
+            waited: Cell::new(0),
+            since: Cell::new(0),
             place: Cell::new(Place::Nowhere),
             queue: ListLink::new(),
             refilled: DueLink::new(),

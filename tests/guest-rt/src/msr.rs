@@ -38,6 +38,8 @@ pub const TSC_AUX: u32 = 0xc000_0103;
 pub const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
 /// MSR_KVM_SYSTEM_TIME_NEW.
 pub const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
+/// MSR_KVM_STEAL_TIME.
+pub const KVM_STEAL_TIME: u32 = 0x4b56_4d03;
 
 /// EFER: SYSCALL enabled.
 pub const EFER_SCE: u64 = 1 << 0;

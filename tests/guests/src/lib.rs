@@ -21,6 +21,7 @@ pub mod pv;
 pub mod pv_net;
 pub mod reset;
 pub mod spin;
+pub mod steal;
 pub mod stuck;
 pub mod syscalls;
 pub mod timer;

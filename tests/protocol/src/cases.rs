@@ -147,6 +147,10 @@ pub const CASES: &[Case] = &[
         .ends(Expect::Endless)
         .beside("timer")
         .only_on(PREEMPTIVE),
+    case("spin", "a guest is told the time that an endless loop takes from it")
+        .ends(Expect::Endless)
+        .beside("steal")
+        .only_on(PREEMPTIVE),
 ];
 
 #[cfg(test)]

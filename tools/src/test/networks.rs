@@ -29,12 +29,13 @@ const LINUX_MIB: u32 = 96;
 const LISTEN: &str = "ip link set eth0 up; ip addr add 10.9.0.1/24 dev eth0
 nc -l -p 5000 </dev/console | md5sum >/dev/console; sleep 1";
 /// Waits for the other, and sends it by TCP, whose checksums it leaves to its card, more than any ring holds; shows the sum.
-/// Stays until the other is gone: what is on its way is the kernel's.
+/// Stays until the other is gone: what is on its way is the kernel's. Says then what its CPU did.
 const TALK: &str = "ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0
 until ping -c 1 -W 1 10.9.0.1; do :; done >/dev/null
 ping -q -c 3 -s 1400 -A 10.9.0.1 >/dev/console
 seq 100000 >/tmp/numbers; md5sum </tmp/numbers >/dev/console; nc 10.9.0.1 5000 </tmp/numbers
-while ping -c 1 -W 1 10.9.0.1; do sleep 0.1; done >/dev/null";
+while ping -c 1 -W 1 10.9.0.1; do sleep 0.1; done >/dev/null
+grep '^cpu ' /proc/stat >/dev/console";
 
 /// The tests of a machine.
 pub fn tests(machine: Machine) -> Vec<Test> {
@@ -49,7 +50,7 @@ pub fn tests(machine: Machine) -> Vec<Test> {
         Test::on(
             machine,
             name("linux"),
-            "two Debian guests talk over ICMP and TCP with their own virtio driver",
+            "two Debian guests talk over ICMP and TCP with their own virtio driver, and see what time the other took",
             move |name| run(machine, name, linux_pair(machine)?, judge_linux),
         ),
     ]
@@ -120,12 +121,21 @@ fn judge_linux(report: &Report) -> Result<(), String> {
     if !console(talker).contains("3 packets transmitted, 3 packets received") {
         return Err("a ping was lost".into());
     }
+    if stolen_ticks(&console(talker)).is_none_or(|ticks| ticks == 0) {
+        return Err("on a CPU that two VMs share nothing was stolen".into());
+    }
     let sum =
         |vm: &VmReport| console(vm).lines().find_map(|line| line.strip_suffix("  -").map(str::to_owned));
     match (sum(talker), sum(listener)) {
         (Some(sent), Some(came)) if sent == came => Ok(()),
         sums => Err(format!("what was sent did not arrive whole: {sums:?}")),
     }
+}
+
+/// Steal time in ticks of 10 ms: the eighth number of the line `cpu` of /proc/stat.
+fn stolen_ticks(console: &str) -> Option<u64> {
+    let line = console.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    line.split_whitespace().nth(7)?.parse().ok()
 }
 
 fn console(vm: &VmReport) -> String {

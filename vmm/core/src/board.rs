@@ -25,6 +25,7 @@ use vdev::{Request, pvclock::PvClock, pvclock::VcpuClock};
 use crate::acpi::SERIAL_PORTS;
 use crate::layout::{self, Layout};
 use crate::pv::{PvBus, Wires};
+use crate::steal::StealTime;
 use crate::virtio::{LineChange, VirtioBus};
 
 /// System control port A of the PS/2: fast reset and address line 20.
@@ -71,6 +72,8 @@ pub(crate) struct BoardSetup {
     pub(crate) tsc_hz: u64,
     /// Unix time in nanoseconds at `now`.
     pub(crate) unix_ns: u64,
+    /// TSC ticks for which the vCPU's thread was ready and did not run.
+    pub(crate) waited: fn() -> u64,
     pub(crate) now: Time,
 }
 
@@ -99,13 +102,14 @@ pub(crate) struct Board {
     clock_unix_ns: u64,
     tsc_hz: u64,
     pub(crate) vcpu_clock: VcpuClock,
+    steal_time: StealTime,
     is_nmi_pending: bool,
     request: Option<Request>,
 }
 
 impl Board {
     pub(crate) fn new(setup: &BoardSetup, virtio: VirtioBus, pv: PvBus) -> Board {
-        let BoardSetup { layout, crystal_hz, tsc_hz, unix_ns, now } = *setup;
+        let BoardSetup { layout, crystal_hz, tsc_hz, unix_ns, waited, now } = *setup;
         let mut rtc = Rtc::new(unix_ns / 1_000_000_000, now.host, tsc_hz);
         rtc.set_memory_size(layout.low_end(), layout.memory_bytes() - layout.low_end());
         Board {
@@ -129,6 +133,7 @@ impl Board {
             clock_unix_ns: unix_ns,
             tsc_hz,
             vcpu_clock: VcpuClock::new(),
+            steal_time: StealTime::new(waited, tsc_hz),
             is_nmi_pending: false,
             request: None,
         }
@@ -411,6 +416,11 @@ impl Board {
         if let Some(message) = self.ioapic.set_line(SERIAL_PORTS[index].gsi.into(), level) {
             self.deliver(&message);
         }
+    }
+
+    /// Tells the guest how long its CPU was kept from running.
+    pub(crate) fn tell_steal_time<M: GuestMemory>(&mut self, memory: &mut M, now: Time) {
+        self.steal_time.tell(&self.vcpu_clock, &self.clock, memory, now.host);
     }
 
     /// The guest set its TSC from `old` to `new`; clock and timer go on as if nothing had happened.

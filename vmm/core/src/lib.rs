@@ -37,5 +37,6 @@ pub mod log;
 pub mod machine;
 pub mod msr;
 pub mod pv;
+mod steal;
 pub mod vcpu;
 pub mod virtio;

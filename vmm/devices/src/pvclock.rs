@@ -101,6 +101,11 @@ impl PvClock {
         convert(now.wrapping_sub(self.zero_tsc), self.tsc_hz, NANOSECONDS)
     }
 
+    /// Nanoseconds in which the TSC counts `ticks`.
+    pub fn duration_ns(&self, ticks: u64) -> u64 {
+        convert(ticks, self.tsc_hz, NANOSECONDS)
+    }
+
     /// Unix time in nanoseconds at guest TSC `now`.
     pub fn unix_nanoseconds(&self, now: u64) -> u64 {
         self.zero_unix_ns.saturating_add(self.nanoseconds(now))
@@ -228,6 +233,11 @@ impl VcpuClock {
         {
             _ = clock.write_clock(memory, gpa, flags & FLAG_PAUSED);
         }
+    }
+
+    /// Whether the guest wants to be told of steal time.
+    pub fn has_steal_time(&self) -> bool {
+        self.steal_time_gpa().is_some()
     }
 
     /// Adds `stolen_ns`, during which the vCPU wanted to run and did not, and marks it as running.

@@ -14,7 +14,7 @@ use core::mem;
 use usys::abi::Selector;
 use usys::abi::boot_info::Machine as MachineBits;
 use usys::abi::exit::ExitKind;
-use usys::cap::Cap;
+use usys::cap::{Cap, Sc};
 use usys::process::{self, InfoHeader, ProcessInfo};
 use usys::vcpu::{ApicPage, MappedVcpu};
 use usys::{cpu, selector};
@@ -144,8 +144,13 @@ impl<W: Watch> Vm<W> {
             guest_xcr0: self.info.guest_xcr0,
             tsc_hz: self.info.tsc_hz,
         };
-        let host =
-            Host { cpuid: &cpuid, facts, unix_ns: unix_ns(self.info, now), apic_page: Some(self.apic_page) };
+        let host = Host {
+            cpuid: &cpuid,
+            facts,
+            unix_ns: unix_ns(self.info, now),
+            waited,
+            apic_page: Some(self.apic_page),
+        };
         let modules = self.images.modules(&self.config);
         let images = BootImages { kernel: &self.images.kernel, modules: &modules };
         let devices = mem::take(&mut self.devices);
@@ -292,6 +297,12 @@ fn create(
     vcpu.cap().bind_notification(process::events())?;
     let apic_page = vcpu.bind_virtual_apic(Cap::new(Selector(monitor::APIC_PAGE)))?;
     Ok((ram, GuestCpu::new(vcpu), apic_page))
+}
+
+/// TSC ticks for which this thread, the vCPU's, was ready and did not run.
+fn waited() -> u64 {
+    // Who made this process, and gave it no such capability, tells its guest of no steal time.
+    Cap::<Sc>::new(Selector(monitor::SC)).time_waited().unwrap_or(0)
 }
 
 /// Unix time in nanoseconds at TSC `now`; 0 if the machine has no clock.

@@ -69,6 +69,8 @@ pub mod monitor {
     pub const DEVICE_NTFN: u32 = 19;
     /// Selector: one page of memory, for the vCPU's local APIC.
     pub const APIC_PAGE: u32 = 20;
+    /// Selector: the scheduling context of its thread, which says how long others kept that from running.
+    pub const SC: u32 = 21;
     /// First selector of the notifications of its disks' driver processes; disk n's is n further.
     pub const DISKS: u32 = 32;
     /// First selector of the notifications of its network cards' switches; card n's is n further.

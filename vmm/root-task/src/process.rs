@@ -9,7 +9,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use usys::abi::cap::MapFlags;
 use usys::abi::{PAGE_SIZE, Rights, Selector};
-use usys::cap::{Cap, Ec, Memory, Narrow, Ntfn, Pd, Pool};
+use usys::cap::{Cap, Ec, Memory, Narrow, Ntfn, Pd, Pool, Sc};
 use usys::memory::Mapping;
 use usys::object::{Fault, Schedule, ThreadStart};
 use usys::process::{self, InfoHeader, Sharing, selector as well_known};
@@ -180,6 +180,11 @@ impl Process {
     pub fn start(&mut self) -> Result<(), StartError> {
         self.sc = self.pool.create_sc(selector::allocate()?, self.ec, self.schedule)?.selector();
         Ok(())
+    }
+
+    /// The scheduling context of its first thread, once it was started.
+    pub fn sc(&self) -> Cap<Sc> {
+        Cap::new(self.sc)
     }
 
     /// Its protection domain.

@@ -233,7 +233,9 @@ impl Vm {
         for card in cards {
             card.delegate_doorbell(pd)?;
         }
-        instance.process.start()
+        instance.process.start()?;
+        let sc = instance.process.sc();
+        Ok(sc.delegate(pd, Selector(monitor::SC), Narrow::rights(Rights::SC_INFO))?)
     }
 
     /// How the VM ended, if its VMM says so. The VMM may say anything.

@@ -183,6 +183,12 @@ impl Cap<Sc> {
         // SAFETY: reads only.
         unsafe { invoke(Hypercall::ScInfo, self.selector(), [0; 6]) }.map(|results| results[0])
     }
+
+    /// TSC ticks for which its thread could have run and others did, or its budget was spent.
+    pub fn time_waited(self) -> Result<u64> {
+        // SAFETY: reads only.
+        unsafe { invoke(Hypercall::ScInfo, self.selector(), [0; 6]) }.map(|results| results[1])
+    }
 }
 
 impl Cap<Pt> {

@@ -20,6 +20,7 @@ pub(super) const GROUP: Group = group!(
         a_budget_bounds_the_time_in_any_period,
         a_thread_whose_budget_is_spent_leaves_the_processor_to_others,
         used_time_is_told,
+        time_that_others_took_is_told,
         a_thread_without_an_sc_stands_still_and_goes_on_with_another,
         a_thread_that_revokes_its_own_sc_goes_on_with_another,
         many_threads_with_tiny_budgets_do_not_stop_the_machine,
@@ -176,6 +177,27 @@ fn used_time_is_told(w: &mut World) -> Check {
     let used = call(ScInfo, sc, []).value()? - before;
     holds("half of the time at least", used > w.info.tsc_hz * 15 / 1000)
         .map_err(|_| Failure::new("ticks used in 30 ms", used, w.info.tsc_hz * 30 / 1000))
+}
+
+fn time_that_others_took_is_told(w: &mut World) -> Check {
+    let (_, one) = w.thread(0, LOW, count, 0)?;
+    let alone = call(ScInfo, one, []).ok()?[1];
+    let ms = w.info.tsc_hz / 1000;
+    w.thread(0, LOW, count, 1)?;
+    w.sleep(100_000);
+    let [used, waited, _] = call(ScInfo, one, []).ok()?;
+    let waited = waited - alone;
+    holds("an equal took some of its time", waited > 20 * ms)
+        .map_err(|_| Failure::new("ticks waited", waited, 50 * ms))?;
+    // What it is kept waiting for by its budget counts too.
+    let ec = w.ec(0, count as *const () as u64, 2)?;
+    let sc = w.sel();
+    call(CreateSc, sc, [w.pool, ec, HIGH, 2_000, 10_000]).done()?;
+    w.sleep(100_000);
+    let [spent, out_of_budget, _] = call(ScInfo, sc, []).ok()?;
+    holds("it ran", used > 0 && spent > 0)?;
+    holds("its budget took most of its time", out_of_budget > spent)
+        .map_err(|_| Failure::new("ticks out of budget", out_of_budget, 4 * spent))
 }
 
 fn a_thread_without_an_sc_stands_still_and_goes_on_with_another(w: &mut World) -> Check {

@@ -18,9 +18,9 @@ use crate::vcpu::{CR4_OSXSAVE, CR4_PKE};
 const HYPERVISOR: u32 = 0x4000_0000;
 /// Last leaf of KVM's interface that is there.
 const HYPERVISOR_MAX: u32 = HYPERVISOR + 1;
-/// KVM features (Linux Documentation/virt/kvm/x86/cpuid.rst): NOP_IO_DELAY, CLOCKSOURCE2, CLOCKSOURCE_STABLE. Not
-/// STEAL_TIME: nobody measures it.
-const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 24;
+/// KVM features (Linux Documentation/virt/kvm/x86/cpuid.rst): NOP_IO_DELAY, CLOCKSOURCE2, STEAL_TIME,
+/// CLOCKSOURCE_STABLE.
+const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 5 | 1 << 24;
 
 /// Last basic leaf for Intel guests: the frequency leaves are synthesised.
 const INTEL_MAX: u32 = 0x16;

@@ -54,7 +54,7 @@ fn the_guest_finds_the_hypervisor_its_clock_and_its_timers() {
     assert_eq!(leaf1.ecx & (1 << 21 | 1 << 24 | 1 << 31), 1 << 21 | 1 << 24 | 1 << 31);
     let signature = guest.cpuid(0x4000_0000, 0, &state);
     assert_eq!(signature, CpuidRegs::new(0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d));
-    assert_eq!(guest.cpuid(0x4000_0001, 0, &state).eax, 0x0100_000a);
+    assert_eq!(guest.cpuid(0x4000_0001, 0, &state).eax, 0x0100_002a);
 }
 
 #[test]

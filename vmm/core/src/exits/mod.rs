@@ -90,9 +90,13 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
 
     fn dispatch(&mut self, kind: ExitKind) -> Result<Handled, Trouble> {
         match kind {
+            // The guest's timer, mostly: it is about to account for what passed.
+            ExitKind::Deadline => {
+                self.board.tell_steal_time(self.memory, self.now);
+                Ok(Handled::Resume)
+            }
             // The run loop's business: what there is to do is found before the next entry.
             ExitKind::Poked
-            | ExitKind::Deadline
             | ExitKind::Notified
             | ExitKind::InterruptWindow
             | ExitKind::NmiWindow

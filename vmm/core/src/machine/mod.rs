@@ -60,6 +60,8 @@ pub struct Host<'a> {
     pub facts: HostFacts,
     /// Unix time in nanoseconds at the moment of the call; 0 if nobody knows.
     pub unix_ns: u64,
+    /// TSC ticks for which the vCPU's thread could have run and did not, since it began.
+    pub waited: fn() -> u64,
     /// The vCPU's virtual-APIC page, if it has one.
     pub apic_page: Option<&'static PageWords>,
 }
@@ -86,6 +88,7 @@ pub struct Machine {
     log: Log,
     protocol: BootProtocol,
     apic_page: Option<&'static PageWords>,
+    waited: fn() -> u64,
 }
 
 impl Machine {
@@ -113,7 +116,7 @@ impl Machine {
         let virtio = VirtioBus::new(devices.virtio, config.packed_queues);
         let pv = PvBus::new(devices.pv);
         cpu.add_devices(layout::PV, pv.len() as u32);
-        let mut board = new_board(layout, virtio, pv, &cpu, &host.facts, host.unix_ns, now);
+        let mut board = new_board(layout, virtio, pv, &cpu, &host.facts, (host.unix_ns, host.waited), now);
         host.apic_page.iter().for_each(|page| board.lapic.share(page));
         let mut machine = Machine {
             layout,
@@ -126,6 +129,7 @@ impl Machine {
             log: Log::new(host.facts.tsc_hz),
             protocol: BootProtocol::Linux,
             apic_page: host.apic_page,
+            waited: host.waited,
         };
         machine.load(images, memory, vcpu, now)?;
         Ok(machine)
@@ -147,7 +151,7 @@ impl Machine {
         virtio.reset();
         let mut pv = core::mem::take(&mut self.board.pv);
         pv.reset();
-        self.board = new_board(self.layout, virtio, pv, &self.cpu, &self.facts, unix_ns, now);
+        self.board = new_board(self.layout, virtio, pv, &self.cpu, &self.facts, (unix_ns, self.waited), now);
         self.apic_page.iter().for_each(|page| self.board.lapic.share(page));
         self.msrs = Msrs::default();
         self.load(images, memory, vcpu, now)
@@ -370,7 +374,7 @@ fn new_board(
     pv: PvBus,
     cpu: &GuestCpu,
     facts: &HostFacts,
-    unix_ns: u64,
+    (unix_ns, waited): (u64, fn() -> u64),
     now: u64,
 ) -> Board {
     let setup = BoardSetup {
@@ -378,6 +382,7 @@ fn new_board(
         crystal_hz: cpu.crystal_hz(),
         tsc_hz: facts.tsc_hz,
         unix_ns,
+        waited,
         now: Time { host: now, guest: 0 },
     };
     Board::new(&setup, virtio, pv)

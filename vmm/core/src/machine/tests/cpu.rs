@@ -3,6 +3,33 @@
 use super::*;
 
 #[test]
+fn a_guest_is_told_what_time_others_took_when_its_timer_is_due() {
+    use core::sync::atomic::{AtomicU64, Ordering};
+    const STEAL_TIME: u32 = 0x4b56_4d03;
+    const AREA: u64 = 0x3_0000;
+    static WAITED: AtomicU64 = AtomicU64::new(500);
+    let host = Host { waited: || WAITED.load(Ordering::Relaxed), ..host() };
+    let mut vm = Vm::on(&host, &config(), Devices::default());
+    WAITED.store(500 + TSC_HZ, Ordering::Relaxed);
+    vm.exit(ExitKind::Deadline, [0, 0]);
+    assert_eq!(vm.memory.read_u64(AREA), Ok(0), "it did not ask");
+    assert!(vm.write_msr(STEAL_TIME, AREA | 1));
+    vm.exit(ExitKind::Deadline, [0, 0]);
+    assert_eq!(vm.memory.read_u64(AREA), Ok(1_000_000_000));
+    WAITED.fetch_add(TSC_HZ, Ordering::Relaxed);
+    vm.exit(ExitKind::Deadline, [0, 0]);
+    assert_eq!(vm.memory.read_u64(AREA), Ok(1_000_000_000), "that was just before");
+    vm.now += TSC_HZ / 1000;
+    vm.exit(ExitKind::Deadline, [0, 0]);
+    assert_eq!(vm.memory.read_u64(AREA), Ok(2_000_000_000));
+    assert!(vm.write_msr(STEAL_TIME, 0));
+    WAITED.fetch_add(TSC_HZ, Ordering::Relaxed);
+    vm.now += TSC_HZ;
+    vm.exit(ExitKind::Deadline, [0, 0]);
+    assert_eq!(vm.memory.read_u64(AREA), Ok(2_000_000_000));
+}
+
+#[test]
 fn without_a_length_from_the_hardware_the_instruction_is_fetched() {
     let mut vm = Vm::new();
     vm.memory.write(ENTRY, &[0x2e, 0x0f, 0xa2]).unwrap();

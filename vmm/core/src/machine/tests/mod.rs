@@ -42,7 +42,7 @@ fn host_cpuid(leaf: u32, _: u32) -> CpuidRegs {
 
 fn host() -> Host<'static> {
     let facts = HostFacts { machine: MachineBits::all(), guest_xcr0: 7, tsc_hz: TSC_HZ };
-    Host { cpuid: &host_cpuid, facts, unix_ns: 1_700_000_000_000_000_000, apic_page: None }
+    Host { cpuid: &host_cpuid, facts, unix_ns: 1_700_000_000_000_000_000, waited: || 0, apic_page: None }
 }
 
 fn config() -> VmConfig {
