@@ -56,6 +56,7 @@ pub mod pvclock;
 pub mod pvring;
 pub mod rtc;
 pub mod segment;
+pub mod tso;
 pub mod uart16550;
 pub mod virtio;
 

@@ -30,21 +30,25 @@ impl Checksum {
         if !self.fits(frame.len()) {
             return;
         }
-        let summed = &frame[usize::from(self.start)..];
-        let words =
-            summed.chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
-        let mut sum: u64 = words.map(u64::from).sum();
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
+        let sum = internet_sum(&frame[usize::from(self.start)..], 0);
         let at = usize::from(self.start) + usize::from(self.offset);
         // UDP takes a checksum of zero for none (RFC 768), and for the others both zeroes are the same.
-        let checksum = match !(sum as u16) {
+        let checksum = match !sum {
             0 => 0xffff,
             checksum => checksum,
         };
         frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
     }
+}
+
+/// The sum of RFC 1071, of these bytes and of `more`, which is one already or a number of 16 bits to be added.
+pub(crate) fn internet_sum(bytes: &[u8], more: u64) -> u16 {
+    let words = bytes.chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+    let mut sum = words.map(u64::from).sum::<u64>() + more;
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
 }
 
 /// What a card is connected to.

@@ -6,6 +6,7 @@ use super::{Device, DeviceType, DriverError, Turn, read_config_bytes};
 use crate::guest_mem::GuestMemory;
 use crate::net::{Checksum, Link, MAX_FRAME, MIN_FRAME};
 use crate::segment::{Cursor, total_bytes};
+use crate::tso::{self, Cut, MAX_HEADERS, MAX_LONG, Version};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
@@ -21,6 +22,8 @@ mod feature {
     pub(super) const GUEST_CSUM: u64 = 1 << 1;
     pub(super) const MTU: u64 = 1 << 3;
     pub(super) const MAC: u64 = 1 << 5;
+    pub(super) const HOST_TSO4: u64 = 1 << 11;
+    pub(super) const HOST_TSO6: u64 = 1 << 12;
     pub(super) const MRG_RXBUF: u64 = 1 << 15;
     pub(super) const STATUS: u64 = 1 << 16;
 }
@@ -29,6 +32,12 @@ mod feature {
 const HEADER: usize = 12;
 /// Header flag: a checksum is missing.
 const NEEDS_CSUM: u8 = 1 << 0;
+/// Kinds of long frames (5.1.6).
+mod gso {
+    pub(super) const NONE: u8 = 0;
+    pub(super) const TCPV4: u8 = 1;
+    pub(super) const TCPV6: u8 = 4;
+}
 /// Status: the link is up.
 const LINK_UP: u16 = 1;
 /// Payload that a frame can carry.
@@ -83,21 +92,56 @@ impl Net {
     fn send<M: GuestMemory>(&mut self, memory: &M) -> Result<(), DriverError> {
         let mut header = [0; HEADER];
         self.chain.take(memory, &mut header)?;
-        let [flags, _, _, _, _, _, start_low, start_high, offset_low, offset_high, ..] = header;
+        let [flags, kind, _, _, size_low, size_high, start_low, start_high, offset_low, offset_high, ..] =
+            header;
+        let start = u16::from_le_bytes([start_low, start_high]);
+        let version = match kind {
+            gso::NONE => None,
+            gso::TCPV4 if self.has(feature::HOST_TSO4) => Some(Version::V4),
+            gso::TCPV6 if self.has(feature::HOST_TSO6) => Some(Version::V6),
+            _ => return Ok(()),
+        };
+        if let Some(version) = version {
+            let payload = u16::from_le_bytes([size_low, size_high]);
+            return self.send_pieces(memory, tso::Request { version, payload, tcp: start });
+        }
         let len = total_bytes(self.chain.readable());
         let Some(len) = usize::try_from(len).ok().filter(|len| (MIN_FRAME..=MAX_FRAME).contains(len)) else {
             return Ok(());
         };
         let frame = &mut self.outgoing[..len];
         Cursor::new(self.chain.readable()).read(memory, frame)?;
-        let missing = Checksum {
-            start: u16::from_le_bytes([start_low, start_high]),
-            offset: u16::from_le_bytes([offset_low, offset_high]),
-        };
+        let missing = Checksum { start, offset: u16::from_le_bytes([offset_low, offset_high]) };
         let missing = (flags & NEEDS_CSUM != 0).then_some(missing);
         if missing.is_none_or(|missing| self.features & feature::CSUM != 0 && missing.fits(len)) {
             self.link.send(frame, missing);
         }
+        Ok(())
+    }
+
+    /// Sends the long frame in the chain, in pieces. One that cannot be cut is lost.
+    fn send_pieces<M: GuestMemory>(&mut self, memory: &M, request: tso::Request) -> Result<(), DriverError> {
+        let total = total_bytes(self.chain.readable());
+        let Some(total) = usize::try_from(total).ok().filter(|total| *total <= MAX_LONG) else {
+            return Ok(());
+        };
+        let start = &mut self.outgoing[..total.min(MAX_HEADERS)];
+        Cursor::new(self.chain.readable()).read(memory, start)?;
+        let Some(cut) = Cut::new(start, request) else {
+            return Ok(());
+        };
+        let headers = cut.headers();
+        let mut cursor = Cursor::new(self.chain.readable());
+        cursor.skip(headers);
+        let payload = total.saturating_sub(headers);
+        for done in (0..payload).step_by(cut.payload()) {
+            let len = cut.payload().min(payload - done);
+            let piece = &mut self.outgoing[..headers + len];
+            cursor.read(memory, &mut piece[headers..])?;
+            cut.write_headers(piece, done, len, payload);
+            self.link.send(piece, Some(cut.missing()));
+        }
+        self.link.flush();
         Ok(())
     }
 
@@ -190,6 +234,8 @@ impl Device for Net {
             | feature::GUEST_CSUM
             | feature::MTU
             | feature::MAC
+            | feature::HOST_TSO4
+            | feature::HOST_TSO6
             | feature::MRG_RXBUF
             | feature::STATUS
     }

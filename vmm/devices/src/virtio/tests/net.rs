@@ -8,6 +8,7 @@ const TRANSMIT: usize = 1;
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 const CSUM: u64 = 1 << 0;
 const GUEST_CSUM: u64 = 1 << 1;
+const HOST_TSO4: u64 = 1 << 11;
 const MRG_RXBUF: u64 = 1 << 15;
 
 fn card(features: u64, size: u16) -> (Driver<Net>, Cable) {
@@ -58,6 +59,57 @@ fn a_checksum_that_the_driver_leaves_out_travels_as_a_note() {
     driver.memory.write_u8(DATA + 8, 25).unwrap();
     driver.transfer(&[Buffer::Read(DATA, 72)]);
     assert_eq!(arrived(&mut far), None);
+}
+
+/// A frame of TCP over IPv4 with so much payload.
+fn long_frame(payload: usize) -> Vec<u8> {
+    let mut long = vec![2; 12];
+    long.extend([8, 0, 0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    long.extend([0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+    long.extend(frame(payload));
+    long
+}
+
+#[test]
+fn a_long_frame_goes_out_in_pieces_if_that_was_agreed() {
+    let long = long_frame(3000);
+    let header = [1, 1, 54, 0, 0xe8, 3, 34, 0, 16, 0, 0, 0];
+    for features in [CSUM | HOST_TSO4, CSUM] {
+        let (mut driver, mut far) = card(features, 8);
+        driver.select(TRANSMIT);
+        driver.memory.write(DATA, &header).unwrap();
+        driver.memory.write(DATA + 12, &long).unwrap();
+        let rest = 12 + long.len() as u32 - 1300;
+        driver.transfer(&[Buffer::Read(DATA, 1300), Buffer::Read(DATA + 1300, rest)]);
+        if features & HOST_TSO4 != 0 {
+            for (index, part) in long[54..].chunks(1000).enumerate() {
+                let (piece, missing) = arrived(&mut far).unwrap();
+                assert_eq!(missing, Some(Checksum { start: 34, offset: 16 }));
+                assert_eq!((piece[19], &piece[54..]), (1 + index as u8, part));
+            }
+        }
+        assert_eq!(arrived(&mut far), None);
+    }
+}
+
+#[test]
+fn a_long_frame_that_is_none_is_lost() {
+    let (mut driver, mut far) = card(CSUM | HOST_TSO4, 8);
+    driver.select(TRANSMIT);
+    driver.memory.write(DATA + 12, &long_frame(3000)).unwrap();
+    for (header, len) in [
+        ([1, 1, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0], 3066),
+        ([1, 1, 0, 0, 0xff, 0xff, 34, 0, 16, 0, 0, 0], 3066),
+        ([1, 1, 0, 0, 0xe8, 3, 0xff, 0xff, 16, 0, 0, 0], 3066),
+        ([1, 3, 0, 0, 0xe8, 3, 34, 0, 16, 0, 0, 0], 3066),
+        ([1, 1, 0, 0, 0xe8, 3, 34, 0, 16, 0, 0, 0], 40),
+        ([1, 1, 0, 0, 0xe8, 3, 34, 0, 16, 0, 0, 0], 66),
+        ([1, 1, 0, 0, 0xe8, 3, 34, 0, 16, 0, 0, 0], 70_000),
+    ] {
+        driver.memory.write(DATA, &header).unwrap();
+        driver.transfer(&[Buffer::Read(DATA, len)]);
+        assert_eq!(arrived(&mut far), None, "{header:?}, {len} bytes");
+    }
 }
 
 #[test]
