@@ -513,6 +513,7 @@ fn disk_config(
         on_crash: OnCrash::Restart,
         timeout_ms: DEFAULT_TIMEOUT_MS,
         interface: disk.interface,
+        queues: 1,
     };
     config.image = disks::pack(&disk.path, &config, collector)?;
     Ok(config)

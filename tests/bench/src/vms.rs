@@ -142,6 +142,7 @@ fn run_guest(report: &Report, system: &mut System, console: &Console) -> Result<
         on_crash: OnCrash::Report,
         timeout_ms: DEFAULT_TIMEOUT_MS,
         interface: DiskInterface::Pv,
+        queues: 1,
     };
     let mut vm = Vm::new(system, 0, VmConfig { disks: [disk].into(), ..config(GUEST_MODULE) })?;
     let mut output = listen(&vm)?;

@@ -79,6 +79,7 @@ fn run_guest(
         on_crash: OnCrash::Report,
         timeout_ms: DEFAULT_TIMEOUT_MS,
         interface,
+        queues: 1,
     };
     let mut vm = vm(guest, guest, cmdline, 16);
     vm.disks.push(disk);

@@ -91,6 +91,7 @@ fn between_vms(machine: Machine, name: &str) -> Result<Verdict> {
         on_crash: OnCrash::Report,
         timeout_ms: DEFAULT_TIMEOUT_MS,
         interface: DiskInterface::Pv,
+        queues: 1,
     };
     let server = VmConfig {
         kernel: workspace::bare_binary(compile::UNIKERNEL).display().to_string(),

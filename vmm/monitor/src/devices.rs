@@ -25,8 +25,6 @@ use vmm_protocol::manifest::{
 use vmm_protocol::net::Side;
 use vmm_protocol::process::{CARD, CHANNEL, DISK, monitor};
 
-/// Queues of a disk: the VM has one CPU.
-const DISK_QUEUES: usize = 1;
 /// How long the driver process of a disk may look for it before the VM is not started, in ms: a drive that does not answer is reset,
 /// which takes up to 31 s.
 const CONNECT_MS: u64 = 60_000;
@@ -42,7 +40,7 @@ pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices,
         match config.interface {
             DiskInterface::Virtio => {
                 let id = padded(&format!("nacre-{DISK}{index}"));
-                devices.virtio.push(VirtioDevice::Block(Block::new(disk, id, DISK_QUEUES)));
+                devices.virtio.push(VirtioDevice::Block(Block::new(disk, id, config.queues.into())));
             }
             DiskInterface::Pv => devices.pv.push(Core::Block(pvring::Block::new(disk))),
         }

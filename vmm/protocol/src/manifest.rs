@@ -14,7 +14,9 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use devices::{ConsoleInterface, MAX_VIRTIO_DEVICES};
-pub use disk::{DEFAULT_TIMEOUT_MS, DiskConfig, DiskDriver, DiskInterface, MAX_DISKS, TIMEOUTS_MS};
+pub use disk::{
+    DEFAULT_TIMEOUT_MS, DiskConfig, DiskDriver, DiskInterface, MAX_DISKS, MAX_QUEUES, TIMEOUTS_MS,
+};
 pub use network::{
     CardConfig, MAX_CARDS, MAX_NETWORKS, MacAddress, NetInterface, NetworkConfig, NotAnAddress,
     SWITCH_MODULE, Uplink,
@@ -236,6 +238,8 @@ pub enum ManifestError {
     DiskImage(String),
     /// The time that a disk's driver of this VM has is not in [`TIMEOUTS_MS`].
     DiskTimeout(String),
+    /// A disk of this VM has no queue, or more than [`MAX_QUEUES`].
+    DiskQueues(String),
     /// There are more disks with this driver than it can serve.
     DriverDisks(DiskDriver),
     /// It lists more networks than [`MAX_NETWORKS`].
@@ -310,6 +314,9 @@ impl fmt::Display for ManifestError {
             ManifestError::DiskTimeout(name) => {
                 let (least, most) = (TIMEOUTS_MS.start(), TIMEOUTS_MS.end());
                 write!(f, "VM {name:?}: a disk's timeout_ms must be {least} to {most}")
+            }
+            ManifestError::DiskQueues(name) => {
+                write!(f, "VM {name:?}: a disk has 1 to {MAX_QUEUES} queues")
             }
             ManifestError::DriverDisks(driver) => {
                 write!(f, "driver {:?} serves at most {} disks", driver.name(), driver.max_disks())
@@ -488,6 +495,7 @@ mod tests {
             on_crash: OnCrash::Report,
             timeout_ms: DEFAULT_TIMEOUT_MS,
             interface: DiskInterface::Virtio,
+            queues: 1,
         }
     }
 

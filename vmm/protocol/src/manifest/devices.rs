@@ -1,6 +1,6 @@
 //! What the devices of a VM come to together.
 
-use super::{DiskInterface, ManifestError, NetInterface, VmConfig};
+use super::{DiskInterface, MAX_QUEUES, ManifestError, NetInterface, VmConfig};
 use serde::{Deserialize, Serialize};
 
 /// Most virtio devices of a VM: each has an input of its I/O APIC for itself.
@@ -30,8 +30,11 @@ impl VmConfig {
     /// Checks that there is room for its devices.
     ///
     /// # Errors
-    /// [`ManifestError::TooManyVirtioDevices`].
+    /// [`ManifestError::TooManyVirtioDevices`], [`ManifestError::DiskQueues`].
     pub fn check_devices(&self) -> Result<(), ManifestError> {
+        if self.disks.iter().any(|disk| !(1..=MAX_QUEUES).contains(&disk.queues)) {
+            return Err(ManifestError::DiskQueues(self.name.clone()));
+        }
         let count = self.virtio_devices();
         if count > MAX_VIRTIO_DEVICES {
             return Err(ManifestError::TooManyVirtioDevices { vm: self.name.clone(), count });
@@ -56,5 +59,9 @@ mod tests {
         assert_eq!(config.check_devices(), refused);
         config.disks[0].interface = DiskInterface::Pv;
         assert_eq!(config.check_devices(), Ok(()));
+        for queues in [0, MAX_QUEUES + 1] {
+            config.disks[1].queues = queues;
+            assert_eq!(config.check_devices(), Err(ManifestError::DiskQueues("a".into())));
+        }
     }
 }

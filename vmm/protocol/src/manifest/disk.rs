@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// Most disks of a VM.
 pub const MAX_DISKS: usize = 6;
 
+/// Most queues of a virtio disk.
+pub const MAX_QUEUES: u16 = 16;
+
 /// A disk of a VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,6 +36,13 @@ pub struct DiskConfig {
     /// How the guest reaches it.
     #[serde(default)]
     pub interface: DiskInterface,
+    /// Queues of a virtio disk: 1 to [`MAX_QUEUES`]. Linux uses one for each of its CPUs at most.
+    #[serde(default = "one_queue")]
+    pub queues: u16,
+}
+
+const fn one_queue() -> u16 {
+    1
 }
 
 /// What [`DiskConfig::timeout_ms`] is by itself: the drivers have given up after 41 s at most, and Linux complains after 120.

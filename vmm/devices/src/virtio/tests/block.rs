@@ -129,6 +129,30 @@ fn requests_come_back_in_the_order_in_which_the_disk_completes_them() {
 }
 
 #[test]
+fn a_request_is_given_back_to_the_queue_that_it_came_by() {
+    const MQ: u64 = 1 << 12;
+    let slow = Slow::default();
+    let mut driver = Driver::new(Block::new(Disk::new(Box::new(slow.clone())), ID, 3), MQ | EVENT_IDX, 8);
+    assert_eq!(driver.device.read(0x100 + 34, 2), 3);
+    for queue in [2, 0, 1] {
+        driver.header(if queue == 0 { 4 } else { 1 }, 0);
+        driver.select(queue);
+        driver.offer(&[Buffer::Read(HEADER, 16), Buffer::Write(STATUS + queue as u64, 1)]);
+        driver.notify();
+    }
+    for queue in 0..3 {
+        driver.select(queue);
+        assert!(driver.take_used().is_empty());
+    }
+    driver.poll();
+    for (queue, status) in [(2, OK), (0, IOERR), (1, OK)] {
+        driver.select(queue);
+        assert_eq!(driver.take_used(), [(0, u32::from(status == OK))], "queue {queue}");
+        assert_eq!(driver.bytes(STATUS + queue as u64, 1), [status]);
+    }
+}
+
+#[test]
 fn after_a_reset_nothing_of_the_time_before_comes_back() {
     let slow = Slow::default();
     let mut driver = slow_block(&slow, 0);
