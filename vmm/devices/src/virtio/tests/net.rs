@@ -3,7 +3,9 @@
 use super::*;
 use crate::net::{Cable, Checksum, Link, MAX_FRAME};
 use crate::virtio::net::Net;
+use proptest::prelude::*;
 
+const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 const CSUM: u64 = 1 << 0;
@@ -202,4 +204,105 @@ fn a_reset_forgets_the_frame_that_waited() {
     driver.offer(&[Buffer::Write(DATA, 1530)]);
     driver.notify();
     assert_eq!(driver.take_used(), [(0, 42)]);
+}
+
+/// Something that one of the two sides does.
+#[derive(Clone, Debug)]
+enum Step {
+    /// The driver sends a frame, cut after so many bytes with its header.
+    Send(usize, u32),
+    /// A frame comes.
+    Come(usize),
+    /// The driver has room for a frame.
+    Offer,
+    /// The driver notifies of a queue, whether the device asked for that or not.
+    Notify(usize),
+    /// The device looks whether something came.
+    Poll,
+    /// The driver takes what it was given.
+    Take,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (14usize..=MAX_FRAME, 1u32..1000).prop_map(|(len, cut)| Step::Send(len, cut)),
+        (14usize..=MAX_FRAME).prop_map(Step::Come),
+        Just(Step::Offer),
+        (0usize..2).prop_map(Step::Notify),
+        Just(Step::Poll),
+        Just(Step::Take),
+    ]
+}
+
+/// A frame that says which one it is.
+fn numbered(number: usize, len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 31 + number * 7) as u8).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn frames_keep_their_order_both_ways_whoever_runs_when(
+        steps in prop::collection::vec(step(), 1..120),
+        features in prop::sample::select(vec![0, EVENT_IDX, INDIRECT_DESC, EVENT_IDX | MRG_RXBUF]),
+    ) {
+        const SLOT: u64 = 0x600;
+        const OUT: u64 = DATA + 0x1_0000;
+        let (mut driver, mut far) = card(features, 8);
+        let (mut sent, mut seen, mut came, mut taken) = (Vec::new(), 0, Vec::new(), 0);
+        let mut places = [None; 8];
+        for step in steps.into_iter().chain([Step::Notify(0), Step::Notify(1), Step::Poll, Step::Take]) {
+            match step {
+                Step::Send(len, cut) => {
+                    driver.select(TRANSMIT);
+                    let frame = numbered(sent.len(), len);
+                    driver.memory.write(OUT, &[0; 12]).unwrap();
+                    driver.memory.write(OUT + 12, &frame).unwrap();
+                    let all = len as u32 + 12;
+                    let cut = cut.min(all - 1);
+                    driver.transfer(&[Buffer::Read(OUT, cut), Buffer::Read(OUT + u64::from(cut), all - cut)]);
+                    sent.push(frame);
+                }
+                Step::Come(len) => {
+                    let frame = numbered(came.len(), len);
+                    far.send(&frame, None);
+                    came.push(frame);
+                }
+                Step::Offer => {
+                    driver.select(RECEIVE);
+                    if let Some(slot) = (0..4).find(|slot| !places.contains(&Some(*slot))) {
+                        let old = driver.available_index();
+                        let head = driver.offer(&[Buffer::Write(DATA + slot * SLOT, SLOT as u32)]);
+                        places[usize::from(head)] = Some(slot);
+                        if driver.must_notify(old) {
+                            driver.notify();
+                        }
+                    }
+                }
+                Step::Notify(queue) => {
+                    driver.select(queue);
+                    driver.notify();
+                }
+                Step::Poll => driver.poll(),
+                Step::Take => {
+                    driver.select(RECEIVE);
+                    for (head, len) in driver.take_used() {
+                        let slot = places[head as usize].take().unwrap();
+                        let frame = driver.bytes(DATA + slot * SLOT + 12, len as usize - 12);
+                        prop_assert_eq!(Some(&frame), came.get(taken), "frame {}", taken);
+                        taken += 1;
+                    }
+                }
+            }
+            while let Some((frame, missing)) = arrived(&mut far) {
+                prop_assert_eq!((Some(&frame), missing), (sent.get(seen), None));
+                seen += 1;
+            }
+        }
+        prop_assert_eq!(seen, sent.len(), "all that was sent arrived");
+        let waits = places.iter().any(Option::is_some);
+        prop_assert!(taken == came.len() || !waits, "who has room gets what came");
+        prop_assert!(!driver.needs_reset());
+    }
 }
