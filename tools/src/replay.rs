@@ -47,7 +47,9 @@ pub fn parse(log: &[u8]) -> Result<Vec<Entry<'_>>> {
         let (first, sectors, flags) = (word(at)?, word(at + 8)?, word(at + 16)?);
         ensure!(flags & !FLUSH == 0, "entry {number} is neither a write nor a flush");
         let place = |sectors: u64| sectors.checked_mul(sector as u64);
-        let (offset, bytes) = place(first).zip(place(sectors)).context("an entry is too long")?;
+        let range = place(first).zip(place(sectors));
+        let range = range.filter(|(offset, bytes)| offset.checked_add(*bytes).is_some());
+        let (offset, bytes) = range.with_context(|| format!("entry {number} is too long"))?;
         at += sector;
         let end = usize::try_from(bytes).ok().and_then(|bytes| at.checked_add(bytes));
         let data = end.and_then(|end| log.get(at..end)).context("the log ends too early")?;
@@ -186,7 +188,8 @@ mod tests {
             broken[at..at + 8].copy_from_slice(&u64::to_le_bytes(value));
             assert!(parse(&broken).is_err(), "{at}");
         }
-        let beyond = log(&[(u64::MAX >> 9, 1, 1, FLUSH)]);
+        assert!(parse(&log(&[(u64::MAX >> 9, 1, 1, FLUSH)])).is_err());
+        let beyond = log(&[(u64::MAX >> 10, 1, 1, FLUSH)]);
         let entries = parse(&beyond).unwrap();
         let moment = Replay::new(vec![0; 512], &entries).next_flush(|| true).unwrap();
         assert_eq!(sectors(&moment.flushed), [0]);

@@ -88,7 +88,7 @@ impl<M: Medium> Cache<M> {
             return Ok(());
         }
         // Now and then one goes to the medium before its turn.
-        if self.entries.len() == CAPACITY || self.random.below(4) == 0 {
+        if self.entries.len() == CAPACITY || self.random.below(8) == 0 {
             self.write_back()?;
         }
         self.entries.push(entry);
