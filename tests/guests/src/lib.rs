@@ -18,6 +18,7 @@ pub mod poison;
 pub mod ports;
 pub mod poweroff;
 pub mod pv;
+pub mod pv_balloon;
 pub mod pv_net;
 pub mod reset;
 pub mod spin;

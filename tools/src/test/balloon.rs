@@ -1,7 +1,7 @@
 //! Memory that a guest gives away and gets back: Debian's balloon driver, and a VM that does not fit beside it.
 
 use super::Test;
-use super::guests::{self, passed, system, verdict, vm};
+use super::guests::{self, judge_end, passed, system, verdict, vm};
 use super::linux::check;
 use super::record::Outcome as Verdict;
 use crate::guest::{
@@ -9,13 +9,14 @@ use crate::guest::{
     initramfs::{self, Content},
 };
 use crate::image::manifest;
-use crate::run;
 use crate::run::machine::Machine;
 use crate::run::outcome::Report;
+use crate::run::{self, Options, Script};
 use crate::{request, workspace};
 use anyhow::{Context, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tproto::{balloon, line};
 use vmm_protocol::manifest::{BalloonConfig, VmConfig};
 use vmm_protocol::outcome::Outcome;
 
@@ -28,6 +29,11 @@ const LINUX_MIB: u32 = 256;
 const LINUX_MIN_MIB: u32 = 128;
 /// Memory of the VM that does not fit beside it.
 const SECOND_MIB: u32 = 240;
+/// The same of the guest with a paravirtual balloon.
+const PV_HOST_MIB: &str = "160";
+const PV_MIB: u32 = 112;
+const PV_MIN_MIB: u32 = 16;
+const PV_SECOND_MIB: u32 = 72;
 /// What free page reporting gives back at least, in MiB, of what Debian does not need after its boot.
 const REPORTED_MIB: u32 = 100;
 
@@ -42,35 +48,42 @@ echo has it again"#;
 /// Uses memory that was reported as free, and lets it go again.
 const REPORT: &str = "exec >/dev/console 2>&1; sleep 5";
 
-/// Fills memory, looks at it, and frees it.
+/// Fills memory with copies of a file, looks at some, and frees it.
 const USE: &str = r#"
-fill() { yes nacre | head -c 40000000; }
 mount -t tmpfs tmpfs /mnt
-fill > /mnt/file
-[ "$(md5sum < /mnt/file)" = "$(fill | md5sum)" ] && echo memory holds
+yes nacre | head -c 1000000 > /mnt/0
+for copy in $(seq 40); do cp /mnt/0 /mnt/$copy; done
+for copy in 1 20 40; do cmp /mnt/0 /mnt/$copy || exit; done && echo memory holds
 umount /mnt
 echo 3 > /proc/sys/vm/drop_caches
 sleep 5
 echo done"#;
 
-/// The tests of a machine. Bochs needs more than ten minutes for what fills the memory, and has none of them.
+/// The tests of a machine.
 pub fn tests(machine: Machine) -> Vec<Test> {
-    if machine.is_bochs() {
-        return Vec::new();
-    }
     let test = |topic: &str, shows, run: fn(Machine, &str) -> Result<Verdict>| {
-        Test::on(machine, format!("{}/linux-{topic}", machine.name()), shows, move |name| run(machine, name))
+        Test::on(machine, format!("{}/{topic}", machine.name()), shows, move |name| run(machine, name))
     };
     vec![
         test(
-            "balloon",
+            "linux-balloon",
             "Debian's balloon gives memory back, in which a VM starts that did not fit, and gets it again when that has ended",
             run_balloon,
         ),
         test(
-            "free-pages",
+            "linux-free-pages",
             "Debian's balloon reports free memory, which others could have, and gets zeroed memory where it needs some",
             run_reports,
+        ),
+        test(
+            "pv-balloon",
+            "a guest with a paravirtual balloon gives memory back, in which a VM starts, and gets it again, zeroed",
+            run_pv,
+        ),
+        test(
+            "pv-balloon-greedy",
+            "a guest that uses its memory while it is another's, and there is no more, ends for want of memory; the other goes on",
+            run_greedy,
         ),
     ]
 }
@@ -123,6 +136,49 @@ fn run(
     let report = run::run(&plan, &options)?;
     let log = String::from_utf8_lossy(&workspace::read(&options.log)?).into_owned();
     Ok(verdict(&report, &options.log, || judge(&report, &log)))
+}
+
+fn run_pv(machine: Machine, name: &str) -> Result<Verdict> {
+    let (report, log) = run_pair(machine, "", "hello", name)?;
+    Ok(verdict(&report, &log, || {
+        waited(&log)?;
+        report.vms.iter().try_for_each(passed)
+    }))
+}
+
+/// The VM beside waits for what nobody types, and so keeps its memory.
+fn run_greedy(machine: Machine, name: &str) -> Result<Verdict> {
+    let (report, log) = run_pair(machine, &format!("mode={}", balloon::GREEDY), "echo", name)?;
+    Ok(verdict(&report, &log, || {
+        waited(&log)?;
+        let [greedy, beside] = &report.vms[..] else { return Err("there were not two VMs".into()) };
+        judge_end(greedy, &Outcome::OutOfMemory)?;
+        let console = String::from_utf8_lossy(&greedy.console);
+        let is_back = console.lines().any(|line| line == format!("{}{}", line::OK, balloon::BACK));
+        check(is_back, "the guest ended before it took its memory back")?;
+        check(beside.outcome.is_none(), "the VM beside it did not go on")
+    }))
+}
+
+/// Runs the guest of the paravirtual balloon, and beside it one that does not fit until the first gave memory.
+fn run_pair(machine: Machine, cmdline: &str, beside: &str, name: &str) -> Result<(Report, PathBuf)> {
+    let first = VmConfig {
+        balloon: Some(BalloonConfig { min_mib: PV_MIN_MIB, reports: false }),
+        ..vm("balloon", "pv_balloon", cmdline, PV_MIB)
+    };
+    let manifest = system(Vec::new(), vec![first, vm("second", beside, "", PV_SECOND_MIB)]);
+    let args =
+        request::parse(&["--machine", machine.name(), "--deterministic", "--host-memory", PV_HOST_MIB])?;
+    let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
+    let script = Script { until: Some(0), ..Script::default() };
+    let options = Options { script, ..guests::options(&args, name, TIME_LIMIT)? };
+    Ok((run::run(&plan, &options)?, options.log))
+}
+
+/// Whether the second VM did not fit at first.
+fn waited(log: &Path) -> Result<(), String> {
+    let log = std::fs::read_to_string(log).map_err(|error| error.to_string())?;
+    check(log.contains("VM second: waits for memory of others"), "the second VM found memory at once")
 }
 
 /// Whether Debian said all of this, and then powered off.

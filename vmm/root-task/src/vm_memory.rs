@@ -33,6 +33,8 @@ struct Balloon {
     page: Allocation,
     view: Mapping,
     answer: Cap<Ntfn>,
+    /// Signals that: the capability above has no badge, and so no bit.
+    bell: Cap<Ntfn>,
     target: u64,
 }
 
@@ -141,7 +143,7 @@ impl VmMemory {
                 word.store(answer, Ordering::Release);
             }
             // A VMM that is gone waits for nothing.
-            let _ = balloon.answer.signal();
+            let _ = balloon.bell.signal();
             if answer == REFUSED {
                 signal(events);
             }
@@ -171,11 +173,13 @@ impl VmMemory {
         for part in self.parts.into_iter().flatten() {
             memory.free(part);
         }
-        if let Some(Balloon { page, view, answer, .. }) = self.balloon {
+        if let Some(Balloon { page, view, answer, bell, .. }) = self.balloon {
             drop(view);
             memory.free(page);
+            // With it goes what is derived from it.
             if answer.delete().is_ok() {
                 selector::release(answer.selector());
+                selector::release(bell.selector());
             }
         }
     }
@@ -184,10 +188,13 @@ impl VmMemory {
 impl Balloon {
     fn new(memory: &mut FreeMemory) -> Result<Self, StartError> {
         let page = memory.allocate(1, 1)?;
-        let made = Mapping::new(page.memory(), 0, 1, true)
-            .and_then(|view| Ok((view, process::pool().create_ntfn(selector::allocate()?)?)));
+        let made = Mapping::new(page.memory(), 0, 1, true).and_then(|view| {
+            let answer = process::pool().create_ntfn(selector::allocate()?)?;
+            let bell = answer.derive(selector::allocate()?, Narrow::rights(Rights::SIGNAL).badge(1))?;
+            Ok((view, answer, bell))
+        });
         match made {
-            Ok((view, answer)) => Ok(Balloon { page, view, answer, target: 0 }),
+            Ok((view, answer, bell)) => Ok(Balloon { page, view, answer, bell, target: 0 }),
             Err(error) => {
                 memory.free(page);
                 Err(error.into())
