@@ -15,8 +15,11 @@ use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
-/// Bytes of the file that the guest fetches.
-const FILE_BYTES: usize = 2 << 20;
+/// Bytes of the file that the guest fetches: on Bochs what takes it half a minute.
+const fn file_bytes(machine: Machine) -> usize {
+    if machine.is_bochs() { 8 << 20 } else { 16 << 20 }
+}
+
 /// The page that the guest serves.
 const PAGE: &str = "a page of the guest";
 /// How long this computer waits for an answer of the guest's.
@@ -33,13 +36,14 @@ pub fn tests(machine: Machine) -> Vec<Test> {
 fn run(machine: Machine, name: &str) -> Result<Outcome> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let file = folder.path().join("file");
-    workspace::write(&file, content())?;
+    let bytes = file_bytes(machine);
+    workspace::write(&file, content(bytes))?;
     let sum = md5(&file)?;
     let published = free_port()?;
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen")?;
     let port = server.local_addr()?.port();
     // It ends with the process.
-    thread::spawn(move || serve(&server, published));
+    thread::spawn(move || serve(&server, published, bytes));
     let command = format!(
         "mkdir /tmp/www; echo '{PAGE}' > /tmp/www/index.html; httpd -h /tmp/www
 wget -q -O - http://10.0.2.2:{port}/file | md5sum
@@ -61,7 +65,7 @@ fn judge(report: &Report, sum: &str) -> Result<(), String> {
 }
 
 /// Bytes that no compression and no repetition makes the same.
-fn content() -> Vec<u8> {
+fn content(bytes: usize) -> Vec<u8> {
     // Marsaglia's xorshift.
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let words = std::iter::repeat_with(|| {
@@ -70,7 +74,7 @@ fn content() -> Vec<u8> {
         state ^= state << 17;
         state.to_le_bytes()
     });
-    words.take(FILE_BYTES / 8).flatten().collect()
+    words.take(bytes / 8).flatten().collect()
 }
 
 fn md5(file: &Path) -> Result<String> {
@@ -81,14 +85,14 @@ fn md5(file: &Path) -> Result<String> {
 }
 
 /// Serves the file, and as a page what the guest serves.
-fn serve(server: &TcpListener, published: u16) {
+fn serve(server: &TcpListener, published: u16, bytes: usize) {
     for stream in server.incoming().flatten() {
         // What goes wrong here, the guest shows.
-        let _ = answer(stream, published);
+        let _ = answer(stream, published, bytes);
     }
 }
 
-fn answer(stream: TcpStream, published: u16) -> io::Result<()> {
+fn answer(stream: TcpStream, published: u16, bytes: usize) -> io::Result<()> {
     let mut request = String::new();
     let mut reader = BufReader::new(&stream);
     reader.read_line(&mut request)?;
@@ -96,7 +100,7 @@ fn answer(stream: TcpStream, published: u16) -> io::Result<()> {
     while reader.read_line(&mut line)? > 2 {
         line.clear();
     }
-    let body = if request.contains("/page") { fetch(published)? } else { content() };
+    let body = if request.contains("/page") { fetch(published)? } else { content(bytes) };
     let mut stream = &stream;
     write!(stream, "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n", body.len())?;
     stream.write_all(&body)
