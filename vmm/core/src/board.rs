@@ -198,10 +198,13 @@ impl Board {
     /// Reads device memory, if that is all that happens by it and it is done often; `None` for other accesses.
     #[inline(always)]
     pub(crate) fn read_quietly(&self, address: u64, size: u8) -> Option<u64> {
-        let is_quiet = size == 4
-            && address & !(ioapic::MMIO_BYTES - 4) == layout::IO_APIC
-            && !self.lapic.is_at(layout::IO_APIC);
-        is_quiet.then(|| self.ioapic.mmio_read(address - layout::IO_APIC).into())
+        if size != 4 || self.lapic.is_at(layout::IO_APIC) {
+            return None;
+        }
+        match address.wrapping_sub(layout::IO_APIC) {
+            offset @ (ioapic::IOREGSEL | ioapic::IOWIN) => Some(self.ioapic.mmio_read(offset).into()),
+            _ => None,
+        }
     }
 
     /// Writes device memory, if only the register changes and it is done often. Returns whether it was so; else nothing was done.

@@ -22,9 +22,9 @@ pub const MMIO_BYTES: u64 = 0x1000;
 const VERSION: u32 = 0x20;
 
 /// IOREGSEL: which register IOWIN shows.
-const IOREGSEL: u64 = 0x00;
+pub const IOREGSEL: u64 = 0x00;
 /// IOWIN: the selected register.
-const IOWIN: u64 = 0x10;
+pub const IOWIN: u64 = 0x10;
 /// EOIR: ends the interrupts with the vector written.
 const EOIR: u64 = 0x40;
 

@@ -426,6 +426,12 @@ impl Vcpu {
         (self.held.rip, self.held.rflags) = (rip, rflags);
         self.held.interruptibility = interruptibility;
         let Some(kind) = quick_kind(raw_reason) else {
+            if raw_reason == u32::from(Reason::EPT_VIOLATION.0)
+                && let Some(returned) = self.report_nested_fault(vmcs, page)
+            {
+                self.is_launched = true;
+                return Some(returned);
+            }
             return Some(self.after_other_exit(vmcs, page, raw_reason, flags));
         };
         if kind == ExitKind::PortIo {
@@ -476,11 +482,6 @@ impl Vcpu {
             return failed_entry(vmcs, page, raw_reason);
         }
         self.is_launched = true;
-        if raw_reason == u32::from(Reason::EPT_VIOLATION.0)
-            && let Some(returned) = self.report_nested_fault(vmcs, page)
-        {
-            return returned;
-        }
         let reason = Reason(raw_reason as u16);
         let needs = reason.needs();
         let details = read_details(vmcs, needs, self.machine.controls.has_string_io_info);
