@@ -195,26 +195,27 @@ impl Board {
         self.update_line(device);
     }
 
-    /// Reads device memory, if that is all that happens by it and it is done often; `None` for other accesses.
+    /// Whether [`Self::read_quietly`] or [`Self::write_quietly`] may have an answer for this address.
     #[inline(always)]
-    pub(crate) fn read_quietly(&self, address: u64, size: u8) -> Option<u64> {
-        if size != 4 || self.lapic.is_at(layout::IO_APIC) {
-            return None;
-        }
-        match address.wrapping_sub(layout::IO_APIC) {
-            offset @ (ioapic::IOREGSEL | ioapic::IOWIN) => Some(self.ioapic.mmio_read(offset).into()),
-            _ => None,
-        }
+    pub(crate) fn may_be_quiet(&self, address: u64) -> bool {
+        address & !(ioapic::IOREGSEL ^ ioapic::IOWIN) == layout::IO_APIC && !self.lapic.is_at(layout::IO_APIC)
     }
 
-    /// Writes device memory, if only the register changes and it is done often. Returns whether it was so; else nothing was done.
+    /// Reads a register of which nothing but its value follows; `None` from others. The address may be one
+    /// ([`Self::may_be_quiet`]).
+    #[inline(always)]
+    pub(crate) fn read_quietly(&self, address: u64, size: u8) -> Option<u64> {
+        (size == 4).then(|| self.ioapic.mmio_read(address % ioapic::MMIO_BYTES).into())
+    }
+
+    /// Writes a register if nothing follows from that; says whether it was so. The address may be one ([`Self::may_be_quiet`]).
     #[inline(always)]
     pub(crate) fn write_quietly(&mut self, address: u64, size: u8, value: u64) -> bool {
-        let is_quiet = size == 4 && address == layout::IO_APIC && !self.lapic.is_at(layout::IO_APIC);
-        if is_quiet {
+        let selects = size == 4 && address % ioapic::MMIO_BYTES == ioapic::IOREGSEL;
+        if selects {
             self.ioapic.select(value as u8);
         }
-        is_quiet
+        selects
     }
 
     /// Reads 1 to 8 bytes of device memory.

@@ -59,11 +59,6 @@ pub const PV_DEVICES: usize = 16;
 /// Where RAM goes on above the devices.
 pub const HIGH_RAM: u64 = 0x1_0000_0000;
 
-/// Whether this is an address of the devices, where no RAM is.
-pub const fn is_device(address: u64) -> bool {
-    address < HIGH_RAM && (address as u32) >= DEVICE_HOLE as u32
-}
-
 /// A range of the memory map given to the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapEntry {

@@ -20,7 +20,7 @@ use usys::vcpu::{ApicPage, MappedVcpu};
 use usys::{cpu, selector};
 use vmm_core::facts::{CpuidRegs, HostFacts};
 use vmm_core::image::BootImages;
-use vmm_core::machine::{Access, Action, Devices, Host, Machine};
+use vmm_core::machine::{Action, Devices, Host, Machine};
 use vmm_core::vcpu::Vcpu;
 use vmm_protocol::manifest::{OnReset, VmConfig};
 use vmm_protocol::outcome::Outcome;
@@ -195,42 +195,46 @@ impl<W: Watch> Vm<W> {
         }
     }
 
-    /// One entry and the exit after it.
+    /// One entry and the exit after it, or several where nothing but registers changed.
     #[inline(always)]
     fn step(&mut self, machine: &mut Machine) -> usys::Result<Option<End>> {
         self.channel.receive(|port, bytes| machine.input(port, bytes));
         // The time of the last exit will do: deadlines are absolute.
         machine.prepare_entry(&mut self.vcpu, self.now);
-        let page = self.vcpu.page();
-        page.deadline = page.deadline.min(self.output.deadline());
-        loop {
-            let now = self.enter()?;
-            let action = match machine.access(&mut self.vcpu, &self.ram, now) {
-                Access::Complete if now < self.output.deadline() => continue,
-                Access::Complete | Access::Done => machine.follow_access(&mut self.vcpu, &mut self.ram, now),
-                Access::Other => machine.handle_exit(&mut self.vcpu, &mut self.ram, now),
-            };
-            return Ok(self.follow(machine, action));
+        let mut now = self.enter()?;
+        while machine.access_quietly(&mut self.vcpu, &self.ram) {
+            self.output.flush_if_due(now, &mut self.channel);
+            now = self.enter_again()?;
         }
+        self.now = now;
+        Ok(self.handle(machine))
     }
 
     /// Runs the guest, as the page says, until an exit. Returns the TSC then.
     #[inline(always)]
     fn enter(&mut self) -> usys::Result<u64> {
+        let page = self.vcpu.page();
+        page.deadline = page.deadline.min(self.output.deadline());
+        self.enter_again()
+    }
+
+    /// As [`Self::enter`], with the same deadline.
+    #[inline(always)]
+    fn enter_again(&mut self) -> usys::Result<u64> {
         self.statistics.enter();
         self.vcpu.run()?;
         self.watch.after_exit();
         let now = cpu::now();
         self.statistics.exit(self.vcpu.page().exit_kind, now);
-        self.now = now;
         Ok(now)
     }
 
-    /// Does what followed from an exit that the machine handled.
+    /// Does what the exit asks for.
     #[inline(always)]
-    fn follow(&mut self, machine: &mut Machine, action: Action) -> Option<End> {
+    fn handle(&mut self, machine: &mut Machine) -> Option<End> {
         let now = self.now;
         let kind = self.vcpu.page().exit_kind;
+        let action = machine.handle_exit(&mut self.vcpu, &mut self.ram, now);
         if machine.take_has_output() {
             self.collect(machine, now);
         }

@@ -47,6 +47,28 @@ pub trait Devices {
     fn write_port(&mut self, port: u16, size: u8, value: u32);
 }
 
+/// Some registers in memory.
+pub(crate) trait Registers {
+    /// As [`Devices::read_memory`]; `None` from other registers than these.
+    fn load(&mut self, address: u64, size: u8) -> Option<u64>;
+    /// As [`Devices::write_memory`], with anything above the low `size` bytes. Says whether it is one of these registers.
+    fn store(&mut self, address: u64, size: u8, value: u64) -> bool;
+}
+
+/// The registers of all devices.
+struct All<'a, D>(&'a mut D);
+
+impl<D: Devices> Registers for All<'_, D> {
+    fn load(&mut self, address: u64, size: u8) -> Option<u64> {
+        Some(self.0.read_memory(address, size))
+    }
+
+    fn store(&mut self, address: u64, size: u8, value: u64) -> bool {
+        self.0.write_memory(address, size, value);
+        true
+    }
+}
+
 /// Why an instruction is emulated. The CPU checked what it executed for that; what is found in memory must be the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -58,15 +80,25 @@ pub enum Cause {
 
 /// Executes the plain move of 64-bit code that the vCPU is on, as nearly all accesses to devices are, if the exit in the page tells
 /// of its access. Says whether it was so; else nothing was done, and [`emulate`] does it.
-#[inline(always)]
 pub fn emulate_move(
     vcpu: &mut impl Vcpu,
     memory: &impl GuestMemory,
     devices: &mut impl Devices,
     cache: &mut DecodeCache,
 ) -> bool {
+    move_to(vcpu, memory, &mut All(devices), cache)
+}
+
+/// As [`emulate_move`], if one of these registers answers.
+#[inline(always)]
+pub(crate) fn move_to(
+    vcpu: &mut impl Vcpu,
+    memory: &impl GuestMemory,
+    registers: &mut impl Registers,
+    cache: &mut DecodeCache,
+) -> bool {
     let page = vcpu.page();
-    let Some(known) = cache.flat_move(memory, page).filter(|known| known.execute(page, devices)) else {
+    let Some(known) = cache.flat_move(memory, page).filter(|known| known.execute(page, registers)) else {
         return false;
     };
     let length = known.length;

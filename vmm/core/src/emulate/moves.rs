@@ -8,7 +8,7 @@ use hypercall_abi::exit::NestedFault;
 use hypercall_abi::vcpu::VcpuPage;
 use vdev::guest_mem::GuestMemory;
 
-use super::Devices;
+use super::Registers;
 use super::alu::truncate;
 use super::cache::spread;
 use super::decode::Bytes;
@@ -80,8 +80,8 @@ impl Move {
     /// Executes it in 64-bit code with what the exit in the page tells; says whether that was the access that the CPU reported, and
     /// does nothing otherwise.
     #[inline(always)]
-    pub(super) fn execute(&self, page: &mut VcpuPage, devices: &mut impl Devices) -> bool {
-        self.flat.execute(page, devices)
+    pub(super) fn execute(&self, page: &mut VcpuPage, registers: &mut impl Registers) -> bool {
+        self.flat.execute(page, registers)
     }
 }
 
@@ -187,21 +187,23 @@ impl Flat {
     }
 
     #[inline(always)]
-    fn execute(&self, page: &mut VcpuPage, devices: &mut impl Devices) -> bool {
+    fn execute(&self, page: &mut VcpuPage, registers: &mut impl Registers) -> bool {
         let Some(address) = self.reached(page) else {
             return false;
         };
         match self.what {
             What::Load { register, kept, got } => {
-                let value = devices.read_memory(address, self.size) & got;
+                let Some(value) = registers.load(address, self.size) else {
+                    return false;
+                };
                 let register = &mut page.gpr[usize::from(register & 15)];
-                *register = *register & kept | value;
+                *register = *register & kept | value & got;
+                true
             }
             What::Store { register } => {
-                devices.write_memory(address, self.size, page.gpr[usize::from(register & 15)]);
+                registers.store(address, self.size, page.gpr[usize::from(register & 15)])
             }
-            What::StoreImmediate { value } => devices.write_memory(address, self.size, value),
+            What::StoreImmediate { value } => registers.store(address, self.size, value),
         }
-        true
     }
 }

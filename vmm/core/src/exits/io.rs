@@ -8,7 +8,7 @@ use vmm_protocol::outcome::Outcome;
 
 use super::{Exit, Handled};
 use crate::board::{Board, Time};
-use crate::emulate::{Cause, Devices, emulate};
+use crate::emulate::{Cause, Devices, emulate, emulate_move};
 use crate::fault::{Fault, Trouble};
 use crate::vcpu::{MODE, Vcpu, complete_instruction, privilege_level};
 
@@ -79,6 +79,10 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
                 format!("the guest executes {address:#x}, where there is no RAM, at {rip:#x}")
             });
             return Err(Fault::UNDEFINED.into());
+        }
+        let mut devices = BoardNow { board: self.board, now: self.now };
+        if emulate_move(self.vcpu, self.memory, &mut devices, self.decoded) {
+            return Ok(Handled::Resume);
         }
         self.emulate(Cause::Memory)
     }

@@ -8,7 +8,7 @@ mod io;
 mod msr;
 mod straight;
 
-pub(crate) use straight::access_by_move;
+pub(crate) use straight::access_quietly;
 
 use alloc::boxed::Box;
 use alloc::format;

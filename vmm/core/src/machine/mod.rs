@@ -39,18 +39,6 @@ pub enum Action {
     End(Outcome),
 }
 
-/// What [`Machine::access`] did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Nothing: the exit is for [`Machine::handle_exit`].
-    Other,
-    /// All that there is to do. The guest can be entered as the page is: nothing changed of which [`Machine::prepare_entry`] makes
-    /// something.
-    Complete,
-    /// The access. [`Machine::follow_access`] does what follows from it.
-    Done,
-}
-
 /// The host under a machine.
 #[derive(Clone, Copy)]
 pub struct Host<'a> {
@@ -237,25 +225,12 @@ impl Machine {
         flags
     }
 
-    /// The straight path of the exits that most accesses to devices are; [`Self::handle_exit`] does the same, and more. `now` is the
-    /// host's TSC.
+    /// Handles the exit that the page describes if that is an access to a register of which nothing follows: then the guest can be
+    /// entered as the page is, since nothing changed of which [`Self::prepare_entry`] makes something. Says whether it was so; else
+    /// nothing was done, and the exit is for [`Self::handle_exit`].
     #[inline(always)]
-    pub fn access(&mut self, vcpu: &mut impl Vcpu, memory: &impl GuestMemory, now: u64) -> Access {
-        match exits::access_by_move(vcpu, memory, &mut self.board, &mut self.decoded, now) {
-            None => Access::Other,
-            Some(true) => Access::Complete,
-            Some(false) => Access::Done,
-        }
-    }
-
-    /// Goes on after [`Access::Done`]; `now` is the same.
-    pub fn follow_access<M: GuestMemory>(
-        &mut self,
-        vcpu: &mut impl Vcpu,
-        memory: &mut M,
-        now: u64,
-    ) -> Action {
-        self.follow(vcpu, memory, Handled::Resume, now)
+    pub fn access_quietly(&mut self, vcpu: &mut impl Vcpu, memory: &impl GuestMemory) -> bool {
+        exits::access_quietly(vcpu, memory, &mut self.board, &mut self.decoded)
     }
 
     /// Handles the exit that the page describes. `now` is the host's TSC.
@@ -273,25 +248,13 @@ impl Machine {
             now,
         }
         .handle();
-        self.follow(vcpu, memory, handled, now.host)
-    }
-
-    /// Does what followed from an exit that was handled.
-    #[inline]
-    fn follow<M: GuestMemory>(
-        &mut self,
-        vcpu: &mut impl Vcpu,
-        memory: &mut M,
-        handled: Handled,
-        now: u64,
-    ) -> Action {
         if self.board.virtio.is_notified() {
-            self.board.run_virtio(memory, |line| self.log.add(now, || line));
+            self.board.run_virtio(memory, |line| self.log.add(now.host, || line));
         }
         if self.board.pv.is_behind()
             && let Some(line) = self.board.catch_up_pv(memory)
         {
-            self.log.add(now, || line);
+            self.log.add(now.host, || line);
         }
         let page = vcpu.page();
         match handled {

@@ -73,10 +73,9 @@ impl<W: Watch> Inferior for Debugged<'_, W> {
         } else {
             self.machine.prepare_entry(&mut vm.vcpu, vm.now);
         }
-        let page = vm.vcpu.page();
-        page.deadline = page.deadline.min(vm.output.deadline());
-        if let Err(error) = vm.enter() {
-            self.outcome = Some(refused(error));
+        match vm.enter() {
+            Ok(now) => vm.now = now,
+            Err(error) => self.outcome = Some(refused(error)),
         }
     }
 
@@ -84,10 +83,8 @@ impl<W: Watch> Inferior for Debugged<'_, W> {
         if self.outcome.is_some() {
             return;
         }
-        let vm = &mut *self.vm;
-        let action = self.machine.handle_exit(&mut vm.vcpu, &mut vm.ram, vm.now);
-        if let Some(end) = vm.follow(self.machine, action) {
-            self.outcome = vm.go_on(self.machine, Ok(end)).err();
+        if let Some(end) = self.vm.handle(self.machine) {
+            self.outcome = self.vm.go_on(self.machine, Ok(end)).err();
         }
     }
 
