@@ -516,16 +516,19 @@ impl Vcpu {
         self.go_on(page, returned)
     }
 
-    /// The straight path of a nested fault: no event was being delivered, and the VMM wants the code's root and nothing else.
+    /// The straight path of a nested fault: no event was being delivered, and the VMM wants the code's root at most.
     /// Does nothing where it is otherwise.
     #[inline(always)]
     fn report_nested_fault(&mut self, vmcs: CurrentVmcs, page: Page) -> Option<Returned> {
+        let wanted = wanted(page, true);
+        if !Groups::CODE.contains(wanted) {
+            return None;
+        }
         let details = read_details(vmcs, Reason::EPT_VIOLATION.needs(), false);
         let interrupted = Interruption(vmcs.read(fields::IDT_VECTORING_INFO));
         if interrupted.is_valid()
             || self.chores.contains(Chores::EVENT)
             || restores_nmi_blocking(Reason::EPT_VIOLATION, &details)
-            || wanted(page, true) != Groups::CODE
         {
             return None;
         }
@@ -535,9 +538,11 @@ impl Vcpu {
         for (index, word) in nested_fault(&details).into_iter().enumerate() {
             put!(page, word => exit_info[index]);
         }
-        self.fill_code(vmcs, page);
+        if !wanted.is_empty() {
+            self.fill_code(vmcs, page);
+        }
         self.fill_rip(page, ACTIVITY_ACTIVE);
-        put!(page, (Groups::RIP | Groups::CODE).bits() => filled);
+        put!(page, (Groups::RIP | wanted).bits() => filled);
         Some(Returned::Exit(kind))
     }
 
