@@ -37,6 +37,8 @@ numbers! {
         Wake = 6,
         /// The CPU has nothing to do.
         Idle = 7,
+        /// In the middle of a long operation the kernel let interrupts in, and goes on with it.
+        Window = 8,
     }
 }
 

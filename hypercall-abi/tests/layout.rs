@@ -100,10 +100,10 @@ fn doorbells_round_trip_and_refuse_what_cannot_be() {
 fn trace_records_are_pinned() {
     assert_eq!(size_of::<Record>(), 16);
     assert_eq!([offset_of!(Record, tsc), offset_of!(Record, event), offset_of!(Record, ec)], [0, 8, 12]);
-    let kinds =
-        [Kind::Hypercall, Kind::Return, Kind::Enter, Kind::Interrupt, Kind::Fault, Kind::Wake, Kind::Idle];
-    assert!(kinds.iter().zip(1..).all(|(&kind, raw)| Kind::from_raw(raw) == Some(kind)));
-    assert_eq!([Kind::from_raw(0), Kind::from_raw(8)], [None; 2]);
+    let of_users = [Kind::Hypercall, Kind::Return, Kind::Enter, Kind::Interrupt];
+    let kinds = of_users.into_iter().chain([Kind::Fault, Kind::Wake, Kind::Idle, Kind::Window]);
+    assert!(kinds.zip(1..).all(|(kind, raw)| Kind::from_raw(raw) == Some(kind)));
+    assert_eq!([Kind::from_raw(0), Kind::from_raw(9)], [None; 2]);
     let bytes = [1, 2, 0, 0, 0, 0, 0, 0, 2, 14, 0x34, 0x12, 7, 0, 0, 0];
     let record = Record::from_bytes(bytes);
     assert_eq!((record.tsc, record.kind(), record.ec), (0x201, Some(Kind::Return), 7));

@@ -36,22 +36,26 @@ pub const REVOKING: u8 = 1;
 /// Bit of [`Slot::state`]: the object, whose first capability it is, is ending.
 pub const DOOMED: u8 = 2;
 
-/// The call must start again: another CPU holds the tree lock and waits for this one.
+/// How often a CPU tries to take the tree lock before it lets interrupts in.
+const LOCK_ATTEMPTS: usize = 256;
+
+/// The call must start again: another CPU holds the tree lock, and may be waiting for this one.
 #[derive(Clone, Copy, Debug)]
 pub struct Restart;
 
-/// Takes the tree lock, or says that this CPU must serve a request first.
+/// Takes the tree lock, or says that this CPU must serve requests and interrupts first.
 pub fn lock_tree() -> Result<Guard<'static, Tree>, Restart> {
-    loop {
+    for _ in 0..LOCK_ATTEMPTS {
         if let Some(guard) = TREE.try_lock() {
             khw::flush_checker::begin();
             return Ok(guard);
         }
         if khw::smp::has_request() {
-            return Err(Restart);
+            break;
         }
         core::hint::spin_loop();
     }
+    Err(Restart)
 }
 
 impl Slots for Tree {

@@ -406,6 +406,13 @@ pub fn should_switch(local: &Local) -> bool {
     local.attention.has(Attention::SWITCH) || is_stopped(local)
 }
 
+/// Between two steps of a hypercall, which holds the tree lock at most: lets interrupts in, and says whether to go on afterwards.
+pub fn preemption_point(local: &Local) -> bool {
+    khw::cpu::interrupt_window();
+    trace::record(local, Kind::Window, 0, local.ec.get());
+    !should_switch(local)
+}
+
 /// Whether the current context cannot go on.
 #[inline]
 pub fn is_stopped(local: &Local) -> bool {

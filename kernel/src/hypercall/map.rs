@@ -2,9 +2,11 @@
 
 use super::{Call, Failure, Outcome, Result, lock_tree};
 use crate::cap::{Found, Target, Tree};
+use crate::cpu::Local;
 use crate::object::dma_space::DmaSpace;
 use crate::object::guest_space::GuestSpace;
 use crate::object::pd::Pd;
+use crate::sched;
 use hypercall_abi::cap::MapFlags;
 use hypercall_abi::{ObjectType, PAGE_SIZE, Rights, Selector, Status, USER_END};
 use kcore::addr::PhysAddr;
@@ -16,9 +18,11 @@ use khw::virt::nested;
 /// Largest guest-physical address: what four levels of nested tables reach.
 pub(super) const GUEST_END: u64 = 1 << 48;
 
-/// Page-table entries visited before a preemption point, a bound on how long the kernel keeps interrupts off: those of 1024 small pages
-/// and of what leads to them.
-const ENTRIES_PER_STEP: usize = 1024 + 16;
+/// Entries of page tables that are written before interrupts are let in.
+const STRETCH: usize = 128;
+
+/// How often that may be in one call.
+const SHARE: usize = 8;
 
 /// Ports that the kernel keeps: the 8259s, which it masked for good.
 const KERNEL_PORTS: [u64; 4] = [0x20, 0x21, 0xa0, 0xa1];
@@ -97,7 +101,7 @@ fn map_memory(call: &Call, tree: &mut Tree, found: Found, target: Selector, requ
         uncached: flags.contains(MapFlags::UNCACHED),
         user: true,
     };
-    let mapped = map_pages(target, address, PhysAddr(first << 12), pages, attr);
+    let mapped = map_pages(call.local, target, address, PhysAddr(first << 12), pages, attr);
     if !was_bound && mapped.is_err_and(|partial| partial.pages == 0) {
         target.bound_list().unbind(tree, found.slot);
     }
@@ -128,7 +132,35 @@ fn attach(tree: &mut Tree, slot: u32, target: Target, base: u64) -> core::result
     if is_same && target.bound_list().unmapping.get().0 != slot { Ok(true) } else { Err(Status::Occupied) }
 }
 
+/// Maps as many pages as one call may.
 fn map_pages(
+    local: &Local,
+    target: Target,
+    address: u64,
+    pa: PhysAddr,
+    pages: u64,
+    attr: Attr,
+) -> core::result::Result<MapDone, Partial> {
+    let mut all = MapDone { pages: 0, reduced_rights: false };
+    for _ in 0..SHARE {
+        let skip = all.pages * PAGE_SIZE;
+        let done = match map_stretch(target, address + skip, pa.offset(skip), pages - all.pages, attr) {
+            Ok(done) => done,
+            Err(Partial { pages, reduced_rights, error }) => {
+                let reduced_rights = reduced_rights | all.reduced_rights;
+                return Err(Partial { pages: pages + all.pages, reduced_rights, error });
+            }
+        };
+        all.pages += done.pages;
+        all.reduced_rights |= done.reduced_rights;
+        if all.pages == pages || !sched::preemption_point(local) {
+            break;
+        }
+    }
+    Ok(all)
+}
+
+fn map_stretch(
     target: Target,
     address: u64,
     pa: PhysAddr,
@@ -147,11 +179,10 @@ fn map_pages(
                 pages,
                 attr,
                 PageSize::M2,
-                ENTRIES_PER_STEP,
+                STRETCH,
             ),
             Target::Guest(space) => {
-                let mut tables = Tables::new(space.pool);
-                nested::map(&mut tables, space.root, address, pa, pages, attr, ENTRIES_PER_STEP)
+                nested::map(&mut Tables::new(space.pool), space.root, address, pa, pages, attr, STRETCH)
             }
             Target::Dma(space) => khw::iommu::map(space.pool, space.space.root, address, pa, pages, attr),
             _ => Ok(MapDone { pages: 0, reduced_rights: false }),
@@ -219,9 +250,9 @@ pub(super) fn unmap(call: &Call) -> Result {
     let target = Target::of(&entry).ok_or(Failure::Status(Status::Unbound))?;
     tree.begin();
     let unmapped = if count == own_count {
-        Ok(tree.unmap(found.slot).then_some(count))
+        unmap_all(&mut tree, found.slot, count)
     } else if found.kind == ObjectType::Memory {
-        tree.unmap_pages(target, entry.address + offset * PAGE_SIZE, first, count).map(Some)
+        unmap_part(&mut tree, target, entry.address + offset * PAGE_SIZE, first, count)
     } else {
         Err(Status::BadArgument)
     };
@@ -231,4 +262,33 @@ pub(super) fn unmap(call: &Call) -> Result {
         Some(pages) => Outcome::Done(Status::Partial, [pages, 0, 0]),
         None => Outcome::Restart,
     })
+}
+
+fn unmap_all(tree: &mut Tree, slot: u32, count: u64) -> core::result::Result<Option<u64>, Status> {
+    loop {
+        if tree.unmap(slot) {
+            return Ok(Some(count));
+        }
+        if !tree.may_go_on() {
+            return Ok(None);
+        }
+    }
+}
+
+fn unmap_part(
+    tree: &mut Tree,
+    target: Target,
+    address: u64,
+    first: u64,
+    count: u64,
+) -> core::result::Result<Option<u64>, Status> {
+    let mut done = 0;
+    while done < count && (done == 0 || tree.may_go_on()) {
+        match tree.unmap_pages(target, address + done * PAGE_SIZE, first + done, count - done) {
+            Ok(pages) => done += pages,
+            Err(_) if done > 0 => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(done))
 }

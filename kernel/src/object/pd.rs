@@ -6,9 +6,12 @@ use super::{Header, List, Object};
 use crate::cap::BoundList;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
-use hypercall_abi::ObjectType;
+use hypercall_abi::{ObjectType, PAGE_SIZE};
 use kcore::addr::PhysAddr;
 use khw::mem::phys_to_virt;
+
+/// Bits of a frame of the I/O permission bitmap.
+const PORTS_PER_FRAME: u64 = 8 * PAGE_SIZE;
 
 /// A protection domain.
 #[repr(C)]
@@ -99,19 +102,39 @@ impl Pd {
         let Some(frames) = self.io_frames() else {
             return false;
         };
-        let (mut port, end) = (first, first + count);
-        while port < end {
-            let (frame, word) = (frames[port as usize >> 15 & 1], port as usize >> 6 & 0x1ff);
-            let next = end.min((port | 63) + 1);
-            let bits = (u64::MAX >> (64 - (next - port))) << (port & 63);
-            // SAFETY: the index is below 512, in a frame of this domain; the tree lock is held.
-            unsafe {
-                let word = phys_to_virt(frame).cast::<u64>().add(word);
-                *word = if is_open { *word & !bits } else { *word | bits };
+        for (half, frame) in frames.into_iter().enumerate() {
+            let base = half as u64 * PORTS_PER_FRAME;
+            let (from, to) = (first.max(base), (first + count).min(base + PORTS_PER_FRAME));
+            if from < to {
+                // SAFETY: the frame is this domain's; the tree lock is held.
+                unsafe { set_bits(phys_to_virt(frame).cast(), from - base, to - base, !is_open) };
             }
-            port = next;
         }
         self.io_version.fetch_add(1, Ordering::Release);
         true
     }
+}
+
+/// Sets or clears the bits `from` up to, without, `to`, which is more.
+///
+/// # Safety
+/// There are as many words behind `words`, and nobody else changes them. CPUs may copy them meanwhile: the version tells them to do
+/// that again.
+unsafe fn set_bits(words: *mut u64, from: u64, to: u64, value: bool) {
+    let (first, last) = ((from / 64) as usize, ((to - 1) / 64) as usize);
+    let (head, tail) = (u64::MAX << (from % 64), u64::MAX >> (63 - (to - 1) % 64));
+    let change = |index: usize, bits: u64| {
+        // SAFETY: by the contract of the function.
+        unsafe {
+            let word = words.add(index);
+            *word = if value { *word | bits } else { *word & !bits };
+        }
+    };
+    if first == last {
+        return change(first, head & tail);
+    }
+    change(first, head);
+    change(last, tail);
+    // SAFETY: these words are between the two.
+    unsafe { words.add(first + 1).write_bytes(if value { 0xff } else { 0 }, last - first - 1) };
 }

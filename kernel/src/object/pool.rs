@@ -232,19 +232,28 @@ impl Pool {
         Some(direct_virt_to_phys(frame))
     }
 
-    /// Fetches some of the pool's frames out of its parent's list, which has them or can fetch them the same way: at most
-    /// [`MAX_DEPTH`] pools take part.
+    /// Fetches some of the pool's frames out of the list of the nearest pool above that has any, at most [`MAX_DEPTH`] pools away: pools
+    /// between the two have none of theirs in their lists either.
     #[inline(never)]
     fn fill(&self, own: &mut Frames) {
-        let Some(parent) = self.header.pool else { return };
-        let source = parent.frames();
-        if source.head == 0 {
-            parent.fill(source);
+        let Some(mut source) = self.header.pool else { return };
+        while source.frames().head == 0
+            && let Some(above) = source.header.pool
+        {
+            source = above;
         }
-        for _ in 0..own.unfilled.min(FILL) {
-            let Some(frame) = source.pop() else { return };
+        let mut filled = 0;
+        while filled < own.unfilled.min(FILL)
+            && let Some(frame) = source.frames().pop()
+        {
             own.push(frame);
-            own.unfilled -= 1;
+            filled += 1;
+        }
+        own.unfilled -= filled;
+        let mut between = self.header.pool;
+        while let Some(pool) = between.filter(|&pool| !core::ptr::eq(pool, source)) {
+            pool.frames().unfilled -= filled;
+            between = pool.header.pool;
         }
     }
 

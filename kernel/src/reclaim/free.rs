@@ -1,7 +1,7 @@
 //! The last of an object: its CPU lets go of it, and its memory is freed.
 
 use super::as_object;
-use crate::cpu::{Attention, Local};
+use crate::cpu::{self, Attention, Local};
 use crate::hypercall::ipc;
 use crate::object::Header;
 use crate::object::dma_space::DmaSpace;
@@ -67,8 +67,9 @@ fn let_go_of_ec(local: &'static Local, ec: &'static Ec) {
     }
 }
 
-/// Frees the memory of an object nothing refers to.
+/// Frees the memory of an object nothing refers to, and lets interrupts in.
 pub(super) fn free(header: &'static Header) {
+    sched::preemption_point(cpu::local());
     let Some(pool) = header.pool else { return };
     // SAFETY: for all arms: the object is out of the tree and of all lists, its CPU let go of it, and a grace period has
     // passed. Frames are given back to the pool they came from.
@@ -120,6 +121,7 @@ unsafe fn free_pd(pool: &'static Pool, pd: &'static Pd) {
         while let Some((index, table)) = pd.table_from(next) {
             pd.pool.give_frame(table);
             next = index + 1;
+            sched::preemption_point(cpu::local());
         }
         pd.pool.give_frame(pd.root);
         pd.pool.give_frame(pd.directory);

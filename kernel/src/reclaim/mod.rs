@@ -36,11 +36,14 @@ use khw::mem::Tables;
 use khw::smp;
 use khw::virt::nested;
 
-/// What a call does before a preemption point, in visits to page-table entries.
-const SHARE: usize = 1024;
+/// What a call does before it lets interrupts in, in visits to page-table entries.
+const STRETCH: usize = 128;
+
+/// How often it does so before it lets go of the tree, if nobody more urgent becomes ready.
+const SHARE: usize = 12;
 
 /// What a step costs that deals with a capability, an object or a page table.
-const STEP: usize = 16;
+const STEP: usize = 32;
 
 /// What is on its way out.
 #[derive(Debug)]
@@ -53,8 +56,10 @@ pub struct Reclaim {
     dead_pools: List<Header, InPool>,
     /// Something was taken away that a CPU may still use.
     needs_grace: bool,
-    /// What is left of this call's share.
+    /// What is left until interrupts are let in.
     left: usize,
+    /// How often they may be before the call's share is used up.
+    stretches: usize,
 }
 
 // SAFETY: the links of objects in the lists are used by whoever has the list, which is under the tree lock.
@@ -69,6 +74,7 @@ impl Reclaim {
             dead_pools: List::new(),
             needs_grace: false,
             left: 0,
+            stretches: 0,
         }
     }
 }
@@ -86,13 +92,16 @@ impl Tree {
         self.begin();
         self.slot_mut(root).state |= REVOKING;
         let mut is_done = false;
-        while self.reclaim.left > 0 {
+        loop {
             if is_done {
                 // For others. The slot is not to be looked at any more: its domain may be gone.
                 let Some(header) = self.reclaim.dying.first() else { break };
                 self.bury(header);
             } else {
                 is_done = self.revoke_one(root, with_root);
+            }
+            if !self.may_go_on() {
+                break;
             }
         }
         self.finish();
@@ -101,7 +110,18 @@ impl Tree {
 
     /// Begins a call's share.
     pub fn begin(&mut self) {
-        self.reclaim.left = SHARE;
+        self.reclaim.left = STRETCH;
+        self.reclaim.stretches = SHARE;
+    }
+
+    /// Between two steps: lets interrupts in if it is time. False if the call's share is used up, or somebody more urgent is ready.
+    pub fn may_go_on(&mut self) -> bool {
+        if self.reclaim.left > 0 {
+            return true;
+        }
+        self.reclaim.left = STRETCH;
+        self.reclaim.stretches = self.reclaim.stretches.saturating_sub(1);
+        self.reclaim.stretches > 0 && sched::preemption_point(cpu::local())
     }
 
     fn spend(&mut self, cost: usize) {
@@ -255,6 +275,7 @@ impl Tree {
             }
             return true;
         }
+        pd.cleared.set(kcore::cap::space::DIRECTORY_ENTRIES);
         self.forget_first(&pd.bound)
             || self.free_tables(|budget| {
                 // SAFETY: the tables are the domain's, whose contexts were let go of before the grace period.

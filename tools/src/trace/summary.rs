@@ -97,7 +97,7 @@ impl Summary {
                         calls.insert(event.ec, (call, event.at));
                     }
                 }
-                Kind::Fault | Kind::Wake | Kind::Idle => {}
+                Kind::Fault | Kind::Wake | Kind::Idle | Kind::Window => {}
             }
         }
         // A VMM whose guest never ran again after its last exit.
@@ -207,6 +207,7 @@ pub fn describe(recording: &Recording, event: &Event) -> String {
         Kind::Fault => format!("exception {} of {name}", event.first),
         Kind::Wake => format!("{name} wakes"),
         Kind::Idle => "idle".into(),
+        Kind::Window => format!("{name}'s hypercall lets interrupts in"),
     }
 }
 

@@ -57,7 +57,7 @@ fn owner_after(events: &[Event]) -> Option<Owner> {
         },
         Kind::Return => Owner::User(event.ec),
         Kind::Enter => Owner::Guest(event.ec),
-        Kind::Interrupt | Kind::Fault => Owner::Kernel,
+        Kind::Interrupt | Kind::Fault | Kind::Window => Owner::Kernel,
         Kind::Idle => Owner::Idle,
         Kind::Wake => return None,
     })

@@ -70,7 +70,7 @@ impl Ring {
 }
 
 /// The longest stretches with interrupts off, by what the kernel was entered for: kind and number as in [`Record::event`], without
-/// the selector. A stretch ends where user code or a guest goes on, an interrupt is let in, or the CPU sleeps.
+/// the selector. A stretch ends where user code or a guest goes on, interrupts are let in, or the CPU sleeps.
 #[derive(Clone, Debug, Default)]
 pub struct Stretches(BTreeMap<u16, u64>);
 
@@ -78,6 +78,8 @@ impl Stretches {
     /// Adds those in the records of a CPU, oldest first.
     pub fn add(&mut self, records: impl Iterator<Item = Record>) {
         let mut open: Option<Record> = None;
+        // What a window is in.
+        let mut call: Option<Record> = None;
         for record in records {
             let Some(kind) = record.kind().filter(|&kind| kind != Kind::Wake) else { continue };
             // Where the short way of a call was taken nothing says when it ended, but it is short.
@@ -87,10 +89,15 @@ impl Stretches {
                 let longest = self.0.entry(first.event as u16).or_default();
                 *longest = (*longest).max(record.tsc.saturating_sub(first.tsc));
             }
-            let is_run = kind == Kind::Hypercall && record.first() == Hypercall::VcpuRun as u8;
-            if matches!(kind, Kind::Hypercall | Kind::Interrupt | Kind::Fault) && !is_run {
-                open = Some(record);
-            }
+            open = match kind {
+                Kind::Hypercall => {
+                    call = Some(record);
+                    call.filter(|record| record.first() != Hypercall::VcpuRun as u8)
+                }
+                Kind::Interrupt | Kind::Fault => Some(record),
+                Kind::Window => call.map(|call| Record { tsc: record.tsc, ..call }),
+                _ => None,
+            };
         }
     }
 
@@ -148,6 +155,18 @@ mod tests {
             record(107, Kind::Return, 0),
         ];
         assert_eq!(longest(&records), [(REVOKED, 40), (Kind::Interrupt as u16 | 0xf000, 7)]);
+    }
+
+    #[test]
+    fn a_window_divides_a_stretch() {
+        let records = [
+            record(10, Kind::Hypercall, REVOKE),
+            record(40, Kind::Window, 0),
+            record(60, Kind::Interrupt, 0xf0),
+            record(65, Kind::Window, 0),
+            record(100, Kind::Return, 0),
+        ];
+        assert_eq!(longest(&records), [(REVOKED, 35), (Kind::Interrupt as u16 | 0xf000, 5)]);
     }
 
     #[test]

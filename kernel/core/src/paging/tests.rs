@@ -124,7 +124,7 @@ fn destroy_frees_every_table_once_in_bounded_steps() {
     let mut before = mem.tables();
     assert!(kernel > 0 && before > 40);
     // With room for a few tables of the last level, or for none: one goes anyway.
-    for budget in [800, 1].into_iter().cycle() {
+    for budget in [150, 1].into_iter().cycle() {
         if destroy::<HostFormat, _>(&mut mem, root, true, &mut { budget }) {
             break;
         }

@@ -48,10 +48,12 @@ pub(super) fn split<F: PtFormat, M: PtMemory>(mem: &mut M, at: Position, va: u64
     let table = mem.alloc_table().ok_or(MapError::NoMemory)?;
     let (base, attr) = (F::addr(at.entry, at.level), F::attr(at.entry));
     let below = at.level - 1;
+    // Hardware may set the large page's dirty flag until it is unlinked: all of it counts as written.
+    let mut leaf = F::leaf(base, attr, below) | F::DIRTY;
     for i in 0..ENTRIES {
-        let pa = base.offset(i as u64 * level_bytes(below));
-        // Hardware may set the large page's dirty flag until it is unlinked: all of it counts as written.
-        mem.write(table, i, F::leaf(pa, attr, below) | F::DIRTY);
+        mem.write(table, i, leaf);
+        // The address is a field of its own in every format.
+        leaf += level_bytes(below);
     }
     mem.write(at.table, index(va, at.level), F::table(table, at.level));
     Ok(())

@@ -283,17 +283,20 @@ fn device_memory_is_uncached_and_ram_is_not(w: &mut World) -> Check {
 fn large_mappings_are_made_in_steps_or_by_large_pages(w: &mut World) -> Check {
     let (pool, pd) = (w.sub_pool(64)?, w.sel());
     call(CreatePd, pd, [pool]).done()?;
-    // Out of step with 2 MiB: about 1024 pages a call.
+    // Out of step with 2 MiB: at most 1024 pages a call, and not many less while nothing else is to be done.
     let memory = w.large_ram(3000)?;
     let odd = 0x4000_0000 + PAGE;
     let mut done = 0;
-    for _ in 0..2 {
+    let mut calls = 0;
+    while done < 3000 {
         let answer = call(Map, memory, [pd, odd + done * PAGE, done, 3000 - done, R]);
-        equal("status", answer.status(), Some(Partial))?;
-        holds("about 1024 pages", (1024..1040).contains(&answer.values[0]))?;
-        done += answer.values[0];
+        let pages = answer.values[0];
+        holds("pages of a call", (1..=1024).contains(&pages) && pages <= 3000 - done)?;
+        done += pages;
+        equal("is complete", answer.status() == Some(Success), done == 3000)?;
+        calls += 1;
     }
-    call(Map, memory, [pd, odd + done * PAGE, done, 3000 - done, R]).gives([3000 - done, 0, 0])?;
+    holds("few calls", (3..=6).contains(&calls))?;
     call(Unmap, memory, [0, 3000]).gives([3000, 0, 0])?;
     // In step: at once, and cheaply.
     let before = free_frames(pool)?;
