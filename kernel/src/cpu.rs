@@ -1,7 +1,7 @@
 //! The kernel's data for each CPU.
 
 use crate::object::due::DueQueue;
-use crate::object::ec::Ec;
+use crate::object::ec::{Ec, Releasing};
 use crate::object::sc::{InQueue, Sc};
 use crate::object::{Header, InPool, List};
 use crate::trace::Cursor;
@@ -116,6 +116,8 @@ pub struct Queues {
     pub refill: DueQueue<Sc>,
     /// Waiting contexts with a deadline.
     pub timed: DueQueue<Ec>,
+    /// Contexts whose wait is over while others wait with them.
+    pub releasing: List<Ec, Releasing>,
     /// Objects of this CPU that are being destroyed: it lets go of them when it serves the request.
     pub doomed: List<Header, InPool>,
     /// Those it has let go of.
@@ -149,6 +151,7 @@ impl Local {
                 ready: [const { List::new() }; PRIORITIES],
                 refill: DueQueue::new(),
                 timed: DueQueue::new(),
+                releasing: List::new(),
                 doomed: List::new(),
                 released: List::new(),
             }),

@@ -48,8 +48,8 @@ pub fn schedule(local: &'static Local) -> *mut Frame {
             await_refill(local, sc);
             continue;
         }
+        // It pays for what was done here since somebody was charged last.
         local.sc.set(Some(sc));
-        local.charged_since.set(now);
         local.slice_end.set(now.saturating_add(available));
         local.attention.remove(Attention::SWITCH);
         let Some(ec) = runnable(local, sc) else {
@@ -159,31 +159,45 @@ fn runnable(local: &Local, sc: &'static Sc) -> Option<&'static Ec> {
     None
 }
 
-/// Makes those ready that wait with `ec`, which is not blocked any more; the priority of the most urgent one.
-fn release(queues: &mut Queues, ec: &Ec) -> Option<u8> {
-    let mut most_urgent = None;
-    while let Some(sc) = ec.helpers.pop_front() {
-        sc.helps.set(None);
-        enqueue(queues, sc, false);
-        most_urgent = most_urgent.max(Some(sc.priority));
+/// `ec` is not blocked any more: [`expire`] makes those ready that wait with it. Whether there are any.
+fn release(queues: &mut Queues, ec: &'static Ec) -> bool {
+    let has_helpers = !ec.helpers.is_empty();
+    if has_helpers && !ec.is_releasing.replace(true) {
+        queues.releasing.push_back(ec);
     }
-    most_urgent
+    has_helpers
 }
 
-/// As [`wake`] for those who wait with a context of this CPU that is idle, or stopped, now.
-pub fn release_helpers(ec: &Ec) {
-    let local = cpu::local();
-    let released = release(&mut local.queues.lock(), ec);
-    if released > local.sc.get().map(|current| current.priority) {
+/// Makes one of those ready that wait with `ec`; false if there is none, or `ec` is blocked again.
+fn release_one(queues: &mut Queues, ec: &'static Ec) -> bool {
+    let next = if ec.state.get() == State::Blocked { None } else { ec.helpers.pop_front() };
+    match next {
+        Some(sc) => {
+            sc.helps.set(None);
+            enqueue(queues, sc, false);
+        }
+        None if ec.is_releasing.replace(false) => queues.releasing.remove(ec),
+        None => {}
+    }
+    next.is_some()
+}
+
+/// Makes all ready that wait with a context of this CPU, which is idle or stopped now; lets interrupts in.
+pub fn release_helpers(local: &Local, ec: &'static Ec) {
+    while release_one(&mut local.queues.lock(), ec) {
         local.attention.add(Attention::SWITCH);
+        preemption_point(local);
     }
 }
 
 /// Charges the current scheduling context and puts it where it belongs. Afterwards nobody is current.
 fn put_back(local: &'static Local) {
     local.ec.set(None);
-    let Some(sc) = local.sc.take() else { return };
     let now = tsc::read();
+    let Some(sc) = local.sc.take() else {
+        // Nobody was there to pay.
+        return local.charged_since.set(now);
+    };
     charge(local, sc, now);
     let mut queues = local.queues.lock();
     // A context that blocked may have been woken, and queued, by another CPU already.
@@ -277,16 +291,16 @@ pub fn start(sc: &'static Sc) {
         enqueue(&mut queues, sc, false);
     }
     drop(queues);
-    notice(target, sc, sc.priority);
+    notice(target, Some(sc), sc.priority);
 }
 
 /// Scheduling contexts of up to `priority` became ready, `sc` among them: their CPU must look whether one is the most urgent. If `sc` helps
 /// right now, it has better things to do.
-fn notice(target: &'static Local, sc: &'static Sc, priority: u8) {
+fn notice(target: &'static Local, sc: Option<&'static Sc>, priority: u8) {
+    let is = |current| sc.is_some_and(|sc| core::ptr::eq(current, sc));
     if target.id != percpu::id() {
         interrupt(target.id);
-    } else if target.sc.get().is_none_or(|current| priority > current.priority || core::ptr::eq(current, sc))
-    {
+    } else if target.sc.get().is_none_or(|current| priority > current.priority || is(current)) {
         target.attention.add(Attention::SWITCH);
     }
 }
@@ -309,7 +323,9 @@ pub fn unblock_current(ec: &'static Ec) {
     let mut queues = cpu::local().queues.lock();
     leave_timed(&mut queues, ec);
     ec.state.set(State::Active);
-    release(&mut queues, ec);
+    if release(&mut queues, ec) {
+        arm(cpu::local(), 0);
+    }
 }
 
 fn leave_timed(queues: &mut Queues, ec: &'static Ec) {
@@ -354,20 +370,26 @@ pub fn wake(ec: &'static Ec, result: WaitResult) {
             Place::Ready | Place::Refill | Place::Dead => {}
         }
     }
-    let released = release(&mut queues, ec);
+    let has_helpers = release(&mut queues, ec);
     drop(queues);
-    if let Some(sc) = own {
-        notice(target, sc, sc.priority.max(released.unwrap_or(0)));
+    if has_helpers || own.is_some() {
+        // How urgent the helpers are is seen when they are made ready.
+        notice(target, own, if has_helpers { u8::MAX } else { own.map_or(0, |sc| sc.priority) });
     }
 }
 
-/// Waits and refills that [`expire`] deals with at once.
+/// Helpers, waits and refills that [`expire`] deals with at once.
 const EXPIRE_STEPS: usize = 32;
 
-/// Ends waits whose deadline has passed, and refills budgets. If there are many, the timer fires again at once for the rest.
+/// Makes helpers ready whose wait is over, ends waits whose deadline has passed, and refills budgets. If there are many, the timer fires again at once for the rest.
 pub fn expire(local: &'static Local, now: u64) {
     for _ in 0..EXPIRE_STEPS {
         let mut queues = local.queues.lock();
+        if let Some(ec) = queues.releasing.first() {
+            release_one(&mut queues, ec);
+            local.attention.add(Attention::SWITCH);
+            continue;
+        }
         if let Some(sc) = queues.refill.first().filter(|sc| sc.refilled.when() <= now) {
             queues.refill.remove(sc);
             enqueue(&mut queues, sc, false);
@@ -456,7 +478,7 @@ pub fn look(local: &Local) {
     let queues = local.queues.lock();
     let most_urgent = 31u32.checked_sub(queues.bitmap.leading_zeros());
     let current = local.sc.get().map(|sc| sc.priority as u32);
-    if most_urgent > current || smp::has_request() {
+    if most_urgent > current || !queues.releasing.is_empty() || smp::has_request() {
         local.attention.add(Attention::SWITCH);
     }
 }

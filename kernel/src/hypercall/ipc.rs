@@ -141,11 +141,12 @@ fn go_on(sc: &'static Sc, from: &'static Ec, to: &'static Ec) {
 }
 
 /// A context stopped or goes away. Whom it called is made idle, its caller gets an error and goes on, and so do the callers that
-/// queued for it. Runs on its CPU.
+/// queued for it. Runs on its CPU, and lets interrupts in.
 pub fn abandon(ec: &'static Ec) {
+    let local = cpu::local();
     strand_callees(ec);
     detach(ec);
-    sched::release_helpers(ec);
+    sched::release_helpers(local, ec);
     if let Some(caller) = ec.caller.take() {
         caller.callee.set(None);
         let sc = ec.sc.take();
@@ -159,6 +160,7 @@ pub fn abandon(ec: &'static Ec) {
     while let Some(waiting) = ec.queued_callers.pop_front() {
         waiting.waits_for.set(None);
         sched::wake(waiting, WaitResult::Failed(Status::Aborted));
+        sched::preemption_point(local);
     }
 }
 
@@ -205,7 +207,7 @@ fn strand_callees(ec: &'static Ec) {
         if handler.state.get() != State::Faulted {
             handler.state.set(State::Idle);
         }
-        sched::release_helpers(handler);
+        sched::release_helpers(cpu::local(), handler);
     }
 }
 

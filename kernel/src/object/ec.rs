@@ -37,6 +37,10 @@ pub struct Ec {
     /// Scheduling contexts that would run it if it were not blocked: their threads wait for a handler that waits for it. Under the
     /// scheduler lock of its CPU.
     pub helpers: List<Sc, InQueue>,
+    /// Link of the list of contexts whose helpers are being made ready; under the same lock.
+    pub releasing: ListLink,
+    /// In that list.
+    pub is_releasing: Cell<bool>,
     /// Its own scheduling context. Under the tree lock.
     pub own_sc: Cell<Option<&'static Sc>>,
     /// Handler: whose call it serves.
@@ -107,6 +111,16 @@ pub enum WaitResult {
     Kicked,
 }
 
+/// Contexts whose helpers are being made ready.
+#[derive(Debug)]
+pub enum Releasing {}
+// SAFETY: always the same field.
+unsafe impl Linked<Releasing> for Ec {
+    fn link(&self) -> &ListLink {
+        &self.releasing
+    }
+}
+
 /// Callers in a handler's queue.
 #[derive(Debug)]
 pub enum Calling {}
@@ -158,6 +172,8 @@ impl Ec {
             sc: Cell::new(None),
             chain_sc: Cell::new(None),
             helpers: List::new(),
+            releasing: ListLink::new(),
+            is_releasing: Cell::new(false),
             own_sc: Cell::new(None),
             caller: Cell::new(None),
             callee: Cell::new(None),

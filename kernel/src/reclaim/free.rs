@@ -54,8 +54,9 @@ pub fn let_go(local: &'static Local) {
 }
 
 fn let_go_of_ec(local: &'static Local, ec: &'static Ec) {
-    ipc::abandon(ec);
+    // Nobody wakes it, or waits with it, from here on.
     ec.state.set(State::Dead);
+    ipc::abandon(ec);
     if let Some(sc) = ec.sc.take() {
         sched::retire(sc);
     }

@@ -20,6 +20,7 @@ pub(super) const GROUP: Group = group!(
         a_domain_with_many_capabilities_ends_and_lets_others_run,
         a_pool_with_many_objects_ends_and_lets_others_run,
         a_semaphore_with_many_waiters_ends_and_lets_others_run,
+        a_handler_with_many_helpers_serves_them_all,
         what_a_thread_began_that_ended_itself_is_finished_by_the_next,
         domains_that_have_each_other_end_together,
     ],
@@ -147,12 +148,57 @@ core::arch::global_asm!(
     "mov rax, ({sleep} << 32) | {wait}",
     "jmp 2b",
     ".popsection",
+    // RDI: a portal in its low half, the first message word in its high half. One call of the portal, without a stack.
+    ".pushsection .text.conformance_caller, \"ax\"",
+    ".global conformance_caller",
+    "conformance_caller:",
+    "mov eax, edi",
+    "shl rax, 32",
+    "shr rdi, 32",
+    "syscall",
+    "2:",
+    "mov rdi, -1",
+    "mov rax, ({sleep} << 32) | {wait}",
+    "syscall",
+    "jmp 2b",
+    ".popsection",
     sleep = const SLEEP,
     wait = const Wait as u64,
 );
 
 unsafe extern "C" {
     fn conformance_waiter();
+    fn conformance_caller();
+}
+
+/// Waits on the semaphore in word 0; word 0 of the board counts those that have.
+extern "C" fn wait_and_count(words: &mut [u64; 8]) {
+    call(Wait, words[0], [u64::MAX]);
+    board(0).fetch_add(1, Ordering::Relaxed);
+}
+
+fn a_handler_with_many_helpers_serves_them_all(w: &mut World) -> Check {
+    const CALLERS: u64 = 100;
+    let (handler, sm) = (w.handler(0)?, w.sm(0)?);
+    let portal = w.portal(handler, wait_and_count)?;
+    let threads = w.sels(2 * CALLERS);
+    for index in 0..CALLERS {
+        let (ec, sc) = (threads + 2 * index, threads + 2 * index + 1);
+        let argument = portal | sm << 32;
+        call(CreateEc, ec, [w.pool, PD, 0, conformance_caller as *const () as u64, 0x1000, argument])
+            .done()?;
+        call(CreateSc, sc, [w.pool, ec, HIGH, 10_000, 10_000]).done()?;
+    }
+    // The first one's call waits, and all others wait with it.
+    equal("calls that are over", board(0).load(Ordering::Relaxed), 0)?;
+    is_interrupted(w, 2, || {
+        for served in 1..=CALLERS {
+            call(Signal, sm, []).done()?;
+            let is_served = || board(0).load(Ordering::Relaxed) == served;
+            equal("is served at once", is_served(), true)?;
+        }
+        Ok(())
+    })
 }
 
 fn a_semaphore_with_many_waiters_ends_and_lets_others_run(w: &mut World) -> Check {
