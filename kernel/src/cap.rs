@@ -36,7 +36,7 @@ pub const REVOKING: u8 = 1;
 /// Bit of [`Slot::state`]: the object, whose first capability it is, is ending.
 pub const DOOMED: u8 = 2;
 
-/// How often a CPU tries to take the tree lock before it lets interrupts in.
+/// How often a CPU tries to take the tree lock before it lets interrupts in and tries again.
 const LOCK_ATTEMPTS: usize = 256;
 
 /// The call must start again: another CPU holds the tree lock, and may be waiting for this one.
@@ -165,6 +165,11 @@ impl Pd {
             None | Some((0, _)) => Err(Status::BadSelector),
             Some((table, index)) => Ok(table + index as u64 * 64),
         }
+    }
+
+    /// The slot at a selector, whatever is in it.
+    pub fn slot(&self, selector: Selector) -> Result<u32, Status> {
+        Ok((self.slot_at(selector)? >> SLOT_SHIFT) as u32)
     }
 
     /// The object at a selector, if it is a `T` and the capability has `rights`: what [`Self::look_up`] and [`Found::cast`]

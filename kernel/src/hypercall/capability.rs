@@ -4,7 +4,7 @@ use super::{Call, Outcome, Result, lock_tree};
 use crate::cap;
 use crate::object::pd::Pd;
 use hypercall_abi::{ObjectType, Rights, Selector, Status};
-use kcore::cap::range;
+use kcore::cap::{Slots, range};
 use kcore::virt::vapic;
 
 const FIRST_VECTOR: u64 = vapic::FIRST_VECTOR as u64;
@@ -70,6 +70,23 @@ pub(super) fn revoke(call: &Call) -> Result {
         _ => return Err(Status::BadArgument.into()),
     };
     let mut tree = lock_tree()?;
-    let found = call.capability()?;
-    Ok(if tree.revoke(found.slot, with_self) { Outcome::OK } else { Outcome::Restart })
+    let slot = call.ec.pd.slot(call.selector())?;
+    match call.ec.revokes.take() {
+        // Made again: others may have finished it, and put another capability there.
+        Some((begun, stamp)) if begun == slot => {
+            if tree.slot(slot).stamp != stamp {
+                return Ok(Outcome::OK);
+            }
+        }
+        _ => _ = call.capability()?,
+    }
+    call.ec.revokes.set(Some((slot, tree.stamp(slot))));
+    Ok(match call.outlive(|| tree.revoke(slot, with_self)) {
+        Some(true) => {
+            call.ec.revokes.set(None);
+            Outcome::OK
+        }
+        Some(false) => Outcome::Restart,
+        None => Outcome::Block,
+    })
 }

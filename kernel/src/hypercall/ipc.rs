@@ -7,7 +7,7 @@
 //! A chain of calls is linked both ways (`callee`, `caller`). Exactly one context holds the scheduling context: the last of the
 //! chain.
 
-use super::{Call, Outcome, Result};
+use super::{Call, Outcome, Result, SYSCALL_BYTES};
 use crate::cpu;
 use crate::object::ec::{Ec, State, WaitResult};
 use crate::object::portal::Portal;
@@ -55,7 +55,7 @@ pub(super) fn is_ready(
 /// The handler that a caller waits for is idle: the caller makes its call again.
 pub fn retry(ec: &'static Ec) {
     stop_waiting(ec);
-    ec.frame().rip -= 2;
+    ec.frame().rip -= SYSCALL_BYTES;
     sched::unblock_current(ec);
 }
 
@@ -193,12 +193,14 @@ pub fn withdraw(sc: &'static Sc) {
 /// Takes apart the chain of calls below `ec`: each handler is made idle again, at its entry. What `ec` runs on comes back to it.
 ///
 /// What a handler was doing for the vanished caller is lost; it starts with a clean stack at its next call. A server that keeps state
-/// across calls must expect this, as it must expect that a caller dies.
+/// across calls must expect this, as it must expect that a caller dies. Lets interrupts in after each.
 fn strand_callees(ec: &'static Ec) {
+    let local = cpu::local();
     let mut next = ec.callee.take();
     while let Some(handler) = next {
         next = handler.callee.take();
         handler.caller.set(None);
+        handler.revokes.set(None);
         if let Some(sc) = handler.sc.take() {
             ec.sc.set(Some(sc));
             go_on(sc, handler, ec);
@@ -207,7 +209,8 @@ fn strand_callees(ec: &'static Ec) {
         if handler.state.get() != State::Faulted {
             handler.state.set(State::Idle);
         }
-        sched::release_helpers(cpu::local(), handler);
+        sched::release_helpers(local, handler);
+        sched::preemption_point(local);
     }
 }
 

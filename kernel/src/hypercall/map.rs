@@ -184,7 +184,9 @@ fn map_stretch(
             Target::Guest(space) => {
                 nested::map(&mut Tables::new(space.pool), space.root, address, pa, pages, attr, STRETCH)
             }
-            Target::Dma(space) => khw::iommu::map(space.pool, space.space.root, address, pa, pages, attr),
+            Target::Dma(space) => {
+                khw::iommu::map(space.pool, space.space.root, address, pa, pages, attr, STRETCH)
+            }
             _ => Ok(MapDone { pages: 0, reduced_rights: false }),
         }
     }

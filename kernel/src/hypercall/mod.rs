@@ -17,11 +17,14 @@ mod wait;
 use crate::cap::{self, Restart, Tree};
 use crate::cpu::{self, Attention, Local};
 use crate::object::ec::Ec;
-use crate::sched;
+use crate::{reclaim, sched};
 use hypercall_abi::regs::Head;
 use hypercall_abi::{Hypercall, Selector, Status};
 use khw::entry::Frame;
 use khw::sync::Guard;
+
+/// Length of SYSCALL.
+pub const SYSCALL_BYTES: u64 = 2;
 
 /// The arguments of a hypercall, and who makes it. [`crate::fast`] builds one on the stack.
 #[repr(C)]
@@ -48,6 +51,19 @@ impl Call {
         u32::try_from(self.args[index]).map(Selector).map_err(|_| Status::BadArgument)
     }
 
+    /// Does what may end the caller, or leave it without a scheduling context; then it gives nothing, and the caller, if it ever goes on,
+    /// makes its call again.
+    fn outlive<T>(&self, act: impl FnOnce() -> T) -> Option<T> {
+        self.ec.frame().rip -= SYSCALL_BYTES;
+        let result = act();
+        // Otherwise its frame may be somebody else's memory by now.
+        let goes_on = self.local.ec.get().is_some_and(|current| core::ptr::eq(current, self.ec));
+        goes_on.then(|| {
+            self.ec.frame().rip += SYSCALL_BYTES;
+            result
+        })
+    }
+
     /// The first capability of the call.
     pub fn capability(&self) -> core::result::Result<cap::Found, Status> {
         self.ec.pd.look_up(self.selector())
@@ -61,7 +77,7 @@ pub enum Outcome {
     Done(Status, [u64; 3]),
     /// Registers are written already: go on with whoever should run.
     Switch,
-    /// The caller waits; its registers will be written when it is woken.
+    /// The caller waits, and its registers will be written when it is woken; or it is not current any more.
     Block,
     /// Start again after serving requests and interrupts.
     Restart,
@@ -113,39 +129,51 @@ pub fn dispatch() -> *mut Frame {
     let Some(ec) = local.ec.get() else {
         return sched::schedule(local);
     };
-    let registers = ec.frame();
-    let head = Head(registers.rax);
+    let head = Head(ec.frame().rax);
     let result = match head.call() {
         None => Err(Status::BadHypercall.into()),
         Some(number) => {
-            let r = &*registers;
+            let r = ec.frame();
             let args = [r.rdi, r.rsi, r.rdx, r.r8, r.r9, r.r10];
-            handler(number)(&Call { head, local, ec, args })
+            let call = Call { head, local, ec, args };
+            loop {
+                let result = handler(number)(&call);
+                if !matches!(result, Err(Failure::Restart)) {
+                    break result;
+                }
+                match call.outlive(|| let_others_on(local)) {
+                    Some(true) => {}
+                    Some(false) => break result,
+                    None => break Ok(Outcome::Block),
+                }
+            }
         }
     };
-    if local.ec.get().is_none_or(|current| !core::ptr::eq(current, ec))
-        && !matches!(result, Ok(Outcome::Switch))
-    {
-        // The caller ended itself: its frame may be somebody else's memory by now.
-        return sched::schedule(local);
-    }
     match result {
         Ok(Outcome::Done(status, values)) => {
+            let registers = ec.frame();
             registers.rax = status as u64;
             [registers.rdi, registers.rsi, registers.rdx] = values;
         }
-        Err(Failure::Status(status)) => registers.rax = status as u64,
+        Err(Failure::Status(status)) => ec.frame().rax = status as u64,
         Ok(Outcome::Switch) => {}
         // Another CPU may have woken, and queued, it already: only the queues tell.
         Ok(Outcome::Block) => return sched::schedule(local),
         Ok(Outcome::Restart) | Err(Failure::Restart) => {
-            // SYSCALL is two bytes long: the caller executes it again, with its registers untouched.
-            registers.rip -= 2;
+            // The caller executes it again, with its registers untouched.
+            ec.frame().rip -= SYSCALL_BYTES;
             khw::cpu::interrupt_window();
             local.attention.add(Attention::SWITCH);
         }
     }
     sched::resume(local)
+}
+
+/// The tree lock is taken: serves what its holder may wait for, and interrupts. Whether the caller may try again at once, so that it finds
+/// the lock free where the holder takes it again and again.
+fn let_others_on(local: &'static Local) -> bool {
+    khw::smp::serve(|| reclaim::let_go(local));
+    sched::preemption_point(local)
 }
 
 /// What handles a hypercall.

@@ -71,6 +71,8 @@ pub struct Ec {
     pub fault_badge: AtomicU64,
     /// Link of that signal's list. Under the tree lock.
     pub watched: ListLink,
+    /// In a Revoke that must be made again: the slot, and its stamp when that began.
+    pub revokes: Cell<Option<(u32, u16)>>,
     /// Why it stopped: vector and address.
     pub fault: Cell<(u64, u64)>,
     /// Link of the protection domain's list. Under the tree lock.
@@ -189,6 +191,7 @@ impl Ec {
             fault_signal: AtomicPtr::new(core::ptr::null_mut()),
             fault_badge: AtomicU64::new(0),
             watched: ListLink::new(),
+            revokes: Cell::new(None),
             fault: Cell::new((0, 0)),
             of_pd: ListLink::new(),
             portals: List::new(),

@@ -60,6 +60,8 @@ pub struct Reclaim {
     left: usize,
     /// How often they may be before the call's share is used up.
     stretches: usize,
+    /// The last stamp of a slot.
+    stamp: u16,
 }
 
 // SAFETY: the links of objects in the lists are used by whoever has the list, which is under the tree lock.
@@ -75,6 +77,7 @@ impl Reclaim {
             needs_grace: false,
             left: 0,
             stretches: 0,
+            stamp: 0,
         }
     }
 }
@@ -106,6 +109,15 @@ impl Tree {
         }
         self.finish();
         is_done
+    }
+
+    /// What tells the capability in a slot, which is about to be revoked, from what is there later.
+    pub fn stamp(&mut self, slot: u32) -> u16 {
+        if self.slot(slot).stamp == 0 {
+            self.reclaim.stamp = self.reclaim.stamp.wrapping_add(1).max(1);
+            self.slot_mut(slot).stamp = self.reclaim.stamp;
+        }
+        self.slot(slot).stamp
     }
 
     /// Begins a call's share.

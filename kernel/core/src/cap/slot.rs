@@ -21,7 +21,9 @@ pub struct Slot {
     /// Previous slot with the same parent, 0 for the first.
     pub prev: u32,
     /// Derivations between it and its root (see [`super::tree::MAX_DEPTH`]).
-    pub depth: u32,
+    pub depth: u16,
+    /// Number of the first revocation of the capability, which tells it from what is in the slot later; 0 before.
+    pub stamp: u16,
     /// Address of the kernel object, or first page frame number, port or interrupt of a range.
     pub object: u64,
     /// Length of a range, or badge of a notification.
@@ -52,6 +54,7 @@ impl Slot {
         next: 0,
         prev: 0,
         depth: 0,
+        stamp: 0,
         object: 0,
         count: 0,
         bound: 0,

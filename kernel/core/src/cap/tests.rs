@@ -156,14 +156,15 @@ fn revocation_takes_descendants_before_their_ancestors() {
 
 #[test]
 fn depth_is_bounded_and_a_refusal_changes_nothing() {
-    let mut table = Table::new(MAX_DEPTH as usize + 2);
-    for id in 1..=MAX_DEPTH {
+    let last = u32::from(MAX_DEPTH) + 1;
+    let mut table = Table::new(last as usize + 1);
+    for id in 1..last {
         insert_child(&mut table, id, id + 1).unwrap();
     }
     let before = table.0.clone();
-    assert_eq!(insert_child(&mut table, MAX_DEPTH + 1, MAX_DEPTH + 2), Err(TooDeep));
+    assert_eq!(insert_child(&mut table, last, last + 1), Err(TooDeep));
     assert_eq!(table.0, before);
-    assert_eq!(first_leaf_below(&table, 1), Some(MAX_DEPTH + 1));
+    assert_eq!(first_leaf_below(&table, 1), Some(last));
 }
 
 proptest! {

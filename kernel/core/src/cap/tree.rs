@@ -7,7 +7,7 @@
 use super::{Slot, Slots};
 
 /// Largest depth of a tree: bounds the walk to a leaf. Real delegation is a handful deep.
-pub const MAX_DEPTH: u32 = 64;
+pub const MAX_DEPTH: u16 = 64;
 
 /// The parent is [`MAX_DEPTH`] derivations away from its root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -253,7 +253,7 @@ fn flush() {
     }
 }
 
-/// Maps `pages` pages at the devices' `address` to the frames from `pa` on, or as many as are done in a short time.
+/// Maps `pages` pages at the devices' `address` to the frames from `pa` on, with about `limit` visits to entries.
 ///
 /// # Safety
 /// As [`crate::mem::Tables::new`].
@@ -264,9 +264,10 @@ pub unsafe fn map<A: FrameSource>(
     pa: PhysAddr,
     pages: u64,
     attr: Attr,
+    limit: usize,
 ) -> Result<MapDone, Partial> {
     // SAFETY: by the contract of this function.
-    let result = unsafe { tables::map(frames, root, address, pa, pages, attr) };
+    let result = unsafe { tables::map(frames, root, address, pa, pages, attr, limit) };
     // Rights that were added count too, and absence may have been cached.
     flush();
     result

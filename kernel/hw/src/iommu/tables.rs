@@ -9,8 +9,6 @@ use kcore::paging::{
     self, Attr, EptFormat, MapDone, NptFormat, PageSize, Partial, PtFormat, PtMemory, Unmapped,
 };
 
-/// Entries that one call of [`map`] visits.
-const VISITS: usize = 1024;
 /// Bytes in a cache line of every CPU that there is.
 const LINE: u64 = 64;
 
@@ -95,6 +93,7 @@ pub(super) unsafe fn map<A: FrameSource>(
     pa: PhysAddr,
     pages: u64,
     attr: Attr,
+    limit: usize,
 ) -> Result<MapDone, Partial> {
     let largest = IOMMU.lock().as_ref().map_or(PageSize::K4, |iommu| iommu.limits.largest);
     // SAFETY: by the contract of this function.
@@ -103,11 +102,11 @@ pub(super) unsafe fn map<A: FrameSource>(
         // Bits of EPT's that VT-d has not are clear: no memory type, no execution (VT-d 9.8).
         let attr = Attr { execute: false, uncached: true, ..attr };
         let mut tables = WrittenBack(tables);
-        paging::map_bounded::<EptFormat, _>(&mut tables, root, address, pa, pages, attr, largest, VISITS)
+        paging::map_bounded::<EptFormat, _>(&mut tables, root, address, pa, pages, attr, largest, limit)
     } else {
         // Bit 63 is NX of the CPU's only.
         let attr = Attr { execute: true, uncached: false, ..attr };
-        paging::map_bounded::<NptFormat, _>(&mut tables, root, address, pa, pages, attr, largest, VISITS)
+        paging::map_bounded::<NptFormat, _>(&mut tables, root, address, pa, pages, attr, largest, limit)
     }
 }
 

@@ -7,7 +7,9 @@ use crate::prelude::*;
 use crate::threads::HIGH;
 use crate::world::{board, free_frames, map_all};
 use core::sync::atomic::Ordering;
+use hypercall_abi::Hypercall::Call;
 use hypercall_abi::cap::MapFlags;
+use hypercall_abi::regs::pack_ec_place;
 use usys::cpu;
 
 pub(super) const GROUP: Group = group!(
@@ -21,6 +23,7 @@ pub(super) const GROUP: Group = group!(
         a_pool_with_many_objects_ends_and_lets_others_run,
         a_semaphore_with_many_waiters_ends_and_lets_others_run,
         a_handler_with_many_helpers_serves_them_all,
+        a_long_chain_of_calls_ends_and_each_of_its_handlers_serves_on,
         what_a_thread_began_that_ended_itself_is_finished_by_the_next,
         domains_that_have_each_other_end_together,
     ],
@@ -162,13 +165,33 @@ core::arch::global_asm!(
     "syscall",
     "jmp 2b",
     ".popsection",
+    // A handler without a stack; RAX: a portal, RDI: 0 for a call of that, after which nothing comes, or for waiting for ever if it is 0.
+    ".pushsection .text.conformance_chain, \"ax\"",
+    ".global conformance_chain",
+    "conformance_chain:",
+    "test rdi, rdi",
+    "jnz 3f",
+    "shl rax, 32",
+    "jnz 4f",
+    "mov rdi, -1",
+    "mov rax, ({sleep} << 32) | {wait}",
+    "4:",
+    "syscall",
+    "ud2",
+    "3:",
+    "mov eax, {reply}",
+    "syscall",
+    "ud2",
+    ".popsection",
     sleep = const SLEEP,
     wait = const Wait as u64,
+    reply = const Reply as u64,
 );
 
 unsafe extern "C" {
     fn conformance_waiter();
     fn conformance_caller();
+    fn conformance_chain();
 }
 
 /// Waits on the semaphore in word 0; word 0 of the board counts those that have.
@@ -199,6 +222,26 @@ fn a_handler_with_many_helpers_serves_them_all(w: &mut World) -> Check {
         }
         Ok(())
     })
+}
+
+fn a_long_chain_of_calls_ends_and_each_of_its_handlers_serves_on(w: &mut World) -> Check {
+    const LINKS: u64 = 600;
+    let (handlers, portals) = (w.sels(LINKS), w.sels(LINKS));
+    for index in 0..LINKS {
+        let next = if index + 1 < LINKS { portals + index + 1 } else { 0 };
+        let place = pack_ec_place(0, true);
+        call(CreateEc, handlers + index, [w.pool, PD, place, 0x1000, 0x1000]).done()?;
+        let ip = conformance_chain as *const () as u64;
+        call(CreatePt, portals + index, [w.pool, handlers + index, ip, next]).done()?;
+    }
+    let ec = w.sel();
+    call(CreateEc, ec, [w.pool, PD, 0, conformance_caller as *const () as u64, 0x1000, portals]).done()?;
+    w.sc(ec, HIGH)?;
+    call(Revoke, ec, [1]).done()?;
+    for index in 0..LINKS {
+        call(Call, portals + index, [1]).gives([1, 0, 0])?;
+    }
+    Ok(())
 }
 
 fn a_semaphore_with_many_waiters_ends_and_lets_others_run(w: &mut World) -> Check {

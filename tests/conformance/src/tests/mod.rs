@@ -16,6 +16,7 @@ mod messages;
 pub mod pools;
 pub mod portals;
 pub mod ports;
+pub mod restart;
 pub mod revoke;
 pub mod scheduling;
 pub mod signals;
@@ -96,6 +97,7 @@ pub const ALL: &[Group] = &[
     revoke::GROUP,
     pools::GROUP,
     bounded::GROUP,
+    restart::GROUP,
     memory::GROUP,
     ports::GROUP,
     dma::GROUP,
