@@ -60,7 +60,7 @@ unsafe extern "C" fn nacre_fast_signal(signal: *const Signal, badge: u64) {
     unsafe { &*signal }.signal(badge);
 }
 
-/// A hypercall that neither blocks, switches, nor ends anything: creation and questions. False, with nothing done, if it must start
+/// A hypercall that neither blocks, switches, nor ends anything: creation, mapping and questions. False, with nothing done, if it must start
 /// again or has no such number: then the long way has it.
 #[unsafe(no_mangle)]
 extern "C" fn nacre_fast_plain(results: &mut Results, call: &Call) -> bool {
@@ -133,6 +133,8 @@ global_asm!(
     "cmp eax, {last_plain}",
     "jbe 75f",
     "44:",
+    "cmp eax, {map}",
+    "je 75f",
     "jmp nacre_syscall_entry",
     // --- Call and Reply -------------------------------------------------------------------------------------------
     "10:",
@@ -348,7 +350,7 @@ global_asm!(
     "xor esi, esi",
     "xor edx, edx",
     "jmp 58b",
-    // --- Creation and questions: a Rust function with the arguments on the stack -----------------------------------------
+    // --- Creation, mapping and questions: a Rust function with the arguments on the stack -----------------------------------------
     "75:",
     "mov gs:[{scratch}], rsp",
     "mov rsp, gs:[{stack_top}]",
@@ -434,6 +436,7 @@ global_asm!(
     signal = const Hypercall::Signal as u8,
     vcpu_run = const Hypercall::VcpuRun as u8,
     cap_info = const Hypercall::CapInfo as u8,
+    map = const Hypercall::Map as u8,
     first_plain = const Hypercall::CreatePool as u8,
     last_plain = const Hypercall::PoolInfo as u8,
     scratch = const offset::SCRATCH,

@@ -2,7 +2,7 @@
 
 use super::{Call, Failure, Outcome, Result, lock_tree};
 use crate::cap::{Found, Target, Tree};
-use crate::cpu::Local;
+use crate::cpu::{Attention, Local};
 use crate::object::dma_space::DmaSpace;
 use crate::object::guest_space::GuestSpace;
 use crate::object::pd::Pd;
@@ -105,7 +105,7 @@ fn map_memory(call: &Call, tree: &mut Tree, found: Found, target: Selector, requ
     if !was_bound && mapped.is_err_and(|partial| partial.pages == 0) {
         target.bound_list().unbind(tree, found.slot);
     }
-    finish(target, mapped, pages)
+    finish(call.local, target, mapped, pages)
 }
 
 /// Each way of using memory that the mapping asks for is one that the capability allows.
@@ -141,25 +141,42 @@ fn map_pages(
     pages: u64,
     attr: Attr,
 ) -> core::result::Result<MapDone, Partial> {
-    let mut all = MapDone { pages: 0, reduced_rights: false };
-    for _ in 0..SHARE {
-        let skip = all.pages * PAGE_SIZE;
-        let done = match map_stretch(target, address + skip, pa.offset(skip), pages - all.pages, attr) {
-            Ok(done) => done,
-            Err(Partial { pages, reduced_rights, error }) => {
-                let reduced_rights = reduced_rights | all.reduced_rights;
-                return Err(Partial { pages: pages + all.pages, reduced_rights, error });
-            }
-        };
-        all.pages += done.pages;
-        all.reduced_rights |= done.reduced_rights;
+    let first = map_stretch(target, address, pa, pages, attr)?;
+    Ok(if first.pages == pages { first } else { map_on(local, first, target, address, pa, pages, attr) })
+}
+
+/// Goes on after the first stretch.
+#[cold]
+fn map_on(
+    local: &Local,
+    mut all: MapDone,
+    target: Target,
+    address: u64,
+    pa: PhysAddr,
+    pages: u64,
+    attr: Attr,
+) -> MapDone {
+    for _ in 1..SHARE {
         if all.pages == pages || !sched::preemption_point(local) {
             break;
         }
+        let skip = all.pages * PAGE_SIZE;
+        let (more, reduced_rights, is_over) =
+            match map_stretch(target, address + skip, pa.offset(skip), pages - all.pages, attr) {
+                Ok(done) => (done.pages, done.reduced_rights, false),
+                // The error shows when the caller goes on.
+                Err(partial) => (partial.pages, partial.reduced_rights, true),
+            };
+        all.pages += more;
+        all.reduced_rights |= reduced_rights;
+        if is_over {
+            break;
+        }
     }
-    Ok(all)
+    all
 }
 
+#[inline(never)]
 fn map_stretch(
     target: Target,
     address: u64,
@@ -192,7 +209,12 @@ fn map_stretch(
     }
 }
 
-fn finish(target: Target, mapped: core::result::Result<MapDone, Partial>, wanted: u64) -> Result {
+fn finish(
+    local: &Local,
+    target: Target,
+    mapped: core::result::Result<MapDone, Partial>,
+    wanted: u64,
+) -> Result {
     let (pages, reduced, error) = match mapped {
         Ok(done) => (done.pages, done.reduced_rights, None),
         Err(partial) => (partial.pages, partial.reduced_rights, Some(partial.error)),
@@ -202,6 +224,8 @@ fn finish(target: Target, mapped: core::result::Result<MapDone, Partial>, wanted
             space.bump_generation();
         }
         khw::smp::synchronize();
+        // The short way out is for who is still in its address space.
+        local.attention.add(Attention::SWITCH);
     }
     match error {
         None if pages == wanted => Ok(Outcome::value(pages)),
@@ -231,7 +255,9 @@ fn map_ports(
     if !pd.set_ports(first, count, true) {
         return Err(Status::NoMemory.into());
     }
-    // Another CPU may run this domain with an older bitmap: it only lacks ports, and gets them at its next activation.
+    // Another CPU may run this domain with an older bitmap: it only lacks ports, and gets them at its next activation. This one does so
+    // before user code goes on.
+    call.local.attention.add(Attention::SWITCH);
     Ok(Outcome::value(count))
 }
 
@@ -284,13 +310,19 @@ fn unmap_part(
     first: u64,
     count: u64,
 ) -> core::result::Result<Option<u64>, Status> {
-    let mut done = 0;
-    while done < count && (done == 0 || tree.may_go_on()) {
+    let done = tree.unmap_pages(target, address, first, count)?;
+    Ok(Some(if done == count { done } else { unmap_on(tree, done, target, address, first, count) }))
+}
+
+/// Goes on after the first stretch.
+#[cold]
+fn unmap_on(tree: &mut Tree, mut done: u64, target: Target, address: u64, first: u64, count: u64) -> u64 {
+    while done < count && tree.may_go_on() {
         match tree.unmap_pages(target, address + done * PAGE_SIZE, first + done, count - done) {
             Ok(pages) => done += pages,
-            Err(_) if done > 0 => break,
-            Err(error) => return Err(error),
+            // It shows when the caller goes on.
+            Err(_) => break,
         }
     }
-    Ok(Some(done))
+    done
 }

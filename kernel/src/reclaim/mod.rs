@@ -28,7 +28,7 @@ use crate::object::sc::Sc;
 use crate::object::signal::Signal;
 use crate::object::vcpu::Vcpu;
 use crate::object::{Header, InPool, List, interrupt};
-use crate::sched;
+use crate::{sched, trace};
 use hypercall_abi::ObjectType;
 use kcore::cap::{Slot, Slots, tree};
 use kcore::paging::{self, HostFormat};
@@ -56,6 +56,8 @@ pub struct Reclaim {
     dead_pools: List<Header, InPool>,
     /// Something was taken away that a CPU may still use.
     needs_grace: bool,
+    /// A CPU was told to let go of something.
+    has_doomed: bool,
     /// What is left until interrupts are let in.
     left: usize,
     /// How often they may be before the call's share is used up.
@@ -75,6 +77,7 @@ impl Reclaim {
             dead: List::new(),
             dead_pools: List::new(),
             needs_grace: false,
+            has_doomed: false,
             left: 0,
             stretches: 0,
             stamp: 0,
@@ -226,7 +229,10 @@ impl Tree {
         self.reclaim.needs_grace = true;
         sever(header);
         match cpu_of(header) {
-            Some(cpu) => cpu::of(cpu as usize).queues.lock().doomed.push_back(header),
+            Some(cpu) => {
+                self.reclaim.has_doomed = true;
+                cpu::of(cpu as usize).queues.lock().doomed.push_back(header);
+            }
             None if header.kind == ObjectType::Pool => self.reclaim.dead_pools.push_back(header),
             None => self.reclaim.dead.push_back(header),
         }
@@ -355,12 +361,14 @@ impl Tree {
         if !core::mem::take(&mut self.reclaim.needs_grace) {
             return;
         }
-        let_go(cpu::local());
+        trace::follow(cpu::local());
+        let has_doomed = core::mem::take(&mut self.reclaim.has_doomed);
+        if has_doomed {
+            let_go(cpu::local());
+        }
         smp::synchronize();
-        for cpu in 0..smp::cpu_count() {
-            loop {
-                let released = cpu::of(cpu).queues.lock().released.pop_front();
-                let Some(header) = released else { break };
+        for cpu in 0..if has_doomed { smp::cpu_count() } else { 0 } {
+            while let Some(header) = pop_released(cpu) {
                 free::free(header);
             }
         }
@@ -369,6 +377,10 @@ impl Tree {
             free::free(header);
         }
     }
+}
+
+fn pop_released(cpu: usize) -> Option<&'static Header> {
+    cpu::of(cpu).queues.lock().released.pop_front()
 }
 
 /// Takes an object, on which nothing depends any more, out of what it is part of.
