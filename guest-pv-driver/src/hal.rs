@@ -2,6 +2,7 @@
 
 use crate::call::{Instruction, hypercall};
 use core::hint::spin_loop;
+use core::ptr::NonNull;
 
 /// Memory and notification, as the embedding kernel has them.
 ///
@@ -9,11 +10,17 @@ use core::hint::spin_loop;
 ///
 /// # Safety
 /// The device reads and writes memory where [`Self::translate`] says: an implementation must answer truly, and for as long
-/// as the memory that it was asked about exists.
+/// as the memory that it was asked about exists. What [`Self::map_shared`] answers is used by the driver that asked alone.
 pub unsafe trait Hal {
     /// The guest-physical address of `pointer`, and how many of the `len` bytes from there are physically contiguous: at
     /// least one, if `len` is not 0.
     fn translate(&self, pointer: *const u8, len: usize) -> (u64, usize);
+
+    /// Where `len` bytes of memory that a device has at a guest-physical address can be accessed, write-back cached and for good;
+    /// `None` if this kernel does not map them. Only [`crate::DirectNet`] asks.
+    fn map_shared(&self, _address: u64, _len: usize) -> Option<NonNull<u8>> {
+        None
+    }
 
     /// Reads the 32-bit device register at a guest-physical address, which nothing may answer but the device.
     fn read_register(&self, address: u64) -> u32;
@@ -36,6 +43,10 @@ pub unsafe trait Hal {
 unsafe impl<H: Hal + ?Sized> Hal for &H {
     fn translate(&self, pointer: *const u8, len: usize) -> (u64, usize) {
         (**self).translate(pointer, len)
+    }
+
+    fn map_shared(&self, address: u64, len: usize) -> Option<NonNull<u8>> {
+        (**self).map_shared(address, len)
     }
 
     fn read_register(&self, address: u64) -> u32 {
@@ -65,7 +76,7 @@ impl OneToOne {
     /// The kernel calls its hypervisor by this instruction.
     ///
     /// # Safety
-    /// Every address that a driver is given (memory, buffers, device pages) is mapped at the same virtual and
+    /// Every address that a driver is given (memory, buffers, device pages, what devices share) is mapped at the same virtual and
     /// guest-physical address, device pages writable; the CPU executes `instruction` in ring 0 under a hypervisor.
     pub const unsafe fn new(instruction: Instruction) -> Self {
         OneToOne { instruction }
@@ -77,6 +88,10 @@ unsafe impl Hal for OneToOne {
     #[inline]
     fn translate(&self, pointer: *const u8, len: usize) -> (u64, usize) {
         (pointer.addr() as u64, len)
+    }
+
+    fn map_shared(&self, address: u64, _len: usize) -> Option<NonNull<u8>> {
+        NonNull::new(core::ptr::with_exposed_provenance_mut(address as usize))
     }
 
     fn read_register(&self, address: u64) -> u32 {

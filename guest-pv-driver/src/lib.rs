@@ -12,6 +12,7 @@
 //! | [`Console`] | terminal (`embedded-io`: `Read`, `Write`) |
 //! | [`Block`] | disk ([`BlockDevice`]) |
 //! | [`Net`] | Ethernet (`smoltcp`: `phy::Device`) |
+//! | [`DirectNet`] | the same, without the VMM between guest and switch |
 //! | [`Entropy`] | random numbers (`rand_core`: `TryCryptoRng`) |
 //! | [`Balloon`] | memory that the guest does without |
 //! | [`Clock`] | time |
@@ -29,6 +30,7 @@ mod clock;
 mod console;
 mod control;
 mod device;
+mod direct;
 mod entropy;
 mod error;
 mod hal;
@@ -44,6 +46,7 @@ pub use clock::Clock;
 pub use console::{Console, ConsoleMemory};
 pub use control::Control;
 pub use device::Device;
+pub use direct::DirectNet;
 pub use entropy::Entropy;
 pub use error::{Error, Result};
 pub use hal::{Hal, OneToOne};

@@ -8,6 +8,9 @@ pub const PAGE_BYTES: u64 = 4096;
 /// The value of [`reg::MAGIC`]: "NPVD" in memory.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"NPVD");
 
+/// Network: the doorbell call of the channel is so many behind that of queue 0.
+pub const NET_CHANNEL_DOORBELL: u16 = 2;
+
 /// Queues that a device has at most.
 pub const MAX_QUEUES: usize = 8;
 
@@ -57,6 +60,8 @@ pub mod config {
     pub const NET_ADDRESS: u64 = 0x40;
     /// Network: the longest packet without its Ethernet header, in bytes (32 bits).
     pub const NET_MTU: u64 = 0x48;
+    /// Network with [`super::feature::NET_DIRECT`]: guest-physical address of its channel ([`super::super::channel`]) (64 bits).
+    pub const NET_CHANNEL: u64 = 0x50;
     /// Balloon: how many pages the host would like to have (64 bits).
     pub const BALLOON_TARGET: u64 = 0x40;
     /// Clock: ticks of the guest's TSC in a second (64 bits).
@@ -146,6 +151,8 @@ pub mod feature {
     pub const BLOCK_FLUSH: u64 = 1 << 1;
     /// Block: discarding gives room back.
     pub const BLOCK_DISCARD: u64 = 1 << 2;
+    /// Network: the driver may use the channel to the switch itself, in place of the queues.
+    pub const NET_DIRECT: u64 = 1 << 0;
     /// Balloon: free pages may be reported without giving them away.
     pub const BALLOON_REPORT: u64 = 1 << 0;
 }

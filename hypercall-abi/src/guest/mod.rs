@@ -3,6 +3,7 @@
 //! A doorbell call is VMCALL or VMMCALL, whichever the CPU has, of three bytes without prefixes, at privilege level 0, with
 //! one of these numbers in RAX. It changes no register.
 
+pub mod channel;
 pub mod cpuid;
 pub mod device;
 pub mod op;

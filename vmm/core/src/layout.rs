@@ -4,7 +4,8 @@
 //!          0 ..   0x9_fc00  RAM; the loader's tables are here, see the constants
 //!   0x9_fc00 ..  0x10_0000  RAM, reserved: the ACPI tables
 //!  0x10_0000 .. 0xc000_0000 RAM as far as there is memory: kernel, modules
-//! 0xc000_0000 .. 1_0000_0000 devices: virtio from 0xd000_0000, paravirtual ones from 0xd100_0000, I/O APIC at 0xfec0_0000, local APIC at 0xfee0_0000
+//! 0xc000_0000 .. 1_0000_0000 devices: virtio from 0xd000_0000, paravirtual ones from 0xd100_0000, channels of network
+//!                          cards from 0xd200_0000, I/O APIC at 0xfec0_0000, local APIC at 0xfee0_0000
 //! 1_0000_0000 ..            the rest of RAM
 //! ```
 
@@ -56,6 +57,10 @@ pub const VIRTIO_GSI: u8 = 16;
 pub const PV: u64 = 0xd100_0000;
 /// Most paravirtual devices.
 pub const PV_DEVICES: usize = 16;
+/// Physical address of the first paravirtual network card's channel to its switch; the others follow.
+pub const PV_CHANNELS: u64 = 0xd200_0000;
+/// Bytes from one channel to the next.
+pub const PV_CHANNEL_STRIDE: u64 = 1 << 20;
 /// Where RAM goes on above the devices.
 pub const HIGH_RAM: u64 = 0x1_0000_0000;
 

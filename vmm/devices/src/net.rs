@@ -60,6 +60,14 @@ pub trait Link {
     /// Lets go what was sent.
     fn flush(&mut self) {}
 
+    /// Whether something came since this was asked last, or the other end began anew.
+    fn has_news(&mut self) -> bool {
+        true
+    }
+
+    /// Begins anew: somebody else was the end of the link meanwhile.
+    fn restart(&mut self) {}
+
     /// Takes the next frame, if there is one: its bytes are the first of `into`, whose length is [`MAX_FRAME`]. Returns how
     /// many, and the checksum that is missing. What comes from a stranger may be anything.
     fn receive(&mut self, into: &mut [u8]) -> Option<(usize, Option<Checksum>)>;

@@ -4,8 +4,11 @@ use alloc::boxed::Box;
 use alloc::format;
 use block_channel::Client;
 use net_channel::End;
-use usys::abi::Selector;
-use usys::cap::{Cap, Ntfn};
+use usys::abi::cap::MapFlags;
+use usys::abi::doorbell::Doorbell;
+use usys::abi::guest::device::{MAX_QUEUES, NET_CHANNEL_DOORBELL};
+use usys::abi::{PAGE_SIZE, Selector};
+use usys::cap::{Cap, GuestSpace, Memory, Ntfn};
 use usys::cpu;
 use usys::process::{self, ProcessInfo, padded};
 use vdev::balloon::Balloon;
@@ -17,14 +20,18 @@ use vdev::virtio::block::Block;
 use vdev::virtio::console::ConsoleDevice;
 use vdev::virtio::entropy::EntropyDevice;
 use vdev::virtio::net::Net;
+use vmm_core::layout;
 use vmm_core::machine::{Devices, Machine};
 use vmm_core::virtio::VirtioDevice;
 use vmm_protocol::manifest::{
-    BalloonConfig, ConsoleInterface, DiskConfig, DiskDriver, DiskInterface, NetInterface, VmConfig,
+    BalloonConfig, CardConfig, ConsoleInterface, DiskConfig, DiskDriver, DiskInterface, NetInterface,
+    VmConfig,
 };
-use vmm_protocol::net::Side;
+use vmm_protocol::net::{CHANNEL_BYTES, Side};
 use vmm_protocol::process::{CARD, CHANNEL, DISK, monitor};
 
+/// Paravirtual devices of every VM.
+const COMMON: usize = 3;
 /// How long the driver process of a disk may look for it before the VM is not started, in ms: a drive that does not answer is reset,
 /// which takes up to 31 s.
 const CONNECT_MS: u64 = 60_000;
@@ -33,8 +40,8 @@ const CONNECT_MS: u64 = 60_000;
 /// one; and what a guest with paravirtual drivers finds in every VM.
 pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices, &'static str> {
     let clock = Core::Clock(info.header.tsc_hz);
-    let pv = alloc::vec![Core::console(), clock, Core::Control(pvring::Control::default())];
-    let mut devices = Devices { virtio: alloc::vec![], pv };
+    let common: [_; COMMON] = [Core::console(), clock, Core::Control(pvring::Control::default())];
+    let mut devices = Devices { virtio: alloc::vec![], pv: common.into() };
     for (index, config) in config.disks.iter().enumerate() {
         let disk = open(info, index, config)?;
         match config.interface {
@@ -50,7 +57,10 @@ pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices,
         let address = card.address(0, index).0;
         match card.interface {
             NetInterface::Virtio => devices.virtio.push(VirtioDevice::Net(Net::new(link, address))),
-            NetInterface::Pv => devices.pv.push(Core::Net(pvring::Net::new(link, address))),
+            NetInterface::Pv => {
+                let net = pvring::Net::new(link, address).with_channel(channel_address(index));
+                devices.pv.push(Core::Net(net));
+            }
         }
     }
     if config.console == ConsoleInterface::Virtio {
@@ -82,6 +92,30 @@ fn plug_in(info: &'static ProcessInfo, index: usize) -> Result<End<Cap<Ntfn>>, &
     let channel = info.window(&format!("{CARD}{index}")).ok_or("the channel to a switch is not mapped")?;
     let switch = Cap::new(Selector(monitor::CARDS + index as u32));
     End::new(channel, Side::Card, switch).map_err(|_| "the channel to a switch is too short")
+}
+
+/// Where the guest has the channel of network card `index`.
+fn channel_address(index: usize) -> u64 {
+    layout::PV_CHANNELS + index as u64 * layout::PV_CHANNEL_STRIDE
+}
+
+/// Gives the guest the channels of its paravirtual network cards, and has their doorbells ring the switches.
+pub fn share_channels(space: Cap<GuestSpace>, config: &VmConfig) -> usys::Result<()> {
+    let is_pv = |(_, card): &(usize, &CardConfig)| card.interface == NetInterface::Pv;
+    let cards = config.cards.iter().enumerate().filter(is_pv);
+    for ((index, _), device) in cards.zip(first_card(config)..) {
+        let channel: Cap<Memory> = Cap::new(Selector(monitor::CHANNELS + index as u32));
+        let flags = MapFlags::READ | MapFlags::WRITE;
+        channel.map(space, channel_address(index), 0, CHANNEL_BYTES as u64 / PAGE_SIZE, flags)?;
+        let call = (device * MAX_QUEUES) as u16 + NET_CHANNEL_DOORBELL;
+        space.bind_doorbell(Doorbell::Call(call), Selector(monitor::CARDS + index as u32))?;
+    }
+    Ok(())
+}
+
+/// Number of the first paravirtual network card among the paravirtual devices: behind those of every VM, and the disks.
+fn first_card(config: &VmConfig) -> usize {
+    COMMON + config.disks.iter().filter(|disk| disk.interface == DiskInterface::Pv).count()
 }
 
 fn in_memory(

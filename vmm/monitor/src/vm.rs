@@ -295,6 +295,7 @@ fn create(
     config: &MonitorConfig,
 ) -> usys::Result<(GuestRam, GuestCpu, &'static ApicPage)> {
     let space = process::pool().create_guest_space(selector::allocate()?)?;
+    devices::share_channels(space, &config.vm)?;
     let ram = GuestRam::map(info, config, space, Machine::layout(&config.vm))?;
     let page = Cap::new(Selector(monitor::VCPU_PAGE));
     let vcpu = MappedVcpu::create(space, info.header.cpu as u16, page)?;

@@ -79,15 +79,16 @@ impl<S: Signal> End<S> {
             taken: Taken::default(),
             peer_put: 0,
         };
-        end.session.own = Session::decode(end.load_u64(side.session())).own;
         end.begin();
         Ok(end)
     }
 
-    /// Begins with empty rings and a number that no predecessor had: as the first thing, and when the peer broke the rules.
+    /// Begins with empty rings and a number that no predecessor had: as the first thing, after somebody else was this end, and when the
+    /// peer broke the rules.
     #[cold]
-    fn begin(&mut self) {
-        self.session.own = self.session.own.wrapping_add(1).max(1);
+    pub(crate) fn begin(&mut self) {
+        let predecessor = Session::decode(self.load_u64(self.side.session())).own;
+        self.session.own = predecessor.wrapping_add(1).max(1);
         self.peer_session = self.load_u64(self.side.peer().session());
         self.is_up = false;
         self.show_session();
@@ -101,6 +102,14 @@ impl<S: Signal> End<S> {
         self.set_taken(Taken::default());
         self.store_u64(self.side.session(), self.session.encode());
         self.peer.signal();
+    }
+
+    /// Notices what the peer put or that it began anew, for somebody else who is this end. Returns whether it did since the last call.
+    pub(crate) fn notice(&mut self) -> bool {
+        let now = (self.load_u64(self.side.peer().session()), self.load(self.side.peer().put()));
+        let before = (self.peer_session, self.peer_put);
+        (self.peer_session, self.peer_put) = now;
+        now != before
     }
 
     /// Notices that the peer began anew. Returns whether frames can pass.

@@ -18,6 +18,14 @@ impl<S: Signal> Link for End<S> {
         End::flush(self);
     }
 
+    fn has_news(&mut self) -> bool {
+        self.notice()
+    }
+
+    fn restart(&mut self) {
+        self.begin();
+    }
+
     fn receive(&mut self, into: &mut [u8]) -> Option<(usize, Option<Checksum>)> {
         let frame = match self.peek() {
             Some(frame) => frame,

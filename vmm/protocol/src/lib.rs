@@ -3,7 +3,7 @@
 //! - [`manifest`]: which VMs to start and from what; TOML on the host, postcard in the boot image.
 //! - [`block`]: the channel between a VMM and the driver of its disk.
 //! - [`link`]: frames on the serial line between the console server and `cargo nacre`.
-//! - [`net`]: the channel between a network card and its switch.
+//! - [`net`]: the channel between a network card and its switch, which is part of the guest contract.
 //! - [`outcome`]: how a VM ended.
 //! - [`trace`]: how the root task prints what was recorded.
 //! - [`process`]: what the root task and the processes it starts say to each other.
@@ -16,7 +16,8 @@ pub mod balloon;
 pub mod block;
 pub mod link;
 pub mod manifest;
-pub mod net;
 pub mod outcome;
 pub mod process;
 pub mod trace;
+
+pub use hypercall_abi::guest::channel as net;

@@ -75,6 +75,8 @@ pub mod monitor {
     pub const DISKS: u32 = 32;
     /// First selector of the notifications of its network cards' switches; card n's is n further.
     pub const CARDS: u32 = 64;
+    /// First selector of the channels of its network cards, as memory for the guest; card n's is n further, if it is paravirtual.
+    pub const CHANNELS: u32 = 96;
     /// Notification bit: the console server has input, or made room.
     pub const CONSOLE_BIT: u64 = 1 << 0;
     /// Notification bit: the driver of a disk completed something, or a switch has frames; or they came or went.

@@ -16,7 +16,7 @@ use usys::cap::{Cap, Log, Narrow, Ntfn, Pd};
 use usys::object::{Fault, Schedule};
 use usys::process::{self, selector as well_known};
 use usys::selector;
-use vmm_protocol::manifest::{MacAddress, Manifest, NetworkConfig, OnCrash, SWITCH_MODULE};
+use vmm_protocol::manifest::{MacAddress, Manifest, NetInterface, NetworkConfig, OnCrash, SWITCH_MODULE};
 use vmm_protocol::net::CHANNEL_BYTES;
 use vmm_protocol::process::{CHANNEL, PortConfig, SwitchConfig, monitor, switch};
 
@@ -44,6 +44,8 @@ pub struct Card {
     port: usize,
     address: MacAddress,
     is_bridge: bool,
+    /// The guest may have the channel.
+    is_direct: bool,
 }
 
 impl Card {
@@ -62,10 +64,21 @@ impl Card {
         &self.channel
     }
 
-    /// Lets a VMM signal the switch.
-    pub fn delegate_doorbell(&self, pd: Cap<Pd>) -> usys::Result<()> {
-        let to = Selector(monitor::CARDS + self.number as u32);
-        self.switch.delegate(pd, to, Narrow::rights(Rights::SIGNAL).badge(1 << self.port))
+    /// Whether the guest may have the channel.
+    pub fn is_direct(&self) -> bool {
+        self.is_direct
+    }
+
+    /// Lets a VMM signal the switch, and give the channel to its guest if that may have it.
+    pub fn delegate(&self, pd: Cap<Pd>) -> usys::Result<()> {
+        let number = self.number as u32;
+        let signal = Narrow::rights(Rights::SIGNAL).badge(1 << self.port);
+        self.switch.delegate(pd, Selector(monitor::CARDS + number), signal)?;
+        if self.is_direct {
+            let channel = Narrow::rights(Rights::READ | Rights::WRITE);
+            self.channel.memory().delegate(pd, Selector(monitor::CHANNELS + number), channel)?;
+        }
+        Ok(())
     }
 }
 
@@ -106,6 +119,7 @@ impl Network {
                 port,
                 address: card.address(vm, number),
                 is_bridge: card.bridge,
+                is_direct: card.interface == NetInterface::Pv,
             });
         }
         let first = cards.first().map(|card| vms[card.vm].config());

@@ -34,6 +34,8 @@ const HEAP_PAGES: u64 = 64;
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
 /// Frames of kernel memory for a vCPU and a guest space, without page tables for the guest's memory.
 const VCPU_FRAMES: u64 = 16;
+/// Frames for the page tables of a network card's channel in the guest space, which may begin a table at each level.
+const CHANNEL_FRAMES: u64 = 4;
 /// Pages of a superpage: guest memory begins at one.
 const SUPERPAGE: u64 = 512;
 
@@ -188,12 +190,13 @@ impl Vm {
         let config =
             MonitorConfig { index: self.index as u8, vm: self.config.clone(), memory: memory.parts() };
         let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;
+        let channels = cards.iter().filter(|card| card.is_direct()).count() as u64 * CHANNEL_FRAMES;
         let plan = Blueprint {
             name: &self.config.name,
             program: &self.config.vmm,
             cpu: self.config.cpu,
             schedule: Schedule::whole(self.config.priority),
-            extra_frames: VCPU_FRAMES + guest_tables(self.config.memory_mib) + part_frames(memory),
+            extra_frames: VCPU_FRAMES + guest_tables(self.config.memory_mib) + part_frames(memory) + channels,
             heap_pages: HEAP_PAGES + balloon_heap(memory),
             config: &config,
             events: self.events,
@@ -231,7 +234,7 @@ impl Vm {
             disk.delegate_doorbell(pd)?;
         }
         for card in cards {
-            card.delegate_doorbell(pd)?;
+            card.delegate(pd)?;
         }
         instance.process.start()?;
         let sc = instance.process.sc();

@@ -4,10 +4,9 @@
 
 use crate::{sample, say, set_gate};
 use bench_protocol::Line;
-use core::cell::UnsafeCell;
 use guest_pv_driver::abi::device::{Interrupt, Kind};
 use guest_pv_driver::call::Instruction;
-use guest_pv_driver::{Error, Machine, Net, NetMemory, OneToOne};
+use guest_pv_driver::{DirectNet, Error, Machine, OneToOne};
 use trt::lapic::{Lapic, Mode};
 use trt::{cpu, println};
 
@@ -46,20 +45,13 @@ struct Frame {
     source: [u8; 6],
 }
 
-struct Memory(UnsafeCell<NetMemory>);
-
-// SAFETY: one CPU; taken once.
-unsafe impl Sync for Memory {}
-
-static MEMORY: Memory = Memory(UnsafeCell::new(NetMemory::new()));
-
 unsafe extern "C" {
     fn bench_wake_handler();
 }
 
 /// A card, the address of the other, and the number of the last frame that was to come back.
 struct Card {
-    net: Net<OneToOne>,
+    net: DirectNet<OneToOne>,
     peer: [u8; 6],
     number: u8,
 }
@@ -109,10 +101,8 @@ impl Card {
         };
         // SAFETY: the runtime maps the first 4 GiB one to one, and this guest runs in a VM.
         let hal = unsafe { OneToOne::new(Instruction::detect(leaf)) };
-        // SAFETY: called once.
-        let memory = unsafe { &mut *MEMORY.0.get() };
         let at = Machine::detect(leaf)?.find(&hal, Kind::Net, 0)?;
-        let mut net = Net::new(hal, at, memory).ok()?;
+        let mut net = DirectNet::new(hal, at).ok()?;
         let lapic = Lapic::enable(Mode::X2apic);
         set_gate(VECTOR, bench_wake_handler as *const () as u64);
         net.set_interrupt(Some(Interrupt { vector: VECTOR, apic_id: lapic.id() }));
@@ -127,7 +117,7 @@ impl Card {
             self.net.flush();
             let start = cpu::rdtsc();
             while cpu::rdtsc() - start < PATIENCE {
-                if let Ok(Some(frame)) = self.take() {
+                if let Some(frame) = self.take() {
                     self.peer = frame.source;
                     return;
                 }
@@ -161,8 +151,8 @@ impl Card {
     }
 
     fn send(&mut self, kind: u8, number: u8, len: usize) -> Result<(), Error> {
-        while self.net.is_full()? {
-            self.sleep()?;
+        while self.net.is_full() {
+            core::hint::spin_loop();
         }
         let (from, to) = (self.net.address(), self.peer);
         self.net.send(len, |bytes| {
@@ -177,25 +167,20 @@ impl Card {
     /// The next frame, asleep until it comes.
     fn receive(&mut self) -> Result<Frame, Error> {
         loop {
-            if let Some(frame) = self.take()? {
+            if let Some(frame) = self.take() {
                 return Ok(frame);
             }
-            self.sleep()?;
+            if self.net.sleep_is_safe() {
+                cpu::sti_hlt_cli();
+            }
         }
     }
 
-    fn take(&mut self) -> Result<Option<Frame>, Error> {
-        self.net.receive(|bytes| {
+    fn take(&mut self) -> Option<Frame> {
+        self.net.receive(|_, bytes| {
             let source = bytes.get(6..12).and_then(|source| source.try_into().ok()).unwrap_or(ALL);
             let byte = |at| bytes.get(at).copied().unwrap_or(0);
             Frame { kind: byte(HEADER), number: byte(HEADER + 1), source }
         })
-    }
-
-    fn sleep(&mut self) -> Result<(), Error> {
-        if self.net.sleep_is_safe()? {
-            cpu::sti_hlt_cli();
-        }
-        Ok(())
     }
 }

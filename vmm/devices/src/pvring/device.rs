@@ -77,6 +77,7 @@ impl Core {
     fn features(&self) -> u64 {
         match self {
             Core::Block(block) => block.features(),
+            Core::Net(net) => net.features(),
             Core::Balloon(balloon) if balloon.takes_reports() => feature::BALLOON_REPORT,
             _ => 0,
         }
@@ -217,6 +218,7 @@ impl Device {
             (Core::Block(block), config::BLOCK_SECTORS) => block.sectors(),
             (Core::Net(net), config::NET_ADDRESS) => net.address(),
             (Core::Net(_), config::NET_MTU) => net::MTU,
+            (Core::Net(net), config::NET_CHANNEL) => net.channel(),
             (Core::Balloon(balloon), config::BALLOON_TARGET) => balloon.target(),
             (Core::Clock(tsc_hz), config::CLOCK_TSC_HZ) => *tsc_hz,
             (Core::Clock(_), config::CLOCK_UNIX_NS) => unix_ns,
@@ -276,6 +278,9 @@ impl Device {
         self.state = State::Running;
         if self.accepted & !self.core.features() != 0 {
             return self.stop(Fault::Features);
+        }
+        if let Core::Net(net) = &mut self.core {
+            net.start(self.accepted);
         }
         for index in 0..self.core.queues() {
             let Setup { address, size, .. } = self.setup[index];
@@ -348,6 +353,13 @@ impl Device {
     pub fn collect<M: GuestMemory>(&mut self, memory: &mut M, board: &mut impl Board) {
         let block = match &mut self.core {
             Core::Block(block) => block,
+            Core::Net(net) if net.is_direct() => {
+                let interrupt = Interrupt::decode(self.setup[RECEIVE].interrupt);
+                if let Some(interrupt) = interrupt.filter(|_| net.has_news()) {
+                    board.raise(interrupt);
+                }
+                return;
+            }
             Core::Net(_) => return self.ring(RECEIVE, memory, board),
             _ => return,
         };

@@ -6,7 +6,7 @@ use crate::net::{Link, MAX_FRAME, MIN_FRAME};
 use crate::segment::{Cursor, Segment, total_bytes};
 use alloc::boxed::Box;
 use core::fmt;
-use hypercall_abi::guest::device::Fault;
+use hypercall_abi::guest::device::{Fault, feature};
 use hypercall_abi::guest::op::{self, Status};
 
 /// Payload that a frame can carry.
@@ -22,6 +22,10 @@ pub struct Net {
     incoming: Box<[u8; MAX_FRAME]>,
     /// Bytes of the frame that came and waits for a buffer; 0 if there is none.
     waiting: usize,
+    /// Guest-physical address of the link's channel; 0 if the guest does not get it.
+    channel: u64,
+    /// The driver is the end of the link.
+    is_direct: bool,
 }
 
 impl fmt::Debug for Net {
@@ -39,7 +43,38 @@ impl Net {
             outgoing: Box::new([0; MAX_FRAME]),
             incoming: Box::new([0; MAX_FRAME]),
             waiting: 0,
+            channel: 0,
+            is_direct: false,
         }
+    }
+
+    /// The same, whose link is a channel that the guest has at this address. Whoever binds the doorbell call rings it.
+    pub fn with_channel(self, address: u64) -> Self {
+        Net { channel: address, ..self }
+    }
+
+    /// The address of the channel.
+    pub(super) fn channel(&self) -> u64 {
+        self.channel
+    }
+
+    pub(super) fn features(&self) -> u64 {
+        if self.channel != 0 { feature::NET_DIRECT } else { 0 }
+    }
+
+    /// The driver starts with these features, all of them offered.
+    pub(super) fn start(&mut self, accepted: u64) {
+        self.is_direct = accepted & feature::NET_DIRECT != 0;
+    }
+
+    /// Whether the driver is the end of the link. Then all there is to do is to tell it of news.
+    pub(super) fn is_direct(&self) -> bool {
+        self.is_direct
+    }
+
+    /// Whether there are news for a driver that is the end of the link.
+    pub(super) fn has_news(&mut self) -> bool {
+        self.link.has_news()
     }
 
     /// The Ethernet address, first byte lowest.
@@ -49,6 +84,9 @@ impl Net {
 
     pub(super) fn reset(&mut self) {
         self.waiting = 0;
+        if core::mem::take(&mut self.is_direct) {
+            self.link.restart();
+        }
     }
 
     /// Gives the driver what came, as far as it has buffers.

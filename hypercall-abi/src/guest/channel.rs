@@ -1,7 +1,7 @@
-//! The channel between a network card and its switch, how its shared memory lies: frames each way between two processes.
+//! The channel between a network card and its switch, how its shared memory lies: frames each way (SPEC.md 11.6).
 //!
-//! One end is the card: a VMM's, or the driver process of the uplink. The other is the switch. Both do the same, with the
-//! directions exchanged.
+//! One end is the card: a VMM's, a guest's, or the driver process of the uplink. The other is the switch. Both do the same, with
+//! the directions exchanged.
 //!
 //! | Offset | Bytes | What | Written by |
 //! |---|---|---|---|
@@ -44,7 +44,7 @@ pub const CHANNEL_BYTES: usize = DATA + 2 * SLOTS * SLOT_BYTES;
 /// An end of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// The card: a VMM, or the driver process of an uplink.
+    /// The card: a VMM, a guest, or the driver process of an uplink.
     Card,
     /// The switch.
     Switch,
