@@ -288,7 +288,15 @@ impl Board {
     }
 
     /// Lets virtio devices look for what came from behind them; `log` is as in [`Self::run_virtio`].
-    pub(crate) fn poll_virtio<M: GuestMemory>(&mut self, memory: &mut M, mut log: impl FnMut(String)) {
+    #[inline]
+    pub(crate) fn poll_virtio<M: GuestMemory>(&mut self, memory: &mut M, log: impl FnMut(String)) {
+        if self.virtio.is_driven() {
+            self.poll_driven_virtio(memory, log);
+        }
+    }
+
+    #[inline(never)]
+    fn poll_driven_virtio<M: GuestMemory>(&mut self, memory: &mut M, mut log: impl FnMut(String)) {
         let mut virtio = core::mem::take(&mut self.virtio);
         virtio.poll(memory, |change, complaint| {
             self.follow_virtio(change);

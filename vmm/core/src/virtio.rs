@@ -190,6 +190,12 @@ impl VirtioBus {
         }
     }
 
+    /// Whether a driver drives some device.
+    #[inline]
+    pub(crate) fn is_driven(&self) -> bool {
+        self.devices.iter().any(Transport::is_running)
+    }
+
     /// Lets all devices look for what came from behind them: completions, input. `follow` is as in [`Self::run`].
     pub(crate) fn poll<M: GuestMemory>(
         &mut self,

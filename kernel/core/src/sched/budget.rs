@@ -123,6 +123,9 @@ impl Budget {
     /// Makes ready what has come back by `now`.
     fn collect(&mut self, now: u64) {
         let due = self.refills().iter().take_while(|refill| refill.time <= now).count();
+        if due == 0 {
+            return;
+        }
         self.ready += self.pending[..due].iter().map(|refill| refill.amount).sum::<u64>();
         self.drop_first(due);
     }

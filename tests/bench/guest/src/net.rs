@@ -23,8 +23,8 @@ const LONG: usize = HEADER + 1500;
 const BURST: usize = 32;
 /// Frames of a stream until the other says that they came.
 const WINDOW: usize = 64;
-/// Ticks of the copies of a frame of a stream, from guest to channel to channel to guest: each iteration of REP MOVSQ is one.
-const COPIES: u64 = 3 * LONG as u64 / 8;
+/// Ticks of the copy of a frame of a stream, from channel to channel: each iteration of REP MOVSQ is one.
+const COPY: u64 = LONG as u64 / 8;
 /// An EtherType for experiments (IEEE 802, 9.2.4).
 const TYPE: [u8; 2] = [0x88, 0xb5];
 const ALL: [u8; 6] = [0xff; 6];
@@ -70,7 +70,7 @@ pub(crate) fn ask(overhead: u64) {
     say(PING, ping, overhead, 1);
     println!("{}", Line::Window { op: STREAM });
     let stream = sample(|| card.stream().is_ok());
-    say(STREAM, stream, overhead + COPIES * WINDOW as u64, WINDOW as u32);
+    say(STREAM, stream, overhead + COPY * WINDOW as u64, WINDOW as u32);
     let _ = card.send(END, NONE, SHORT);
     card.net.flush();
 }

@@ -28,6 +28,9 @@ use crate::pv::PvBus;
 use crate::vcpu::{RFLAGS_IF, Vcpu};
 use crate::virtio::{VirtioBus, VirtioDevice};
 
+/// Fewest ticks of [`Machine::patience`], which is a second.
+const MIN_PATIENCE: u64 = 1_000_000;
+
 /// What the monitor does after an exit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -77,6 +80,8 @@ pub struct Machine {
     protocol: BootProtocol,
     apic_page: Option<&'static PageWords>,
     waited: fn() -> u64,
+    /// Host ticks after which a guest that waits for nothing in particular is looked at.
+    patience: u64,
 }
 
 impl Machine {
@@ -118,6 +123,7 @@ impl Machine {
             protocol: BootProtocol::Linux,
             apic_page: host.apic_page,
             waited: host.waited,
+            patience: host.facts.tsc_hz.max(MIN_PATIENCE),
         };
         machine.load(images, memory, vcpu, now)?;
         Ok(machine)
@@ -180,13 +186,10 @@ impl Machine {
             // A device has more to do than it did at once.
             _ if self.board.virtio.is_notified() || self.board.pv.is_behind() => now,
             Some(event) => now.saturating_add(event.saturating_sub(time.guest)),
-            None => u64::MAX,
+            // A guest that halts with interrupts off is stuck, and is found at the deadline.
+            None => now.saturating_add(self.patience),
         };
-        // A guest that halts with interrupts off is stuck. With a deadline it is found then; without one its HLT must
-        // come here.
-        if page.deadline != u64::MAX {
-            flags |= RunFlags::HLT_BLOCKS;
-        }
+        flags |= RunFlags::HLT_BLOCKS;
         page.run_flags = flags.bits();
     }
 

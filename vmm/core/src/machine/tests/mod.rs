@@ -125,7 +125,9 @@ impl Vm {
 
     fn enter(&mut self) -> (Event, RunFlags) {
         self.machine.prepare_entry(&mut self.vcpu, self.now);
-        (self.vcpu.page.inject, RunFlags::from_bits_retain(self.vcpu.page.run_flags))
+        let flags = RunFlags::from_bits_retain(self.vcpu.page.run_flags);
+        assert!(flags.contains(RunFlags::HLT_BLOCKS), "always");
+        (self.vcpu.page.inject, flags - RunFlags::HLT_BLOCKS)
     }
 
     fn port(&mut self, port: u16, size: u8, is_in: bool) -> Action {
