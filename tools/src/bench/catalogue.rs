@@ -157,6 +157,8 @@ operations! {
     "boot.to_shell", Instructions, None, None, [];
     "virtio.block_4k_read", Instructions, Some(5000), Some(2500), ["KVM" 40_300 Svm];
     "virtio.block_4k_read_qd32", Instructions, Some(900), Some(400), ["KVM" 7800 Svm];
+    "virtio.net_ping64", Instructions, Some(60_000), Some(40_000), ["KVM" 180_500 Svm];
+    "virtio.net_stream1500", Instructions, Some(20_000), Some(15_000), ["KVM" 69_000 Svm];
     "sm.signal.64vms", Instructions, Some(142), Some(80), ["NOVA" 142 Both];
     "ipc.call_cross.64vms", Instructions, Some(280), Some(160), ["NOVA" 280 Both];
     "exit.cpuid.64vms", Instructions, Some(480), Some(300), ["KVM" 2709 Svm];

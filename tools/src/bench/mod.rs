@@ -18,6 +18,7 @@ pub mod readme;
 pub mod release;
 pub mod size;
 pub mod table;
+pub mod udp;
 pub mod virtio;
 
 use self::catalogue::{OPERATIONS, Op};
@@ -190,6 +191,9 @@ fn measure(machine: Machine, only: &[String]) -> Result<Vec<Row>> {
         if mitigations == "off" && virtio::OPERATIONS.iter().any(|op| wants(op)) {
             measurements.merge(read_disks(machine, mitigations));
         }
+        if udp::OPERATIONS.iter().any(|op| wants(op)) {
+            measurements.merge(talk_by_udp(machine, mitigations));
+        }
         Ok(measurements)
     };
     let mut off = both("off")?;
@@ -268,6 +272,17 @@ fn read_disks(machine: Machine, mitigations: &str) -> Measurements {
             .extend(virtio::OPERATIONS.map(|op| (op.to_owned(), Err(format!("{error:#}"))))),
     }
     measurements
+}
+
+fn talk_by_udp(machine: Machine, mitigations: &str) -> Measurements {
+    let what = format!("booting two Debians, mitigations={mitigations}, on {}", machine.name());
+    let ticks = progress::timed(&what, || udp::measure(machine, mitigations));
+    let results = match ticks {
+        Ok(ticks) => ticks.map(|ticks| Ok(Summary::single(ticks))),
+        Err(error) => [0; 2].map(|_| Err(format!("{error:#}"))),
+    };
+    let results = udp::OPERATIONS.into_iter().map(str::to_owned).zip(results).collect();
+    Measurements { results, ..Measurements::default() }
 }
 
 fn row(op: &'static Op, off: &Measurements, auto: &Measurements) -> Result<Row> {

@@ -59,11 +59,20 @@ pub fn build(busybox: &Path, content: Content<'_>) -> Result<Vec<u8>> {
 
 /// An archive with one file, in a folder.
 pub fn with_file(path: &str, content: &[u8]) -> Vec<u8> {
+    with_one(path, 0o644, content)
+}
+
+/// An archive with one program, in a folder.
+pub fn with_program(path: &str, content: &[u8]) -> Vec<u8> {
+    with_one(path, 0o755, content)
+}
+
+fn with_one(path: &str, permissions: u32, content: &[u8]) -> Vec<u8> {
     let mut archive = Archive::default();
     if let Some((folder, _)) = path.rsplit_once('/') {
         archive.directory(folder);
     }
-    archive.file(path, 0o644, content);
+    archive.file(path, permissions, content);
     archive.finish()
 }
 
