@@ -4,13 +4,17 @@ use core::ptr::NonNull;
 use guest_pv_driver::abi::DOORBELL_CALL;
 use guest_pv_driver::abi::device::{Fault, Interrupt, Kind};
 use guest_pv_driver::abi::op;
-use guest_pv_driver::{Block, BlockDevice, Console, ConsoleMemory, Control, Error, Hal, QueueMemory};
+use guest_pv_driver::{
+    Block, BlockDevice, Console, ConsoleMemory, Control, Error, Hal, Net, NetMemory, QueueMemory,
+};
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 use vdev::Request;
 use vdev::block::{Backend, Completion, Disk, Geometry, MemoryDisk, Token};
 use vdev::guest_mem::{GuestMemory, OutOfRange};
+use vdev::net::{Checksum, Link};
 use vdev::pvring::{self, Board, Core, Device};
 
 const ARENA: usize = 256 << 10;
@@ -35,6 +39,11 @@ impl Arena {
             pointer.write(T::default());
             &mut *pointer
         }
+    }
+
+    /// What a driver that means harm does.
+    fn write_spoiled(mut self, gpa: u64, value: u64) {
+        let _ = GuestMemory::write(&mut self, gpa, &value.to_le_bytes());
     }
 
     fn at(self, gpa: u64, len: usize) -> Result<*mut u8, OutOfRange> {
@@ -337,5 +346,156 @@ proptest! {
             collect(&mut disk, &mut flying, &mut busy);
         }
         prop_assert!(host.wires.borrow().faults.is_empty());
+    }
+}
+
+/// A wire: what was sent, and what is going to come. A frame that comes has the length that is said, whatever that is.
+#[derive(Clone, Default)]
+struct Wire(Rc<RefCell<(Vec<Vec<u8>>, VecDeque<(usize, Option<Checksum>)>)>>);
+
+impl Link for Wire {
+    fn send(&mut self, frame: &[u8], _: Option<Checksum>) {
+        self.0.borrow_mut().0.push(frame.to_vec());
+    }
+
+    fn receive(&mut self, into: &mut [u8]) -> Option<(usize, Option<Checksum>)> {
+        let (len, missing) = self.0.borrow_mut().1.pop_front()?;
+        into.iter_mut().zip(frame(len)).for_each(|(byte, of_frame)| *byte = of_frame);
+        Some((len, missing))
+    }
+}
+
+/// The bytes of every frame of this length.
+fn frame(len: usize) -> impl Iterator<Item = u8> {
+    (0..len).map(move |at| (len * 7 + at) as u8)
+}
+
+#[derive(Clone, Copy, Debug)]
+enum NetStep {
+    Send(usize),
+    Flush,
+    Arrive(usize, Option<(u16, u16)>),
+    Receive,
+    Sleep,
+    Device,
+    /// A driver that means harm writes this into its memory.
+    Spoil(u64, u64),
+}
+
+fn net_step(is_hostile: bool) -> impl Strategy<Value = NetStep> {
+    let frames = || 14..1519usize;
+    let honest = prop_oneof![
+        frames().prop_map(NetStep::Send),
+        Just(NetStep::Flush),
+        frames().prop_map(|len| NetStep::Arrive(len, None)),
+        Just(NetStep::Receive),
+        Just(NetStep::Sleep),
+        Just(NetStep::Device),
+    ];
+    if !is_hostile {
+        return honest.boxed();
+    }
+    let any_frame =
+        (any::<u16>(), any::<Option<(u16, u16)>>()).prop_map(|(len, sum)| NetStep::Arrive(len.into(), sum));
+    // The two queues are first in the memory of a card.
+    let spoil = (0..1024u64, any::<u64>()).prop_map(|(word, value)| NetStep::Spoil(word * 8, value));
+    prop_oneof![4 => honest, 1 => any_frame, 1 => spoil].boxed()
+}
+
+fn card(wire: &Wire) -> (Host, &'static mut NetMemory) {
+    let host = Host::new(Core::Net(pvring::Net::new(Box::new(wire.clone()), [2, 0, 0, 0, 0, 1])));
+    let memory = host.arena.place::<NetMemory>(0);
+    (host, memory)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: if cfg!(miri) { 4 } else { 256 }, ..Default::default() })]
+
+    #[test]
+    fn in_any_schedule_frames_pass_both_ways_whole_and_in_order(
+        steps in proptest::collection::vec(net_step(false), 1..300),
+        is_prompt in any::<bool>(),
+    ) {
+        let wire = Wire::default();
+        let (host, memory) = card(&wire);
+        host.is_prompt.set(is_prompt);
+        let mut net = Net::new(&host, 0, memory).unwrap();
+        net.set_interrupt(Some(Interrupt { vector: 0x40, apic_id: 0 }));
+        let (mut sent, mut due) = (Vec::new(), VecDeque::new());
+        for step in steps {
+            match step {
+                NetStep::Send(len) => {
+                    let result = net.send(len, |bytes| bytes.iter_mut().zip(frame(len)).for_each(|(to, byte)| *to = byte));
+                    sent.extend(result.is_ok().then_some(len));
+                }
+                NetStep::Flush => net.flush(),
+                NetStep::Arrive(len, _) => {
+                    wire.0.borrow_mut().1.push_back((len, None));
+                    due.push_back(len);
+                }
+                NetStep::Receive => {
+                    if let Some(bytes) = net.receive(<[u8]>::to_vec).unwrap() {
+                        let len = due.pop_front().expect("only what came");
+                        prop_assert!(bytes.into_iter().eq(frame(len)));
+                    }
+                }
+                NetStep::Sleep => {
+                    let before = host.wires.borrow().interrupts;
+                    let is_safe = net.sleep_is_safe().unwrap();
+                    host.step();
+                    let is_woken = host.wires.borrow().interrupts > before;
+                    // What was sent and not collected may end now, too.
+                    prop_assert!(!is_safe || is_woken || due.is_empty());
+                }
+                NetStep::Device => host.step(),
+                NetStep::Spoil(..) => {}
+            }
+        }
+        net.flush();
+        host.step();
+        prop_assert!(host.wires.borrow().faults.is_empty());
+        let lens: Vec<_> = wire.0.borrow().0.iter().map(Vec::len).collect();
+        prop_assert_eq!(lens, sent);
+        prop_assert!(wire.0.borrow().0.iter().all(|bytes| bytes.iter().copied().eq(frame(bytes.len()))));
+        while let Some(len) = net.receive(<[u8]>::len).unwrap() {
+            prop_assert_eq!(Some(len), due.pop_front());
+            host.step();
+        }
+        prop_assert!(due.is_empty());
+    }
+
+    #[test]
+    fn a_hostile_driver_or_wire_costs_its_own_card_and_a_reset_makes_it_as_new(
+        steps in proptest::collection::vec(net_step(true), 1..200),
+    ) {
+        let wire = Wire::default();
+        let (host, memory) = card(&wire);
+        let mut net = Net::new(&host, 0, memory).unwrap();
+        for step in steps {
+            match step {
+                NetStep::Send(len) => {
+                    let _ = net.send(len, |_| ());
+                }
+                NetStep::Flush => net.flush(),
+                NetStep::Arrive(len, sum) => {
+                    let missing = sum.map(|(start, offset)| Checksum { start, offset });
+                    wire.0.borrow_mut().1.push_back((len, missing));
+                }
+                NetStep::Receive => {
+                    let _ = net.receive(|bytes| assert!(bytes.len() <= 2048));
+                }
+                NetStep::Sleep => {
+                    let _ = net.sleep_is_safe();
+                }
+                NetStep::Device => host.step(),
+                NetStep::Spoil(at, value) => host.arena.write_spoiled(at, value),
+            }
+        }
+        drop(net);
+        wire.0.borrow_mut().1.clear();
+        let mut net = Net::new(&host, 0, host.arena.place::<NetMemory>(0)).unwrap();
+        wire.0.borrow_mut().1.push_back((100, None));
+        host.step();
+        prop_assert_eq!(net.receive(<[u8]>::len), Ok(Some(100)));
     }
 }
