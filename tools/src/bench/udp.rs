@@ -35,6 +35,7 @@ const MEMORY_MIB: u32 = 96;
 
 /// Measures both operations: ticks.
 pub fn measure(machine: Machine, mitigations: &str) -> Result<[u64; 2]> {
+    compile::system_and_guests(&[])?;
     let args = request::parse(&["--machine", machine.name(), "--deterministic"])?;
     let options = Options {
         timeout: Some(TIME_LIMIT),
