@@ -351,7 +351,10 @@ proptest! {
 
 /// A wire: what was sent, and what is going to come. A frame that comes has the length that is said, whatever that is.
 #[derive(Clone, Default)]
-struct Wire(Rc<RefCell<(Vec<Vec<u8>>, VecDeque<(usize, Option<Checksum>)>)>>);
+struct Wire(Rc<RefCell<(Vec<Vec<u8>>, Arriving)>>);
+
+/// Lengths of frames, and the checksums that are missing.
+type Arriving = VecDeque<(usize, Option<Checksum>)>;
 
 impl Link for Wire {
     fn send(&mut self, frame: &[u8], _: Option<Checksum>) {
