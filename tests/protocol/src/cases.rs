@@ -147,6 +147,7 @@ pub const CASES: &[Case] = &[
         .ends(Expect::Endless)
         .beside("timer")
         .only_on(PREEMPTIVE),
+    case("steal", "a guest that is alone is told of no stolen time").cmdline("alone=yes"),
     case("spin", "a guest is told the time that an endless loop takes from it")
         .ends(Expect::Endless)
         .beside("steal")

@@ -11,8 +11,8 @@ const GROUP: usize = 8;
 
 /// Frees the tables below `root`, depth first: true if none is left.
 ///
-/// Stops once it has spent `budget`, which it counts down, and has freed a table: [`COST`] for each present entry, and 1 for a
-/// [`GROUP`] of absent ones. With `user_half_only`, entries 256 and up of the root are left alone: they are shared kernel tables. The
+/// Stops once it has spent `budget`, which it counts down, and has freed a table: `COST` for each present entry, and 1 for a
+/// `GROUP` of absent ones. With `user_half_only`, entries 256 and up of the root are left alone: they are shared kernel tables. The
 /// root itself is the caller's to free. No CPU may use the tree, or hold cached parts of it, from the first call on. A table is
 /// unlinked when it is freed, so the next call finds by itself where to go on, past up to 512 absent entries of each level.
 pub fn destroy<F: PtFormat, M: PtMemory>(

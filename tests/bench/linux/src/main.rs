@@ -1,6 +1,6 @@
 //! UDP between two Linux guests: `bench-udp answer` in one, `bench-udp ask` in the other, which prints what a packet costs.
 //!
-//! The packet's first byte says what becomes of it: it comes back, it is counted and comes back as every [`WINDOW`]th, or it ends
+//! The packet's first byte says what becomes of it: it comes back, it is counted and comes back as every `WINDOW`th, or it ends
 //! the other.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
