@@ -294,7 +294,7 @@ pub fn options(args: &RunArgs, output: Output) -> Result<Options> {
         deterministic: args.deterministic,
         timeout: args.timeout(),
         log: args.log_path()?,
-        kernel_cmdline: args.kernel_cmdline.clone(),
+        kernel_cmdline: machine.kernel_cmdline(&args.kernel_cmdline),
         output,
         exec: args.exec.is_some(),
         script: Script::default(),

@@ -40,7 +40,7 @@ pub fn measure(machine: Machine, mitigations: &str) -> Result<[u64; 2]> {
     let options = Options {
         timeout: Some(TIME_LIMIT),
         log: workspace::own_dir("log")?.join(format!("bench-udp-{}.log", machine.name())),
-        kernel_cmdline: format!("loglevel=error mitigations={mitigations}"),
+        kernel_cmdline: machine.kernel_cmdline(&format!("loglevel=error mitigations={mitigations}")),
         ..request::options(&args, Output::Collect)?
     };
     let report = run::run(&plan(&args)?, &options)?;

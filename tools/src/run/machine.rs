@@ -50,6 +50,17 @@ impl Machine {
         matches!(self, Machine::Vtx | Machine::SvmBochs)
     }
 
+    /// Nacre's command line for this machine: `line`, behind what keeps clear of the emulator's faults.
+    ///
+    /// Bochs 2.7 hands a guest a virtual interrupt with IF clear if an interrupt of the host comes while one is pending
+    /// (`InterruptAcknowledge` in cpu/event.cc asks whether it is pending, and not whether it is masked).
+    pub fn kernel_cmdline(self, line: &str) -> String {
+        match self {
+            Machine::Vtx => format!("noapicv {line}"),
+            _ => line.to_owned(),
+        }
+    }
+
     /// `auto` made one of the others.
     pub fn resolve(self) -> Machine {
         match self {

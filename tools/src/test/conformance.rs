@@ -44,6 +44,12 @@ pub fn tests(machine: Machine) -> Vec<Test> {
             run(machine, &["--iommu", "intel", "--host-cpus", "1"], name)
         }));
     }
+    if machine == Machine::Vtx {
+        let shows = "the kernel keeps to the hypercall contract where the hardware has virtual APICs";
+        tests.push(Test::on(machine, format!("{name}-apicv"), shows, move |name| {
+            run(machine, &["--kernel-cmdline", "loglevel=info apicv", "--host-cpus", "1"], name)
+        }));
+    }
     tests
 }
 

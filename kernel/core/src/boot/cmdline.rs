@@ -8,6 +8,7 @@
 //! | `kmem=`MiB | memory kept for kernel objects |
 //! | `selftest=panic` or `fault` | end on purpose after boot, to see the epitaph |
 //! | `mitigations=auto` or `off` | what the CPU needs against side channels, or nothing; `auto` if absent |
+//! | `apicv` | use APIC virtualization, whatever a word before says |
 //! | `nox2apic`, `notscdeadline`, `noxsave`, `noiommu`, `noapicv` | do without a feature |
 
 /// Severity of a log message.
@@ -130,6 +131,7 @@ impl Options {
                 "nox2apic" => self.x2apic = false,
                 "notscdeadline" => self.tsc_deadline = false,
                 "noxsave" => self.xsave = false,
+                "apicv" => self.apic_virtualization = true,
                 "noapicv" => self.apic_virtualization = false,
                 "noiommu" => self.iommu = false,
                 _ => return None,
