@@ -310,6 +310,8 @@ proptest! {
             console.take_output().for_each(drop);
         });
         driver.start(0, 8);
+        // What the last step said.
+        driver.device.device_mut().console_mut().take_output().for_each(drop);
         driver.select(1);
         driver.memory.write(DATA, b"said").unwrap();
         driver.transfer(&[Buffer::Read(DATA, 4)]);
