@@ -7,15 +7,11 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::hal::Hal;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use hypercall_abi::guest::DOORBELL_CALL;
-use hypercall_abi::guest::channel::{
-    CHANNEL_BYTES, FRAME, Header, MAX_FRAME, MIN_FRAME, SLOTS, Session, Side, Taken,
-};
+use hypercall_abi::guest::channel::{CHANNEL_BYTES, FRAME, Header, MAX_FRAME, MIN_FRAME, Rings, Side, Wire};
 use hypercall_abi::guest::device::{Interrupt, Kind, NET_CHANNEL_DOORBELL, config, feature, reg};
 
-const OWN: Side = Side::Card;
-const PEER: Side = Side::Switch;
 /// The queue whose interrupt register is that of the channel.
 const RECEIVE: u32 = 0;
 
@@ -24,32 +20,23 @@ const RECEIVE: u32 = 0;
 /// A frame is lost where there is no room for it, as on a wire, and while the switch is started again.
 #[derive(Debug)]
 pub struct DirectNet<H: Hal> {
-    hal: H,
     device: Device<H>,
-    memory: NonNull<u8>,
-    /// RAX of the doorbell call.
-    call: u64,
+    rings: Rings<Channel<H>>,
     address: [u8; 6],
     mtu: usize,
-    /// What this end says of itself.
-    session: Session,
-    /// The switch's session when it was last looked at, as a word.
-    peer_session: u64,
-    /// Each end has seen the other.
-    is_up: bool,
-    /// Frames put into the ring to the switch, and those that it was told of.
-    put: u32,
-    shown: u32,
-    /// Frames that the switch had taken when it was last looked at.
-    peer_taken: u32,
-    /// Frames taken out of the ring from the switch.
-    taken: Taken,
-    /// Frames that were in it when it was last looked at.
-    peer_put: u32,
+}
+
+/// The channel as this kernel maps it, and the doorbell of the switch.
+#[derive(Debug)]
+struct Channel<H> {
+    memory: NonNull<u8>,
+    hal: H,
+    /// RAX of the doorbell call.
+    call: u64,
 }
 
 // SAFETY: the channel's memory is reached through this driver alone.
-unsafe impl<H: Hal + Send> Send for DirectNet<H> {}
+unsafe impl<H: Send> Send for Channel<H> {}
 
 impl<H: Hal + Clone> DirectNet<H> {
     /// Starts the interface with its device page at this guest-physical address.
@@ -66,24 +53,9 @@ impl<H: Hal + Clone> DirectNet<H> {
         let mtu = device.read(config::NET_MTU) as usize;
         let doorbell = device.read(reg::DOORBELL) as u16 + NET_CHANNEL_DOORBELL;
         device.start()?;
-        let mut net = DirectNet {
-            hal,
-            device,
-            memory: memory.ok_or(Error::BadMemory)?,
-            call: DOORBELL_CALL + u64::from(doorbell),
-            address: [a, b, c, d, e, f],
-            mtu,
-            session: Session::default(),
-            peer_session: 0,
-            is_up: false,
-            put: 0,
-            shown: 0,
-            peer_taken: 0,
-            taken: Taken::default(),
-            peer_put: 0,
-        };
-        net.begin();
-        Ok(net)
+        let call = DOORBELL_CALL + u64::from(doorbell);
+        let channel = Channel { memory: memory.ok_or(Error::BadMemory)?, hal, call };
+        Ok(DirectNet { device, rings: Rings::new(channel, Side::Card), address: [a, b, c, d, e, f], mtu })
     }
 }
 
@@ -107,18 +79,12 @@ impl<H: Hal> DirectNet<H> {
     /// says so: between VMs of one machine nobody needs it.
     #[inline]
     pub fn receive<R>(&mut self, take: impl FnOnce(Header, &[u8]) -> R) -> Option<R> {
-        if self.peer_put == self.taken.count && !self.look() {
-            return None;
-        }
-        let slot = PEER.slot(self.taken.count);
-        let Some(header) = Header::decode(self.load(slot)) else {
-            self.begin();
-            return None;
-        };
+        let (slot, header) = self.rings.peek()?;
         // SAFETY: a frame is inside its slot, as the header was checked; the switch does not touch it before it is given back.
-        let bytes = unsafe { core::slice::from_raw_parts(self.at(slot + FRAME), header.len.into()) };
+        let bytes =
+            unsafe { core::slice::from_raw_parts(self.rings.wire().at(slot + FRAME), header.len.into()) };
         let result = take(header, bytes);
-        self.set_taken(Taken { count: self.taken.count.wrapping_add(1), ..self.taken });
+        self.rings.release();
         Some(result)
     }
 
@@ -131,112 +97,36 @@ impl<H: Hal> DirectNet<H> {
         if !(MIN_FRAME..=MAX_FRAME).contains(&len) {
             return Err(Error::TooScattered);
         }
-        if self.is_full() {
-            return Err(Error::Full);
-        }
-        let slot = OWN.slot(self.put);
+        let slot = self.rings.free_slot().ok_or(Error::Full)?;
         // SAFETY: a frame of this length is inside its slot, which is this end's until the frame is shown.
-        let result = fill(unsafe { core::slice::from_raw_parts_mut(self.at(slot + FRAME), len) });
-        self.store(slot, Header { len: len as u16, missing: None }.encode());
-        self.put = self.put.wrapping_add(1);
+        let result =
+            fill(unsafe { core::slice::from_raw_parts_mut(self.rings.wire().at(slot + FRAME), len) });
+        self.rings.put(slot, Header { len: len as u16, missing: None });
         Ok(result)
     }
 
     /// Whether no frame can be sent: the switch is behind, or there is none at the moment.
     #[inline]
     pub fn is_full(&mut self) -> bool {
-        if !self.is_up && !self.follow_peer() {
-            return true;
-        }
-        let has_room = |net: &Self| net.put.wrapping_sub(net.peer_taken) < SLOTS as u32;
-        if !has_room(self) {
-            self.peer_taken = Taken::decode(self.load(OWN.taken())).count;
-        }
-        !has_room(self)
+        self.rings.free_slot().is_none()
     }
 
     /// Shows the switch the frames that were submitted, and wakes it if it waits.
     #[inline]
     pub fn flush(&mut self) {
-        self.follow_peer();
-        if self.put == self.shown {
-            return;
-        }
-        self.word(OWN.put()).store(self.put, Ordering::Release);
-        // Either this sees the threshold of a switch that is about to wait, or that sees the count.
-        fence(Ordering::SeqCst);
-        let taken = Taken::decode(self.load(OWN.taken()));
-        self.peer_taken = taken.count;
-        if taken.wants_signal(self.shown, self.put) {
-            self.hal.ring(self.call);
-        }
-        self.shown = self.put;
+        // Who only sends follows a switch that began anew here.
+        self.rings.is_up();
+        self.rings.flush();
     }
 
     /// Asks for an interrupt with the next frame. `false` if there is one already, and the interrupt may not come.
     #[inline]
     pub fn sleep_is_safe(&mut self) -> bool {
-        self.set_taken(Taken { threshold: self.taken.count, ..self.taken });
-        // As in `flush`, with the roles exchanged.
-        fence(Ordering::SeqCst);
-        !self.look()
+        self.rings.prepare_to_wait()
     }
+}
 
-    /// Begins with empty rings and a number that no predecessor had.
-    #[cold]
-    fn begin(&mut self) {
-        self.session.own = Session::decode(self.load(OWN.session())).own.wrapping_add(1).max(1);
-        self.peer_session = self.load(PEER.session());
-        self.is_up = false;
-        self.show_session();
-    }
-
-    /// Empties the rings, and then shows the switch which instances talk.
-    fn show_session(&mut self) {
-        self.session.seen = Session::decode(self.peer_session).own;
-        (self.put, self.shown, self.peer_taken, self.peer_put) = (0, 0, 0, 0);
-        self.word(OWN.put()).store(0, Ordering::Release);
-        self.set_taken(Taken::default());
-        self.store(OWN.session(), self.session.encode());
-        self.hal.ring(self.call);
-    }
-
-    /// Notices that the switch began anew. Returns whether frames can pass.
-    #[inline]
-    fn follow_peer(&mut self) -> bool {
-        let word = self.load(PEER.session());
-        if word != self.peer_session {
-            self.peer_session = word;
-            let peer = Session::decode(word);
-            if peer.own != self.session.seen {
-                self.show_session();
-            }
-            self.is_up = peer.own != 0 && peer.seen == self.session.own;
-        }
-        self.is_up
-    }
-
-    /// Looks whether there are more frames.
-    #[inline]
-    fn look(&mut self) -> bool {
-        if !self.follow_peer() {
-            return false;
-        }
-        let put = self.word(PEER.put()).load(Ordering::Acquire);
-        let count = put.wrapping_sub(self.taken.count);
-        if count > SLOTS as u32 {
-            self.begin();
-            return false;
-        }
-        self.peer_put = put;
-        count > 0
-    }
-
-    fn set_taken(&mut self, taken: Taken) {
-        self.taken = taken;
-        self.store(PEER.taken(), taken.encode());
-    }
-
+impl<H> Channel<H> {
     #[inline]
     fn at(&self, offset: usize) -> *mut u8 {
         self.memory.as_ptr().wrapping_add(offset)
@@ -253,14 +143,31 @@ impl<H: Hal> DirectNet<H> {
         // SAFETY: callers pass offsets of the layout, which are inside the channel and multiples of 8.
         unsafe { AtomicU64::from_ptr(self.at(offset).cast()) }
     }
+}
+
+impl<H: Hal> Wire for Channel<H> {
+    #[inline]
+    fn load_u32(&self, offset: usize) -> u32 {
+        self.word(offset).load(Ordering::Acquire)
+    }
 
     #[inline]
-    fn load(&self, offset: usize) -> u64 {
+    fn store_u32(&self, offset: usize, value: u32) {
+        self.word(offset).store(value, Ordering::Release);
+    }
+
+    #[inline]
+    fn load_u64(&self, offset: usize) -> u64 {
         self.double(offset).load(Ordering::Acquire)
     }
 
     #[inline]
-    fn store(&self, offset: usize, value: u64) {
+    fn store_u64(&self, offset: usize, value: u64) {
         self.double(offset).store(value, Ordering::Release);
+    }
+
+    #[inline]
+    fn signal(&self) {
+        self.hal.ring(self.call);
     }
 }

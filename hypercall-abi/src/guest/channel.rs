@@ -26,6 +26,10 @@
 //!    other's number. So either end can be replaced by a successor at any moment; what is in the rings then is lost.
 //! 5. Either side may write anything anywhere: each word is read once and checked.
 
+mod rings;
+
+pub use rings::{Rings, Wire};
+
 /// Frames that a ring holds.
 pub const SLOTS: usize = 128;
 /// Bytes of a slot.

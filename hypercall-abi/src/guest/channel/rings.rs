@@ -1,0 +1,213 @@
+//! What one end does with a channel: rules 1 to 5 of [`super`], for whoever can reach its words.
+
+use super::{Header, SLOTS, Session, Side, Taken};
+use core::sync::atomic::{Ordering, fence};
+
+/// The words of a channel, by their offsets, and the way to wake the other end. Offsets are those of the layout: inside of the channel,
+/// and multiples of what is accessed.
+pub trait Wire {
+    /// Loads 32 bits, with acquire semantics.
+    fn load_u32(&self, offset: usize) -> u32;
+    /// Stores 32 bits, with release semantics.
+    fn store_u32(&self, offset: usize, value: u32);
+    /// Loads 64 bits, with acquire semantics.
+    fn load_u64(&self, offset: usize) -> u64;
+    /// Stores 64 bits, with release semantics.
+    fn store_u64(&self, offset: usize, value: u64);
+    /// Makes the other end look at what is shared.
+    fn signal(&self);
+}
+
+/// One end's view of the two rings. The bytes of frames are the caller's business.
+#[derive(Debug)]
+pub struct Rings<W> {
+    wire: W,
+    side: Side,
+    /// What this end says of itself.
+    session: Session,
+    /// The peer's session when it was last looked at, as a word.
+    peer_session: u64,
+    /// Each end has seen the other.
+    is_up: bool,
+    /// Frames put into this end's ring.
+    put: u32,
+    /// How many of them the peer knows of.
+    shown: u32,
+    /// Frames that the peer had taken when it was last looked at.
+    peer_taken: u32,
+    /// Frames taken out of the peer's ring.
+    taken: Taken,
+    /// Frames that were in the peer's ring, from the first one on, when it was last looked at.
+    peer_put: u32,
+}
+
+impl<W: Wire> Rings<W> {
+    /// Begins to use a channel. A predecessor may have used it.
+    pub fn new(wire: W, side: Side) -> Self {
+        let mut rings = Rings {
+            wire,
+            side,
+            session: Session::default(),
+            peer_session: 0,
+            is_up: false,
+            put: 0,
+            shown: 0,
+            peer_taken: 0,
+            taken: Taken::default(),
+            peer_put: 0,
+        };
+        rings.begin();
+        rings
+    }
+
+    /// What the channel is reached by.
+    #[inline]
+    pub fn wire(&self) -> &W {
+        &self.wire
+    }
+
+    /// Begins with empty rings and a number that no predecessor had: as the first thing, after somebody else was this end, and when the
+    /// peer broke the rules.
+    #[cold]
+    pub fn begin(&mut self) {
+        let predecessor = Session::decode(self.wire.load_u64(self.side.session())).own;
+        self.session.own = predecessor.wrapping_add(1).max(1);
+        self.peer_session = self.wire.load_u64(self.side.peer().session());
+        self.is_up = false;
+        self.show_session();
+    }
+
+    /// Empties the rings, and then shows the peer which instances talk.
+    fn show_session(&mut self) {
+        self.session.seen = Session::decode(self.peer_session).own;
+        (self.put, self.shown, self.peer_taken, self.peer_put) = (0, 0, 0, 0);
+        self.wire.store_u32(self.side.put(), 0);
+        self.set_taken(Taken::default());
+        self.wire.store_u64(self.side.session(), self.session.encode());
+        self.wire.signal();
+    }
+
+    /// Notices what the peer put or that it began anew, for somebody else who is this end. Returns whether it did since the last call.
+    pub fn notice(&mut self) -> bool {
+        let peer = self.side.peer();
+        let now = (self.wire.load_u64(peer.session()), self.wire.load_u32(peer.put()));
+        let before = (self.peer_session, self.peer_put);
+        (self.peer_session, self.peer_put) = now;
+        now != before
+    }
+
+    /// Notices that the peer began anew. Returns whether frames can pass.
+    #[inline]
+    pub fn is_up(&mut self) -> bool {
+        let peer_session = self.wire.load_u64(self.side.peer().session());
+        if peer_session != self.peer_session {
+            self.follow_peer(peer_session);
+        }
+        self.is_up
+    }
+
+    #[cold]
+    fn follow_peer(&mut self, word: u64) {
+        self.peer_session = word;
+        let peer = Session::decode(word);
+        if peer.own != self.session.seen {
+            self.show_session();
+        }
+        self.is_up = peer.own != 0 && peer.seen == self.session.own;
+    }
+
+    /// The slot for the next frame of this end, if there is one free.
+    #[inline]
+    pub fn free_slot(&mut self) -> Option<usize> {
+        if !self.is_up && !self.is_up() {
+            return None;
+        }
+        if self.put.wrapping_sub(self.peer_taken) >= SLOTS as u32 {
+            self.peer_taken = self.peers_taken().count;
+            // More than all is nonsense of the peer's, and its loss.
+            if self.put.wrapping_sub(self.peer_taken) >= SLOTS as u32 {
+                return None;
+            }
+        }
+        Some(self.side.slot(self.put))
+    }
+
+    /// Puts the frame whose bytes are in this slot into the ring. Only after [`Self::free_slot`] gave the slot; the peer sees the frame
+    /// with the next [`Self::flush`].
+    #[inline]
+    pub fn put(&mut self, slot: usize, header: Header) {
+        self.wire.store_u64(slot, header.encode());
+        self.put = self.put.wrapping_add(1);
+    }
+
+    /// Shows the peer the frames that were put, and wakes it if it waits.
+    #[inline]
+    pub fn flush(&mut self) {
+        if self.put == self.shown {
+            return;
+        }
+        self.wire.store_u32(self.side.put(), self.put);
+        // Pairs with the fence in `prepare_to_wait`.
+        fence(Ordering::SeqCst);
+        let taken = self.peers_taken();
+        self.peer_taken = taken.count;
+        if taken.wants_signal(self.shown, self.put) {
+            self.wire.signal();
+        }
+        self.shown = self.put;
+    }
+
+    /// The slot of the oldest frame in the peer's ring, and what is said of the frame: read once, and checked. It is there until
+    /// [`Self::release`].
+    #[inline]
+    pub fn peek(&mut self) -> Option<(usize, Header)> {
+        if self.peer_put == self.taken.count && !self.look() {
+            return None;
+        }
+        let slot = self.side.peer().slot(self.taken.count);
+        let header = Header::decode(self.wire.load_u64(slot));
+        if header.is_none() {
+            self.begin();
+        }
+        Some((slot, header?))
+    }
+
+    /// Gives the slot of the oldest frame back. Only after [`Self::peek`] showed one.
+    #[inline]
+    pub fn release(&mut self) {
+        self.set_taken(Taken { count: self.taken.count.wrapping_add(1), ..self.taken });
+    }
+
+    /// Looks whether there are more frames.
+    fn look(&mut self) -> bool {
+        if !self.is_up() {
+            return false;
+        }
+        let put = self.wire.load_u32(self.side.peer().put());
+        let count = put.wrapping_sub(self.taken.count);
+        if count > SLOTS as u32 {
+            self.begin();
+            return false;
+        }
+        self.peer_put = put;
+        count > 0
+    }
+
+    /// Asks for a signal with the next frame. `false` if there is one already: then take it, and do not wait.
+    #[inline]
+    pub fn prepare_to_wait(&mut self) -> bool {
+        self.set_taken(Taken { threshold: self.taken.count, ..self.taken });
+        // Pairs with the fence in `flush`: either this sees the frame, or the peer sees the threshold.
+        fence(Ordering::SeqCst);
+        !self.look()
+    }
+
+    fn peers_taken(&self) -> Taken {
+        Taken::decode(self.wire.load_u64(self.side.taken()))
+    }
+
+    fn set_taken(&mut self, taken: Taken) {
+        self.taken = taken;
+        self.wire.store_u64(self.side.peer().taken(), taken.encode());
+    }
+}
