@@ -20,7 +20,7 @@ use vmm_protocol::manifest::{
 use vmm_protocol::outcome::Outcome;
 
 /// How long a case may take on a loaded machine.
-const TIME_LIMIT: Duration = Duration::from_secs(1200);
+const TIME_LIMIT: Duration = Duration::from_secs(600);
 /// Memory that the machine has beyond the VMs', at least, in MiB.
 const HOST_SPARE_MIB: u32 = 256;
 /// How long an endless guest with nothing beside it is watched, from the emulator's start.
