@@ -101,7 +101,8 @@ fn map_memory(call: &Call, tree: &mut Tree, found: Found, target: Selector, requ
         uncached: flags.contains(MapFlags::UNCACHED),
         user: true,
     };
-    let mapped = map_pages(call.local, target, address, PhysAddr(first << 12), pages, attr);
+    let piece = Piece { target, address, pa: PhysAddr(first << 12), pages, attr };
+    let mapped = map_pages(call.local, &piece);
     if !was_bound && mapped.is_err_and(|partial| partial.pages == 0) {
         target.bound_list().unbind(tree, found.slot);
     }
@@ -132,44 +133,46 @@ fn attach(tree: &mut Tree, slot: u32, target: Target, base: u64) -> core::result
     if is_same && target.bound_list().unmapping.get().0 != slot { Ok(true) } else { Err(Status::Occupied) }
 }
 
-/// Maps as many pages as one call may.
-fn map_pages(
-    local: &Local,
+/// Pages to map.
+#[derive(Clone, Copy)]
+struct Piece {
     target: Target,
     address: u64,
     pa: PhysAddr,
     pages: u64,
     attr: Attr,
-) -> core::result::Result<MapDone, Partial> {
-    let first = map_stretch(target, address, pa, pages, attr)?;
-    Ok(if first.pages == pages { first } else { map_on(local, first, target, address, pa, pages, attr) })
+}
+
+impl Piece {
+    /// What is left of it after this many pages.
+    fn after(&self, done: u64) -> Self {
+        let skip = done * PAGE_SIZE;
+        Piece { address: self.address + skip, pa: self.pa.offset(skip), pages: self.pages - done, ..*self }
+    }
+}
+
+/// Maps as many pages as one call may.
+fn map_pages(local: &Local, piece: &Piece) -> core::result::Result<MapDone, Partial> {
+    let first = map_stretch(piece)?;
+    Ok(if first.pages == piece.pages { first } else { map_on(local, first, piece) })
 }
 
 /// Goes on after the first stretch.
 #[cold]
-fn map_on(
-    local: &Local,
-    mut all: MapDone,
-    target: Target,
-    address: u64,
-    pa: PhysAddr,
-    pages: u64,
-    attr: Attr,
-) -> MapDone {
+fn map_on(local: &Local, mut all: MapDone, piece: &Piece) -> MapDone {
     for _ in 1..SHARE {
-        if all.pages == pages || !sched::preemption_point(local) {
+        if all.pages == piece.pages || !sched::preemption_point(local) {
             break;
         }
-        let skip = all.pages * PAGE_SIZE;
-        let (more, reduced_rights, is_over) =
-            match map_stretch(target, address + skip, pa.offset(skip), pages - all.pages, attr) {
-                Ok(done) => (done.pages, done.reduced_rights, false),
-                // The error shows when the caller goes on.
-                Err(partial) => (partial.pages, partial.reduced_rights, true),
-            };
-        all.pages += more;
+        let mapped = map_stretch(&piece.after(all.pages));
+        let (pages, reduced_rights) = match mapped {
+            Ok(done) => (done.pages, done.reduced_rights),
+            Err(partial) => (partial.pages, partial.reduced_rights),
+        };
+        all.pages += pages;
         all.reduced_rights |= reduced_rights;
-        if is_over {
+        if mapped.is_err() {
+            // The error shows when the caller goes on.
             break;
         }
     }
@@ -177,13 +180,8 @@ fn map_on(
 }
 
 #[inline(never)]
-fn map_stretch(
-    target: Target,
-    address: u64,
-    pa: PhysAddr,
-    pages: u64,
-    attr: Attr,
-) -> core::result::Result<MapDone, Partial> {
+fn map_stretch(piece: &Piece) -> core::result::Result<MapDone, Partial> {
+    let Piece { target, address, pa, pages, attr } = *piece;
     // SAFETY: for all arms: the tables of a space are paid from its pool, and only changed under the tree lock, which
     // the caller holds.
     unsafe {

@@ -367,10 +367,8 @@ impl Tree {
             let_go(cpu::local());
         }
         smp::synchronize();
-        for cpu in 0..if has_doomed { smp::cpu_count() } else { 0 } {
-            while let Some(header) = pop_released(cpu) {
-                free::free(header);
-            }
+        if has_doomed {
+            (0..smp::cpu_count()).for_each(free_released);
         }
         let Reclaim { dead, dead_pools, .. } = &self.reclaim;
         while let Some(header) = dead.pop_front().or_else(|| dead_pools.pop_front()) {
@@ -379,8 +377,12 @@ impl Tree {
     }
 }
 
-fn pop_released(cpu: usize) -> Option<&'static Header> {
-    cpu::of(cpu).queues.lock().released.pop_front()
+/// Frees what a CPU has let go of.
+fn free_released(cpu: usize) {
+    let pop = || cpu::of(cpu).queues.lock().released.pop_front();
+    while let Some(header) = pop() {
+        free::free(header);
+    }
 }
 
 /// Takes an object, on which nothing depends any more, out of what it is part of.
