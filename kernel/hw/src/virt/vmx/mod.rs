@@ -4,6 +4,7 @@ mod answer;
 mod apic;
 mod entry;
 mod entry_checker;
+mod exit;
 mod init;
 mod insn;
 pub mod region;
