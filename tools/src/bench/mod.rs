@@ -37,6 +37,8 @@ const TWO_CPUS: &str = "signal.cross_cpu";
 /// The operation that a CPU may do by itself, and its name where the kernel has to.
 const SELF_IPI: &str = "ipi.self";
 const NO_APICV: &str = "ipi.self_noapicv";
+/// Words for the kernel that has to.
+const NO_APICV_LINE: &str = "noapicv";
 /// Operations of two VMs. QEMU's gdb server, which steps without interrupts, does not get from one to the other.
 const TWO_VMS: &str = "pv.net_";
 /// The operation that is what user space does not have.
@@ -179,7 +181,7 @@ fn measure(machine: Machine, only: &[String]) -> Result<Vec<Row>> {
             measurements.merge(run("measuring with two CPUs", &plan, Purpose::Measure)?);
         }
         if wants(NO_APICV) {
-            let plan = Plan { only: vec![SELF_IPI.to_owned()], cmdline: "noapicv", ..plan.clone() };
+            let plan = Plan { only: vec![SELF_IPI.to_owned()], cmdline: NO_APICV_LINE, ..plan.clone() };
             let mut without = run("measuring without APIC virtualization", &plan, Purpose::Measure)?;
             let result = without.results.remove(SELF_IPI);
             measurements.results.extend(result.map(|result| (NO_APICV.to_owned(), result)));
@@ -221,7 +223,8 @@ fn measure(machine: Machine, only: &[String]) -> Result<Vec<Row>> {
         off.heavy.extend(run("tracing", &plan, Purpose::Trace)?.heavy);
     }
     if wants(irqoff::OPERATION) {
-        let plan = Plan { only: irqoff_request(machine), ..plan };
+        // What Bochs does with APIC virtualization ([`Machine::kernel_cmdline`]) keeps the recorded benchmark from its end.
+        let plan = Plan { only: irqoff_request(machine), cmdline: NO_APICV_LINE, ..plan };
         off.merge(irqoff::measure(&plan));
     }
     wanted.into_iter().map(|op| row(op, &off, &auto)).collect()
