@@ -128,6 +128,22 @@ fn settle(net: &mut DirectNet<&Vm>, end: &mut End<Bell>) {
 }
 
 #[test]
+fn a_switch_is_followed_whose_predecessor_turned_its_number_back() {
+    let vm = Vm::new(feature::NET_DIRECT);
+    let mut net = DirectNet::new(&vm, 0).unwrap();
+    for number in [92u64, 91] {
+        vm.window().write(Side::Switch.session(), &number.to_le_bytes()).unwrap();
+        if number == 92 {
+            net.flush();
+        }
+    }
+    let (mut end, _) = switch(&vm);
+    settle(&mut net, &mut end);
+    assert!(send(&mut net, 7, 60));
+    assert_eq!(take(&mut end), Some(frame(7, 60)));
+}
+
+#[test]
 fn a_card_without_a_channel_or_a_kernel_that_does_not_map_it_is_refused() {
     assert_eq!(DirectNet::new(&Vm::new(0), 0).unwrap_err(), Error::NoQueue);
     let vm = Vm::new(feature::NET_DIRECT);

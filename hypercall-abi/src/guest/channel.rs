@@ -20,8 +20,8 @@
 //! 3. Who puts frames signals the other end if the count passes its [`Taken::threshold`], and decides so behind a full
 //!    barrier after the store of the count. Who is about to wait sets the threshold to the count that it has reached,
 //!    and looks again behind a full barrier.
-//! 4. An end begins by writing zero into its counts, and then its [`Session`] with a new number of its own and the number that it
-//!    finds at the peer. An end that finds a new number at its peer writes zero into its counts, and then its [`Session`] with
+//! 4. An end begins by writing zero into its counts, and then its [`Session`] with a new number of its own, which the peer has
+//!    not seen, and the number that it finds at the peer. An end that finds a new number at its peer writes zero into its counts, and then its [`Session`] with
 //!    that number as [`Session::seen`]. Each store of a session is followed by a signal. Rings are used while each end has seen the
 //!    other's number. So either end can be replaced by a successor at any moment; what is in the rings then is lost.
 //! 5. Either side may write anything anywhere: each word is read once and checked.

@@ -70,9 +70,14 @@ impl<W: Wire> Rings<W> {
     /// peer broke the rules.
     #[cold]
     pub fn begin(&mut self) {
-        let predecessor = Session::decode(self.wire.load_u64(self.side.session())).own;
-        self.session.own = predecessor.wrapping_add(1).max(1);
+        let next = |own: u32| own.wrapping_add(1).max(1);
         self.peer_session = self.wire.load_u64(self.side.peer().session());
+        let predecessor = Session::decode(self.wire.load_u64(self.side.session())).own;
+        self.session.own = next(predecessor);
+        // A predecessor that lied may have shown the peer this one already: then the peer would not notice that anybody began.
+        if self.session.own == Session::decode(self.peer_session).seen {
+            self.session.own = next(self.session.own);
+        }
         self.is_up = false;
         self.show_session();
     }
