@@ -80,14 +80,14 @@ fn read_loader(magic: u32, info: u32, entry_tsc: u64) -> System {
     let reader = memory::BootMemory;
     let loader = match multiboot::parse(magic, PhysAddr(info as u64), &reader) {
         Ok(loader) => loader,
-        Err(error) => refuse(format_args!("the boot loader's information is unusable ({error:?})")),
+        Err(error) => refuse(format_args!("{error}")),
     };
     let options = cmdline::parse(&loader.command_line);
     start_log(&options, &loader);
     let acpi = loader
         .rsdp
         .or_else(|| acpi::find_rsdp(&reader))
-        .and_then(|at| acpi::parse(&reader, at).inspect_err(|error| log::warn!("acpi: {error:?}")).ok());
+        .and_then(|at| acpi::parse(&reader, at).inspect_err(|error| log::warn!("acpi: {error}")).ok());
     log::info!("cpu: against side channels: {}", mitigation::choose(options.mitigations));
     let mut features = cpuid::features();
     features.x2apic &= options.x2apic;
@@ -217,7 +217,7 @@ fn start_virtualization(options: &Options, frames: &mut memory::BootFrames) {
         Ok(features)
     });
     match enabled {
-        Ok(features) => log::info!("virtualization: {features:?}"),
+        Ok(features) => log::info!("virtualization: {features}"),
         Err(why) => refuse(format_args!("{why}")),
     }
 }

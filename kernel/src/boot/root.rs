@@ -102,7 +102,7 @@ fn load_image(system: &System, pd: &'static Pd) -> u64 {
     let file = unsafe { core::slice::from_raw_parts(phys_to_virt(PhysAddr(module.start)), len) };
     let executable = match Executable::parse(file) {
         Ok(executable) => executable,
-        Err(error) => super::refuse(format_args!("the first module is not a root task ({error:?})")),
+        Err(error) => super::refuse(format_args!("the first module is not a root task: {error}")),
     };
     for segment in executable.segments() {
         let first = segment.vaddr & !4095;

@@ -4,6 +4,7 @@
 use super::fixed::FixedVec;
 use super::{PhysRead, iommu, le};
 use crate::addr::PhysAddr;
+use core::fmt;
 
 /// An I/O APIC (ACPI 6.5 5.2.12.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,6 +88,16 @@ pub enum AcpiError {
     NoRootTable,
     /// No valid MADT: CPUs and interrupt controllers are unknown.
     NoMadt,
+}
+
+impl fmt::Display for AcpiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            AcpiError::NoRsdp => "no valid RSDP",
+            AcpiError::NoRootTable => "no valid RSDT or XSDT",
+            AcpiError::NoMadt => "no valid MADT: CPUs and interrupt controllers are unknown",
+        })
+    }
 }
 
 /// Bytes of a table's header (ACPI 6.5 5.2.6).

@@ -3,6 +3,7 @@
 use hypercall_abi::{PAGE_SIZE, USER_END};
 
 use super::le;
+use core::fmt;
 
 /// Why a file is not an executable that the kernel loads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,21 @@ pub enum ElfError {
     BadEntry,
     /// Nothing to load.
     Empty,
+}
+
+impl fmt::Display for ElfError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ElfError::Foreign => "it is not a 64-bit ELF file for x86",
+            ElfError::NotStatic => "it is not a static executable at fixed addresses",
+            ElfError::Truncated => "a header or a segment reaches past its end",
+            ElfError::BadSegment => "a segment has more bytes in the file than in memory",
+            ElfError::BadAddress => "a segment is not in user space",
+            ElfError::Overlap => "segments overlap or are out of order",
+            ElfError::BadEntry => "its entry point is in no executable segment",
+            ElfError::Empty => "it has nothing to load",
+        })
+    }
 }
 
 /// A part of the program, with at least one byte.

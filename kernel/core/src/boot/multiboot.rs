@@ -4,6 +4,7 @@
 use super::fixed::FixedVec;
 use super::{PhysRead, le};
 use crate::addr::PhysAddr;
+use core::fmt;
 
 /// EAX at entry from a Multiboot1 loader.
 pub const MULTIBOOT1_MAGIC: u32 = 0x2bad_b002;
@@ -63,6 +64,16 @@ pub enum BootError {
     Unreadable,
     /// It has no memory map.
     NoMemoryMap,
+}
+
+impl fmt::Display for BootError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BootError::NotMultiboot => "the boot loader speaks neither Multiboot 1 nor Multiboot 2",
+            BootError::Unreadable => "the boot loader's information is outside of memory, or ends early",
+            BootError::NoMemoryMap => "the boot loader's information has no memory map",
+        })
+    }
 }
 
 /// Parses what the loader passed: `magic` in EAX and the address of `info` in EBX.

@@ -3,6 +3,7 @@
 //! Data path: the kernel's `VcpuRun` calls [`GuestCpu::run`] until the exit is one for the VMM, and [`GuestCpu::leave`] before
 //! any user code or another guest runs on this CPU.
 
+use core::fmt;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 use hypercall_abi::vcpu::{Groups, RunFlags, VcpuPage};
@@ -41,8 +42,8 @@ pub enum Unsupported {
     MissingControl(&'static str),
 }
 
-impl core::fmt::Display for Unsupported {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Unsupported::NoExtension => {
                 f.write_str("this CPU has neither VT-x nor AMD-V, or they are hidden")
@@ -76,6 +77,28 @@ pub struct Features {
     pub has_xsaves: bool,
     /// Virtual-APIC pages are used by the hardware.
     pub virtualizes_apic: bool,
+}
+
+/// For the log: the extension, and what it has.
+impl fmt::Display for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.is_vmx { "VMX" } else { "SVM" })?;
+        for (has, name) in [
+            (self.has_instruction_length, "instruction lengths"),
+            (self.has_nested_1g, "nested 1 GiB pages"),
+            (self.has_dirty_flags, "nested dirty flags"),
+            (self.has_rdtscp, "RDTSCP"),
+            (self.has_invpcid, "INVPCID"),
+            (self.has_xsaves, "XSAVES"),
+            (self.virtualizes_apic, "APIC virtualization"),
+        ] {
+            if has {
+                f.write_str(", ")?;
+                f.write_str(name)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The host state of one CPU that world switches restore.

@@ -29,8 +29,9 @@ pub(super) unsafe fn new_vcpu(
     host: &HostState,
     nested_root: PhysAddr,
 ) -> Vcpu {
-    // `enable_cpu` got the same answer on this CPU before.
-    let machine = region::machine().expect("VMX is on, so the CPU has what vCPUs need");
+    let Ok(machine) = region::machine() else {
+        unreachable!("`enable_cpu` got the same answer on this CPU before");
+    };
     let vpid = if machine.controls.has_secondary(secondary::VPID) { VPIDS.take() } else { None };
     let mut vcpu = Vcpu {
         vmcs,
