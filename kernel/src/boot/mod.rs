@@ -227,7 +227,12 @@ fn start_iommus(system: &System) {
     // SAFETY: `memory::take_over` mapped the registers, and gives nobody else pages that it gave here. Only this CPU runs.
     let started = unsafe { iommu::start(system.iommus(), dropped, lapic::id(), memory::take_user_pages) };
     match started {
-        Ok(()) => log::info!("iommu: devices reach the memory of their DMA spaces, and no other"),
+        Ok(remaps_interrupts) => {
+            log::info!("iommu: devices reach the memory of their DMA spaces, and no other");
+            if !remaps_interrupts {
+                log::warn!("iommu: it does not remap interrupts: devices raise whatever they like");
+            }
+        }
         Err(why) => log::warn!("iommu: not used, {why}: devices reach all memory"),
     }
 }

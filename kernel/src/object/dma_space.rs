@@ -4,7 +4,7 @@ use super::pool::Pool;
 use super::{Header, Object};
 use crate::cap::BoundList;
 use hypercall_abi::ObjectType;
-use kcore::iommu::{Fault, Space};
+use kcore::iommu::{Access, Fault, Space};
 use khw::iommu;
 
 /// A space of addresses that devices use.
@@ -43,10 +43,14 @@ impl DmaSpace {
 
 /// Logs what devices tried that they may not: of each the first fault since its space changed.
 pub fn report_faults() {
-    iommu::report_faults(|Fault { device, address, is_write, reason }| {
+    iommu::report_faults(|Fault { device, address, access, reason }| {
         let [bus, slot, function, reason] =
             [device >> 8, device >> 3 & 31, device & 7, reason.into()].map(u64::from);
-        let access = if is_write { "a write to" } else { "a read of" };
+        let access = match access {
+            Access::Read => "a read of",
+            Access::Write => "a write to",
+            Access::Interrupt => "the interrupt",
+        };
         log::warn!(
             "iommu: device {bus:02x}:{slot:02x}.{function:x} was refused {access} {address:#x} (reason {reason:#x})"
         );

@@ -3,7 +3,9 @@
 use super::signal::Signal;
 use core::cell::Cell;
 use hypercall_abi::Status;
-use khw::irq::{MESSAGE_BASE, ioapic, vector};
+use kcore::iommu::Delivery;
+use khw::iommu;
+use khw::irq::{ioapic, vector};
 use khw::sync::Lock;
 
 /// What happens on an interrupt.
@@ -37,20 +39,26 @@ pub fn bind(
     if entry.get().is_some() {
         return Err(Status::Occupied);
     }
-    let vector = vector::GSI + number as u8;
-    let message = match trigger {
-        Some(trigger) if ioapic::route(number, vector, apic_id, trigger) => (0, 0),
-        // Fixed, edge, physical destination (SDM 3A 10.11). Pins have no messages.
-        None if !ioapic::has_pin(number) => ((MESSAGE_BASE | apic_id << 12) as u64, vector as u64),
-        _ => return Err(Status::BadArgument),
-    };
-    entry.set(Some(Binding {
-        signal,
-        badge,
-        slot,
-        is_level: trigger.is_some_and(|trigger| trigger.is_level),
-    }));
-    Ok(message)
+    // Pins have no messages.
+    if trigger.is_some() != ioapic::has_pin(number) {
+        return Err(Status::BadArgument);
+    }
+    let is_level = trigger.is_some_and(|trigger| trigger.is_level);
+    let delivery = Delivery { vector: vector_of(number), apic_id, is_level };
+    let request = iommu::admit(delivery);
+    entry.set(Some(Binding { signal, badge, slot, is_level }));
+    Ok(match trigger {
+        Some(trigger) => {
+            ioapic::route(number, delivery.vector, request.redirection, trigger);
+            (0, 0)
+        }
+        None => (request.address.into(), request.data.into()),
+    })
+}
+
+/// The vector of an interrupt that can be bound.
+fn vector_of(number: u32) -> u8 {
+    vector::GSI + number as u8
 }
 
 /// Masks and unbinds every interrupt of a signal that goes away.
@@ -68,6 +76,7 @@ fn unbind(is_gone: impl Fn(&Binding) -> bool) {
     for (gsi, entry) in bindings.0.iter().enumerate() {
         if entry.get().is_some_and(|binding| is_gone(&binding)) {
             ioapic::set_masked(gsi as u32, true);
+            iommu::shut(vector_of(gsi as u32));
             entry.set(None);
         }
     }

@@ -22,6 +22,9 @@ const COUNT: u64 = 0x90;
 const GO: u64 = 0x98;
 const RUN: u64 = 1;
 const TO_MEMORY: u64 = 2;
+/// Bytes of a transfer: a word of memory, and an interrupt's message.
+const WORD: u64 = 8;
+const MESSAGE: u64 = 4;
 /// Where its buffer is, in its own addresses.
 const BUFFER: u64 = 0x4_0000;
 
@@ -59,14 +62,20 @@ impl Edu {
 
     /// Has the device read a word at one of its addresses, and write it at another. What it may not has no effect.
     pub fn copy(&self, w: &World, from: u64, to: u64) -> Seen<()> {
-        self.transfer(w, [from, BUFFER], RUN)?;
-        self.transfer(w, [BUFFER, to], RUN | TO_MEMORY)
+        self.transfer(w, [from, BUFFER], WORD, RUN)?;
+        self.transfer(w, [BUFFER, to], WORD, RUN | TO_MEMORY)
     }
 
-    fn transfer(&self, w: &World, [source, destination]: [u64; 2], command: u64) -> Seen<()> {
+    /// Has the device read a message at one of its addresses, and write it to another.
+    pub fn send(&self, w: &World, from: u64, to: u64) -> Seen<()> {
+        self.transfer(w, [from, BUFFER], MESSAGE, RUN)?;
+        self.transfer(w, [BUFFER, to], MESSAGE, RUN | TO_MEMORY)
+    }
+
+    fn transfer(&self, w: &World, [source, destination]: [u64; 2], bytes: u64, command: u64) -> Seen<()> {
         self.write(SOURCE, source);
         self.write(DESTINATION, destination);
-        self.write(COUNT, 8);
+        self.write(COUNT, bytes);
         self.write(GO, command);
         w.until("the transfer is over", || self.read(GO) & RUN == 0)
     }

@@ -29,6 +29,10 @@ pub struct Limits {
     pub domains: u32,
     /// Tables are read from the caches of CPUs.
     pub is_coherent: bool,
+    /// Interrupts of devices are remapped.
+    pub remaps_interrupts: bool,
+    /// Remapped interrupts go to APIC IDs of 32 bits.
+    pub has_wide_apic_ids: bool,
 }
 
 impl Limits {
@@ -40,6 +44,8 @@ impl Limits {
             largest: self.largest.min(other.largest),
             domains: self.domains.min(other.domains),
             is_coherent: self.is_coherent && other.is_coherent,
+            remaps_interrupts: self.remaps_interrupts && other.remaps_interrupts,
+            has_wide_apic_ids: self.has_wide_apic_ids && other.has_wide_apic_ids,
         }
     }
 
@@ -49,15 +55,59 @@ impl Limits {
     }
 }
 
+/// Where an interrupt of a device goes: fixed, to one CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The vector, which is also the interrupt's place in the table.
+    pub vector: u8,
+    /// The CPU's; below 256.
+    pub apic_id: u32,
+    /// From a pin that is level-triggered.
+    pub is_level: bool,
+}
+
+/// How an interrupt is told to what raises it, so that it comes as a [`Delivery`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Upper half of the redirection entry of an I/O APIC's pin.
+    pub redirection: u32,
+    /// Address to which a device writes.
+    pub address: u32,
+    /// What it writes.
+    pub data: u32,
+}
+
+impl Request {
+    /// Where devices write messages that are interrupts.
+    pub const BASE: u32 = 0xfee0_0000;
+
+    /// As without remapping: a physical destination, fixed (SDM 3A 10.11; 82093AA 3.2.4).
+    pub fn direct(delivery: Delivery) -> Request {
+        let Delivery { vector, apic_id, .. } = delivery;
+        Request { redirection: apic_id << 24, address: Self::BASE | apic_id << 12, data: vector.into() }
+    }
+}
+
+/// What a device tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To read memory.
+    Read,
+    /// To write memory.
+    Write,
+    /// To raise an interrupt.
+    Interrupt,
+}
+
 /// A device did what it may not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fault {
     /// The device.
     pub device: u16,
-    /// The address it used.
+    /// The address it used; of an interrupt what the unit says about it.
     pub address: u64,
-    /// It wrote.
-    pub is_write: bool,
+    /// What that was for.
+    pub access: Access,
     /// Why that was refused, in the terms of the unit's manual.
     pub reason: u8,
 }

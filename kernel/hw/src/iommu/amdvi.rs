@@ -1,12 +1,12 @@
 //! AMD's (AMD I/O Virtualization Technology Specification, revision 3.07; numbers in parentheses are its sections).
 
-use super::PATIENCE;
+use super::{PATIENCE, Shared};
 use crate::mem::phys_to_virt;
 use core::sync::atomic::{Ordering, fence};
 use kcore::addr::PhysAddr;
 use kcore::boot::iommu::IommuUnit;
 use kcore::iommu::amdvi::{self, Entry, LIMITS, PRESENT, SILENT};
-use kcore::iommu::{Fault, Limits, Record, Space};
+use kcore::iommu::{Delivery, Fault, Limits, Record, Request, Space};
 
 /// Offsets of registers (3.4).
 mod register {
@@ -120,10 +120,11 @@ unsafe impl super::Unit for Unit {
         TABLE_PAGES
     }
 
-    unsafe fn prepare(&self, table: PhysAddr) {
+    unsafe fn prepare(&self, shared: Shared) {
         for device in 0..DEVICES {
+            let nothing = amdvi::entry(None, shared.interrupts);
             // SAFETY: by the contract of this function.
-            unsafe { entry(table, device as u16).cast::<Entry>().write(amdvi::entry(None)) };
+            unsafe { entry(shared.devices, device as u16).cast::<Entry>().write(nothing) };
         }
     }
 
@@ -134,7 +135,8 @@ unsafe impl super::Unit for Unit {
 
     unsafe fn assign(&self, table: PhysAddr, device: u16, space: Option<Space>, _levels: usize) {
         let entry = entry(table, device);
-        let [translation, domain, ..] = amdvi::entry(space);
+        // Its interrupts stay what they are.
+        let [translation, domain, ..] = amdvi::entry(space, PhysAddr(0));
         // SAFETY: an entry of the table. A domain without rights, or rights that end with a domain that no device has: between the
         // two stores nothing is reached that should not be.
         unsafe {
@@ -155,11 +157,21 @@ unsafe impl super::Unit for Unit {
         old & SILENT == 0
     }
 
-    unsafe fn enable(&mut self, table: PhysAddr, own: PhysAddr, apic_id: u32) {
+    unsafe fn route(&self, shared: Shared, index: u8, delivery: Option<Delivery>) {
+        let place = phys_to_virt(shared.interrupts).cast::<u32>().wrapping_add(index.into());
+        // SAFETY: an entry of the table.
+        unsafe { place.write_volatile(amdvi::interrupt_entry(delivery)) };
+    }
+
+    fn request(&self, delivery: Delivery) -> Request {
+        Request::direct(delivery)
+    }
+
+    unsafe fn enable(&mut self, shared: Shared, own: PhysAddr, apic_id: u32) {
         self.own = own;
         // What the firmware left.
         self.write(register::CONTROL, 0);
-        self.write(register::DEVICE_TABLE, table.0 | (TABLE_PAGES - 1));
+        self.write(register::DEVICE_TABLE, shared.devices.0 | (TABLE_PAGES - 1));
         self.write(register::COMMANDS, own.0 | RECORDS_256);
         self.write(register::COMMAND_HEAD, 0);
         self.write(register::COMMAND_TAIL, 0);
@@ -207,7 +219,8 @@ unsafe impl super::Unit for Unit {
 /// The unit's interrupt: it is a PCI function with a message of its own (2.5, PCI Local Bus 3.0 6.8.1).
 mod message {
     use crate::cpu::port;
-    use crate::irq::{MESSAGE_BASE, vector};
+    use crate::irq::vector;
+    use kcore::iommu::{Delivery, Request};
 
     const MSI: u32 = 0x05;
 
@@ -235,9 +248,12 @@ mod message {
             if header & 0xff == MSI {
                 // With 64-bit addresses the data come one register later.
                 let data = if header & 1 << 23 != 0 { at + 12 } else { at + 8 };
-                write(function, at + 4, MESSAGE_BASE | apic_id << 12);
+                // A unit does not remap what it raises itself.
+                let told = Delivery { vector: vector::DMA_FAULT, apic_id, is_level: false };
+                let request = Request::direct(told);
+                write(function, at + 4, request.address);
                 write(function, at + 8, 0);
-                write(function, data, vector::DMA_FAULT.into());
+                write(function, data, request.data);
                 return write(function, at, header | 1 << 16);
             }
             at = header >> 8 & 0xfc;

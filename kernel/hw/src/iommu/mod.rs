@@ -1,9 +1,10 @@
-//! IOMMUs: what memory devices reach. Nothing outside this folder names VT-d or AMD-Vi.
+//! IOMMUs: what memory devices reach, and which interrupts they raise. Nothing outside this folder names VT-d or AMD-Vi.
 //!
 //! All units share one table of devices. One without a space reaches nothing. Page tables have the format that CPUs of the same
 //! vendor use for guests, which both vendors made so that they can.
 
 mod amdvi;
+mod interrupts;
 mod tables;
 mod vtd;
 
@@ -11,9 +12,10 @@ use crate::mem::FrameSource;
 use crate::sync::Lock;
 use kcore::addr::PhysAddr;
 use kcore::boot::iommu::{Architecture, IommuUnit};
-use kcore::iommu::{Fault, Limits, Space};
+use kcore::iommu::{Delivery, Fault, Limits, Request, Space};
 use kcore::paging::{Attr, MapDone, Partial, Unmapped};
 
+pub use interrupts::{admit, shut};
 pub use tables::{prepare, release};
 
 /// Units that are used at most: what the firmware's list has room for.
@@ -28,20 +30,32 @@ const PATIENCE: u32 = 100_000_000;
 /// Memory of a unit's own: a page for commands, one for the answer, and one for events, if they are in memory.
 const UNIT_PAGES: u64 = 3;
 
+/// Tables that all units of a machine share. They are RAM in the direct map, for ever the units'.
+#[derive(Clone, Copy, Debug)]
+struct Shared {
+    /// What memory each device reaches.
+    devices: PhysAddr,
+    /// A page: where interrupts go.
+    interrupts: PhysAddr,
+    /// What all units can do.
+    limits: Limits,
+}
+
 /// One unit, of either vendor. All units of a machine have the same table of devices, so any of them can change it.
 ///
 /// # Safety
 /// Implementations guarantee that from the end of [`Self::enable`] on a device reaches no memory that its entry in the table does not
-/// give it, and that [`Self::flush`] ends what was taken away.
+/// give it, raises no interrupt that the table of interrupts does not give, if they are remapped, and that [`Self::flush`] ends what
+/// was taken away.
 unsafe trait Unit {
     /// Pages of the table of devices.
     fn table_pages(&self) -> u64;
 
-    /// Fills a zeroed table: no device has a space.
+    /// Fills a zeroed table of devices: none has a space.
     ///
     /// # Safety
     /// The table is [`Self::table_pages`] of RAM in the direct map, for ever the units'. So it is for the methods below.
-    unsafe fn prepare(&self, table: PhysAddr);
+    unsafe fn prepare(&self, shared: Shared);
 
     /// Whether a device has a space.
     ///
@@ -61,11 +75,20 @@ unsafe trait Unit {
     /// As [`Self::prepare`].
     unsafe fn silence(&self, table: PhysAddr, device: u16) -> bool;
 
+    /// Makes the interrupt `index` of the table a delivery, or nothing. A flush is due.
+    ///
+    /// # Safety
+    /// The table of interrupts is a page of RAM in the direct map, for ever the units'.
+    unsafe fn route(&self, shared: Shared, index: u8, delivery: Option<Delivery>);
+
+    /// How an interrupt is asked for that is in the table.
+    fn request(&self, delivery: Delivery) -> Request;
+
     /// Switches remapping on. Faults raise [`crate::irq::vector::DMA_FAULT`] at the CPU with this APIC ID, if the unit can.
     ///
     /// # Safety
     /// As [`Self::prepare`]; `own` is [`UNIT_PAGES`] of zeroed RAM for the unit alone.
-    unsafe fn enable(&mut self, table: PhysAddr, own: PhysAddr, apic_id: u32);
+    unsafe fn enable(&mut self, shared: Shared, own: PhysAddr, apic_id: u32);
 
     /// Drops everything that the unit cached, and waits until that is done.
     fn flush(&mut self);
@@ -94,8 +117,7 @@ impl AnyUnit {
 struct Iommu {
     units: [Option<AnyUnit>; MAX_UNITS],
     architecture: Architecture,
-    table: PhysAddr,
-    limits: Limits,
+    shared: Shared,
     /// Levels of page tables.
     levels: usize,
     /// Domains in use.
@@ -116,7 +138,7 @@ impl Iommu {
     /// # Safety
     /// As [`Unit::assign`].
     unsafe fn assign(&mut self, device: u16, space: Option<Space>) -> bool {
-        let (table, levels) = (self.table, self.levels);
+        let (table, levels) = (self.shared.devices, self.levels);
         let Some(unit) = self.each().next() else { return false };
         // SAFETY: the table is what `start` made; the rest is the caller's promise.
         unsafe {
@@ -130,7 +152,8 @@ impl Iommu {
     }
 }
 
-/// Switches all units on: from then on no device reaches any memory. Once, at boot. Faults are told to the CPU with this APIC ID.
+/// Switches all units on: from then on no device reaches any memory, nor raises an interrupt if the units can see to that, which is
+/// returned. Once, at boot. Faults are told to the CPU with this APIC ID.
 ///
 /// # Errors
 /// Why that cannot be. No unit was switched on.
@@ -143,7 +166,7 @@ pub unsafe fn start(
     dropped: u32,
     apic_id: u32,
     take_pages: fn(u64) -> PhysAddr,
-) -> Result<(), &'static str> {
+) -> Result<bool, &'static str> {
     // Half of a machine's devices confined would be worse than none: it would look safe.
     if dropped != 0 {
         return Err("there are too many, or the firmware lists nonsense");
@@ -171,20 +194,21 @@ pub unsafe fn start(
     };
     let levels = limits.levels().ok_or("they agree on no size of page tables")?;
     let pages = first.get().table_pages();
-    let table = take_pages(pages);
+    let shared = Shared { devices: take_pages(pages), interrupts: take_pages(1), limits };
     // SAFETY: the pages are RAM for ever nobody else's.
     unsafe {
-        first.get().prepare(table);
+        first.get().prepare(shared);
+        (0..=u8::MAX).for_each(|index| first.get().route(shared, index, None));
         if !limits.is_coherent {
-            tables::write_back(table, pages * 4096);
+            tables::write_back(shared.devices, pages * 4096);
         }
     }
     let architecture = found[0].architecture;
-    let mut iommu = Iommu { units, architecture, table, limits, levels, domains: [1, 0, 0, 0] };
+    let mut iommu = Iommu { units, architecture, shared, levels, domains: [1, 0, 0, 0] };
     // SAFETY: as above.
-    iommu.each().for_each(|unit| unsafe { unit.enable(table, take_pages(UNIT_PAGES), apic_id) });
+    iommu.each().for_each(|unit| unsafe { unit.enable(shared, take_pages(UNIT_PAGES), apic_id) });
     *IOMMU.lock() = Some(iommu);
-    Ok(())
+    Ok(limits.remaps_interrupts)
 }
 
 /// What the addresses of devices are below; 0 if devices are not confined.
@@ -196,7 +220,7 @@ pub fn end() -> u64 {
 pub fn take_domain() -> Option<u16> {
     let mut iommu = IOMMU.lock();
     let iommu = iommu.as_mut()?;
-    let end = iommu.limits.domains.min(DOMAINS);
+    let end = iommu.shared.limits.domains.min(DOMAINS);
     let domain = (0..end).find(|domain| iommu.domains[*domain as usize / 64] >> (domain % 64) & 1 == 0)?;
     iommu.domains[domain as usize / 64] |= 1 << (domain % 64);
     Some(domain as u16)
@@ -233,7 +257,7 @@ pub fn withdraw(device: u16) {
 pub fn report_faults(report: fn(Fault)) {
     let mut iommu = IOMMU.lock();
     let Some(iommu) = iommu.as_mut() else { return };
-    let table = iommu.table;
+    let table = iommu.shared.devices;
     for unit in iommu.each() {
         for _ in 0..FAULTS_AT_ONCE {
             let Some(fault) = unit.next_fault() else { break };

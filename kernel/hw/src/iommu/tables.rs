@@ -95,7 +95,7 @@ pub(super) unsafe fn map<A: FrameSource>(
     attr: Attr,
     limit: usize,
 ) -> Result<MapDone, Partial> {
-    let largest = IOMMU.lock().as_ref().map_or(PageSize::K4, |iommu| iommu.limits.largest);
+    let largest = IOMMU.lock().as_ref().map_or(PageSize::K4, |iommu| iommu.shared.limits.largest);
     // SAFETY: by the contract of this function.
     let mut tables = unsafe { Tables::new(frames) };
     if is_vtd() {

@@ -1,13 +1,13 @@
 //! Intel's (Intel Virtualization Technology for Directed I/O, revision 4.1; numbers in parentheses are its sections).
 
-use super::{PATIENCE, tables};
-use crate::irq::{MESSAGE_BASE, vector};
+use super::{PATIENCE, Shared, tables};
+use crate::irq::vector;
 use crate::mem::phys_to_virt;
 use core::sync::atomic::{Ordering, fence};
 use kcore::addr::PhysAddr;
 use kcore::boot::iommu::IommuUnit;
 use kcore::iommu::vtd::{self, Capabilities, PRESENT, SILENT};
-use kcore::iommu::{Fault, Limits, Record, Space};
+use kcore::iommu::{Access, Delivery, Fault, Limits, Record, Request, Space};
 
 /// Offsets of registers (11.4).
 mod register {
@@ -23,11 +23,18 @@ mod register {
     pub(super) const PROTECTED_MEMORY: usize = 0x64;
     pub(super) const QUEUE_TAIL: usize = 0x88;
     pub(super) const QUEUE_ADDRESS: usize = 0x90;
+    pub(super) const INTERRUPT_TABLE: usize = 0xb8;
 }
 /// Bits of the global command and status registers.
 const TRANSLATION: u32 = 1 << 31;
 const SET_ROOT_TABLE: u32 = 1 << 30;
 const QUEUE: u32 = 1 << 26;
+const INTERRUPTS: u32 = 1 << 25;
+const SET_INTERRUPT_TABLE: u32 = 1 << 24;
+/// In the fault control register: faults raise no interrupt.
+const FAULTS_MASKED: u32 = 1 << 31;
+/// Forbidden interrupts that are told. Of those in the format that names no place in the table, nothing but this ends the faults.
+const REFUSALS: u32 = 64;
 /// Commands in the queue's page.
 const QUEUE_ENTRIES: u64 = 256;
 /// Buses; each has a table of context entries behind the root table.
@@ -43,6 +50,8 @@ pub(super) struct Unit {
     tail: u64,
     /// Of the last command that waits.
     sequence: u32,
+    /// Interrupts that were refused.
+    refusals: u32,
 }
 
 impl Unit {
@@ -52,8 +61,14 @@ impl Unit {
     /// The unit's registers are mapped uncached in the direct map, and nobody else uses them.
     pub(super) unsafe fn probe(unit: &IommuUnit) -> Result<(Self, Limits), &'static str> {
         let nothing = Capabilities { cap: 0, ecap: 0 };
-        let mut unit =
-            Unit { base: unit.address, capabilities: nothing, queue: PhysAddr(0), tail: 0, sequence: 0 };
+        let mut unit = Unit {
+            base: unit.address,
+            capabilities: nothing,
+            queue: PhysAddr(0),
+            tail: 0,
+            sequence: 0,
+            refusals: 0,
+        };
         let capabilities =
             Capabilities { cap: unit.read64(register::CAP), ecap: unit.read64(register::ECAP) };
         unit.capabilities = capabilities;
@@ -121,11 +136,11 @@ unsafe impl super::Unit for Unit {
         TABLE_PAGES
     }
 
-    unsafe fn prepare(&self, table: PhysAddr) {
+    unsafe fn prepare(&self, shared: Shared) {
         for bus in 0..BUSES {
-            let entry = vtd::root_entry(table.offset(4096 * (1 + bus)));
+            let entry = vtd::root_entry(shared.devices.offset(4096 * (1 + bus)));
             // SAFETY: the first page of the table.
-            unsafe { phys_to_virt(table).cast::<Record>().add(bus as usize).write(entry) };
+            unsafe { phys_to_virt(shared.devices).cast::<Record>().add(bus as usize).write(entry) };
         }
     }
 
@@ -155,9 +170,23 @@ unsafe impl super::Unit for Unit {
         low & SILENT == 0
     }
 
-    unsafe fn enable(&mut self, table: PhysAddr, own: PhysAddr, apic_id: u32) {
+    unsafe fn route(&self, shared: Shared, index: u8, delivery: Option<Delivery>) {
+        let place = shared.interrupts.offset(16 * u64::from(index));
+        let [low, _] = vtd::interrupt_entry(delivery, shared.limits.has_wide_apic_ids);
+        // SAFETY: an entry of the table, whose other word is always 0.
+        unsafe {
+            phys_to_virt(place).cast::<u64>().write_volatile(low);
+            tables::write_back(place, 16);
+        }
+    }
+
+    fn request(&self, delivery: Delivery) -> Request {
+        vtd::request(delivery)
+    }
+
+    unsafe fn enable(&mut self, shared: Shared, own: PhysAddr, apic_id: u32) {
         // What the firmware left: everything off, protected memory (11.4.16) too.
-        self.command(0, TRANSLATION | QUEUE);
+        self.command(0, TRANSLATION | QUEUE | INTERRUPTS);
         if self.capabilities.cap >> 5 & 3 != 0 {
             self.write32(register::PROTECTED_MEMORY, 0);
             self.wait_until(|| self.read32(register::PROTECTED_MEMORY) & 1 == 0);
@@ -166,20 +195,33 @@ unsafe impl super::Unit for Unit {
         self.write64(register::QUEUE_TAIL, 0);
         self.write64(register::QUEUE_ADDRESS, own.0);
         self.command(QUEUE, QUEUE);
-        self.write64(register::ROOT_TABLE, table.0);
+        self.write64(register::ROOT_TABLE, shared.devices.0);
         self.command(QUEUE | SET_ROOT_TABLE, SET_ROOT_TABLE);
+        let Limits { remaps_interrupts, has_wide_apic_ids, .. } = shared.limits;
+        if remaps_interrupts {
+            let table = vtd::interrupt_table(shared.interrupts, has_wide_apic_ids);
+            self.write64(register::INTERRUPT_TABLE, table);
+            self.command(QUEUE | SET_INTERRUPT_TABLE, SET_INTERRUPT_TABLE);
+        }
         super::Unit::flush(self);
         while super::Unit::next_fault(self).is_some() {}
-        self.write32(register::FAULT_DATA, vector::DMA_FAULT.into());
-        self.write64(register::FAULT_ADDRESS, (MESSAGE_BASE | apic_id << 12).into());
+        let told = Delivery { vector: vector::DMA_FAULT, apic_id, is_level: false };
+        self.write32(register::FAULT_DATA, told.vector.into());
+        self.write64(register::FAULT_ADDRESS, Request::direct(told).address.into());
         self.write32(register::FAULT_CONTROL, 0);
-        self.command(QUEUE | TRANSLATION, TRANSLATION);
+        // Interrupts in the format that is not remapped are refused from here on (5.1.4): the bit for them is clear.
+        let on = if remaps_interrupts { QUEUE | INTERRUPTS } else { QUEUE };
+        self.command(on, INTERRUPTS);
+        self.command(on | TRANSLATION, TRANSLATION);
     }
 
     fn flush(&mut self) {
         self.sequence = self.sequence.wrapping_add(1);
         self.push(vtd::INVALIDATE_CONTEXTS);
         self.push(self.capabilities.invalidate_translations());
+        if self.capabilities.limits().remaps_interrupts {
+            self.push(vtd::INVALIDATE_INTERRUPTS);
+        }
         self.push(vtd::wait(self.answer(), self.sequence));
         // Everything is seen before the unit is told.
         fence(Ordering::SeqCst);
@@ -196,6 +238,12 @@ unsafe impl super::Unit for Unit {
             if let Some(fault) = vtd::fault([self.read64(at), high]) {
                 // Bit 127 is cleared by writing 1.
                 self.write32(at + 12, 1 << 31);
+                if fault.access == Access::Interrupt {
+                    self.refusals = self.refusals.saturating_add(1);
+                    if self.refusals == REFUSALS {
+                        self.write32(register::FAULT_CONTROL, FAULTS_MASKED);
+                    }
+                }
                 return Some(fault);
             }
         }

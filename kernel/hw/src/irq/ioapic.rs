@@ -79,11 +79,11 @@ pub fn has_pin(gsi: u32) -> bool {
     with_pin(gsi, |_, _| ())
 }
 
-/// Routes a GSI, unmasked, to `vector` on the CPU with this APIC id (below 256). False if there is no such GSI.
-pub fn route(gsi: u32, vector: u8, apic_id: u32, trigger: Trigger) -> bool {
+/// Routes a GSI, unmasked, to `vector` where the upper half of its redirection entry says. False if there is no such GSI.
+pub fn route(gsi: u32, vector: u8, redirection: u32, trigger: Trigger) -> bool {
     with_pin(gsi, |ioapic, register| {
         ioapic.write(register, MASKED);
-        ioapic.write(register + 1, apic_id << 24);
+        ioapic.write(register + 1, redirection);
         ioapic
             .write(register, vector as u32 | (trigger.is_low as u32) << 13 | (trigger.is_level as u32) << 15);
     })

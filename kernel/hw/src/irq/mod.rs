@@ -6,9 +6,6 @@ pub mod vector;
 
 use crate::cpu::port;
 
-/// Where devices write messages that are interrupts (SDM 3A 10.11); the APIC ID of the CPU is in bits 12 to 19.
-pub const MESSAGE_BASE: u32 = 0xfee0_0000;
-
 /// Masks both 8259s after moving them off the exceptions: a spurious interrupt they might still raise lands on a vector that
 /// is ignored.
 pub fn disable_pics() {
