@@ -39,6 +39,10 @@ pub fn bind(
     if entry.get().is_some() {
         return Err(Status::Occupied);
     }
+    // Neither pins nor messages reach others (SDM 3A 11.11.1).
+    if apic_id > 254 {
+        return Err(Status::Unsupported);
+    }
     // Pins have no messages.
     if trigger.is_some() != ioapic::has_pin(number) {
         return Err(Status::BadArgument);

@@ -5,7 +5,7 @@
 //! taken out before another domain runs: TS alone would not keep speculation out (CVE-2018-3665). The same goes for the guest's
 //! XCR0 and TSC_AUX, so that a guest that is run again by the same domain costs nothing here.
 
-use super::{cpuid, tsc};
+use super::{cpuid, msr, tsc};
 use crate::percpu;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -64,6 +64,12 @@ pub unsafe fn init_cpu(has_xsave: bool) {
         unsafe { write_xcr0(xcr0) };
     }
     HOST_XCR0.store(xcr0, Ordering::Relaxed);
+    const XSAVES: u32 = 1 << 3;
+    if cpuid::leaf(0xd, 1).eax & XSAVES != 0 {
+        // What the firmware left there would be the host's state, for a guest's XSAVES (SDM 1 13.11).
+        // SAFETY: CPUID says that there is the register; no state is enabled.
+        unsafe { msr::write(msr::XSS, 0) };
+    }
 }
 
 /// # Safety

@@ -4,6 +4,8 @@ use core::arch::asm;
 
 /// IA32_APIC_BASE.
 pub const APIC_BASE: u32 = 0x1b;
+/// IA32_XSS.
+pub const XSS: u32 = 0xda0;
 /// IA32_TSC_DEADLINE.
 pub const TSC_DEADLINE: u32 = 0x6e0;
 /// IA32_EFER.

@@ -152,8 +152,9 @@ unsafe impl super::Unit for Unit {
     unsafe fn assign(&self, table: PhysAddr, device: u16, space: Option<Space>, levels: usize) {
         let entry = context(table, device);
         let [low, high] = space.map_or([0, 0], |space| vtd::context_entry(space, levels));
-        // SAFETY: an entry of the table. The word with the present bit goes last, and there was none before, or there is none now.
+        // SAFETY: an entry of the table. While the other word changes, the one with the present bit says that there is none (9.3).
         unsafe {
+            entry.write_volatile(0);
             entry.add(1).write_volatile(high);
             entry.write_volatile(low);
         }

@@ -27,6 +27,9 @@ const TIMER_INITIAL: u32 = 0x380;
 const TIMER_CURRENT: u32 = 0x390;
 const TIMER_DIVIDE: u32 = 0x3e0;
 
+/// Priority that keeps out vectors below 20H (SDM 3A 11.8.3.1): APICs accept those from 10H on, whose exceptions may have error codes
+/// that no interrupt has.
+const EXCEPTIONS: u32 = 0x10;
 const MASKED: u32 = 1 << 16;
 const DEADLINE_MODE: u32 = 2 << 17;
 const DIVIDE_BY_1: u32 = 0xb;
@@ -78,17 +81,21 @@ pub unsafe fn init_cpu() {
             msr::write(msr::APIC_BASE, base | 1 << 10);
         }
     }
-    write(TPR, 0);
+    write(TPR, EXCEPTIONS);
+    // Masks of a disabled APIC, which it is after INIT, cannot be cleared (SDM 3A 11.4.7.2).
+    write(SVR, 1 << 8 | vector::SPURIOUS as u32);
     write(LVT_LINT0, MASKED);
     write(LVT_LINT1, 4 << 8);
     write(LVT_ERROR, MASKED);
-    write(SVR, 1 << 8 | vector::SPURIOUS as u32);
     write(TIMER_DIVIDE, DIVIDE_BY_1);
     let mode = if HAS_DEADLINE.load(Ordering::Relaxed) { DEADLINE_MODE } else { 0 };
     write(LVT_TIMER, mode | vector::TIMER as u32);
     if mode == 0 {
         write(TIMER_INITIAL, 0);
     }
+    // Before the first deadline, which is no store (SDM 3A 11.5.4.1).
+    // SAFETY: a fence.
+    unsafe { core::arch::x86_64::_mm_mfence() };
 }
 
 /// This CPU's APIC id.
