@@ -343,7 +343,15 @@ pub struct VcpuPage {
     /// Out: CR3 if the guest executes 64-bit code, else [`NO_CODE_ROOT`]. The tables there, of four levels, say where the
     /// instruction at RIP is.
     pub code_root: u64,
+    /// In: interrupts for bits of the bound notification. Byte *n*: with a virtual APIC, bit [`FIRST_LINE`] + *n* raises this vector
+    /// and does not end the run; it does as any other bit if that is below 16.
+    pub lines: [u8; LINES],
 }
+
+/// The first bit of a notification that may stand for an interrupt, [`VcpuPage::lines`].
+pub const FIRST_LINE: u32 = 56;
+/// How many do.
+pub const LINES: usize = 8;
 
 /// [`VcpuPage::code_root`]: the guest does not execute 64-bit code.
 pub const NO_CODE_ROOT: u64 = u64::MAX;
@@ -430,6 +438,7 @@ impl VcpuPage {
         self.deadline = u64::MAX;
         self.decode = (Groups::CS_SS | Groups::DATA_SEGMENTS | Groups::CONTROL).bits();
         self.code_root = NO_CODE_ROOT;
+        self.lines = [0; LINES];
         self.dirty = Groups::all().bits();
     }
 }

@@ -32,6 +32,7 @@ fn vcpu_page_layout_is_pinned() {
     assert_eq!(offset_of!(VcpuPage, stores), 0x2d8);
     assert_eq!(size_of::<Store>(), 24);
     assert_eq!(offset_of!(VcpuPage, eoi_exits), 0x398);
+    assert_eq!(offset_of!(VcpuPage, lines), 0x3c0);
 }
 
 #[test]

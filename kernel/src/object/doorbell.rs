@@ -75,8 +75,8 @@ const _: () = assert!(DOORBELL_CALL & 0xffff == 0 && DOORBELL_CALLS == 0x1_0000)
 
 impl Vcpu {
     /// Rings the doorbell of a call in the middle of a run, and lets interrupts in; `None` if it is not done here. Says whether the
-    /// guest may go on with no further look: nobody had to be told, and no interrupt came. Whatever else a run looks at
-    /// (`Vcpu::enter_guest`), an interrupt comes when it changes.
+    /// guest may go on with no further look: no run had to be told, which may be this one, nobody more urgent became ready, and no
+    /// interrupt came. Whatever else a run looks at (`Vcpu::enter_guest`), an interrupt comes when it changes.
     #[inline(always)]
     pub fn rings_call(&self, local: &Local, index: u16) -> Option<bool> {
         let bell = self.space.table()?.find(Event::call(index))?;
@@ -87,7 +87,7 @@ impl Vcpu {
         let is_quiet = unsafe { &*(bell.signal as *const Signal) }.signal(bell.badge);
         let interrupts = local.interrupts.get();
         khw::cpu::interrupt_window();
-        Some(is_quiet && local.interrupts.get() == interrupts)
+        Some(is_quiet && local.attention.is_none() && local.interrupts.get() == interrupts)
     }
 
     /// Rings the doorbell that the exit is for, and completes the instruction; false if the exit is for the VMM.

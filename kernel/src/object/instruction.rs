@@ -4,12 +4,15 @@
 use super::vcpu::Vcpu;
 use core::cell::Cell;
 use core::ptr::NonNull;
-use hypercall_abi::vcpu::{Groups, Interruptibility, Store, VcpuPage};
+use hypercall_abi::exit::ExitKind;
+use hypercall_abi::vcpu::{ACTIVITY_HALTED, Groups, Interruptibility, RunFlags, Store, VcpuPage};
 use kcore::addr::PhysAddr;
 use kcore::virt::fetch::{self, GuestRam};
 use khw::mem::{Tables, phys_to_virt};
 use khw::virt::{GuestCpu, nested};
 
+/// HLT without prefixes.
+const HLT: [u8; 1] = [0xf4];
 const RFLAGS_TF: u64 = 1 << 8;
 const RFLAGS_RF: u64 = 1 << 16;
 
@@ -90,6 +93,26 @@ impl GuestRam for Ram {
 }
 
 impl Vcpu {
+    /// Halts the guest behind the HLT of the exit, if that is to block and the backend did not know its length; false if the exit is for
+    /// the VMM.
+    #[inline]
+    pub fn halts(&self, page: NonNull<VcpuPage>, kind: u32, flags: RunFlags) -> bool {
+        kind == ExitKind::Hlt as u32 && flags.contains(RunFlags::HLT_BLOCKS) && self.halts_behind(page)
+    }
+
+    #[inline(never)]
+    fn halts_behind(&self, page: NonNull<VcpuPage>) -> bool {
+        let length = self.length_if(page, |rip| Store::new(rip, &HLT));
+        // SAFETY: as in `Instruction::new`.
+        let Some(instruction) = (unsafe { Instruction::new(page, length) }) else {
+            return false;
+        };
+        instruction.complete();
+        // SAFETY: as there.
+        unsafe { (&raw mut (*page.as_ptr()).activity).write_volatile(ACTIVITY_HALTED) };
+        true
+    }
+
     /// Whether the guest is in 64-bit mode, and has the instruction of `expected(rip)` at RIP: its length, else 0. Within a run.
     pub fn length_if(&self, page: NonNull<VcpuPage>, expected: impl FnOnce(u64) -> Store) -> u32 {
         // SAFETY: as in `Instruction::new`; this is the vCPU's CPU.

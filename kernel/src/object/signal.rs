@@ -86,39 +86,38 @@ impl Signal {
         self.header.kind == ObjectType::Ntfn
     }
 
-    /// Adds one (semaphore) or ORs `badge` (notification), and wakes who waits for it. Says whether nobody had to be told.
+    /// Adds one (semaphore) or ORs `badge` (notification), and wakes who waits for it. False if a vCPU's run has to look for it.
     #[inline]
     pub fn signal(&self, badge: u64) -> bool {
         let inner = self.inner.lock();
         let value = self.value.load(Ordering::Relaxed);
         let added = if self.is_notification() { value | badge } else { value.saturating_add(1) };
         if !inner.waiters.is_empty() || inner.vcpu.get().is_some() {
-            self.tell(inner, added);
-            return false;
+            return self.tell(inner, added);
         }
         self.value.store(added, Ordering::Relaxed);
         true
     }
 
-    /// Leaves `added` for whoever waits for it.
+    /// Leaves `added` for whoever waits for it. False as in [`Self::signal`].
     #[inline(never)]
-    fn tell(&self, inner: Guard<'_, Inner>, added: u64) {
+    fn tell(&self, inner: Guard<'_, Inner>, added: u64) -> bool {
         if added == 0 {
-            return;
+            return true;
         }
         if let Some(ec) = inner.waiters.pop_front() {
             // Who waits found nothing, so what is there now is what was added.
             self.value.store(0, Ordering::Relaxed);
             ec.waits_on.set(None);
             // Under the lock: who finds `ec` out of the queue (`cancel`) knows that it was woken, and that its next wait is its own.
-            return sched::wake(ec, WaitResult::Done(added));
+            sched::wake(ec, WaitResult::Done(added));
+            return true;
         }
         // Against `Vcpu::halt`, which says that it halts and then looks here: one of the two sees the other.
         self.value.store(added, Ordering::SeqCst);
-        if let Some(vcpu) = inner.vcpu.get() {
-            drop(inner);
-            vcpu.kick();
-        }
+        let vcpu = inner.vcpu.get();
+        drop(inner);
+        vcpu.inspect(|vcpu| vcpu.kick()).is_none()
     }
 
     /// Whether there was a count or a bit to take a moment ago.

@@ -12,7 +12,9 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hypercall_abi::Status;
 use hypercall_abi::exit::ExitKind;
 use hypercall_abi::vcpu::gpr::{RAX, RCX, RDX};
-use hypercall_abi::vcpu::{ACTIVITY_ACTIVE, Event, Groups, Interruptibility, RunFlags, Store, VcpuPage};
+use hypercall_abi::vcpu::{
+    ACTIVITY_ACTIVE, Event, FIRST_LINE, Groups, Interruptibility, LINES, RunFlags, Store, VcpuPage,
+};
 use kcore::addr::PhysAddr;
 use kcore::virt::vapic::{self, ApicPage, FIRST_VECTOR, Write};
 use khw::mem::phys_to_virt;
@@ -52,11 +54,12 @@ impl VirtualApic {
         }
     }
 
-    fn page(&self) -> Option<&ApicPage> {
-        let frame = self.frame.load(Ordering::Acquire);
+    /// The page, and its frame: read once, since another CPU may unbind it at any time.
+    fn page(&self) -> Option<(PhysAddr, &ApicPage)> {
+        let frame = PhysAddr(self.frame.load(Ordering::Acquire));
         // SAFETY: the frame is bound RAM: it stays until a grace period after it is unbound. Any bytes are a page, whose
         // words are atomics, as the VMM may write them at any time.
-        (frame != 0).then(|| unsafe { &*phys_to_virt(PhysAddr(frame)).cast() })
+        (frame.0 != 0).then(|| (frame, unsafe { &*phys_to_virt(frame).cast() }))
     }
 
     /// Requests what was posted.
@@ -87,6 +90,26 @@ impl Vcpu {
         Ok(())
     }
 
+    /// Raises the interrupts that the VMM has bound to bits of its notification. The bits that are left for it.
+    #[inline]
+    pub fn raise_lines(&self, page: NonNull<VcpuPage>, bits: u64) -> u64 {
+        let mut rest = bits;
+        let p = page.as_ptr();
+        // SAFETY: as in `update_interrupts`.
+        let flags = || RunFlags::from_bits_retain(unsafe { addr_of_mut!((*p).run_flags).read_volatile() });
+        if bits >> FIRST_LINE != 0 && flags().contains(RunFlags::VIRTUAL_APIC) {
+            for line in 0..LINES {
+                let bit = 1 << (FIRST_LINE as usize + line);
+                // SAFETY: as above.
+                let vector = || unsafe { addr_of_mut!((*p).lines[line]).read_volatile() };
+                if bits & bit != 0 && self.raise(vector().into()).is_ok() {
+                    rest &= !bit;
+                }
+            }
+        }
+        rest
+    }
+
     /// Guest interrupt status. On the vCPU's CPU, as the next.
     fn interrupt_status(&self) -> vapic::Status {
         let backend = self.backend();
@@ -110,7 +133,7 @@ impl Vcpu {
 
     /// Moves what was posted into the page, if there is one, so that the page has all interrupts. On the vCPU's CPU.
     pub fn collect_interrupts(&self) {
-        if let Some(apic) = self.apic.page() {
+        if let Some((_, apic)) = self.apic.page() {
             let mut status = self.interrupt_status();
             self.apic.take_posted(apic, &mut status);
             self.set_interrupt_status(status);
@@ -126,37 +149,35 @@ impl Vcpu {
     /// is due. The flags are those to enter with: a window is opened if the guest is not ready.
     #[inline]
     pub fn take_interrupts(&self, page: NonNull<VcpuPage>, flags: RunFlags, dirty: &mut Groups) -> RunFlags {
+        let Some((frame, apic)) = self.apic.page() else {
+            return flags - RunFlags::VIRTUAL_APIC;
+        };
         let is_idle = !dirty.contains(Groups::APIC)
             && self.apic.status.get().requested == 0
-            && self.apic.shown.get() == self.apic.frame.load(Ordering::Relaxed)
+            && self.apic.shown.get() == frame.0
             && !self.apic.is_posted.load(Ordering::Relaxed);
-        match self.apic.page() {
-            Some(apic) if !is_idle => self.update_interrupts(page, apic, flags, dirty),
-            Some(_) => flags,
-            None => flags - RunFlags::VIRTUAL_APIC,
-        }
+        if is_idle { flags } else { self.update_interrupts(page, (frame, apic), flags, dirty) }
     }
 
     fn update_interrupts(
         &self,
         page: NonNull<VcpuPage>,
-        apic: &ApicPage,
+        (frame, apic): (PhysAddr, &ApicPage),
         flags: RunFlags,
         dirty: &mut Groups,
     ) -> RunFlags {
         let p = page.as_ptr();
-        let frame = self.apic.frame.load(Ordering::Relaxed);
         let mut status = self.interrupt_status();
-        if dirty.contains(Groups::APIC) || self.apic.shown.get() != frame {
+        if dirty.contains(Groups::APIC) || self.apic.shown.get() != frame.0 {
             status = apic.status();
             *dirty -= Groups::APIC;
-            self.apic.shown.set(frame);
-            // SAFETY: the page is bound, and the VMM may write it at any time: its words are read once. The frame is bound RAM, and
-            // a run without it has no virtual APIC.
+            self.apic.shown.set(frame.0);
+            // SAFETY: the page is bound, and the VMM may write it at any time: its words are read once. The frame is the RAM of
+            // `apic`: it stays until a grace period after it is unbound, and no guest runs beyond one without a look here.
             unsafe {
                 addr_of_mut!((*p).dirty).write_volatile(dirty.bits());
                 let eoi_exits = addr_of_mut!((*p).eoi_exits).read_volatile();
-                self.backend().set_virtual_apic(PhysAddr(frame), eoi_exits);
+                self.backend().set_virtual_apic(frame, eoi_exits);
             }
         }
         self.apic.take_posted(apic, &mut status);
@@ -191,7 +212,7 @@ impl Vcpu {
         if !self.backend().virtualizes_apic() {
             return false;
         }
-        let Some(apic) = self.apic.page() else {
+        let Some((_, apic)) = self.apic.page() else {
             return false;
         };
         let p = page.as_ptr();
@@ -229,7 +250,7 @@ impl Vcpu {
             let length = (&raw const (*p).exit_length).read_volatile();
             (rcx as u32, rdx << 32 | rax & 0xffff_ffff, length)
         };
-        let Some(apic) = self.apic.page() else {
+        let Some((_, apic)) = self.apic.page() else {
             return FOR_VMM;
         };
         if !matches!(msr, vapic::msr::TPR | vapic::msr::EOI | vapic::msr::SELF_IPI) {

@@ -297,7 +297,7 @@ impl Vcpu {
         let mut answered = 0;
         match returned {
             Returned::Exit(kind) => {
-                if !self.rings(page, kind)
+                if !(self.rings(page, kind) || self.halts(page, kind, asked))
                     && let Some(kind) = self.answers_apic(page, kind, asked)
                 {
                     return Some(Next::complete(Status::Success, kind));
@@ -345,7 +345,10 @@ impl Vcpu {
         if self.poked.load(Ordering::SeqCst) && self.poked.swap(false, Ordering::SeqCst) {
             return Some(ExitKind::Poked);
         }
-        let bits = self.signal.get()?.try_take()?;
+        let bits = self.raise_lines(page, self.signal.get()?.try_take()?);
+        if bits == 0 {
+            return None;
+        }
         // SAFETY: as in `finish`.
         unsafe { addr_of_mut!((*page.as_ptr()).notified).write_volatile(bits) };
         Some(ExitKind::Notified)

@@ -253,6 +253,8 @@ impl Board {
                 self.follow_virtio(change);
             } else {
                 self.pv.write(address, size, value);
+                // A line may have another vector.
+                self.lapic.note_change();
             }
             return;
         };

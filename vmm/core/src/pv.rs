@@ -7,6 +7,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use hypercall_abi::guest::device::{Fault, Interrupt, Kind, MAX_QUEUES, PAGE_BYTES};
+use hypercall_abi::vcpu::LINES;
 use vdev::Request;
 use vdev::guest_mem::GuestMemory;
 use vdev::lapic::Lapic;
@@ -48,6 +49,7 @@ impl pvring::Board for Wires<'_> {
     fn report(&mut self, kind: Kind, fault: Fault) {
         let why = format!("paravirtual {kind:?} device stopped until its driver resets it: {fault:?}");
         self.complaint = Some(why);
+        self.lapic.note_change();
     }
 }
 
@@ -90,6 +92,19 @@ impl PvBus {
         let offset = address.checked_sub(layout::PV)?;
         let index = usize::try_from(offset / PAGE_BYTES).ok().filter(|index| *index < self.devices.len())?;
         Some((index, offset % PAGE_BYTES))
+    }
+
+    /// The interrupts that come past the VMM, by the lines of the vCPU with this local APIC.
+    pub(crate) fn lines(&self, lapic: &Lapic) -> [u8; LINES] {
+        let mut lines = [0; LINES];
+        for (line, interrupt) in self.devices.iter().filter_map(Device::line) {
+            if let Some(vector) =
+                lines.get_mut(line).filter(|_| lapic.is_destination(interrupt.apic_id, false))
+            {
+                *vector = interrupt.vector;
+            }
+        }
+        lines
     }
 
     /// Whether this doorbell call is a device's.

@@ -271,6 +271,7 @@ impl FakeVcpu {
             stores: [abi::Store::default(); abi::STORES],
             eoi_exits: [0; 4],
             code_root: abi::NO_CODE_ROOT,
+            lines: [0; abi::LINES],
         });
         reset(&mut page);
         FakeVcpu { page, required: Groups::empty() }

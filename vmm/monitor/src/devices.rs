@@ -7,6 +7,7 @@ use net_channel::End;
 use usys::abi::cap::MapFlags;
 use usys::abi::doorbell::Doorbell;
 use usys::abi::guest::device::{MAX_QUEUES, NET_CHANNEL_DOORBELL};
+use usys::abi::vcpu::FIRST_LINE;
 use usys::abi::{PAGE_SIZE, Selector};
 use usys::cap::{Cap, GuestSpace, Memory, Ntfn};
 use usys::cpu;
@@ -58,8 +59,9 @@ pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices,
         match card.interface {
             NetInterface::Virtio => devices.virtio.push(VirtioDevice::Net(Net::new(link, address))),
             NetInterface::Pv => {
-                let net = pvring::Net::new(link, address).with_channel(channel_address(index));
-                devices.pv.push(Core::Net(net));
+                let net = pvring::Net::new(link, address);
+                let line = monitor::line(index, card.interface);
+                devices.pv.push(Core::Net(net.with_channel(channel_address(index), line)));
             }
         }
     }
@@ -151,7 +153,8 @@ fn connect(info: &'static ProcessInfo, index: usize) -> Result<Client<Cap<Ntfn>>
 
 /// Raises again what stood for disks and network cards among bits that were taken outside the run loop.
 pub fn give_back(taken: u64) {
-    if taken & monitor::DEVICE_BIT != 0 {
+    let lines = u64::MAX << FIRST_LINE;
+    if taken & (monitor::DEVICE_BIT | lines) != 0 {
         let again: Cap<Ntfn> = Cap::new(Selector(monitor::DEVICE_NTFN));
         // Without either there is no such capability, and no such bit.
         let _ = again.signal();

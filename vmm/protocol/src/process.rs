@@ -54,6 +54,9 @@ pub mod console {
 
 /// Selectors and notification bits of a monitor.
 pub mod monitor {
+    use crate::manifest::NetInterface;
+    use hypercall_abi::vcpu::{FIRST_LINE, LINES};
+
     /// First selector of the parts of the VM's memory ([`super::MonitorConfig::memory`]); part n is n further, up to
     /// [`MEMORY_PARTS`].
     pub const GUEST_MEMORY: u32 = 0x4000;
@@ -65,7 +68,7 @@ pub mod monitor {
     pub const CONSOLE: u32 = 17;
     /// Selector: one page of memory, for the vCPU's state.
     pub const VCPU_PAGE: u32 = 18;
-    /// Selector: its own notification with [`DEVICE_BIT`], for when it has taken the bit too early.
+    /// Selector: its own notification with [`DEVICE_BIT`], for when it has taken that or a [`card_bit`] too early.
     pub const DEVICE_NTFN: u32 = 19;
     /// Selector: one page of memory, for the vCPU's local APIC.
     pub const APIC_PAGE: u32 = 20;
@@ -79,10 +82,21 @@ pub mod monitor {
     pub const CHANNELS: u32 = 96;
     /// Notification bit: the console server has input, or made room.
     pub const CONSOLE_BIT: u64 = 1 << 0;
-    /// Notification bit: the driver of a disk completed something, or a switch has frames; or they came or went.
+    /// Notification bit: the driver of a disk completed something, or a switch has frames; or they came or went. Switches of paravirtual
+    /// cards have [`card_bit`]s.
     pub const DEVICE_BIT: u64 = 1 << 1;
     /// Notification bit: the root task would like the VM to do with more or less memory.
     pub const BALLOON_BIT: u64 = 1 << 2;
+
+    /// The line of the vCPU (`VcpuPage::lines`) that network card `number` with this interface has to itself, if any.
+    pub fn line(number: usize, interface: NetInterface) -> Option<usize> {
+        (interface == NetInterface::Pv && number < LINES).then_some(number)
+    }
+
+    /// The notification bit for the switch of network card `number` with this interface.
+    pub fn card_bit(number: usize, interface: NetInterface) -> u64 {
+        line(number, interface).map_or(DEVICE_BIT, |line| 1 << (FIRST_LINE as usize + line))
+    }
 }
 
 /// Selectors and notification bits of a switch: port n has bit n.

@@ -26,9 +26,6 @@ pub const CHANNEL_PAGES: u64 = (CHANNEL_BYTES as u64).div_ceil(PAGE_SIZE);
 const EXTRA_FRAMES: u64 = 16;
 /// Pages of a switch's heap: twice what its table of addresses takes.
 const HEAP_PAGES: u64 = 16;
-/// Of each 10 ms, a switch gets at most this many µs: VMs that send without end leave time to others.
-const BUDGET_US: u64 = 8_000;
-const PERIOD_US: u64 = 10_000;
 
 /// The port of a VM's network card. It outlives the VMM.
 #[derive(Debug)]
@@ -87,8 +84,11 @@ impl Card {
 pub struct Network {
     config: NetworkConfig,
     name: String,
-    /// CPU and priority of the switch.
+    /// CPU of the switch.
     cpu: u16,
+    /// Priority of the switch: that of the most urgent VM that it works for. They get their turns in slices, so that none of them
+    /// waits for ever: not for VMs that send without end, nor the switch for one that computes. A VM that sends goes on until its
+    /// slice is over or it waits, and the switch then finds all that it sent.
     priority: u8,
     events: Cap<Ntfn>,
     cards: Vec<Card>,
@@ -109,7 +109,8 @@ impl Network {
         let events = process::pool().create_ntfn(selector::allocate()?)?;
         let mut cards = Vec::new();
         for (port, (vm, number, card)) in manifest.cards(&config.name).enumerate() {
-            let signal = Narrow::rights(Rights::SIGNAL | Rights::DERIVE).badge(monitor::DEVICE_BIT);
+            let bit = monitor::card_bit(number, card.interface);
+            let signal = Narrow::rights(Rights::SIGNAL | Rights::DERIVE).badge(bit);
             cards.push(Card {
                 vm,
                 number,
@@ -124,8 +125,7 @@ impl Network {
         }
         let first = cards.first().map(|card| vms[card.vm].config());
         let cpu = first.map_or(0, |vm| vm.cpu);
-        // Just above the VMs that it works for: each finds what the others sent.
-        let priority = cards.iter().map(|card| vms[card.vm].config().priority).max().unwrap_or(0) + 1;
+        let priority = cards.iter().map(|card| vms[card.vm].config().priority).max().unwrap_or(1);
         let before = manifest.networks.iter().take_while(|other| other.name != config.name);
         let number = before.filter(|other| other.uplink == config.uplink).count() as u8;
         let uplink = Uplink::new(system, &config, number, events, cards.len())?;
@@ -160,7 +160,8 @@ impl Network {
 
     /// Starts a driver process for its uplink, if it has one.
     pub fn start_uplink(&mut self, system: &mut System) -> Result<(), StartError> {
-        let (cpu, priority) = (self.cpu, self.priority);
+        // A device has little room for what comes.
+        let (cpu, priority) = (self.cpu, self.priority + 1);
         self.uplink.as_mut().map_or(Ok(()), |uplink| uplink.start(system, cpu, priority))
     }
 
@@ -181,7 +182,7 @@ impl Network {
             name: &self.name,
             program: SWITCH_MODULE,
             cpu: self.cpu,
-            schedule: Schedule { priority: self.priority, budget_us: BUDGET_US, period_us: PERIOD_US },
+            schedule: Schedule::whole(self.priority),
             extra_frames: EXTRA_FRAMES,
             heap_pages: HEAP_PAGES,
             config: &config,

@@ -214,6 +214,7 @@ impl Machine {
             flags |= RunFlags::VIRTUAL_APIC;
             if self.board.lapic.take_has_changed() {
                 page.eoi_exits = self.board.lapic.level_triggered();
+                page.lines = self.board.pv.lines(&self.board.lapic);
                 page.dirty |= Groups::APIC.bits();
             }
         } else if let Some(vector) = self.board.lapic.pending() {

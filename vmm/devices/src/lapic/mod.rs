@@ -168,6 +168,11 @@ impl Lapic {
         self.page.is_lent()
     }
 
+    /// What the kernel does for this APIC, beyond what is in the page, changes: [`Self::take_has_changed`] tells of it.
+    pub fn note_change(&mut self) {
+        self.page.note_change();
+    }
+
     /// Whether IRR, ISR or TPR may have changed here since this was last asked; the kernel has to know.
     pub fn take_has_changed(&mut self) -> bool {
         self.page.take_has_changed()

@@ -187,6 +187,12 @@ impl Device {
         }
     }
 
+    /// The line of the vCPU that interrupts the driver past the VMM, if there is one now, and the interrupt.
+    pub fn line(&self) -> Option<(usize, Interrupt)> {
+        let Core::Net(net) = &self.core else { return None };
+        net.line().zip(Interrupt::decode(self.setup[RECEIVE].interrupt))
+    }
+
     /// Reads a register of 1 to 8 bytes; `unix_ns` is Unix time in nanoseconds at guest TSC 0.
     pub fn read(&self, offset: u64, size: u8, unix_ns: u64) -> u64 {
         let word = |offset: u64| u64::from(self.read_word(offset, unix_ns));

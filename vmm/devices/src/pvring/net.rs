@@ -24,6 +24,8 @@ pub struct Net {
     waiting: usize,
     /// Guest-physical address of the link's channel; 0 if the guest does not get it.
     channel: u64,
+    /// Who is at the link's other end can interrupt a driver that is its end by this line of the vCPU.
+    line: Option<usize>,
     /// The driver is the end of the link.
     is_direct: bool,
 }
@@ -44,13 +46,15 @@ impl Net {
             incoming: Box::new([0; MAX_FRAME]),
             waiting: 0,
             channel: 0,
+            line: None,
             is_direct: false,
         }
     }
 
-    /// The same, whose link is a channel that the guest has at this address. Whoever binds the doorbell call rings it.
-    pub fn with_channel(self, address: u64) -> Self {
-        Net { channel: address, ..self }
+    /// The same, whose link is a channel that the guest has at this address. Whoever binds the doorbell call rings it, and
+    /// `line` of the vCPU, if there is one, is the link's.
+    pub fn with_channel(self, address: u64, line: Option<usize>) -> Self {
+        Net { channel: address, line, ..self }
     }
 
     /// The address of the channel.
@@ -70,6 +74,11 @@ impl Net {
     /// Whether the driver is the end of the link. Then all there is to do is to tell it of news.
     pub(super) fn is_direct(&self) -> bool {
         self.is_direct
+    }
+
+    /// The line of the vCPU that interrupts the driver, if there is one now.
+    pub(super) fn line(&self) -> Option<usize> {
+        self.line.filter(|_| self.is_direct)
     }
 
     /// Whether there are news for a driver that is the end of the link.

@@ -2,11 +2,14 @@
 
 use super::*;
 use alloc::boxed::Box;
-use hypercall_abi::guest::device::{Interrupt, Kind, MAGIC, PAGE_BYTES, State, config, reg};
+use core::sync::atomic::AtomicU32;
+use hypercall_abi::guest::device::{Interrupt, Kind, MAGIC, PAGE_BYTES, State, config, feature, reg};
 use hypercall_abi::guest::ring::{self, Completion, Word};
 use hypercall_abi::guest::{DOORBELL_CALL, cpuid, op};
+use hypercall_abi::vcpu::LINES;
 use vdev::block::{Disk, MemoryDisk};
-use vdev::pvring::{Block, Control, Core};
+use vdev::net::Cable;
+use vdev::pvring::{Block, Control, Core, Net};
 
 const RING: u64 = 0x30_0000;
 const DATA: u64 = 0x30_2000;
@@ -162,4 +165,32 @@ fn the_clock_agrees_with_kvms() {
     let clock = layout::PV + PAGE_BYTES;
     assert_eq!(vm.peek_u64(clock + config::CLOCK_TSC_HZ), TSC_HZ);
     assert_eq!(vm.peek_u64(clock + config::CLOCK_UNIX_NS), 1_700_000_000_000_000_000);
+}
+
+#[test]
+fn frames_for_a_driver_that_is_the_end_of_the_channel_interrupt_it_past_the_vmm() {
+    const CARD: u64 = layout::PV;
+    const LINE: usize = 2;
+    let page: &'static PageWords = Box::leak(Box::new([const { AtomicU32::new(0) }; 1024]));
+    let card = Net::new(Box::new(Cable::new().0), [2; 6]).with_channel(layout::PV_CHANNELS, Some(LINE));
+    let devices = Devices { pv: vec![Core::Net(card)], ..Devices::default() };
+    let mut vm = Vm::on(&Host { apic_page: Some(page), ..host() }, &config(), devices);
+    vm.enable_interrupts();
+    let vector = |vm: &mut Vm, (offset, value)| {
+        vm.poke(CARD + offset, value);
+        vm.enter();
+        let mut lines = vm.vcpu.page.lines;
+        let vector = core::mem::take(&mut lines[LINE]);
+        assert_eq!(lines, [0; LINES], "other lines are nobody's");
+        vector
+    };
+    let interrupt = Interrupt { vector: VECTOR, apic_id: 0 }.encode();
+    let low = reg::QUEUE + reg::QUEUE_INTERRUPT;
+    vector(&mut vm, (low + 4, (interrupt >> 32) as u32));
+    assert_eq!(vector(&mut vm, (low, interrupt as u32)), 0, "the driver has not started");
+    assert_eq!(vector(&mut vm, (reg::ACCEPTED, feature::NET_DIRECT as u32)), 0);
+    assert_eq!(vector(&mut vm, (reg::STATE, State::Running as u32)), VECTOR);
+    assert_eq!(vector(&mut vm, (low, 0)), 0, "the driver polls");
+    assert_eq!(vector(&mut vm, (low, interrupt as u32)), VECTOR);
+    assert_eq!(vector(&mut vm, (reg::STATE, State::Reset as u32)), 0);
 }
