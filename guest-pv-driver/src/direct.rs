@@ -119,6 +119,11 @@ impl<H: Hal> DirectNet<H> {
         self.rings.flush();
     }
 
+    /// Whether the switch has taken all frames that were sent. Those that it has not are lost when this driver goes.
+    pub fn is_drained(&mut self) -> bool {
+        self.rings.is_drained()
+    }
+
     /// Asks for an interrupt with the next frame. `false` if there is one already, and the interrupt may not come.
     #[inline]
     pub fn sleep_is_safe(&mut self) -> bool {

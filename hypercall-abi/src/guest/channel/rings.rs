@@ -162,6 +162,11 @@ impl<W: Wire> Rings<W> {
         self.shown = self.put;
     }
 
+    /// Whether the peer has taken all frames that were put, or is not there.
+    pub fn is_drained(&mut self) -> bool {
+        !self.is_up() || self.peers_taken().count == self.put
+    }
+
     /// The slot of the oldest frame in the peer's ring, and what is said of the frame: read once, and checked. It is there until
     /// [`Self::release`].
     #[inline]

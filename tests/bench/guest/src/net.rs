@@ -73,6 +73,9 @@ pub(crate) fn ask(overhead: u64) {
     say(STREAM, stream, overhead + COPY * WINDOW as u64, WINDOW as u32);
     let _ = card.send(END, NONE, SHORT);
     card.net.flush();
+    while !card.net.is_drained() {
+        core::hint::spin_loop();
+    }
 }
 
 /// Answers until it is told to end.
