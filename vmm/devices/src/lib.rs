@@ -33,6 +33,7 @@
 //! | [`console`] | bytes in and out |
 //! | [`entropy`] | random bytes |
 //! | [`net`] | network card: frames to a link and from it |
+//! | [`vsock`] | sockets between VMs and to their VMM |
 //! | [`virtio`] | the front ends for virtio's drivers |
 #![no_std]
 #![forbid(unsafe_code)]
@@ -59,6 +60,7 @@ pub mod segment;
 pub mod tso;
 pub mod uart16550;
 pub mod virtio;
+pub mod vsock;
 
 mod request;
 mod tick;

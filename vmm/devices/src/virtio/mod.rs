@@ -10,7 +10,7 @@
 //! |---|---|
 //! | [`queue`], [`chain`] | split and packed queues (2.7, 2.8) with indirect descriptors and event indices |
 //! | [`mmio`] | the transport (4.2) |
-//! | [`balloon`], [`block`], [`console`], [`entropy`], [`net`] | devices (5.5, 5.2, 5.3, 5.4, 5.1) |
+//! | [`balloon`], [`block`], [`console`], [`entropy`], [`net`], [`vsock`] | devices (5.5, 5.2, 5.3, 5.4, 5.1, 5.10) |
 //!
 //! Numbers in parentheses are sections of that specification.
 
@@ -22,6 +22,7 @@ pub mod entropy;
 pub mod mmio;
 pub mod net;
 pub mod queue;
+pub mod vsock;
 
 mod packed;
 mod split;
@@ -61,6 +62,8 @@ pub enum DeviceType {
     Entropy = 4,
     /// Memory balloon.
     Balloon = 5,
+    /// Sockets.
+    Socket = 19,
 }
 
 /// What a driver did that no driver may do. The device stops.

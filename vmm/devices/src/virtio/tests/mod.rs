@@ -8,6 +8,7 @@ mod negotiation;
 mod net;
 mod packed;
 mod queue;
+mod vsock;
 
 use super::block::{Block, ID_BYTES};
 use super::driver::{BUFFERS, Buffer, Driver};
