@@ -15,9 +15,9 @@ use clap::{Args, Parser};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use vmm_protocol::manifest::{
-    CardConfig, ConsoleInterface, ConsoleMode, DEFAULT_TIMEOUT_MS, DiskConfig, DiskDriver, DiskInterface,
-    MONITOR_MODULE, Manifest, NetInterface, NetworkConfig, OnCrash, OnReset, TraceConfig, Uplink, VmConfig,
-    WhenDone,
+    CIDS, CardConfig, ConsoleInterface, ConsoleMode, DEFAULT_TIMEOUT_MS, DiskConfig, DiskDriver,
+    DiskInterface, MONITOR_MODULE, Manifest, NetInterface, NetworkConfig, OnCrash, OnReset, TraceConfig,
+    Uplink, VmConfig, VsockConfig, WhenDone,
 };
 
 /// Memory for Linux in MiB.
@@ -56,6 +56,11 @@ pub struct RunArgs {
     /// The guest's console. `virtio`: Linux's /dev/hvc0, which takes an exit for a line and not for each byte
     #[arg(long, value_name = "serial|virtio", value_parser = parse_console, default_value = "serial", conflicts_with = "manifest")]
     pub console: ConsoleInterface,
+    /// A socket device, Linux's AF_VSOCK, and the guest's context id. At context id 2 are services of Nacre's: port 7 sends back what
+    /// it gets, port 514 writes lines to the log. VMs that reach each other need a manifest
+    #[arg(long, value_name = "CID", num_args = 0..=1, require_equals = true, default_missing_value = "3",
+        value_parser = clap::value_parser!(u32).range(i64::from(*CIDS.start())..=i64::from(*CIDS.end())), conflicts_with = "manifest")]
+    pub vsock: Option<u32>,
     /// The guest kernel's command line (for Linux: added to the usual one)
     #[arg(long, value_name = "STR", conflicts_with = "manifest")]
     pub cmdline: Option<String>,
@@ -552,7 +557,7 @@ fn vm(
             let linux = debian::fetch()?;
             // Its modules fit no other kernel.
             let drivers = if args.kernel.is_none() {
-                manifest::drivers(&disks, &cards, args.console, false)
+                manifest::drivers(&disks, &cards, args.console, false, args.vsock.is_some())
             } else {
                 Vec::new()
             };
@@ -587,6 +592,7 @@ fn vm(
         statistics: args.statistics,
         disks,
         cards,
+        vsock: args.vsock.map(|cid| VsockConfig { cid, network: None }),
         debug: false,
     })
 }

@@ -88,6 +88,7 @@ pub fn config(kernel: &str) -> VmConfig {
         statistics: false,
         disks: Vec::new(),
         cards: Vec::new(),
+        vsock: None,
         debug: false,
     }
 }

@@ -58,7 +58,7 @@ fn plan(args: &RunArgs) -> Result<Plan> {
     let program = build()?;
     let cards =
         vec![CardConfig { network: LAN.into(), interface: NetInterface::Virtio, mac: None, bridge: false }];
-    let drivers = linux.drivers(&manifest::drivers(&[], &cards, ConsoleInterface::Serial, false))?;
+    let drivers = linux.drivers(&manifest::drivers(&[], &cards, ConsoleInterface::Serial, false, false))?;
     let mut collector = Collector::default();
     let mut guest = |role: &str, address: &str| -> Result<VmConfig> {
         let command = format!(

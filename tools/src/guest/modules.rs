@@ -6,8 +6,15 @@ use elf::endian::LittleEndian;
 use std::path::Path;
 
 /// Drivers that are kept of the kernel's package, by the names of their files; those they depend on come along.
-pub const DRIVERS: &[&str] =
-    &["virtio_mmio", "virtio_blk", "virtio-rng", "virtio_console", "virtio_net", "virtio_balloon"];
+pub const DRIVERS: &[&str] = &[
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio-rng",
+    "virtio_console",
+    "virtio_net",
+    "virtio_balloon",
+    "vmw_vsock_virtio_transport",
+];
 
 /// A module of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]

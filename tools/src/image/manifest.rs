@@ -108,7 +108,8 @@ fn pack(
         let linux = guest::debian::fetch()?;
         vm.kernel = collector.add_file(&linux.kernel)?;
         if vm.initrd.is_empty() {
-            let drivers = linux.drivers(&drivers(&vm.disks, &vm.cards, vm.console, vm.balloon.is_some()))?;
+            let devices = drivers(&vm.disks, &vm.cards, vm.console, vm.balloon.is_some(), vm.vsock.is_some());
+            let drivers = linux.drivers(&devices)?;
             let dhcp = dhcp(&vm.cards, networks);
             let content = Content { modules: &drivers, dhcp: &dhcp, exec: None, is_whole: true };
             let archive = guest::initramfs::build(&linux.busybox, content)?;
@@ -140,12 +141,13 @@ fn pack(
 }
 
 /// The modules of Debian's kernel that drive the devices of a VM with these disks and network cards, this console, and perhaps a
-/// balloon.
+/// balloon and sockets.
 pub fn drivers(
     disks: &[DiskConfig],
     cards: &[CardConfig],
     console: ConsoleInterface,
     has_balloon: bool,
+    has_vsock: bool,
 ) -> Vec<&'static str> {
     // The console first: the others may have something to say.
     let of_console: &[_] =
@@ -153,9 +155,10 @@ pub fn drivers(
     let of_disks: &[_] = if disks.is_empty() { &[] } else { &["virtio_blk"] };
     let of_cards: &[_] = if cards.is_empty() { &[] } else { &["virtio_net"] };
     let of_balloon: &[_] = if has_balloon { &["virtio_mmio", "virtio_balloon"] } else { &[] };
+    let of_vsock: &[_] = if has_vsock { &["virtio_mmio", "vmw_vsock_virtio_transport"] } else { &[] };
     let of_all: &[_] =
         if disks.is_empty() && cards.is_empty() { &[] } else { &["virtio_mmio", "virtio-rng"] };
-    [of_console, of_all, of_disks, of_cards, of_balloon].concat()
+    [of_console, of_all, of_disks, of_cards, of_balloon, of_vsock].concat()
 }
 
 /// Linux's names for those of a VM's cards that get their addresses from outside: the ones on networks with an uplink.
@@ -291,6 +294,8 @@ mod tests {
             (vm("memory_mib = 1\npriority = 31"), "priority = 31"),
             (vm("memory_mib = 1") + &vm("memory_mib = 1"), "two VMs"),
             (vm("memory_mib = 1\nconsole = 'tty'"), "console = 'tty'"),
+            (vm("memory_mib = 1\nvsock = { cid = 2 }"), "vsock cid = 2: 3 to 4294967294 are possible"),
+            (vm("memory_mib = 1\nvsock = { cid = 3, network = 'lan' }"), "there is no network \"lan\""),
             (
                 vm(
                     "memory_mib = 64\nconsole = 'virtio'\nballoon = { min_mib = 1 }\ndisk = [{},{},{},{},{},{}]",

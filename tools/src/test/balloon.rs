@@ -117,7 +117,7 @@ fn run(
 ) -> Result<Verdict> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     let linux = debian::fetch()?;
-    let drivers = linux.drivers(&manifest::drivers(&[], &[], Default::default(), true))?;
+    let drivers = linux.drivers(&manifest::drivers(&[], &[], Default::default(), true, false))?;
     let command = format!("{command}{USE}");
     let initrd = folder.path().join("initrd");
     let content = Content { modules: &drivers, dhcp: &[], exec: Some(&command), is_whole: true };

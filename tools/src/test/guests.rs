@@ -93,6 +93,7 @@ pub fn vm(name: &str, guest: &str, cmdline: &str, memory_mib: u32) -> VmConfig {
         statistics: false,
         disks: Vec::new(),
         cards: Vec::new(),
+        vsock: None,
         debug: false,
     }
 }

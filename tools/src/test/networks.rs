@@ -77,7 +77,7 @@ fn pv_pair() -> Result<Plan> {
 fn linux_pair(machine: Machine) -> Result<Plan> {
     let linux = debian::fetch()?;
     let cards = vec![card(NetInterface::Virtio)];
-    let drivers = linux.drivers(&manifest::drivers(&[], &cards, Default::default(), false))?;
+    let drivers = linux.drivers(&manifest::drivers(&[], &cards, Default::default(), false, false))?;
     let mut collector = Collector::default();
     let mut guest = |name: &str, command: &str| -> Result<VmConfig> {
         let content = Content { modules: &drivers, dhcp: &[], exec: Some(command), is_whole: true };

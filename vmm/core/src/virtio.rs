@@ -19,6 +19,7 @@ use vdev::virtio::entropy::EntropyDevice;
 use vdev::virtio::mmio::{Line, MMIO_BYTES, Transport};
 use vdev::virtio::net::Net;
 use vdev::virtio::queue::Queue;
+use vdev::virtio::vsock::VsockDevice;
 use vdev::virtio::{Device, DeviceType, DriverError, Turn};
 
 use crate::layout;
@@ -39,6 +40,8 @@ pub enum VirtioDevice {
     Net(Net),
     /// Memory that the guest does without.
     Balloon(BalloonDevice),
+    /// Sockets.
+    Vsock(VsockDevice),
 }
 
 /// Calls a method of whichever device it is.
@@ -50,6 +53,7 @@ macro_rules! each {
             VirtioDevice::Console($inner) => $call,
             VirtioDevice::Net($inner) => $call,
             VirtioDevice::Balloon($inner) => $call,
+            VirtioDevice::Vsock($inner) => $call,
         }
     };
 }
@@ -113,7 +117,7 @@ pub(crate) struct VirtioBus {
     devices: Vec<Transport<VirtioDevice>>,
     /// Some device was notified and has not looked.
     is_notified: bool,
-    /// A console may have output that nobody took.
+    /// A console, or a service of the VMM, may have output that nobody took.
     has_output: bool,
 }
 
@@ -185,7 +189,7 @@ impl VirtioBus {
         {
             let line = device.run(memory);
             self.is_notified |= device.is_notified();
-            self.has_output |= matches!(device.device(), VirtioDevice::Console(_));
+            self.has_output |= matches!(device.device(), VirtioDevice::Console(_) | VirtioDevice::Vsock(_));
             follow(LineChange { gsi: gsi(index), line }, take_complaint(index, device));
         }
     }
@@ -245,6 +249,15 @@ impl VirtioBus {
             _ => None,
         });
         consoles.flat_map(Console::take_output)
+    }
+
+    /// Takes what the guest has said to the log.
+    pub(crate) fn take_lines(&mut self) -> Vec<String> {
+        let lines = self.devices.iter_mut().filter_map(|device| match device.device_mut() {
+            VirtioDevice::Vsock(sockets) => Some(sockets.core_mut().host_mut().take_lines()),
+            _ => None,
+        });
+        lines.flatten().map(|line| format!("the guest says: {line}")).collect()
     }
 
     /// The balloon, if there is one.

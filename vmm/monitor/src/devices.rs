@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::format;
 use block_channel::Client;
-use net_channel::End;
+use net_channel::{End, Sockets};
 use usys::abi::cap::MapFlags;
 use usys::abi::doorbell::Doorbell;
 use usys::abi::guest::device::{MAX_QUEUES, NET_CHANNEL_DOORBELL};
@@ -21,15 +21,17 @@ use vdev::virtio::block::Block;
 use vdev::virtio::console::ConsoleDevice;
 use vdev::virtio::entropy::EntropyDevice;
 use vdev::virtio::net::Net;
+use vdev::virtio::vsock::VsockDevice;
+use vdev::vsock::{Link, Vsock};
 use vmm_core::layout;
 use vmm_core::machine::{Devices, Machine};
 use vmm_core::virtio::VirtioDevice;
 use vmm_protocol::manifest::{
     BalloonConfig, CardConfig, ConsoleInterface, DiskConfig, DiskDriver, DiskInterface, NetInterface,
-    VmConfig,
+    VmConfig, VsockConfig,
 };
 use vmm_protocol::net::{CHANNEL_BYTES, Side};
-use vmm_protocol::process::{CARD, CHANNEL, DISK, monitor};
+use vmm_protocol::process::{CARD, CHANNEL, DISK, VSOCK, monitor};
 
 /// Paravirtual devices of every VM.
 const COMMON: usize = 3;
@@ -37,7 +39,7 @@ const COMMON: usize = 3;
 /// which takes up to 31 s.
 const CONNECT_MS: u64 = 60_000;
 
-/// The disks and the network cards that the manifest says, in its order; console and balloon if it says so; a source of random numbers each way if this CPU has
+/// The disks and the network cards that the manifest says, in its order; console, balloon and sockets if it says so; a source of random numbers each way if this CPU has
 /// one; and what a guest with paravirtual drivers finds in every VM.
 pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices, &'static str> {
     let clock = Core::Clock(info.header.tsc_hz);
@@ -54,7 +56,7 @@ pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices,
         }
     }
     for (index, card) in config.cards.iter().enumerate() {
-        let link = Box::new(plug_in(info, index)?);
+        let link = Box::new(plug_in(info, &format!("{CARD}{index}"), monitor::CARDS + index as u32)?);
         let address = card.address(0, index).0;
         match card.interface {
             NetInterface::Virtio => devices.virtio.push(VirtioDevice::Net(Net::new(link, address))),
@@ -73,6 +75,9 @@ pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices,
         devices.virtio.push(VirtioDevice::Balloon(BalloonDevice::new(balloon())));
         devices.pv.push(Core::Balloon(balloon()));
     }
+    if let Some(vsock) = &config.vsock {
+        devices.virtio.push(VirtioDevice::Vsock(sockets(info, vsock)?));
+    }
     if cpu::has_random() {
         let source = || Box::new(Words(cpu::random));
         devices.virtio.push(VirtioDevice::Entropy(EntropyDevice::new(source())));
@@ -89,11 +94,18 @@ fn open(info: &'static ProcessInfo, index: usize, disk: &DiskConfig) -> Result<D
     Ok(Disk::new(backend))
 }
 
-/// The channel of a network card to its switch.
-fn plug_in(info: &'static ProcessInfo, index: usize) -> Result<End<Cap<Ntfn>>, &'static str> {
-    let channel = info.window(&format!("{CARD}{index}")).ok_or("the channel to a switch is not mapped")?;
-    let switch = Cap::new(Selector(monitor::CARDS + index as u32));
+/// The channel in this region to the switch with this notification.
+fn plug_in(info: &'static ProcessInfo, region: &str, switch: u32) -> Result<End<Cap<Ntfn>>, &'static str> {
+    let channel = info.window(region).ok_or("the channel to a switch is not mapped")?;
+    let switch = Cap::new(Selector(switch));
     End::new(channel, Side::Card, switch).map_err(|_| "the channel to a switch is too short")
+}
+
+/// The guest's sockets, with the way to other VMs if they are on a network.
+fn sockets(info: &'static ProcessInfo, config: &VsockConfig) -> Result<VsockDevice, &'static str> {
+    let end = config.network.as_ref().map(|_| plug_in(info, VSOCK, monitor::VSOCK)).transpose()?;
+    let link = end.map(|end| Box::new(Sockets::new(end)) as Box<dyn Link>);
+    Ok(VsockDevice::new(Vsock::new(config.cid, link)))
 }
 
 /// Where the guest has the channel of network card `index`.

@@ -4,7 +4,8 @@ use crate::Signal;
 use core::sync::atomic::Ordering;
 use usys::Window;
 use usys::window::OutOfWindow;
-use vmm_protocol::net::{CHANNEL_BYTES, FRAME, Header, Rings, Side, Wire};
+use vmm_protocol::net::{CHANNEL_BYTES, FRAME, Header, Rings, Session, Side, Wire};
+use vmm_protocol::vsock::HALF;
 
 /// A frame in the peer's ring. The peer can change its bytes at any moment.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +58,7 @@ impl<S: Signal> End<S> {
     }
 
     /// As [`Rings::begin`].
-    pub(crate) fn begin(&mut self) {
+    pub fn begin(&mut self) {
         self.0.begin();
     }
 
@@ -121,6 +122,27 @@ impl<S: Signal> End<S> {
     #[inline]
     pub fn release(&mut self) {
         self.0.release();
+    }
+
+    /// As [`Self::release`], for a channel where a full ring is waited for: signals the peer with each half of a ring.
+    #[inline]
+    pub fn release_by_halves(&mut self) {
+        self.release();
+        if self.0.taken().is_multiple_of(HALF as u32) {
+            self.0.wire().signal();
+        }
+    }
+
+    /// As [`Rings::room`].
+    #[inline]
+    pub fn room(&mut self) -> usize {
+        self.0.room()
+    }
+
+    /// As [`Rings::session`].
+    #[inline]
+    pub fn session(&self) -> Session {
+        self.0.session()
     }
 
     /// Asks for a signal with the next frame. `false` if there is one already: then take it, and do not wait.

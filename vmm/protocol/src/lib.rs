@@ -4,6 +4,7 @@
 //! - [`block`]: the channel between a VMM and the driver of its disk.
 //! - [`link`]: frames on the serial line between the console server and `cargo nacre`.
 //! - [`net`]: the channel between a network card and its switch, which is part of the guest contract.
+//! - [`vsock`]: the same between a socket device and its switch.
 //! - [`outcome`]: how a VM ended.
 //! - [`trace`]: how the root task prints what was recorded.
 //! - [`process`]: what the root task and the processes it starts say to each other.
@@ -19,5 +20,6 @@ pub mod manifest;
 pub mod outcome;
 pub mod process;
 pub mod trace;
+pub mod vsock;
 
 pub use hypercall_abi::guest::channel as net;

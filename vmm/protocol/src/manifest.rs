@@ -5,6 +5,7 @@
 mod devices;
 mod disk;
 mod network;
+mod vsock;
 
 use crate::balloon;
 use crate::process::{MAX_VMS, switch};
@@ -21,6 +22,7 @@ pub use network::{
     CardConfig, MAX_CARDS, MAX_NETWORKS, MacAddress, NetInterface, NetworkConfig, NotAnAddress,
     SWITCH_MODULE, Uplink,
 };
+pub use vsock::{CIDS, VsockConfig};
 
 /// Name of the boot module that holds the manifest.
 pub const MODULE: &str = "manifest";
@@ -140,6 +142,9 @@ pub struct VmConfig {
     /// Its network cards.
     #[serde(default, rename = "network")]
     pub cards: Vec<CardConfig>,
+    /// Its socket device: Linux's AF_VSOCK.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
     /// The VM is debugged: it stops before its first instruction and waits for gdb on [`crate::link::Stream::Gdb`].
     #[serde(default)]
     pub debug: bool,
@@ -259,6 +264,20 @@ pub enum ManifestError {
     },
     /// This network has more cards than its switch has ports.
     TooManyPorts(String),
+    /// The context id of this VM is not in [`CIDS`].
+    Cid {
+        /// The VM.
+        vm: String,
+        /// The context id.
+        cid: u32,
+    },
+    /// Two VMs on this network have the same context id.
+    DuplicateCid {
+        /// The network.
+        network: String,
+        /// The context id.
+        cid: u32,
+    },
     /// Two cards on this network have the same address.
     DuplicateAddress {
         /// The network.
@@ -300,7 +319,7 @@ impl fmt::Display for ManifestError {
             ManifestError::TooManyVirtioDevices { vm, count } => {
                 write!(
                     f,
-                    "VM {vm:?}: {count} virtio devices (disks, network cards, console, balloon, random numbers), at most \
+                    "VM {vm:?}: {count} virtio devices (disks, network cards, console, balloon, sockets, random numbers), at most \
                      {MAX_VIRTIO_DEVICES} are possible: make some disks or cards `pv`"
                 )
             }
@@ -338,8 +357,15 @@ impl fmt::Display for ManifestError {
                 let most = switch::MAX_PORTS;
                 write!(
                     f,
-                    "network {name:?}: at most {most} cards, the uplink counted, are possible: make two networks"
+                    "network {name:?}: at most {most} cards and socket devices, the uplink counted, are possible: make two networks"
                 )
+            }
+            ManifestError::Cid { vm, cid } => {
+                let (least, most) = (CIDS.start(), CIDS.end());
+                write!(f, "VM {vm:?}: vsock cid = {cid}: {least} to {most} are possible")
+            }
+            ManifestError::DuplicateCid { network, cid } => {
+                write!(f, "network {network:?}: two VMs have the vsock cid {cid}: change one")
             }
             ManifestError::DuplicateAddress { network, address } => {
                 write!(f, "network {network:?}: two cards have the address {address}: change one's mac")
@@ -483,6 +509,7 @@ mod tests {
             statistics: false,
             disks: Vec::new(),
             cards: Vec::new(),
+            vsock: None,
             debug: false,
         }
     }

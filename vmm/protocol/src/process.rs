@@ -33,6 +33,8 @@ pub const CHANNEL: &str = "channel";
 /// Name of a monitor's shared region with the channel of a network card to its switch ([`crate::net`]); the card's number in its VM is
 /// behind it.
 pub const CARD: &str = "card";
+/// Name of a monitor's shared region with the channel of its socket device to the switch ([`crate::vsock`]).
+pub const VSOCK: &str = "vsock";
 
 /// Selectors and notification bits of the console server.
 pub mod console {
@@ -74,6 +76,8 @@ pub mod monitor {
     pub const APIC_PAGE: u32 = 20;
     /// Selector: the scheduling context of its thread, which says how long others kept that from running.
     pub const SC: u32 = 21;
+    /// Selector: the notification of the switch of its socket device.
+    pub const VSOCK: u32 = 22;
     /// First selector of the notifications of its disks' driver processes; disk n's is n further.
     pub const DISKS: u32 = 32;
     /// First selector of the notifications of its network cards' switches; card n's is n further.
@@ -228,7 +232,7 @@ pub struct UplinkConfig {
 /// Configuration of a switch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchConfig {
-    /// What is at its ports.
+    /// What is at its ports: the sockets are the last.
     pub ports: Vec<PortConfig>,
 }
 
@@ -244,6 +248,11 @@ pub enum PortConfig {
     },
     /// The driver process of the uplink.
     Uplink,
+    /// The socket device of a VM.
+    Vsock {
+        /// The VM's context id.
+        cid: u32,
+    },
 }
 
 /// How a monitor's report lies in its shared page.

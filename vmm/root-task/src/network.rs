@@ -10,14 +10,16 @@ use crate::vm::Vm;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 use usys::abi::boot_info::root;
 use usys::abi::{PAGE_SIZE, Rights, Selector};
 use usys::cap::{Cap, Log, Narrow, Ntfn, Pd};
+use usys::memory::Mapping;
 use usys::object::{Fault, Schedule};
 use usys::process::{self, selector as well_known};
 use usys::selector;
 use vmm_protocol::manifest::{MacAddress, Manifest, NetInterface, NetworkConfig, OnCrash, SWITCH_MODULE};
-use vmm_protocol::net::CHANNEL_BYTES;
+use vmm_protocol::net::{CHANNEL_BYTES, Side};
 use vmm_protocol::process::{CHANNEL, PortConfig, SwitchConfig, monitor, switch};
 
 /// Pages of a channel.
@@ -79,6 +81,46 @@ impl Card {
     }
 }
 
+/// The port of a VM's socket device. It outlives the VMM.
+#[derive(Debug)]
+pub struct Sockets {
+    vm: usize,
+    channel: Allocation,
+    /// The first page of the channel.
+    view: Mapping,
+    /// Signals the VM.
+    doorbell: Cap<Ntfn>,
+    /// Signals the switch.
+    switch: Cap<Ntfn>,
+    cid: u32,
+}
+
+impl Sockets {
+    /// Number of its VM.
+    pub fn vm(&self) -> usize {
+        self.vm
+    }
+
+    /// The memory that the VMM and the switch share.
+    pub fn channel(&self) -> &Allocation {
+        &self.channel
+    }
+
+    /// Lets a VMM signal the switch.
+    pub fn delegate(&self, pd: Cap<Pd>) -> usys::Result<()> {
+        self.switch.delegate(pd, Selector(monitor::VSOCK), Narrow::rights(Rights::SIGNAL))
+    }
+
+    /// Ends the session of a VMM that has ended: who is connected to its guest is told.
+    pub fn hang_up(&self) {
+        if let Ok(session) = self.view.window().atomic_u64(Side::Card.session()) {
+            session.store(0, Ordering::Release);
+        }
+        // Without a switch nobody needs to know.
+        let _ = self.switch.signal();
+    }
+}
+
 /// A network. What its ports share with the switch outlives the switch, so that a restart only loses frames.
 #[derive(Debug)]
 pub struct Network {
@@ -94,6 +136,8 @@ pub struct Network {
     cards: Vec<Card>,
     /// At the port behind the cards'.
     uplink: Option<Uplink>,
+    /// At the ports behind that.
+    sockets: Vec<Sockets>,
     process: Option<Process>,
     crashes: u32,
 }
@@ -123,14 +167,29 @@ impl Network {
                 is_direct: card.interface == NetInterface::Pv,
             });
         }
-        let first = cards.first().map(|card| vms[card.vm].config());
-        let cpu = first.map_or(0, |vm| vm.cpu);
-        let priority = cards.iter().map(|card| vms[card.vm].config().priority).max().unwrap_or(1);
+        let mut sockets = Vec::new();
+        let before = cards.len() + usize::from(config.uplink.module().is_some());
+        for (port, (vm, cid)) in (before..).zip(manifest.vsocks(&config.name)) {
+            let signal = |badge| Narrow::rights(Rights::SIGNAL | Rights::DERIVE).badge(badge);
+            let channel = system.memory.allocate(CHANNEL_PAGES, 1)?;
+            sockets.push(Sockets {
+                vm,
+                view: Mapping::new(channel.memory(), 0, 1, true)?,
+                channel,
+                doorbell: vms[vm].events().derive(selector::allocate()?, signal(monitor::DEVICE_BIT))?,
+                switch: events.derive(selector::allocate()?, signal(1 << port))?,
+                cid,
+            });
+        }
+        let users = || cards.iter().map(Card::vm).chain(sockets.iter().map(Sockets::vm));
+        let cpu = users().next().map_or(0, |vm| vms[vm].config().cpu);
+        let priority = users().map(|vm| vms[vm].config().priority).max().unwrap_or(1);
         let before = manifest.networks.iter().take_while(|other| other.name != config.name);
         let number = before.filter(|other| other.uplink == config.uplink).count() as u8;
         let uplink = Uplink::new(system, &config, number, events, cards.len())?;
         let name = format!("switch.{}", config.name);
-        Ok(Network { config, name, cpu, priority, events, cards, uplink, process: None, crashes: 0 })
+        let (process, crashes) = (None, 0);
+        Ok(Network { config, name, cpu, priority, events, cards, uplink, sockets, process, crashes })
     }
 
     /// Its name, for messages.
@@ -141,6 +200,11 @@ impl Network {
     /// The cards on it.
     pub fn cards(&self) -> &[Card] {
         &self.cards
+    }
+
+    /// The socket devices on it.
+    pub fn sockets(&self) -> &[Sockets] {
+        &self.sockets
     }
 
     /// Its uplink, if it has one.
@@ -171,7 +235,9 @@ impl Network {
             .cards
             .iter()
             .map(|card| PortConfig::Card { address: card.address, is_bridge: card.is_bridge });
-        let ports = cards.chain(self.uplink.iter().map(|_| PortConfig::Uplink)).collect();
+        let uplink = self.uplink.iter().map(|_| PortConfig::Uplink);
+        let sockets = self.sockets.iter().map(|sockets| PortConfig::Vsock { cid: sockets.cid });
+        let ports = cards.chain(uplink).chain(sockets).collect();
         let config =
             postcard::to_allocvec(&SwitchConfig { ports }).map_err(|_| StartError::TooMuchConfiguration)?;
         let channels: Vec<_> = self.channels().collect();
@@ -198,7 +264,8 @@ impl Network {
 
     /// The channels of its ports, in their order.
     fn channels(&self) -> impl Iterator<Item = &Allocation> {
-        self.cards.iter().map(Card::channel).chain(self.uplink.iter().map(Uplink::channel))
+        let cards = self.cards.iter().map(Card::channel);
+        cards.chain(self.uplink.iter().map(Uplink::channel)).chain(self.sockets.iter().map(Sockets::channel))
     }
 
     /// Gives the switch the doorbells of its ports and the kernel's log.
@@ -206,6 +273,7 @@ impl Network {
         let pd = process.pd();
         let doorbells = self.cards.iter().map(|card| card.doorbell);
         let doorbells = doorbells.chain(self.uplink.iter().map(Uplink::doorbell));
+        let doorbells = doorbells.chain(self.sockets.iter().map(|sockets| sockets.doorbell));
         for (doorbell, port) in doorbells.zip(0..) {
             doorbell.delegate(pd, Selector(switch::PORTS + port), Narrow::rights(Rights::SIGNAL))?;
         }

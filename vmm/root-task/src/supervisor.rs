@@ -3,7 +3,7 @@
 use crate::console::Console;
 use crate::disk::{self, Disk};
 use crate::error::StartError;
-use crate::network::{self, Network};
+use crate::network::{self, Network, Sockets};
 use crate::pressure;
 use crate::system::System;
 use crate::trace::Recorder;
@@ -167,17 +167,23 @@ impl Supervisor {
 
     /// A VMM reported, or crashed.
     fn look_at(&mut self, index: usize) {
-        let vm = &mut self.vms[index];
-        if let Some(outcome) = vm.report() {
-            vm.stop(&mut self.system.memory);
+        if let Some(outcome) = self.vms[index].report() {
+            self.stop_vm(index);
             self.console.report(index, &outcome);
             if self.waiting.is_empty() {
                 pressure::deflate(&mut self.vms);
             }
-        } else if let Some(fault) = vm.fault() {
-            vm.stop(&mut self.system.memory);
+        } else if let Some(fault) = self.vms[index].fault() {
+            self.stop_vm(index);
             self.handle_crash(index, fault);
         }
+    }
+
+    /// Ends a VMM. Who is connected to its guest is told.
+    fn stop_vm(&mut self, index: usize) {
+        let vm = &mut self.vms[index];
+        vm.stop(&mut self.system.memory);
+        vm.sockets(&self.networks).into_iter().for_each(Sockets::hang_up);
     }
 
     fn handle_crash(&mut self, index: usize, fault: Fault) {

@@ -4,7 +4,7 @@ use crate::console::{Console, ring_pages};
 use crate::disk::Disk;
 use crate::error::StartError;
 use crate::memory::{Allocation, FreeMemory};
-use crate::network::{Card, Network};
+use crate::network::{Card, Network, Sockets};
 use crate::process::{Blueprint, Process, Shared, page_tables};
 use crate::supervisor::events;
 use crate::system::System;
@@ -21,7 +21,8 @@ use usys::{process, selector};
 use vmm_protocol::manifest::{DiskDriver, VmConfig};
 use vmm_protocol::outcome::Outcome;
 use vmm_protocol::process::{
-    BALLOON, CARD, CHANNEL, DISK, INITRD, INPUT, KERNEL, MonitorConfig, OUTPUT, REPORT, Report, monitor,
+    BALLOON, CARD, CHANNEL, DISK, INITRD, INPUT, KERNEL, MonitorConfig, OUTPUT, REPORT, Report, VSOCK,
+    monitor,
 };
 
 /// KiB for records from the VM.
@@ -30,6 +31,8 @@ const OUTPUT_KIB: u64 = 64;
 const INPUT_KIB: u64 = 16;
 /// Pages of a VMM's heap: 256 KiB, twice what any guest was seen to need. Most of it are the tables of the instruction decoder.
 const HEAP_PAGES: u64 = 64;
+/// Pages of heap for a socket device: buffers of the VMM's services, connections and answers.
+const VSOCK_HEAP_PAGES: u64 = 40;
 /// Pages in a MiB.
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
 /// Frames of kernel memory for a vCPU and a guest space, without page tables for the guest's memory.
@@ -55,6 +58,13 @@ fn part_frames(memory: &VmMemory) -> u64 {
 fn balloon_heap(memory: &VmMemory) -> u64 {
     const BYTES: u64 = 2 * 64 + 64;
     if memory.balloon_page().is_some() { (memory.part_count() * BYTES).div_ceil(PAGE_SIZE) + 1 } else { 0 }
+}
+
+/// What a VM shares with others than the console.
+struct Shares<'a> {
+    disks: Vec<&'a Disk>,
+    cards: Vec<&'a Card>,
+    sockets: Option<&'a Sockets>,
 }
 
 /// One VM. Its rings and its notification outlive its VMM, so that the console server need not notice a restart.
@@ -132,11 +142,13 @@ impl Vm {
             return Err(StartError::Cpu { cpu: self.config.cpu, count });
         }
         self.report_view.window().atomic_u32(Report::LEN)?.store(0, Ordering::Relaxed);
-        let disks: Vec<&Disk> = disks.iter().filter(|disk| disk.user().vm == self.index).collect();
-        let cards = networks.iter().flat_map(Network::cards);
-        let cards: Vec<&Card> = cards.filter(|card| card.vm() == self.index).collect();
+        let shares = Shares {
+            disks: disks.iter().filter(|disk| disk.user().vm == self.index).collect(),
+            cards: networks.iter().flat_map(Network::cards).filter(|card| card.vm() == self.index).collect(),
+            sockets: self.sockets(networks),
+        };
         let memory = VmMemory::allocate(&mut system.memory, &self.config)?;
-        let process = match self.create_process(system, &disks, &cards, &memory) {
+        let process = match self.create_process(system, &shares, &memory) {
             Ok(process) => process,
             Err(error) => {
                 memory.free(&mut system.memory);
@@ -144,7 +156,7 @@ impl Vm {
             }
         };
         let mut instance = Instance { process, memory, pages: Vec::new() };
-        match self.equip(system, console, &disks, &cards, &mut instance) {
+        match self.equip(system, console, &shares, &mut instance) {
             Ok(()) => {
                 self.instance = Some(instance);
                 Ok(())
@@ -156,11 +168,15 @@ impl Vm {
         }
     }
 
+    /// The port of its socket device, if that is on one of the networks.
+    pub fn sockets<'a>(&self, networks: &'a [Network]) -> Option<&'a Sockets> {
+        networks.iter().flat_map(Network::sockets).find(|sockets| sockets.vm() == self.index)
+    }
+
     fn create_process(
         &self,
         system: &mut System,
-        disks: &[&Disk],
-        cards: &[&Card],
+        Shares { disks, cards, sockets }: &Shares<'_>,
         memory: &VmMemory,
     ) -> Result<Process, StartError> {
         let kernel = system.module(&self.config.kernel)?;
@@ -184,12 +200,14 @@ impl Vm {
         windows.extend(disks.iter().zip(&names).map(|(disk, name)| Shared::writable(name, disk.channel())));
         let names: Vec<_> = cards.iter().map(|card| format!("{CARD}{}", card.number())).collect();
         windows.extend(cards.iter().zip(&names).map(|(card, name)| Shared::writable(name, card.channel())));
+        windows.extend(sockets.iter().map(|sockets| Shared::writable(VSOCK, sockets.channel())));
         if let Some(page) = memory.balloon_page() {
             windows.push(Shared::writable(BALLOON, page));
         }
         let config =
             MonitorConfig { index: self.index as u8, vm: self.config.clone(), memory: memory.parts() };
         let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;
+        let vsock_heap = if self.config.vsock.is_some() { VSOCK_HEAP_PAGES } else { 0 };
         let channels = cards.iter().filter(|card| card.is_direct()).count() as u64 * CHANNEL_FRAMES;
         let plan = Blueprint {
             name: &self.config.name,
@@ -197,7 +215,7 @@ impl Vm {
             cpu: self.config.cpu,
             schedule: Schedule::whole(self.config.priority),
             extra_frames: VCPU_FRAMES + guest_tables(self.config.memory_mib) + part_frames(memory) + channels,
-            heap_pages: HEAP_PAGES + balloon_heap(memory),
+            heap_pages: HEAP_PAGES + balloon_heap(memory) + vsock_heap,
             config: &config,
             events: self.events,
             parent_badge: events::report(self.index),
@@ -212,8 +230,7 @@ impl Vm {
         &self,
         system: &mut System,
         console: &Console,
-        disks: &[&Disk],
-        cards: &[&Card],
+        Shares { disks, cards, sockets }: &Shares<'_>,
         instance: &mut Instance,
     ) -> Result<(), StartError> {
         let pd = instance.process.pd();
@@ -226,7 +243,7 @@ impl Vm {
             page_cap.delegate(pd, Selector(to), Narrow::rights(keep))?;
         }
         console.delegate_doorbell(self.index, &instance.process, Selector(monitor::CONSOLE))?;
-        if !(disks.is_empty() && cards.is_empty()) {
+        if !(disks.is_empty() && cards.is_empty() && sockets.is_none()) {
             let again = Narrow::rights(Rights::SIGNAL).badge(monitor::DEVICE_BIT);
             self.events.delegate(pd, Selector(monitor::DEVICE_NTFN), again)?;
         }
@@ -236,6 +253,7 @@ impl Vm {
         for card in cards {
             card.delegate(pd)?;
         }
+        sockets.iter().try_for_each(|sockets| sockets.delegate(pd))?;
         instance.process.start()?;
         let sc = instance.process.sc();
         Ok(sc.delegate(pd, Selector(monitor::SC), Narrow::rights(Rights::SC_INFO))?)

@@ -44,14 +44,14 @@ impl<S: Signal> Switch<S> {
     pub fn new(ports: Vec<(PortConfig, End<S>)>, ticks_per_second: u64) -> Self {
         let own = |(index, (config, _)): (usize, &(PortConfig, End<S>))| match config {
             PortConfig::Card { address, .. } => Some((Address::from(*address), index)),
-            PortConfig::Uplink => None,
+            PortConfig::Uplink | PortConfig::Vsock { .. } => None,
         };
         let table = Table::new(ports.iter().enumerate().filter_map(own), ticks_per_second);
         let port = |(config, end)| {
             let (only, is_uplink) = match config {
                 PortConfig::Card { address, is_bridge: false } => (Some(address.into()), false),
                 PortConfig::Card { is_bridge: true, .. } => (None, false),
-                PortConfig::Uplink => (None, true),
+                PortConfig::Uplink | PortConfig::Vsock { .. } => (None, true),
             };
             Port { end, only, is_uplink, is_owed_flush: false }
         };

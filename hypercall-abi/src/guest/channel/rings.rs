@@ -66,6 +66,25 @@ impl<W: Wire> Rings<W> {
         &self.wire
     }
 
+    /// Which instances of the two ends talk. Another value: one of them began anew, and what was in the rings is lost.
+    pub fn session(&self) -> Session {
+        self.session
+    }
+
+    /// Free slots in this end's ring; none if nobody is there.
+    pub fn room(&mut self) -> usize {
+        if !self.is_up() {
+            return 0;
+        }
+        self.peer_taken = self.peers_taken().count;
+        SLOTS.saturating_sub(self.put.wrapping_sub(self.peer_taken) as usize)
+    }
+
+    /// Frames taken out of the peer's ring, modulo 2^32.
+    pub fn taken(&self) -> u32 {
+        self.taken.count
+    }
+
     /// Begins with empty rings and a number that no predecessor had: as the first thing, after somebody else was this end, and when the
     /// peer broke the rules.
     #[cold]

@@ -325,6 +325,7 @@ impl Machine {
     pub fn take_log(&mut self) -> Vec<String> {
         let mut lines = self.log.take();
         lines.append(&mut self.board.pv.take_lines());
+        lines.append(&mut self.board.virtio.take_lines());
         lines
     }
 

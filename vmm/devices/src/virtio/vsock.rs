@@ -31,7 +31,7 @@ struct Outgoing {
 /// The front end of a [`Vsock`].
 #[derive(Debug)]
 pub struct VsockDevice {
-    core: Vsock,
+    core: Box<Vsock>,
     /// The chain of `outgoing`.
     chain: Chain,
     outgoing: Option<Outgoing>,
@@ -52,7 +52,7 @@ impl VsockDevice {
     /// The device for these sockets.
     pub fn new(core: Vsock) -> Self {
         VsockDevice {
-            core,
+            core: Box::new(core),
             chain: Chain::new(),
             outgoing: None,
             piece: Box::new([0; MAX_PACKET]),

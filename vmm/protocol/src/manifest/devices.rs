@@ -24,7 +24,8 @@ impl VmConfig {
         let disks = self.disks.iter().filter(|disk| disk.interface == DiskInterface::Virtio).count();
         let cards = self.cards.iter().filter(|card| card.interface == NetInterface::Virtio).count();
         let console = usize::from(self.console == ConsoleInterface::Virtio);
-        disks + cards + console + usize::from(self.balloon.is_some()) + 1
+        let balloon = usize::from(self.balloon.is_some());
+        disks + cards + console + balloon + usize::from(self.vsock.is_some()) + 1
     }
 
     /// Checks that there is room for its devices.

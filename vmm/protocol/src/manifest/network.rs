@@ -212,14 +212,14 @@ impl Manifest {
         };
         match Uplink::PROCESSES.into_iter().find(too_often) {
             Some(uplink) => Err(ManifestError::Uplinks(uplink)),
-            None => Ok(()),
+            None => self.check_vsocks(),
         }
     }
 
     fn check_ports(&self, network: &NetworkConfig) -> Result<(), ManifestError> {
         let addresses = || self.cards(&network.name).map(|(vm, number, card)| card.address(vm, number));
         let uplinks = usize::from(network.uplink != Uplink::None);
-        if addresses().count() + uplinks > switch::MAX_PORTS {
+        if addresses().count() + uplinks + self.vsocks(&network.name).count() > switch::MAX_PORTS {
             return Err(ManifestError::TooManyPorts(network.name.clone()));
         }
         let is_twice = |address: &MacAddress| addresses().filter(|other| other == address).count() > 1;

@@ -63,6 +63,7 @@ fn config() -> VmConfig {
         hide_features: vec![],
         statistics: false,
         disks: vec![],
+        vsock: None,
         cards: vec![],
         debug: false,
     }
