@@ -97,6 +97,15 @@ pub fn everything_tested() -> Result<()> {
     checked_kernel()
 }
 
+/// Builds a program for Linux guests, which needs nothing from them; returns its file.
+pub fn linux_program(package: &str, binary: &str) -> Result<Vec<u8>> {
+    let mut command = cargo();
+    command.args(["rustc", "--release", "-p", package, "--bin", binary]);
+    command.args(["--", "-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
+    run(command)?;
+    workspace::read(&workspace::target().join("release").join(binary))
+}
+
 /// Builds programs, each given by its package and its name.
 fn programs<'a>(programs: impl Iterator<Item = (&'a str, &'a str)>) -> Result<()> {
     setup::rust_target()?;

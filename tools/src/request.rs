@@ -567,7 +567,10 @@ fn vm(
                 exec: args.exec.as_deref(),
                 is_whole,
             };
-            let archive = initramfs::build(&linux.busybox, content)?;
+            let mut archive = initramfs::build(&linux.busybox, content)?;
+            if is_whole && args.vsock.is_some() {
+                archive = initramfs::with_vsock(archive)?;
+            }
             initrd
                 .push(collector.add_bytes("initrd", archive).context("cannot add the initial file system")?);
             ours = format!(" {}", initramfs::RDINIT);

@@ -15,8 +15,7 @@ use crate::run::machine::Machine;
 use crate::run::{self, Options, Output};
 use crate::test::guests::{system, vm};
 use crate::workspace;
-use anyhow::{Context, Result, bail};
-use std::process::Stdio;
+use anyhow::{Context, Result};
 use std::time::Duration;
 use vmm_protocol::manifest::{
     CardConfig, ConsoleInterface, NetInterface, NetworkConfig, OnCrash, Uplink, VmConfig,
@@ -55,7 +54,7 @@ pub fn measure(machine: Machine, mitigations: &str) -> Result<[u64; 2]> {
 
 fn plan(args: &RunArgs) -> Result<Plan> {
     let linux = debian::fetch()?;
-    let program = build()?;
+    let program = compile::linux_program(PACKAGE, PROGRAM)?;
     let cards =
         vec![CardConfig { network: LAN.into(), interface: NetInterface::Virtio, mac: None, bridge: false }];
     let drivers = linux.drivers(&manifest::drivers(&[], &cards, ConsoleInterface::Serial, false, false))?;
@@ -78,16 +77,4 @@ fn plan(args: &RunArgs) -> Result<Plan> {
     let vms = vec![guest("answer", "10.9.0.1")?, guest("ask", "10.9.0.2")?];
     let lan = NetworkConfig { name: LAN.into(), uplink: Uplink::None, on_crash: OnCrash::Report };
     manifest::check_all(&system(vec![lan], vms), collector, request::host(args))
-}
-
-/// Builds the program, which needs nothing from the guest.
-fn build() -> Result<Vec<u8>> {
-    let mut command = compile::cargo();
-    command.args(["rustc", "--release", "-p", PACKAGE, "--bin", PROGRAM]);
-    command.args(["--", "-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
-    let status = command.stdin(Stdio::null()).status().context("cannot start cargo")?;
-    if !status.success() {
-        bail!("the build failed; cargo's messages above say where");
-    }
-    workspace::read(&workspace::target().join("release").join(PROGRAM))
 }

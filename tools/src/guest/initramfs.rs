@@ -3,7 +3,7 @@
 //! The agent lives under `/nacre` and brings its own shell, so that it can be appended to any initial file system.
 
 use super::modules::Module;
-use crate::workspace;
+use crate::{compile, workspace};
 use anyhow::{Context, Result, ensure};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -55,6 +55,12 @@ pub fn build(busybox: &Path, content: Content<'_>) -> Result<Vec<u8>> {
         add_system(&mut archive, &applets(busybox)?);
     }
     Ok(archive.finish())
+}
+
+/// Adds the program that connects to sockets, `vsock`, to a whole file system. It is built first.
+pub fn with_vsock(archive: Vec<u8>) -> Result<Vec<u8>> {
+    let program = compile::linux_program("guest-vsock", "vsock")?;
+    Ok([archive, with_program("bin/vsock", &program)].concat())
 }
 
 /// An archive with one file, in a folder.

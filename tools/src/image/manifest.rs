@@ -112,7 +112,10 @@ fn pack(
             let drivers = linux.drivers(&devices)?;
             let dhcp = dhcp(&vm.cards, networks);
             let content = Content { modules: &drivers, dhcp: &dhcp, exec: None, is_whole: true };
-            let archive = guest::initramfs::build(&linux.busybox, content)?;
+            let mut archive = guest::initramfs::build(&linux.busybox, content)?;
+            if vm.vsock.is_some() {
+                archive = guest::initramfs::with_vsock(archive)?;
+            }
             vm.initrd.push(collector.add_bytes("initrd", archive)?);
         }
         if vm.cmdline.is_empty() {
