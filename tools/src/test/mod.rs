@@ -23,6 +23,7 @@ pub mod trace;
 pub mod unikernel;
 pub mod uplinks;
 pub mod vmms;
+pub mod vsock;
 
 use crate::run::machine::Machine;
 use crate::{compile, failure, progress, setup, workspace};
@@ -157,6 +158,7 @@ fn on(machine: Machine) -> Vec<Test> {
         power::tests(machine),
         networks::tests(machine),
         uplinks::tests(machine),
+        vsock::tests(machine),
         images::tests(machine),
         gdb::tests(machine),
         trace::tests(machine),

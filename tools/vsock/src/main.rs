@@ -1,5 +1,5 @@
 //! `vsock connect CID PORT` and `vsock listen PORT`, for Linux guests: what comes on stdin goes to the socket, and what comes from the
-//! socket goes to stdout, until the other end closes. A listener takes one connection.
+//! socket goes to stdout, until both have ended. A listener takes one connection.
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 /// A Linux program is nothing for the machine itself.
@@ -22,6 +22,7 @@ mod linux {
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
     use std::os::unix::net::UnixStream;
     use std::process::ExitCode;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
     const AF_VSOCK: u16 = 40;
@@ -108,14 +109,23 @@ mod linux {
         Ok(unsafe { OwnedFd::from_raw_fd(accepted) }.into())
     }
 
-    /// Both directions, until the other end closes.
+    /// Both directions, each until its end; or until the other end takes nothing any more.
     fn talk(stream: UnixStream) -> Result<()> {
+        static HAS_SENT: AtomicBool = AtomicBool::new(false);
         let mut to = stream.try_clone()?;
-        thread::spawn(move || -> Result<()> {
+        let sender = thread::spawn(move || -> Result<()> {
             copy(&mut stdin().lock(), &mut to)?;
+            HAS_SENT.store(true, Ordering::SeqCst);
             to.shutdown(Shutdown::Write)
         });
-        copy(&mut &stream, &mut stdout().lock())
+        copy(&mut &stream, &mut stdout().lock())?;
+        // The sender may wait for stdin. Linux tells by a write, if only of nothing, that a connection was reset.
+        if let Err(error) = (&stream).write(&[])
+            && !HAS_SENT.load(Ordering::SeqCst)
+        {
+            return Err(error);
+        }
+        sender.join().unwrap_or(Ok(()))
     }
 
     fn copy(from: &mut impl Read, to: &mut impl Write) -> Result<()> {
