@@ -19,7 +19,7 @@ use std::time::Duration;
 use vmm_protocol::manifest::{NetworkConfig, OnCrash, Uplink, VmConfig, VsockConfig};
 use vmm_protocol::outcome::Outcome;
 
-const TIME_LIMIT: Duration = Duration::from_secs(300);
+const TIME_LIMIT: Duration = Duration::from_secs(600);
 const NETWORK: &str = "sockets";
 /// Memory of a Debian guest that only has its initial file system, in MiB.
 const LINUX_MIB: u32 = 96;
