@@ -6,6 +6,8 @@ use trt::{check, clock, cpu, is_nacre, lapic, msr, skip};
 
 /// An MSR that no processor has.
 const UNKNOWN_MSR: u32 = 0x3f00_1234;
+/// CR4.MCE.
+const CR4_MCE: u64 = 1 << 6;
 /// CR4.VMXE.
 const CR4_VMXE: u64 = 1 << 13;
 /// CR4.OSXSAVE.
@@ -18,6 +20,7 @@ pub fn run() {
     common_cpuid();
     apic_base();
     read_back();
+    machine_check_enable();
     efer();
     if is_nacre() {
         hypervisor_cpuid();
@@ -52,6 +55,16 @@ fn common_cpuid() {
         unsafe { cpu::set_cr4(cr4 & !CR4_OSXSAVE) };
         let off = cpuid(1, 0).ecx >> 27 & 1;
         check!(eq(on, off), (1, 0), "CPUID's OSXSAVE follows CR4");
+    }
+}
+
+/// The bit is the guest's to see, whoever's it is in the CPU.
+fn machine_check_enable() {
+    let cr4 = cpu::cr4();
+    for value in [cr4 | CR4_MCE, cr4 & !CR4_MCE, cr4 | CR4_MCE, cr4] {
+        // SAFETY: without a machine check, MCE changes nothing for the runtime.
+        unsafe { cpu::set_cr4(value) };
+        check!(eq cpu::cr4(), value, "CR4 reads back as written, CR4.MCE included");
     }
 }
 

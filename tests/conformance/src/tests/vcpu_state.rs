@@ -44,7 +44,7 @@ fn fill(page: &mut VcpuPage, seed: u64, machine: Machine) {
     (page.idtr.base, page.idtr.limit) = (value(33), 0xdef);
     page.cr0 = 0x31 | [0, 2, 8, 0x1_0000, 0x4_0000][seed as usize % 5];
     page.cr3 = value(34) & 0x0fff_f000;
-    page.cr4 = [0, 0x10, 0x80, 0x200, 0x290][seed as usize % 5];
+    page.cr4 = [0, 0x10, 0x80, 0x200, 0x2d0][seed as usize % 5];
     page.efer = [0, 1, 0x800, 0x801, 0][seed as usize % 5];
     page.cr2 = value(35);
     page.dr = core::array::from_fn(|index| value(40 + index as u64));

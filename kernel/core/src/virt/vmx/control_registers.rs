@@ -19,6 +19,8 @@ pub const CR0_CD: u64 = 1 << 30;
 pub const CR0_PG: u64 = 1 << 31;
 /// CR4.PAE.
 pub const CR4_PAE: u64 = 1 << 5;
+/// CR4.MCE.
+pub const CR4_MCE: u64 = 1 << 6;
 /// CR4.VMXE.
 pub const CR4_VMXE: u64 = 1 << 13;
 /// CR4.PCIDE.
@@ -101,7 +103,8 @@ impl ControlRules {
     pub const fn new(fixed: &FixedBits, phys_bits: u8) -> Self {
         // With "unrestricted guest", PE and PG are not fixed (SDM 3C 23.8).
         let cr0_set = fixed.cr0_fixed0 & !(CR0_PE | CR0_PG) | CR0_ET;
-        let cr4_set = fixed.cr4_fixed0;
+        // A machine check with MCE clear shuts the CPU down instead of exiting (SDM 3A 6.15, vector 18): it is the host's.
+        let cr4_set = fixed.cr4_fixed0 | CR4_MCE;
         ControlRules {
             cr0_own: CR0_GUEST & fixed.cr0_fixed1 & !cr0_set,
             cr0_set,
@@ -211,7 +214,7 @@ mod tests {
         assert_eq!(real, CR0_NE | CR0_ET, "caches stay on, NE is what VMX demands");
         assert_eq!(RULES.seen_cr0(real, RESET.cr0), RESET.cr0);
         let real = RULES.real_cr4(RESET.cr4);
-        assert_eq!(real, CR4_VMXE);
+        assert_eq!(real, CR4_VMXE | CR4_MCE);
         assert_eq!(RULES.seen_cr4(real, RESET.cr4), 0);
     }
 
@@ -223,10 +226,20 @@ mod tests {
     }
 
     #[test]
-    fn cache_control_and_vmxe_are_never_the_guests_own() {
+    fn a_guest_sees_machine_checks_as_it_set_them_and_the_cpu_has_them_on() {
+        for view in [LONG.cr4, LONG.cr4 | CR4_MCE] {
+            assert_eq!(RULES.check(&ControlRegisters { cr4: view, ..LONG }), Ok(()));
+            let real = RULES.real_cr4(view);
+            assert_eq!(real & CR4_MCE, CR4_MCE);
+            assert_eq!(RULES.seen_cr4(real, view), view);
+        }
+    }
+
+    #[test]
+    fn cache_control_vmxe_and_machine_checks_are_never_the_guests_own() {
         assert_eq!(RULES.cr0_mask() & (CR0_CD | CR0_NW | CR0_NE), CR0_CD | CR0_NW | CR0_NE);
         assert_eq!(RULES.cr0_mask() & (CR0_PE | CR0_PG), 0);
-        assert_ne!(RULES.cr4_mask() & CR4_VMXE, 0);
+        assert_eq!(RULES.cr4_mask() & (CR4_VMXE | CR4_MCE), CR4_VMXE | CR4_MCE);
         assert_eq!(RULES.cr4_mask() & CR4_PAE, 0);
     }
 

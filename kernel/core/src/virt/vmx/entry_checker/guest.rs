@@ -1,7 +1,7 @@
 //! Guest state (SDM 3C 26.3.1), segments apart.
 
 use super::super::control_registers::{
-    CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME,
+    CR0_CD, CR0_NW, CR0_PE, CR0_PG, CR4_MCE, CR4_PAE, CR4_PCIDE, EFER_LMA, EFER_LME,
 };
 use super::super::controls::{entry, secondary};
 use super::super::fields;
@@ -78,6 +78,8 @@ fn check_control_registers(vmcs: &impl Fields, machine: &Machine<'_>, guest: &Gu
         CONTROL,
         "fixed bits of guest CR4",
     )?;
+    // No rule of VM entry: without it a machine check is a shutdown of the host, not an exit.
+    holds(cr4 & CR4_MCE != 0, CONTROL, "guest CR4.MCE is the host's, and set")?;
     holds(
         !guest.is_long || guest.has_paging && cr4 & CR4_PAE != 0,
         CONTROL,

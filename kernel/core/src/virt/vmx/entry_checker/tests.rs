@@ -67,7 +67,7 @@ fn long_mode() -> Vmcs {
         .set(fields::HOST_RIP, 0xffff_ffff_8010_0000)
         .set(fields::HOST_GS_BASE, 0xffff_8000_0000_0000)
         .set(fields::GUEST_CR0, 0x8000_0031)
-        .set(fields::GUEST_CR4, 0x2020)
+        .set(fields::GUEST_CR4, 0x2060)
         .set(fields::GUEST_EFER, 0xd00)
         .set(fields::GUEST_PAT, 0x0007_0406_0007_0406)
         .set(fields::GUEST_RFLAGS, 0x202)
@@ -88,7 +88,7 @@ fn real_mode() -> Vmcs {
     let mut vmcs = long_mode();
     vmcs.and_not(fields::ENTRY_CONTROLS, entry::IA32E_MODE_GUEST as u64)
         .set(fields::GUEST_CR0, 0x30)
-        .set(fields::GUEST_CR4, 0x2000)
+        .set(fields::GUEST_CR4, 0x2040)
         .set(fields::GUEST_EFER, 0)
         .set(fields::GUEST_RFLAGS, 2);
     for (index, segment) in GUEST_SEGMENTS.iter().enumerate() {
@@ -361,6 +361,9 @@ fn guest_control_registers_and_msrs_are_checked() {
     });
     breaks(SECTION, "PAE paging", |vmcs| {
         vmcs.and_not(fields::GUEST_CR4, 1 << 5);
+    });
+    breaks(SECTION, "CR4.MCE", |vmcs| {
+        vmcs.and_not(fields::GUEST_CR4, 1 << 6);
     });
     breaks(SECTION, "LMA", |vmcs| {
         vmcs.and_not(fields::GUEST_EFER, 1 << 8);
