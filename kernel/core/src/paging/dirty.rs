@@ -1,6 +1,6 @@
 //! Dirty flags: which pages were written through these tables.
 
-use super::walk::{level_bytes, split, walk};
+use super::walk::{index, level_bytes, split, walk};
 use super::{ENTRIES, MapError, PageSize, PtFormat, PtMemory};
 use crate::addr::PhysAddr;
 
@@ -41,9 +41,12 @@ pub fn collect_dirty<F: PtFormat, M: PtMemory>(
 ) -> Collected {
     debug_assert!(units <= report_units(size) && va.is_multiple_of(size.bytes()));
     let mut done = Collected::default();
-    let addresses = (0..units).map(|unit| va + unit * size.bytes());
-    for address in addresses.clone() {
-        match split_dirty::<F, M>(mem, root, address, size.level()) {
+    let (level, end) = (size.level(), va + units * size.bytes());
+    // Units whose entries are in one table, or which are part of one larger page.
+    let span = level_bytes(level + 1);
+    let spans = (va & !(span - 1)..end).step_by(span as usize);
+    for start in spans.clone() {
+        match split_dirty::<F, M>(mem, root, start, level) {
             Ok(has_split) => done.needs_flush |= has_split,
             Err(error) => {
                 done.error = Some(error);
@@ -51,25 +54,31 @@ pub fn collect_dirty<F: PtFormat, M: PtMemory>(
             }
         }
     }
-    for (unit, address) in addresses.enumerate() {
-        let at = walk::<F, M>(mem, root, address, size.level());
-        let is_dirty = if !F::is_present(at.entry) {
-            false
-        } else if F::is_leaf(at.entry, at.level) {
-            // One that is still larger was clean a moment ago. If it is not any more, it is reported, and again next time.
-            let is_whole = at.level == size.level();
-            is_whole && clear::<F, M>(mem, at.table, super::walk::index(address, at.level))
-                || !is_whole && at.entry & F::DIRTY != 0
-        } else {
-            let table = F::addr(at.entry, at.level);
-            (0..ENTRIES).fold(false, |any, index| clear::<F, M>(mem, table, index) | any)
-        };
-        if is_dirty {
-            done.report[unit / 64] |= 1 << (unit % 64);
-            done.needs_flush = true;
+    for start in spans {
+        let at = walk::<F, M>(mem, root, start, level);
+        // One that is still larger was clean a moment ago. If it is not any more, it is reported, and again next time.
+        let is_large = at.level > level && F::is_leaf(at.entry, at.level);
+        let is_all_dirty = is_large && F::is_present(at.entry) && at.entry & F::DIRTY != 0;
+        for address in (start.max(va)..end.min(start + span)).step_by(size.bytes() as usize) {
+            if is_all_dirty || at.level == level && clear_unit::<F, M>(mem, at.table, address, level) {
+                let unit = ((address - va) / size.bytes()) as usize;
+                done.report[unit / 64] |= 1 << (unit % 64);
+                done.needs_flush = true;
+            }
         }
     }
     done
+}
+
+/// Clears the flags of a unit, which has an entry of its own in `table`; whether one was set.
+fn clear_unit<F: PtFormat, M: PtMemory>(mem: &mut M, table: PhysAddr, va: u64, level: usize) -> bool {
+    let slot = index(va, level);
+    let entry = mem.read(table, slot);
+    if !F::is_present(entry) || F::is_leaf(entry, level) {
+        return clear::<F, M>(mem, table, slot);
+    }
+    let below = F::addr(entry, level);
+    (0..ENTRIES).fold(false, |any, slot| clear::<F, M>(mem, below, slot) | any)
 }
 
 /// Splits a page above `level` that was written, down to `level`; whether there was one.
@@ -100,7 +109,6 @@ fn clear<F: PtFormat, M: PtMemory>(mem: &mut M, table: PhysAddr, index: usize) -
 #[cfg(test)]
 mod tests {
     use super::super::fake::FakeMemory;
-    use super::super::walk::index;
     use super::super::{Attr, EptFormat, NptFormat, lookup, map, unmap};
     use super::*;
 
@@ -151,6 +159,22 @@ mod tests {
         // The rest of the large page was not asked for, and is not lost.
         let rest = collect_dirty::<EptFormat, _>(&mut mem, root, VA, 1, PageSize::K4);
         assert_eq!(rest.report, [1, 0, 0]);
+    }
+
+    #[test]
+    fn a_call_that_crosses_the_end_of_a_table_reports_both_sides() {
+        let (mut mem, root) = mapped::<EptFormat>(700);
+        let va = VA + 500 * 0x1000;
+        for page in [499, 500, 511, 512, 650, 692] {
+            write::<EptFormat>(&mut mem, root, VA + page * 0x1000);
+        }
+        // The first 512 pages are one large page: all of it was written.
+        let done = collect_dirty::<EptFormat, _>(&mut mem, root, va, 192, PageSize::K4);
+        assert_eq!(done.report, [0x1fff, 0, 1 << (650 - 500 - 128)]);
+        let again = collect_dirty::<EptFormat, _>(&mut mem, root, va, 192, PageSize::K4);
+        assert_eq!(again, Collected::default());
+        let behind = collect_dirty::<EptFormat, _>(&mut mem, root, VA + 692 * 0x1000, 1, PageSize::K4);
+        assert_eq!(behind.report, [1, 0, 0]);
     }
 
     #[test]
