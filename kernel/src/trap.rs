@@ -22,6 +22,7 @@ extern "C" fn syscall(_frame: *mut Frame) -> *mut Frame {
 }
 
 extern "C" fn user_trap(frame: *mut Frame) -> *mut Frame {
+    debug_assert!(!control::lifts_smap(), "a user's AC in the kernel");
     let local = cpu::local();
     // SAFETY: entry code saved the registers of the current context there; nobody else uses them now.
     let number = unsafe { (*frame).vector };
@@ -83,8 +84,8 @@ fn deliver(number: u8) {
         }
         vector::SPURIOUS => {}
         vector::GSI..vector::TIMER => interrupt::arrived((number - vector::GSI) as u32),
-        // The disabled 8259s have no interrupt to end.
-        _ => {}
+        // A device chose the number of its message (SECURITY.md), or an 8259, which has no interrupt to end, was spurious.
+        _ => lapic::end(number),
     }
 }
 

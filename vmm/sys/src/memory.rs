@@ -72,6 +72,25 @@ impl Cap<Memory> {
     }
 }
 
+/// What [`Cap::collect_dirty`] reports on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DirtyUnit {
+    /// Up to 192 pages of 4 KiB.
+    Page = 0,
+    /// Up to 8 pages of 2 MiB.
+    LargePage = 9,
+}
+
+impl Cap<GuestSpace> {
+    /// Which of `count` units from guest-physical `address` on, a multiple of the unit, the guest wrote since this was last asked:
+    /// a bit for each, from bit 0 of the first word on (SPEC.md 4.5).
+    pub fn collect_dirty(self, address: u64, count: u64, unit: DirtyUnit) -> Result<[u64; 3]> {
+        let arguments = [address, count, unit as u64, 0, 0, 0];
+        // SAFETY: changes flags in nested page tables alone.
+        unsafe { invoke(Hypercall::CollectDirty, self.selector(), arguments) }
+    }
+}
+
 /// Most pages of a guest's memory.
 const MAX_GUEST_PAGES: u64 = (layout::GUEST_MEMORY_END - layout::GUEST_MEMORY) / PAGE_SIZE;
 

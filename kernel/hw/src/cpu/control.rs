@@ -32,6 +32,14 @@ pub fn read_cr2() -> u64 {
     value
 }
 
+/// Whether RFLAGS.AC is set, which lifts SMAP.
+pub fn lifts_smap() -> bool {
+    let flags: u64;
+    // SAFETY: pushes and pops a word.
+    unsafe { asm!("pushfq", "pop {}", out(reg) flags, options(nomem, preserves_flags)) }
+    flags & 1 << 18 != 0
+}
+
 /// Sets up CR0, CR4 and EFER for the kernel, with every protection the CPU has.
 ///
 /// # Safety

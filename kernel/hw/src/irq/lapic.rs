@@ -17,6 +17,7 @@ const ID: u32 = 0x20;
 const TPR: u32 = 0x80;
 const EOI: u32 = 0xb0;
 const SVR: u32 = 0xf0;
+const ISR: u32 = 0x100;
 const ICR_LOW: u32 = 0x300;
 const ICR_HIGH: u32 = 0x310;
 const LVT_TIMER: u32 = 0x320;
@@ -107,6 +108,13 @@ pub fn id() -> u32 {
 #[inline]
 pub fn eoi() {
     write(EOI, 0);
+}
+
+/// Ends interrupt `vector`, which just came, unless it came past the APIC: then an EOI would end another one.
+pub fn end(vector: u8) {
+    if read(ISR + (vector as u32 >> 5) * 0x10) >> (vector & 31) & 1 != 0 {
+        eoi();
+    }
 }
 
 /// Sends an interrupt to a CPU.

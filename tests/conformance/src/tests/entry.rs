@@ -438,7 +438,7 @@ fn registers_survive_preemption(w: &mut World) -> Check {
 extern "C" fn keep_flags(_: u64) -> ! {
     loop {
         let flags: u64;
-        // SAFETY: DF is cleared again.
+        // SAFETY: DF and AC are cleared again.
         unsafe {
             asm!(
                 "push {wanted}",
@@ -450,12 +450,12 @@ extern "C" fn keep_flags(_: u64) -> ! {
                 "pop {flags}",
                 "push 2",
                 "popfq",
-                wanted = const 0x4cd7,
+                wanted = const 0x4_4cd7,
                 out("rcx") _,
                 flags = out(reg) flags,
             );
         }
-        board(1).fetch_or(flags ^ 0x4ed7, Ordering::Relaxed);
+        board(1).fetch_or(flags ^ 0x4_4ed7, Ordering::Relaxed);
         board(0).fetch_add(1, Ordering::Relaxed);
     }
 }
