@@ -17,4 +17,5 @@ pub mod iommu;
 pub mod mitigation;
 pub mod paging;
 pub mod sched;
+pub mod sync;
 pub mod virt;

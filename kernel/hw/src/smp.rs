@@ -10,17 +10,11 @@ use crate::irq::{lapic, vector};
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use hypercall_abi::boot_info::MAX_CPUS;
 use kcore::addr::PhysAddr;
+use kcore::sync::grace::Request;
 
-struct Request {
-    requested: AtomicU32,
-    served: AtomicU32,
-    /// Times the CPU left whatever address space it was in.
-    epoch: AtomicU32,
-}
-
-static REQUESTS: [Request; MAX_CPUS] =
-    [const { Request { requested: AtomicU32::new(0), served: AtomicU32::new(0), epoch: AtomicU32::new(0) } };
-        MAX_CPUS];
+static REQUESTS: [Request; MAX_CPUS] = [const { Request::new() }; MAX_CPUS];
+/// Times a CPU left whatever address space it was in.
+static EPOCHS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
 static CPU_COUNT: AtomicUsize = AtomicUsize::new(1);
 static KERNEL_ROOT: AtomicU64 = AtomicU64::new(0);
 
@@ -51,21 +45,17 @@ pub fn announce() {
 /// Whether somebody waits for this CPU.
 #[inline]
 pub fn has_request() -> bool {
-    let own = &REQUESTS[crate::percpu::id()];
-    own.requested.load(Ordering::Acquire) != own.served.load(Ordering::Relaxed)
+    REQUESTS[crate::percpu::id()].is_open()
 }
 
 /// Serves this CPU's outstanding request after `work`, which lets go of what is going away.
 ///
 /// Only to be called where no reference to kernel objects is held, but for those `work` looks up itself.
 pub fn serve(work: impl FnOnce()) {
-    let own = &REQUESTS[crate::percpu::id()];
-    let requested = own.requested.load(Ordering::Acquire);
-    if requested != own.served.load(Ordering::Relaxed) {
+    REQUESTS[crate::percpu::id()].serve(|| {
         work();
         leave_address_space();
-        own.served.store(requested, Ordering::Release);
-    }
+    });
 }
 
 /// Waits until every other CPU has served a request made now; leaves this CPU's address space too.
@@ -76,13 +66,13 @@ pub fn synchronize() {
     let me = crate::percpu::id();
     let count = cpu_count();
     for cpu in (0..count).filter(|&cpu| cpu != me) {
-        REQUESTS[cpu].requested.fetch_add(1, Ordering::AcqRel);
+        REQUESTS[cpu].ask();
         interrupt(cpu);
     }
     for request in
         REQUESTS.iter().take(count).enumerate().filter(|&(cpu, _)| cpu != me).map(|(_, request)| request)
     {
-        while request.served.load(Ordering::Acquire) != request.requested.load(Ordering::Relaxed) {
+        while !request.is_served() {
             core::hint::spin_loop();
         }
     }
@@ -111,12 +101,12 @@ pub fn stop_others() {
 /// Times this CPU left its address space: whoever remembers being in one compares.
 #[inline]
 pub fn epoch() -> u32 {
-    REQUESTS[crate::percpu::id()].epoch.load(Ordering::Relaxed)
+    EPOCHS[crate::percpu::id()].load(Ordering::Relaxed)
 }
 
 /// Switches to the kernel's own page table, flushing the TLB.
 pub fn leave_address_space() {
-    REQUESTS[crate::percpu::id()].epoch.fetch_add(1, Ordering::Relaxed);
+    EPOCHS[crate::percpu::id()].fetch_add(1, Ordering::Relaxed);
     // SAFETY: the kernel's own table maps everything the kernel uses.
     unsafe { control::write_cr3(kernel_root().0) }
     flush_checker::cr3_loaded();

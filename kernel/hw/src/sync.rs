@@ -6,13 +6,12 @@
 
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicU32, Ordering};
+use kcore::sync::ticket::Tickets;
 
 /// Mutual exclusion between CPUs. Ranks are in `doc/implementation.md`.
 #[derive(Debug, Default)]
 pub struct Lock<T> {
-    next: AtomicU32,
-    serving: AtomicU32,
+    tickets: Tickets,
     value: UnsafeCell<T>,
 }
 
@@ -22,26 +21,20 @@ unsafe impl<T: Send> Sync for Lock<T> {}
 impl<T> Lock<T> {
     /// An unlocked lock.
     pub const fn new(value: T) -> Self {
-        Lock { next: AtomicU32::new(0), serving: AtomicU32::new(0), value: UnsafeCell::new(value) }
+        Lock { tickets: Tickets::new(), value: UnsafeCell::new(value) }
     }
 
     /// Waits for the lock.
     #[inline]
     pub fn lock(&self) -> Guard<'_, T> {
-        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
-        while self.serving.load(Ordering::Acquire) != ticket {
-            core::hint::spin_loop();
-        }
+        self.tickets.take();
         Guard { lock: self }
     }
 
     /// Takes the lock if nobody has it or waits for it.
     #[inline]
     pub fn try_lock(&self) -> Option<Guard<'_, T>> {
-        let ticket = self.serving.load(Ordering::Relaxed);
-        let next = ticket.wrapping_add(1);
-        self.next.compare_exchange(ticket, next, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        Some(Guard { lock: self })
+        self.tickets.try_take().then_some(Guard { lock: self })
     }
 }
 
@@ -71,8 +64,6 @@ impl<T> DerefMut for Guard<'_, T> {
 impl<T> Drop for Guard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        // Only the holder writes `serving`, so a plain increment is enough.
-        let ticket = self.lock.serving.load(Ordering::Relaxed);
-        self.lock.serving.store(ticket.wrapping_add(1), Ordering::Release);
+        self.lock.tickets.release();
     }
 }

@@ -8,7 +8,7 @@ use super::vcpu::Vcpu;
 use crate::cap::BoundList;
 use core::cell::Cell;
 use core::ptr::{NonNull, addr_of_mut};
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 use hypercall_abi::Status;
 use hypercall_abi::exit::ExitKind;
 use hypercall_abi::vcpu::gpr::{RAX, RCX, RDX};
@@ -16,6 +16,7 @@ use hypercall_abi::vcpu::{
     ACTIVITY_ACTIVE, Event, FIRST_LINE, Groups, Interruptibility, LINES, RunFlags, Store, VcpuPage,
 };
 use kcore::addr::PhysAddr;
+use kcore::sync::posted::Posted;
 use kcore::virt::vapic::{self, ApicPage, FIRST_VECTOR, Write};
 use khw::mem::phys_to_virt;
 use khw::virt::GuestCpu;
@@ -32,9 +33,7 @@ pub struct VirtualApic {
     /// The memory capability of the page. Under the tree lock.
     pub bound: BoundList,
     /// Vectors that are raised and not yet in the page.
-    posted: [AtomicU64; 4],
-    /// There are such vectors: whoever sets it kicks the vCPU.
-    is_posted: AtomicBool,
+    posted: Posted,
     /// Frame whose page the guest interrupt status comes from. Touched by the vCPU's CPU only.
     shown: Cell<u64>,
     /// Guest interrupt status, unless the hardware has it. Touched by the vCPU's CPU only.
@@ -47,8 +46,7 @@ impl VirtualApic {
         VirtualApic {
             frame: AtomicU64::new(0),
             bound: BoundList::new(),
-            posted: [const { AtomicU64::new(0) }; 4],
-            is_posted: AtomicBool::new(false),
+            posted: Posted::new(),
             shown: Cell::new(0),
             status: Cell::new(vapic::Status { requested: 0, in_service: 0 }),
         }
@@ -64,11 +62,7 @@ impl VirtualApic {
 
     /// Requests what was posted.
     fn take_posted(&self, apic: &ApicPage, status: &mut vapic::Status) {
-        if self.is_posted.swap(false, Ordering::SeqCst) {
-            for (index, posted) in self.posted.iter().enumerate() {
-                apic.request(status, index, posted.swap(0, Ordering::SeqCst));
-            }
-        }
+        self.posted.take(|index, vectors| apic.request(status, index, vectors));
     }
 }
 
@@ -83,8 +77,7 @@ impl Vcpu {
     pub fn raise(&self, badge: u64) -> Result<(), Status> {
         let vector =
             u8::try_from(badge).ok().filter(|&vector| vector >= FIRST_VECTOR).ok_or(Status::BadArgument)?;
-        self.apic.posted[usize::from(vector >> 6)].fetch_or(1 << (vector & 63), Ordering::SeqCst);
-        if !self.apic.is_posted.swap(true, Ordering::SeqCst) {
+        if self.apic.posted.add(vector) {
             self.kick();
         }
         Ok(())
@@ -142,7 +135,7 @@ impl Vcpu {
 
     /// Whether an interrupt was raised that a run with these flags takes.
     pub fn is_interrupted(&self, flags: RunFlags) -> bool {
-        flags.contains(RunFlags::VIRTUAL_APIC) && self.apic.is_posted.load(Ordering::SeqCst)
+        flags.contains(RunFlags::VIRTUAL_APIC) && self.apic.posted.is_some()
     }
 
     /// Before an entry with a virtual APIC: takes what was posted and what the VMM changed, and hands the guest the interrupt that
@@ -155,7 +148,7 @@ impl Vcpu {
         let is_idle = !dirty.contains(Groups::APIC)
             && self.apic.status.get().requested == 0
             && self.apic.shown.get() == frame.0
-            && !self.apic.is_posted.load(Ordering::Relaxed);
+            && !self.apic.posted.is_some();
         if is_idle { flags } else { self.update_interrupts(page, (frame, apic), flags, dirty) }
     }
 

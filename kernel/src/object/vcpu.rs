@@ -21,6 +21,7 @@ use hypercall_abi::trace::Kind;
 use hypercall_abi::vcpu::{ACTIVITY_HALTED, FpuOperation, Groups, RunFlags, VcpuPage};
 use hypercall_abi::{ObjectType, Status};
 use kcore::addr::PhysAddr;
+use kcore::sync::halt::{Halted, Kick};
 use kcore::virt::xcr0;
 use khw::cpu::{fpu, tsc};
 use khw::mem::phys_to_virt;
@@ -45,7 +46,7 @@ pub struct Vcpu {
     pub signal: Cell<Option<&'static Signal>>,
     poked: AtomicBool,
     /// Its runner waits for an event.
-    is_halted: AtomicBool,
+    halted: Halted,
     /// The context whose run is suspended: it waits, or another one runs. Its CPU writes it.
     pub runner: Cell<Option<&'static Ec>>,
     /// Save area of the FPU.
@@ -124,7 +125,7 @@ impl Vcpu {
             page: AtomicU64::new(0),
             signal: Cell::new(None),
             poked: AtomicBool::new(false),
-            is_halted: AtomicBool::new(false),
+            halted: Halted::new(),
             runner: Cell::new(None),
             fpu_area,
             frames,
@@ -168,19 +169,18 @@ impl Vcpu {
         self.kick();
     }
 
-    /// Makes the run look at its reasons to return.
-    ///
-    /// A vCPU that does not halt may be running: its CPU is interrupted, at worst for nothing. So a run need not announce itself,
-    /// which would take a locked instruction before it looks for reasons. Whoever comes here made the reason visible before (by a
-    /// locked instruction); the interrupt ends the run that did not see it, at the latest when it enters the guest.
+    /// Makes the run look at its reasons to return ([`Halted::kick`]).
     pub fn kick(&self) {
-        if self.is_halted.load(Ordering::SeqCst) {
-            let was = self.is_halted.compare_exchange(true, false, Ordering::SeqCst, Ordering::SeqCst);
-            if let (Ok(_), Some(ec)) = (was, self.runner.get()) {
-                sched::wake(ec, WaitResult::Kicked);
+        match self.halted.kick() {
+            Kick::Wake => {
+                if let Some(ec) = self.runner.get() {
+                    sched::wake(ec, WaitResult::Kicked);
+                }
             }
-        } else if self.cpu as usize != khw::percpu::id() {
-            sched::interrupt(self.cpu as usize);
+            Kick::Interrupt if self.cpu as usize != khw::percpu::id() => {
+                sched::interrupt(self.cpu as usize);
+            }
+            _ => {}
         }
     }
 
@@ -203,7 +203,7 @@ impl Vcpu {
     }
 
     fn take_off(&self, ec: &'static Ec) {
-        self.is_halted.store(false, Ordering::SeqCst);
+        self.halted.clear();
         self.runner.set(None);
         ec.vcpu.set(None);
     }
@@ -365,19 +365,16 @@ impl Vcpu {
     fn halt(&'static self, ec: &'static Ec, deadline: u64, flags: RunFlags) -> bool {
         self.attach(ec);
         sched::block(ec, deadline);
-        self.is_halted.store(true, Ordering::SeqCst);
-        // Whoever set a reason before did not see that it halts: look again. The winner of the exchange decides.
-        let has_reason = self.poked.load(Ordering::SeqCst)
-            || self.signal.get().is_some_and(Signal::has_value)
-            || self.is_interrupted(flags);
-        if has_reason
-            && self.is_halted.compare_exchange(true, false, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-        {
+        let halts = self.halted.halt(|| {
+            self.poked.load(Ordering::SeqCst)
+                || self.signal.get().is_some_and(Signal::has_value)
+                || self.is_interrupted(flags)
+        });
+        if !halts {
             sched::unblock_current(ec);
             self.take_off(ec);
-            return false;
         }
-        true
+        halts
     }
 
     #[cold]
