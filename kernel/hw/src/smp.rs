@@ -58,9 +58,9 @@ pub fn serve(work: impl FnOnce()) {
     });
 }
 
-/// Waits until every other CPU has served a request made now; leaves this CPU's address space too.
+/// Waits until every other CPU has served a request made now, and lets interrupts in meanwhile; leaves this CPU's address space too.
 ///
-/// At most one CPU may be in here at a time: callers hold the kernel's tree lock.
+/// At most one CPU may be in here at a time: callers hold the kernel's tree lock, and no other.
 pub fn synchronize() {
     leave_address_space();
     let me = crate::percpu::id();
@@ -73,7 +73,8 @@ pub fn synchronize() {
         REQUESTS.iter().take(count).enumerate().filter(|&(cpu, _)| cpu != me).map(|(_, request)| request)
     {
         while !request.is_served() {
-            core::hint::spin_loop();
+            // The others take as long as their longest stretch: this CPU's interrupts need not wait for it.
+            crate::cpu::interrupt_window();
         }
     }
     flush_checker::shootdown_done(count);
