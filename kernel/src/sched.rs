@@ -134,17 +134,13 @@ const HELP_DEPTH: usize = 64;
 /// Who runs on `sc`: its context. If that waits for a busy handler, `sc` helps: the end of the handler's chain of calls runs, or, if that
 /// waits for a handler too, the end of that one's. If it is blocked, `sc` waits with it.
 fn runnable(local: &Local, sc: &'static Sc) -> Option<&'static Ec> {
-    let mut ec = sc.running.get();
-    if ec.state.get() != State::Active && ec.waits_for.get().is_none() {
+    let own = sc.running.get();
+    if !has_use(own) {
         return None;
     }
-    for _ in 0..HELP_DEPTH {
-        let Some(handler) = ec.waits_for.get() else { break };
-        if handler.state.get() == State::Idle {
-            ipc::retry(ec);
-            break;
-        }
-        ec = handler.chain_sc.get()?.running.get();
+    let ec = path(own).last()?;
+    if ec.waits_for.get().is_some_and(|handler| handler.state.get() == State::Idle) {
+        ipc::retry(ec);
     }
     let _queues = local.queues.lock();
     if ec.state.get() == State::Active {
@@ -153,31 +149,55 @@ fn runnable(local: &Local, sc: &'static Sc) -> Option<&'static Ec> {
     // Callers that wait for each other in a circle stay here too, until one of them ends.
     if sc.place.get() != Place::Dead {
         ec.helpers.push_back(sc);
+        ec.helper_count.set(ec.helper_count.get() + 1);
         sc.helps.set(Some(ec));
         sc.place.set(Place::Helping);
     }
     None
 }
 
-/// `ec` is not blocked any more: [`expire`] makes those ready that wait with it. Whether there are any.
-fn release(queues: &mut Queues, ec: &'static Ec) -> bool {
-    let has_helpers = !ec.helpers.is_empty();
-    if has_helpers && !ec.is_releasing.replace(true) {
-        queues.releasing.push_back(ec);
-    }
-    has_helpers
+/// `ec`, and whom it waits for: if its handler is busy, the end of the handler's chain of calls, and whom that waits for.
+fn path(ec: &'static Ec) -> impl Iterator<Item = &'static Ec> {
+    let next = |ec: &&'static Ec| {
+        let handler = ec.waits_for.get().filter(|handler| handler.state.get() != State::Idle)?;
+        Some(handler.chain_sc.get()?.running.get())
+    };
+    core::iter::successors(Some(ec), next).take(HELP_DEPTH)
 }
 
-/// Makes one of those ready that wait with `ec`; false if there is none, or `ec` is blocked again.
+/// `ec` is about to stop waiting for a busy handler. Who runs may do so on its account, and so may those wait who wait with the end of its
+/// path, or in a circle with anybody: they look again.
+pub fn leave_wait(ec: &'static Ec) {
+    let local = cpu::local();
+    let mut queues = local.queues.lock();
+    for other in path(ec) {
+        release(&mut queues, other);
+    }
+    local.attention.add(Attention::SWITCH);
+}
+
+/// `ec` is not blocked any more, or not what somebody waits for: [`expire`] makes those ready that wait with it now. Whether there are any.
+fn release(queues: &mut Queues, ec: &'static Ec) -> bool {
+    let count = ec.helper_count.get();
+    if count > 0 && ec.to_release.replace(count) == 0 {
+        queues.releasing.push_back(ec);
+    }
+    count > 0
+}
+
+/// Makes one of those ready that wait with `ec`; false if there is none.
 fn release_one(queues: &mut Queues, ec: &'static Ec) -> bool {
-    let next = if ec.state.get() == State::Blocked { None } else { ec.helpers.pop_front() };
-    match next {
-        Some(sc) => {
-            sc.helps.set(None);
-            enqueue(queues, sc, false);
+    let next = ec.helpers.first();
+    if let Some(sc) = next {
+        stop_helping(sc);
+        enqueue(queues, sc, false);
+    }
+    let left = ec.to_release.get();
+    if left > 0 {
+        ec.to_release.set(if next.is_some() { left - 1 } else { 0 });
+        if ec.to_release.get() == 0 {
+            queues.releasing.remove(ec);
         }
-        None if ec.is_releasing.replace(false) => queues.releasing.remove(ec),
-        None => {}
     }
     next.is_some()
 }
@@ -275,6 +295,7 @@ pub fn retire(sc: &'static Sc) {
 fn stop_helping(sc: &'static Sc) {
     if let Some(ec) = sc.helps.take() {
         ec.helpers.remove(sc);
+        ec.helper_count.set(ec.helper_count.get() - 1);
     }
 }
 

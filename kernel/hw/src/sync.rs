@@ -34,7 +34,8 @@ impl<T> Lock<T> {
     /// Takes the lock if nobody has it or waits for it.
     #[inline]
     pub fn try_lock(&self) -> Option<Guard<'_, T>> {
-        self.tickets.try_take().then_some(Guard { lock: self })
+        // Lazily: a guard that is dropped lets go of the lock.
+        self.tickets.try_take().then(|| Guard { lock: self })
     }
 }
 

@@ -54,18 +54,24 @@ pub(super) fn is_ready(
 
 /// The handler that a caller waits for is idle: the caller makes its call again.
 pub fn retry(ec: &'static Ec) {
-    stop_waiting(ec);
+    leave_queue(ec);
     ec.frame().rip -= SYSCALL_BYTES;
     sched::unblock_current(ec);
 }
 
-/// Takes a caller out of its handler's queue: whether it was in one.
+/// Takes a caller out of the queue of its handler, which is busy: whether it was in one.
 pub fn stop_waiting(ec: &'static Ec) -> bool {
-    let handler = ec.waits_for.take();
-    if let Some(handler) = handler {
+    ec.waits_for.get().is_some() && {
+        sched::leave_wait(ec);
+        leave_queue(ec);
+        true
+    }
+}
+
+fn leave_queue(ec: &'static Ec) {
+    if let Some(handler) = ec.waits_for.take() {
         handler.queued_callers.remove(ec);
     }
-    handler.is_some()
 }
 
 /// Starts an idle handler for `caller`.

@@ -39,8 +39,10 @@ pub struct Ec {
     pub helpers: List<Sc, InQueue>,
     /// Link of the list of contexts whose helpers are being made ready; under the same lock.
     pub releasing: ListLink,
-    /// In that list.
-    pub is_releasing: Cell<bool>,
+    /// How many helpers there are, and how many of them are to be made ready: it is in that list while there are some.
+    pub helper_count: Cell<u32>,
+    /// See there.
+    pub to_release: Cell<u32>,
     /// Its own scheduling context. Under the tree lock.
     pub own_sc: Cell<Option<&'static Sc>>,
     /// Handler: whose call it serves.
@@ -175,7 +177,8 @@ impl Ec {
             chain_sc: Cell::new(None),
             helpers: List::new(),
             releasing: ListLink::new(),
-            is_releasing: Cell::new(false),
+            helper_count: Cell::new(0),
+            to_release: Cell::new(0),
             own_sc: Cell::new(None),
             caller: Cell::new(None),
             callee: Cell::new(None),
