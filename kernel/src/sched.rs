@@ -162,7 +162,7 @@ fn path(ec: &'static Ec) -> impl Iterator<Item = &'static Ec> {
         let handler = ec.waits_for.get().filter(|handler| handler.state.get() != State::Idle)?;
         Some(handler.chain_sc.get()?.running.get())
     };
-    core::iter::successors(Some(ec), next).take(HELP_DEPTH)
+    core::iter::successors(Some(ec), next).take(HELP_DEPTH + 1)
 }
 
 /// `ec` is about to stop waiting for a busy handler. Who runs may do so on its account, and so may those wait who wait with the end of its

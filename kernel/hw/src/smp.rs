@@ -73,6 +73,7 @@ pub fn synchronize() {
         REQUESTS.iter().take(count).enumerate().filter(|&(cpu, _)| cpu != me).map(|(_, request)| request)
     {
         while !request.is_served() {
+            core::hint::spin_loop();
             // The others take as long as their longest stretch: this CPU's interrupts need not wait for it.
             crate::cpu::interrupt_window();
         }

@@ -220,11 +220,12 @@ impl Ec {
     /// Its registers, to change.
     ///
     /// Only its CPU, in the kernel, calls this, and lets go of the reference before it lets anybody else run; the kernel is
-    /// not reentered.
+    /// not reentered. Or another CPU that ends its wait ([`crate::sched::wake`]): while it is blocked, under the scheduler lock of
+    /// its CPU, which neither runs it nor ends the wait as well.
     #[inline]
     #[expect(
         clippy::mut_from_ref,
-        reason = "exclusive by the rule above: one CPU, one kernel entry at a time"
+        reason = "exclusive by the rule above: one CPU at a time, one kernel entry at a time"
     )]
     pub fn frame(&self) -> &mut Frame {
         // SAFETY: by the rule above no other reference is live.

@@ -167,6 +167,7 @@ mod hypercall {
     pub struct Found(&'static Portal);
 
     impl Found {
+        #[expect(clippy::extra_unused_type_parameters, reason = "the kernel's names the type that it is for")]
         pub fn cast<T>(&self, _: Rights) -> core::result::Result<&'static Portal, Status> {
             Ok(self.0)
         }

@@ -129,7 +129,7 @@ pub struct System {
 }
 
 impl System {
-    fn new(priorities: [u8; THREADS]) -> Self {
+    fn new(priorities: &[u8]) -> Self {
         let local: &Local = object(Local::new(percpu::id(), core::ptr::null_mut()));
         hardware::install(local as *const Local as u64);
         register(local);
@@ -141,13 +141,13 @@ impl System {
         };
         let signal = || -> &'static Signal { object(Signal::new(Header::new(ObjectType::Sm), 0)) };
         // The last thread only idles.
-        let threads: Vec<_> = (0..=THREADS).map(|_| context(false)).collect();
+        let threads: Vec<_> = (0..=priorities.len()).map(|_| context(false)).collect();
         let handlers: Vec<_> = (0..HANDLERS).map(|_| context(true)).collect();
         let portals = handlers.iter().map(|handler| -> &'static Portal {
             object(Portal::new(Header::new(ObjectType::Pt), handler, RIP, 0))
         });
         let scs =
-            threads.iter().zip(priorities.into_iter().chain([0])).map(|(ec, priority)| start(ec, priority));
+            threads.iter().zip(priorities.iter().chain(&[0])).map(|(ec, &priority)| start(ec, priority));
         let mut system = System {
             local,
             portals: portals.collect(),
@@ -169,7 +169,7 @@ impl System {
     }
 
     fn is_idle(&self) -> bool {
-        core::ptr::eq(self.current(), self.threads[THREADS])
+        self.threads.last().is_some_and(|idles| core::ptr::eq(self.current(), *idles))
     }
 
     /// Lets timers fire and the rules be checked.
@@ -312,7 +312,7 @@ proptest! {
         priorities in prop::array::uniform5(1u8..6),
         ops in prop::collection::vec(op(), 1..80),
     ) {
-        let mut system = System::new(priorities);
+        let mut system = System::new(&priorities);
         for op in ops {
             system.step(op);
         }
@@ -323,11 +323,31 @@ proptest! {
 
 #[test]
 fn a_status_tells_a_caller_that_its_handler_ended() {
-    let mut system = System::new([5, 1, 1, 1, 1]);
+    let mut system = System::new(&[5, 1, 1, 1, 1]);
     let caller = system.current();
     system.step(Op::Call(0));
     assert!(core::ptr::eq(system.current(), system.handlers[0]));
     system.step(Op::Fault);
     assert!(core::ptr::eq(system.current(), caller));
     assert_eq!(caller.frame().rax, Status::Aborted as u64);
+}
+
+#[test]
+fn callers_that_are_many_go_on_although_their_handler_calls_in_between() {
+    const CALLERS: usize = 80;
+    let mut system = System::new(&[3; CALLERS]);
+    system.step(Op::Call(0));
+    system.step(Op::Wait);
+    while !system.is_idle() {
+        system.step(Op::Call(0));
+    }
+    let helpers = || system.handlers[0].helper_count.get() as usize;
+    assert_eq!(helpers(), CALLERS - 1, "all wait with the handler");
+    // The handler goes on, and is in a call before the timer fires for the rest of them.
+    system.semaphore.signal(1);
+    sched::resume(system.local);
+    assert!(helpers() > 0 && core::ptr::eq(system.current(), system.handlers[0]));
+    system.step(Op::Call(1));
+    system.wind_up();
+    rules::check_end(&system);
 }

@@ -24,6 +24,9 @@ pub const CR0_PG: u64 = 1 << 31;
 /// PE MP EM TS ET NE WP AM NW CD PG.
 const CR0_DEFINED: u64 = 0xe005_003f;
 const CR4_PAE: u64 = 1 << 5;
+/// CR4.MCE. The VMCB always has it: without it a machine check in the guest is a shutdown, not one of the host's. While the guest's view
+/// lacks it, reads of CR4 exit; writes do anyway.
+pub const CR4_MCE: u64 = 1 << 6;
 const CR4_PCIDE: u64 = 1 << 17;
 /// EFER: long mode, once paging is on.
 pub const EFER_LME: u64 = 1 << 8;

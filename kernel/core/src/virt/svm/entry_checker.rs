@@ -23,6 +23,7 @@ const CR0_NW: u64 = 1 << 29;
 const CR0_CD: u64 = 1 << 30;
 const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
+const CR4_MCE: u64 = 1 << 6;
 const CR4_PCIDE: u64 = 1 << 17;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
@@ -54,6 +55,8 @@ fn check_control_registers(save: &SaveArea, processor: &Processor) -> Result<(),
     holds(save.cr0 >> 32 == 0, CONSISTENCY, "bits 63 to 32 of CR0")?;
     holds(save.cr3 >> processor.physical_bits == 0, CONSISTENCY, "reserved bits of CR3")?;
     holds(save.cr4 & !processor.cr4 == 0, CONSISTENCY, "reserved bits of CR4")?;
+    // No rule of VMRUN.
+    holds(save.cr4 & CR4_MCE != 0, "15.9", "CR4.MCE is the host's, and set")?;
     holds(save.dr6 >> 32 == 0, CONSISTENCY, "bits 63 to 32 of DR6")?;
     holds(save.dr7 >> 32 == 0, CONSISTENCY, "bits 63 to 32 of DR7")?;
     holds(save.efer & !processor.efer == 0, CONSISTENCY, "reserved bits of EFER")
@@ -183,11 +186,13 @@ fn check_isolation(control: &Control) -> Result<(), Broken> {
     /// VMRUN, VMMCALL, VMLOAD, VMSAVE, STGI, CLGI, SKINIT, WBINVD, MONITOR, MWAIT, XSETBV.
     const WORD_4: u32 = 0x7f | 1 << 9 | 1 << 10 | 3 << 11 | 1 << 13;
     const MACHINE_CHECK: u32 = 1 << 18;
+    const CR4: u16 = 1 << 4;
     const V_INTR_MASKING: u64 = 1 << 24;
     holds(
         control.intercepts[0] & WORD_3 == WORD_3
             && control.intercepts[1] & WORD_4 == WORD_4
             && control.intercept_exceptions & MACHINE_CHECK != 0
+            && control.intercept_cr_writes & CR4 != 0
             && control.interrupt_control & V_INTR_MASKING != 0,
         "15.9",
         "the intercepts that isolation needs are set",

@@ -10,7 +10,7 @@ fn long_mode() -> Vmcb {
         optional: Intercepts::empty(),
         exceptions: 0,
         cr0: false,
-        cr4_writes: false,
+        cr4_reads: false,
         debug_registers: false,
         window: false,
         iret: false,
@@ -23,7 +23,7 @@ fn long_mode() -> Vmcb {
     vmcb.control.iopm_base = 0x8000;
     vmcb.control.asid = 1;
     vmcb.save.cr0 |= CR0_PE | CR0_PG;
-    vmcb.save.cr4 = CR4_PAE;
+    vmcb.save.cr4 |= CR4_PAE;
     vmcb.save.efer |= EFER_LME | EFER_LMA;
     vmcb.save.cs.attributes = 0xa9b;
     vmcb
@@ -50,6 +50,7 @@ fn registers_that_vmrun_refuses_are_named() {
     breaks("of CR0", |vmcb| vmcb.save.cr0 |= 1 << 32);
     breaks("CR3", |vmcb| vmcb.save.cr3 |= 1 << 60);
     breaks("CR4", |vmcb| vmcb.save.cr4 |= 1 << 31);
+    breaks("CR4.MCE", |vmcb| vmcb.save.cr4 &= !CR4_MCE);
     breaks("DR6", |vmcb| vmcb.save.dr6 |= 1 << 32);
     breaks("DR7", |vmcb| vmcb.save.dr7 |= 1 << 32);
     breaks("EFER", |vmcb| vmcb.save.efer |= 1 << 9);

@@ -112,8 +112,8 @@ pub struct Choice {
     /// Reads and writes of CR0: the guest's view differs from the register ([`super::checks::HIDDEN_CR0`]), or that of
     /// EFER, which a write of CR0 has to see.
     pub cr0: bool,
-    /// Writes of CR4: the processor has bits that the kernel does not switch.
-    pub cr4_writes: bool,
+    /// Reads of CR4: the guest's view differs from the register ([`super::checks::CR4_MCE`]).
+    pub cr4_reads: bool,
     /// Debug registers: the CPU does not hold the guest's.
     pub debug_registers: bool,
     /// Virtual interrupts: V_IRQ is there to open a window.
@@ -136,7 +136,8 @@ impl Choice {
         word3.set(Word3::INVLPG, self.optional.contains(Intercepts::PAGING));
 
         control.intercept_cr_reads = CR8;
-        control.intercept_cr_writes = CR8;
+        // A guest may have neither MCE clear nor what the kernel does not switch.
+        control.intercept_cr_writes = CR8 | CR4;
         if self.cr0 {
             control.intercept_cr_reads |= CR0;
             control.intercept_cr_writes |= CR0;
@@ -144,8 +145,8 @@ impl Choice {
         if self.optional.contains(Intercepts::PAGING) {
             control.intercept_cr_writes |= CR3;
         }
-        if self.cr4_writes {
-            control.intercept_cr_writes |= CR4;
+        if self.cr4_reads {
+            control.intercept_cr_reads |= CR4;
         }
         let debug_registers = self.debug_registers || self.optional.contains(Intercepts::DEBUG_REGISTERS);
         let debug_registers = if debug_registers { 0xffff } else { 0 };
@@ -163,7 +164,7 @@ mod tests {
         optional: Intercepts::empty(),
         exceptions: 0,
         cr0: false,
-        cr4_writes: false,
+        cr4_reads: false,
         debug_registers: false,
         window: false,
         iret: false,
@@ -182,7 +183,7 @@ mod tests {
         assert_eq!(control.intercepts[0], 0xbd44_800b);
         // All but RDTSCP and ICEBP.
         assert_eq!(control.intercepts[1], 0x7e7f);
-        assert_eq!((control.intercept_cr_reads, control.intercept_cr_writes), (0x100, 0x100));
+        assert_eq!((control.intercept_cr_reads, control.intercept_cr_writes), (0x100, 0x110));
         assert_eq!((control.intercept_dr_reads, control.intercept_dr_writes), (0, 0));
         assert_eq!(control.intercept_exceptions, 1 << 1 | 1 << 17 | 1 << 18);
     }
@@ -197,7 +198,7 @@ mod tests {
         assert_eq!(rdtsc.intercepts[1] ^ base.intercepts[1], 1 << 7);
         let paging = with(Intercepts::PAGING);
         assert_eq!(paging.intercepts[0] ^ base.intercepts[0], 1 << 25);
-        assert_eq!(paging.intercept_cr_writes, 0x108);
+        assert_eq!(paging.intercept_cr_writes, 0x118);
         let debug = with(Intercepts::DEBUG_REGISTERS);
         assert_eq!((debug.intercept_dr_reads, debug.intercept_dr_writes), (0xffff, 0xffff));
     }
@@ -210,6 +211,12 @@ mod tests {
     #[test]
     fn a_hidden_cr0_exits_on_reads_and_writes() {
         let control = applied(Choice { cr0: true, ..NOTHING });
-        assert_eq!((control.intercept_cr_reads, control.intercept_cr_writes), (0x101, 0x101));
+        assert_eq!((control.intercept_cr_reads, control.intercept_cr_writes), (0x101, 0x111));
+    }
+
+    #[test]
+    fn a_cr4_that_the_guest_does_not_see_exits_on_reads() {
+        let control = applied(Choice { cr4_reads: true, ..NOTHING });
+        assert_eq!((control.intercept_cr_reads, control.intercept_cr_writes), (0x110, 0x110));
     }
 }

@@ -30,8 +30,6 @@ pub struct Quirks {
     pub repeats_injected_interrupt: bool,
     /// The guest's writes of the PAT change the host's: they exit.
     pub shares_pat: bool,
-    /// CR4 takes bits that VMRUN refuses afterwards: writes exit, for the VMM to raise #GP.
-    pub takes_reserved_cr4: bool,
     /// 10.0 takes an access of any control register for one of CR0: it exits, as CR0's, if that one's intercept is set, and
     /// only then. So CR0's is always set, and the VMM reads the instruction.
     pub mistakes_control_registers: bool,
@@ -52,8 +50,6 @@ pub struct Processor {
     pub asids: u32,
     /// CR4 bits that a guest may have.
     pub cr4: u64,
-    /// CR4 bits that the processor has and the kernel does not switch: writes of CR4 exit if there are any.
-    pub foreign_cr4: u64,
     /// EFER bits that a guest may have, SVME included.
     pub efer: u64,
     /// Bits of a physical address.
@@ -80,10 +76,6 @@ const EDX: usize = 3;
 
 /// CR4.PKE.
 const CR4_PKE: u64 = 1 << 22;
-/// CR4.CET.
-const CR4_CET: u64 = 1 << 23;
-/// CR4.LA57.
-const CR4_LA57: u64 = 1 << 12;
 /// XCR0: PKRU is part of the state that the kernel switches.
 const XCR0_PKRU: u64 = 1 << 9;
 
@@ -94,7 +86,7 @@ impl Processor {
         let bit = |leaf: &Leaf, register: usize, number: u32| leaf[register] >> number & 1 != 0;
         let (basic, extended) = (cpuid(1, 0), cpuid(0x8000_0001, 0));
         let (structured, svm) = (cpuid(7, 0), cpuid(0x8000_000a, 0));
-        let (cr4, foreign_cr4) = cr4_bits(&basic, &structured, guest_xcr0);
+        let cr4 = cr4_bits(&basic, &structured, guest_xcr0);
         let physical_bits = match cpuid(0x8000_0008, 0)[EAX] & 0xff {
             0 => 36,
             bits => bits.min(52),
@@ -105,7 +97,6 @@ impl Processor {
             svm: SvmFeatures::from_bits_truncate(svm[EDX]),
             asids: svm[EBX],
             cr4,
-            foreign_cr4,
             efer: efer_bits(&extended),
             physical_bits,
             has_rdtscp: bit(&extended, EDX, 27),
@@ -120,15 +111,10 @@ impl Processor {
     pub fn has_next_rip(&self) -> bool {
         self.svm.contains(SvmFeatures::NRIPS)
     }
-
-    /// Whether the guest's writes of CR4 have to exit.
-    pub fn must_see_cr4_writes(&self) -> bool {
-        self.foreign_cr4 != 0 || self.quirks.takes_reserved_cr4
-    }
 }
 
-/// CR4 bits for guests, and those that the processor has beyond them.
-fn cr4_bits(basic: &Leaf, structured: &Leaf, guest_xcr0: u64) -> (u64, u64) {
+/// CR4 bits for guests: not what the kernel does not switch (CET, LA57).
+fn cr4_bits(basic: &Leaf, structured: &Leaf, guest_xcr0: u64) -> u64 {
     // VME to PCE (8 is PCE: RDPMC exits anyway), OSFXSR, OSXMMEXCPT: every processor with SVM has them.
     const ALWAYS: u64 = 0x7ff;
     let mut allowed = ALWAYS;
@@ -142,18 +128,11 @@ fn cr4_bits(basic: &Leaf, structured: &Leaf, guest_xcr0: u64) -> (u64, u64) {
     ] {
         allowed |= ((leaf[register] >> number & 1) as u64) << cr4_bit;
     }
-    let mut foreign = 0;
-    if structured[ECX] >> 3 & 1 != 0 {
-        // PKRU is switched with the extended state, if at all.
-        if guest_xcr0 & XCR0_PKRU != 0 { allowed |= CR4_PKE } else { foreign |= CR4_PKE }
+    // PKRU is switched with the extended state, if at all.
+    if structured[ECX] >> 3 & 1 != 0 && guest_xcr0 & XCR0_PKRU != 0 {
+        allowed |= CR4_PKE;
     }
-    if structured[ECX] >> 7 & 1 != 0 || structured[EDX] >> 20 & 1 != 0 {
-        foreign |= CR4_CET;
-    }
-    if structured[ECX] >> 16 & 1 != 0 {
-        foreign |= CR4_LA57;
-    }
-    (allowed, foreign)
+    allowed
 }
 
 /// EFER bits for guests.
@@ -185,7 +164,6 @@ fn quirks(basic: &Leaf, svm: u32, hypervisor: &Leaf) -> Quirks {
         loses_shadow: is_tcg,
         repeats_injected_interrupt: is_tcg,
         shares_pat: is_tcg,
-        takes_reserved_cr4: is_tcg,
         mistakes_control_registers: is_tcg,
         injects_without_next_rip: is_bochs,
         leaves_cr2: is_bochs,
@@ -195,6 +173,9 @@ fn quirks(basic: &Leaf, svm: u32, hypervisor: &Leaf) -> Quirks {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+
+    const CR4_CET: u64 = 1 << 23;
+    const CR4_LA57: u64 = 1 << 12;
 
     /// QEMU's `EPYC,+svm,+npt` under TCG, reduced to what is looked at.
     pub(crate) fn tcg() -> Processor {
@@ -236,7 +217,6 @@ pub(crate) mod tests {
             loses_shadow: true,
             repeats_injected_interrupt: true,
             shares_pat: true,
-            takes_reserved_cr4: true,
             mistakes_control_registers: true,
             injects_without_next_rip: false,
             leaves_cr2: false,
@@ -265,15 +245,11 @@ pub(crate) mod tests {
     fn tcg_has_nested_paging_and_sixteen_asids_and_nothing_else() {
         let tcg = tcg();
         assert_eq!((tcg.svm, tcg.asids, tcg.physical_bits), (SvmFeatures::NP, 16, 40));
-        assert_eq!(tcg.foreign_cr4, 0);
         assert!(!tcg.has_next_rip());
     }
 
     #[test]
-    fn cr4_bits_that_the_kernel_does_not_switch_are_foreign() {
-        let hardware = hardware();
-        assert_eq!(hardware.foreign_cr4, CR4_CET | CR4_LA57);
-        assert_eq!(hardware.cr4 & CR4_PKE, CR4_PKE);
-        assert_eq!(hardware.cr4 & hardware.foreign_cr4, 0);
+    fn guests_do_not_get_cr4_bits_that_the_kernel_does_not_switch() {
+        assert_eq!(hardware().cr4 & (CR4_CET | CR4_LA57 | CR4_PKE), CR4_PKE);
     }
 }

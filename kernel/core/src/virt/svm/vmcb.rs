@@ -263,8 +263,8 @@ const _: () = {
 };
 
 impl SaveArea {
-    /// Puts the state after reset into the save area (APM 14.1.3), except that CR0.CD and NW are clear:
-    /// [`super::checks::HIDDEN_CR0`] says why.
+    /// Puts the state after reset into the save area (APM 14.1.3), except that CR0.CD and NW are clear and CR4.MCE is set:
+    /// [`super::checks::HIDDEN_CR0`] and [`super::checks::CR4_MCE`] say why.
     pub fn reset(&mut self) {
         const DATA: VmcbSegment = VmcbSegment { selector: 0, attributes: 0x93, limit: 0xffff, base: 0 };
         (self.es, self.ss, self.ds, self.fs, self.gs) = (DATA, DATA, DATA, DATA, DATA);
@@ -276,7 +276,7 @@ impl SaveArea {
         self.cpl = 0;
         self.efer = super::checks::EFER_SVME;
         self.cr0 = super::checks::CR0_ET;
-        (self.cr2, self.cr3, self.cr4) = (0, 0, 0);
+        (self.cr2, self.cr3, self.cr4) = (0, 0, super::checks::CR4_MCE);
         (self.dr6, self.dr7) = (0xffff_0ff0, 0x400);
         (self.rflags, self.rip, self.rsp, self.rax) = (2, 0xfff0, 0, 0);
         (self.star, self.lstar, self.cstar, self.sfmask, self.kernel_gs_base) = (0, 0, 0, 0, 0);

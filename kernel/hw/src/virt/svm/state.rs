@@ -8,7 +8,7 @@ use hypercall_abi::vcpu::gpr::RSP;
 use hypercall_abi::vcpu::{
     ACTIVITY_ACTIVE, ACTIVITY_HALTED, CS, DS, ES, FS, GS, Groups, Interruptibility, NO_CODE_ROOT, SS,
 };
-use kcore::virt::svm::checks::{CR0_ET, CR0_PG, EFER_LME, EFER_SVME, HIDDEN_CR0};
+use kcore::virt::svm::checks::{CR0_ET, CR0_PG, CR4_MCE, EFER_LME, EFER_SVME, HIDDEN_CR0};
 use kcore::virt::svm::event::NmiMask;
 use kcore::virt::svm::segment;
 use kcore::virt::svm::vmcb::{Clean, INTERRUPT_SHADOW, LBR_ENABLE, SaveArea, Vmcb};
@@ -32,6 +32,8 @@ pub(super) const RFLAGS_IF: u64 = 1 << 9;
 pub(super) struct Extra {
     /// CR0.CD and NW of the guest's view.
     pub(super) hidden_cr0: u64,
+    /// CR4.MCE, if the guest's view lacks it.
+    pub(super) hidden_cr4: u64,
     /// EFER.LME of the guest's view while paging is off.
     pub(super) hidden_efer: u64,
     /// DR0 to DR3.
@@ -47,6 +49,7 @@ impl Extra {
     pub(super) fn new() -> Self {
         Extra {
             hidden_cr0: HIDDEN_CR0,
+            hidden_cr4: CR4_MCE,
             hidden_efer: 0,
             breakpoints: Breakpoints::default(),
             tsc_aux: 0,
@@ -176,7 +179,9 @@ fn take_control(page: Page, save: &mut SaveArea, extra: &mut Extra) -> Result<()
     extra.hidden_cr0 = cr0 & HIDDEN_CR0;
     save.cr0 = cr0 & !HIDDEN_CR0 | CR0_ET;
     save.cr3 = get!(page, cr3);
-    save.cr4 = get!(page, cr4);
+    let cr4 = get!(page, cr4);
+    extra.hidden_cr4 = !cr4 & CR4_MCE;
+    save.cr4 = cr4 | CR4_MCE;
     // Without paging LME means nothing until CR0.PG is written, which exits. QEMU's TCG, however, does not restore the host's
     // CR0 at an exit of a guest that has LME and neither PG nor CR4.PAE.
     extra.hidden_efer = if cr0 & CR0_PG == 0 { efer & EFER_LME } else { 0 };
@@ -251,7 +256,7 @@ pub(super) fn give(page: Page, groups: Groups, vmcb: &Vmcb, extra: &Extra) {
     if groups.contains(Groups::CONTROL) {
         put!(page, save.cr0 | extra.hidden_cr0 => cr0);
         put!(page, save.cr3 => cr3);
-        put!(page, save.cr4 => cr4);
+        put!(page, save.cr4 & !extra.hidden_cr4 => cr4);
         put!(page, save.efer & !EFER_SVME | extra.hidden_efer => efer);
     }
     if groups.contains(Groups::DEBUG) {

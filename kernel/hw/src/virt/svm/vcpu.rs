@@ -411,7 +411,7 @@ impl Vcpu {
             optional: self.optional,
             exceptions: self.exceptions,
             cr0: self.extra.hides() || self.processor.quirks.mistakes_control_registers,
-            cr4_writes: self.processor.must_see_cr4_writes(),
+            cr4_reads: self.extra.hidden_cr4 != 0,
             debug_registers: !self.extra.breakpoints.is_open(),
             window,
             iret: self.extra.nmi == NmiMask::Masked,
@@ -499,7 +499,7 @@ impl Vcpu {
             panic!("entry checker: VMRUN refuses what no rule does: {exit_code:#x}");
         }
         self.vmcb().save.reset();
-        self.extra.hidden_cr0 = checks::HIDDEN_CR0;
+        (self.extra.hidden_cr0, self.extra.hidden_cr4) = (checks::HIDDEN_CR0, checks::CR4_MCE);
         self.extra.hidden_efer = 0;
         self.clean = Clean::empty();
         region::give_up_asid(&mut self.tag);
