@@ -28,7 +28,7 @@ const CASES: &[Case] = &[
         name: "vtx/interrupts-apicv",
         shows: "interrupts arrive as they should by APIC virtualization, too",
         options: &["--guest", "interrupts", "--kernel-cmdline", "loglevel=info apicv"],
-        log: "virtualizes_apic: true",
+        log: "APIC virtualization",
     },
 ];
 
