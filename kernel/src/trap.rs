@@ -82,9 +82,8 @@ fn deliver(number: u8) {
             lapic::eoi();
             dma_space::report_faults();
         }
-        vector::SPURIOUS => {}
         vector::GSI..vector::TIMER => interrupt::arrived((number - vector::GSI) as u32),
-        // A device chose the number of its message (SECURITY.md), or an 8259, which has no interrupt to end, was spurious.
+        // A device chose the number of its message (SECURITY.md). Spurious interrupts, of this APIC or an 8259, are not there to be ended.
         _ => lapic::end(number),
     }
 }
