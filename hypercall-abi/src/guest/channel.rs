@@ -155,7 +155,7 @@ impl Header {
         }
     }
 
-    /// From a word, if that is the header of a frame, and a checksum that is missing has its place in it.
+    /// From a word, if that is the header of a frame, and a checksum that is missing has its place in it, behind Ethernet's header.
     #[inline]
     pub const fn decode(word: u64) -> Option<Self> {
         let len = word as u16;
@@ -166,7 +166,7 @@ impl Header {
             return Some(Header { len, missing: None });
         }
         let (start, offset) = ((word >> 32) as u16, (word >> 48) as u16);
-        if start as usize + offset as usize + 2 > len as usize {
+        if (start as usize) < MIN_FRAME || start as usize + offset as usize + 2 > len as usize {
             return None;
         }
         Some(Header { len, missing: Some((start, offset)) })
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn words_survive_encoding() {
-        for missing in [None, Some((34, 16)), Some((0, 0))] {
+        for missing in [None, Some((34, 16)), Some((14, 0))] {
             let header = Header { len: 1514, missing };
             assert_eq!(Header::decode(header.encode()), Some(header));
         }
@@ -209,6 +209,9 @@ mod tests {
             Header { len: 13, missing: None },
             Header { len: 1519, missing: None },
             Header { len: 60, missing: Some((50, 9)) },
+            // Who fills it in does so behind the switch, which has looked at the addresses.
+            Header { len: 60, missing: Some((10, 0)) },
+            Header { len: 60, missing: Some((13, 16)) },
             Header { len: 60, missing: Some((u16::MAX, u16::MAX)) },
         ] {
             assert_eq!(Header::decode(header.encode()), None);

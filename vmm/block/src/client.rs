@@ -21,6 +21,21 @@ use vmm_protocol::block::{
 
 /// Bytes that are copied at a time.
 const BOUNCE_BYTES: usize = 4096;
+/// Requests that it holds: twice as many as are at the driver.
+const MAX_REQUESTS: usize = 2 * SLOTS;
+/// Segments with which it takes no more requests: those of a slot each in as many pages, twice. The last request brings as many
+/// as a chain has.
+const MAX_SEGMENTS: usize = 1024;
+/// Most segments of a request: the descriptors of a virtio queue.
+const MAX_CHAIN: usize = 256;
+/// Bytes of heap that a front end needs for a request, and that the allocator needs for a piece.
+const NOTE_BYTES: usize = 64;
+/// Most bytes of heap that a client and the front end of its disk hold, whatever the guest does.
+pub const HEAP_BYTES: usize = size_of::<[Option<Part>; SLOTS]>()
+    + BOUNCE_BYTES
+    + (MAX_SEGMENTS + MAX_CHAIN) * size_of::<Segment>()
+    + MAX_REQUESTS
+        * (size_of::<Job>() + size_of::<usize>() + size_of::<(Token, Completion)>() + 2 * NOTE_BYTES);
 
 /// What a job does with its sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +99,9 @@ pub struct Client<S> {
     tail: u32,
     slots: [Option<Part>; SLOTS],
     jobs: Vec<Option<Job>>,
+    /// How many jobs there are, and the segments that they hold.
+    job_count: usize,
+    segment_count: usize,
     /// Jobs with sectors that are in no part yet.
     queue: VecDeque<usize>,
     completed: VecDeque<(Token, Completion)>,
@@ -106,9 +124,11 @@ impl<S: Signal> Client<S> {
             head: 0,
             tail: 0,
             slots: [None; SLOTS],
-            jobs: Vec::new(),
-            queue: VecDeque::new(),
-            completed: VecDeque::new(),
+            jobs: Vec::with_capacity(MAX_REQUESTS),
+            job_count: 0,
+            segment_count: 0,
+            queue: VecDeque::with_capacity(MAX_REQUESTS),
+            completed: VecDeque::with_capacity(MAX_REQUESTS),
             bounce: vec![0; BOUNCE_BYTES],
         };
         client.begin();
@@ -168,17 +188,31 @@ impl<S: Signal> Client<S> {
         if index == self.jobs.len() {
             self.jobs.push(None);
         }
+        self.job_count += 1;
+        self.segment_count += job.segments.len();
         self.jobs[index] = Some(job);
         index
     }
 
     fn finish_if_done(&mut self, index: usize) {
         let is_done = |job: &mut Job| job.left == 0 && job.parts == 0;
-        if let Some(job) = self.jobs.get_mut(index).and_then(|job| job.take_if(is_done))
-            && !job.is_abandoned
-        {
-            self.completed.push_back((job.token, job.result));
+        if let Some(job) = self.jobs.get_mut(index).and_then(|job| job.take_if(is_done)) {
+            self.job_count -= 1;
+            self.segment_count -= job.segments.len();
+            if !job.is_abandoned {
+                self.completed.push_back((job.token, job.result));
+            }
         }
+    }
+
+    /// Nobody wants to know how a job ends. Its parts at the driver keep their slots, and nothing else.
+    fn abandon_job(&mut self, index: usize) {
+        self.queue.retain(|&queued| queued != index);
+        if let Some(job) = &mut self.jobs[index] {
+            self.segment_count -= job.segments.len();
+            (job.segments, job.left, job.is_abandoned) = (Vec::new(), 0, true);
+        }
+        self.finish_if_done(index);
     }
 
     /// Gives parts to the driver as long as slots are free.
@@ -370,6 +404,10 @@ impl<S: Signal> Backend for Client<S> {
             Request::Discard { .. } => return Poll::Ready(Err(BlockError::Unsupported)),
         };
         self.follow_driver();
+        if self.link != Link::Waiting {
+            // What a reset device asked for may be completed, and its slots be all there are: nobody may signal that again.
+            self.collect(memory);
+        }
         if self.link == Link::Waiting {
             return Poll::Ready(Err(BlockError::Io));
         }
@@ -398,6 +436,10 @@ impl<S: Signal> Backend for Client<S> {
         }
     }
 
+    fn has_room(&self) -> bool {
+        self.job_count + self.completed.len() < MAX_REQUESTS && self.segment_count < MAX_SEGMENTS
+    }
+
     fn take_completed(&mut self, memory: &mut dyn GuestMemory) -> Option<(Token, Completion)> {
         if self.completed.is_empty() {
             self.follow_driver();
@@ -410,13 +452,16 @@ impl<S: Signal> Backend for Client<S> {
     }
 
     fn abandon(&mut self) {
-        self.queue.clear();
         self.completed.clear();
-        for index in 0..self.jobs.len() {
-            if let Some(job) = &mut self.jobs[index] {
-                (job.left, job.is_abandoned) = (0, true);
-            }
-            self.finish_if_done(index);
+        (0..self.jobs.len()).for_each(|index| self.abandon_job(index));
+    }
+
+    fn abandon_one(&mut self, token: Token) {
+        self.completed.retain(|&(completed, _)| completed != token);
+        let is_it =
+            |job: &Option<Job>| job.as_ref().is_some_and(|job| job.token == token && !job.is_abandoned);
+        if let Some(index) = self.jobs.iter().position(is_it) {
+            self.abandon_job(index);
         }
     }
 }

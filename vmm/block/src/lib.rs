@@ -14,7 +14,7 @@ mod server;
 mod tests;
 mod watch;
 
-pub use client::Client;
+pub use client::{Client, HEAP_BYTES};
 pub use server::Server;
 pub use usys::signal::Signal;
 pub use watch::Watch;

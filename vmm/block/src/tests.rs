@@ -239,6 +239,45 @@ fn a_reset_device_hears_nothing_of_what_it_asked_before() {
 }
 
 #[test]
+fn a_device_that_was_reset_with_every_slot_taken_works() {
+    let (mut fixture, mut driver) = connected();
+    for token in 0..40 {
+        assert!(fixture.submit(token, Request::Read { sector: 0, into: &ONE }).is_pending());
+    }
+    fixture.client.abandon();
+    // Whoever is signalled for these has nothing in flight, and does not look.
+    driver.run();
+    assert!(driver.server.prepare_to_wait());
+    let before = fixture.driver_bell.0.get();
+    assert!(fixture.submit(0, Request::Read { sector: 0, into: &ONE }).is_pending());
+    assert_eq!(fixture.driver_bell.0.get(), before + 1, "it is at the driver");
+    assert_eq!(fixture.settle(&mut driver), [(0, Ok(()))]);
+}
+
+#[test]
+fn one_request_is_abandoned_and_the_others_go_on() {
+    let (mut fixture, mut driver) = connected();
+    for token in 0..40 {
+        assert!(fixture.submit(token, Request::Write { sector: token, from: &ONE }).is_pending());
+    }
+    // One at the driver, and one that waits for a slot.
+    fixture.client.abandon_one(Token(3));
+    fixture.client.abandon_one(Token(39));
+    let tokens: Vec<u64> = fixture.settle(&mut driver).into_iter().map(|(token, _)| token).collect();
+    assert_eq!(tokens, (0..39).filter(|&token| token != 3).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_driver_that_restarts_while_nothing_is_asked_costs_nothing() {
+    let (mut fixture, _) = connected();
+    let mut driver = Driver::new(fixture.window, 2);
+    assert_eq!(fixture.completed(), [], "it signals, and the client looks");
+    driver.run();
+    assert!(fixture.submit(1, Request::Write { sector: 0, from: &ONE }).is_pending());
+    assert_eq!(fixture.settle(&mut driver), [(1, Ok(()))]);
+}
+
+#[test]
 fn requests_the_disk_cannot_do_are_the_users_own_trouble() {
     let (mut fixture, mut driver) = connected();
     let beyond = Request::Read { sector: 1024, into: &ONE };

@@ -87,6 +87,10 @@ impl Device for VirtioDevice {
         each!(self, device => device.reset());
     }
 
+    fn queue_stopped(&mut self, index: usize) {
+        each!(self, device => device.queue_stopped(index));
+    }
+
     fn process<M: GuestMemory>(
         &mut self,
         memory: &mut M,

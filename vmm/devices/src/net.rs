@@ -20,9 +20,9 @@ pub struct Checksum {
 }
 
 impl Checksum {
-    /// Whether it lies in a frame of this many bytes.
+    /// Whether it lies in a frame of this many bytes, behind Ethernet's header: a switch looks at that before somebody fills it in.
     pub fn fits(self, len: usize) -> bool {
-        usize::from(self.start) + usize::from(self.offset) + 2 <= len
+        usize::from(self.start) >= MIN_FRAME && usize::from(self.start) + usize::from(self.offset) + 2 <= len
     }
 
     /// Computes the checksum and writes it into the frame; does nothing if it does not [`Self::fits`].
@@ -121,22 +121,36 @@ mod tests {
 
     #[test]
     fn a_checksum_is_that_of_rfc_1071() {
-        let mut frame = [0, 0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7, 0, 0];
-        Checksum { start: 1, offset: 8 }.fill_in(&mut frame);
-        assert_eq!(frame[9..], [0x22, 0x0d]);
+        let mut frame = [7; MIN_FRAME + 11];
+        let bytes = [0, 0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7, 0, 0];
+        frame[MIN_FRAME..].copy_from_slice(&bytes);
+        Checksum { start: MIN_FRAME as u16 + 1, offset: 8 }.fill_in(&mut frame);
+        assert_eq!(frame[MIN_FRAME + 9..], [0x22, 0x0d]);
+    }
+
+    #[test]
+    fn a_checksum_never_gets_into_the_addresses() {
+        for (start, offset) in [(0, 0), (10, 0), (12, 60), (13, 1)] {
+            let mut frame = [7; 100];
+            let missing = Checksum { start, offset };
+            assert!(!missing.fits(frame.len()));
+            missing.fill_in(&mut frame);
+            assert_eq!(frame, [7; 100]);
+        }
     }
 
     #[test]
     fn a_checksum_of_zero_is_written_as_ones() {
-        let mut frame = [0xff, 0xff, 0, 0];
-        Checksum { start: 0, offset: 2 }.fill_in(&mut frame);
-        assert_eq!(frame[2..], [0xff, 0xff]);
+        let mut frame = [0xff; MIN_FRAME + 4];
+        frame[MIN_FRAME + 2..].fill(0);
+        Checksum { start: MIN_FRAME as u16, offset: 2 }.fill_in(&mut frame);
+        assert_eq!(frame[MIN_FRAME + 2..], [0xff, 0xff]);
     }
 
     proptest! {
         #[test]
         fn a_frame_with_its_checksum_sums_to_ones(
-            mut frame in prop::collection::vec(any::<u8>(), 0..100), start: u8, offset in (0u16..60).prop_map(|word| word * 2),
+            mut frame in prop::collection::vec(any::<u8>(), 0..100), start in 0u8..80, offset in (0u16..60).prop_map(|word| word * 2),
         ) {
             let checksum = Checksum { start: start.into(), offset };
             let before = frame.clone();

@@ -33,6 +33,8 @@ const INPUT_KIB: u64 = 16;
 const HEAP_PAGES: u64 = 64;
 /// Pages of heap for a socket device: buffers of the VMM's services, connections and answers.
 const VSOCK_HEAP_PAGES: u64 = 40;
+/// Pages of heap for a disk with a driver process: what its guest has in flight.
+const DISK_HEAP_PAGES: u64 = (block_channel::HEAP_BYTES as u64).div_ceil(PAGE_SIZE);
 /// Pages in a MiB.
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
 /// Frames of kernel memory for a vCPU and a guest space, without page tables for the guest's memory.
@@ -207,6 +209,7 @@ impl Vm {
         let config =
             MonitorConfig { index: self.index as u8, vm: self.config.clone(), memory: memory.parts() };
         let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;
+        let disk_heap = disks.len() as u64 * DISK_HEAP_PAGES;
         let vsock_heap = if self.config.vsock.is_some() { VSOCK_HEAP_PAGES } else { 0 };
         let channels = cards.iter().filter(|card| card.is_direct()).count() as u64 * CHANNEL_FRAMES;
         let plan = Blueprint {
@@ -215,7 +218,7 @@ impl Vm {
             cpu: self.config.cpu,
             schedule: Schedule::whole(self.config.priority),
             extra_frames: VCPU_FRAMES + guest_tables(self.config.memory_mib) + part_frames(memory) + channels,
-            heap_pages: HEAP_PAGES + balloon_heap(memory) + vsock_heap,
+            heap_pages: HEAP_PAGES + balloon_heap(memory) + disk_heap + vsock_heap,
             config: &config,
             events: self.events,
             parent_badge: events::report(self.index),

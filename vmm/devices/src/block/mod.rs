@@ -123,13 +123,20 @@ pub trait Backend {
     /// [`Self::take_completed`] later.
     ///
     /// A backend copies its segments before it returns if it needs them later. Until the request is completed or
-    /// [`Self::abandon`]ed it owns that memory as a DMA engine does: it reads and writes it when it likes.
+    /// [`Self::abandon`]ed it owns that memory as a DMA engine does: it reads and writes it when it likes. Nobody submits a request
+    /// while it does not [`Self::has_room`].
     fn submit(
         &mut self,
         memory: &mut dyn GuestMemory,
         token: Token,
         request: &Request<'_>,
     ) -> Poll<Completion>;
+
+    /// Whether it takes another request. A front end leaves requests in its ring until it does: what a backend holds is bounded,
+    /// however long a guest's rings and requests are. A backend without room has a request pending that will be completed.
+    fn has_room(&self) -> bool {
+        true
+    }
 
     /// A request that was completed since the last call, in any order. Data that was read is in guest memory by then.
     fn take_completed(&mut self, _memory: &mut dyn GuestMemory) -> Option<(Token, Completion)> {
@@ -139,12 +146,17 @@ pub trait Backend {
     /// The guest reset the device: no request that is pending touches guest memory or is reported any more. Writes among
     /// them may or may not be done.
     fn abandon(&mut self) {}
+
+    /// As [`Self::abandon`], for one request: the guest took its ring back.
+    fn abandon_one(&mut self, _token: Token) {}
 }
 
 /// A block device, as its front end sees it.
 pub struct Disk {
     backend: Box<dyn Backend>,
     geometry: Geometry,
+    /// As its backend says, since it was last asked for something that can change it.
+    has_room: bool,
 }
 
 impl fmt::Debug for Disk {
@@ -157,12 +169,19 @@ impl Disk {
     /// A disk on this backend.
     pub fn new(backend: Box<dyn Backend>) -> Self {
         let geometry = backend.geometry();
-        Disk { backend, geometry }
+        let has_room = backend.has_room();
+        Disk { backend, geometry, has_room }
     }
 
     /// What it is.
     pub fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    /// Whether it takes another request; if not, one that is pending has to be completed first.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.has_room
     }
 
     /// Checks a request and begins it, as [`Backend::submit`] does.
@@ -172,20 +191,33 @@ impl Disk {
         token: Token,
         request: &Request<'_>,
     ) -> Poll<Completion> {
-        match self.check(request) {
-            Ok(()) => self.backend.submit(memory, token, request),
-            Err(error) => Poll::Ready(Err(error)),
+        if let Err(error) = self.check(request) {
+            return Poll::Ready(Err(error));
         }
+        let completion = self.backend.submit(memory, token, request);
+        if completion.is_pending() {
+            self.has_room = self.backend.has_room();
+        }
+        completion
     }
 
     /// A request that was completed since the last call.
     pub fn take_completed(&mut self, memory: &mut dyn GuestMemory) -> Option<(Token, Completion)> {
-        self.backend.take_completed(memory)
+        let completed = self.backend.take_completed(memory);
+        self.has_room = self.backend.has_room();
+        completed
     }
 
     /// Forgets what is pending, when the guest resets the device.
     pub fn abandon(&mut self) {
         self.backend.abandon();
+        self.has_room = self.backend.has_room();
+    }
+
+    /// Forgets one request, when the guest takes its ring back.
+    pub fn abandon_one(&mut self, token: Token) {
+        self.backend.abandon_one(token);
+        self.has_room = self.backend.has_room();
     }
 
     fn check(&self, request: &Request<'_>) -> Completion {

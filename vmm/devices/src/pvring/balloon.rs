@@ -13,7 +13,7 @@ pub(super) fn serve<M: GuestMemory>(
     memory: &mut M,
     queue: &mut Queue,
 ) -> Result<Turn, Fault> {
-    queue.serve(memory, |memory, request, _| Ok(Some(carry_out(balloon, memory, request))))
+    queue.serve(memory, |memory, request, _| Ok(carry_out(balloon, memory, request)))
 }
 
 fn carry_out<M: GuestMemory>(balloon: &mut Balloon, memory: &mut M, request: &Request) -> End {

@@ -1,6 +1,6 @@
 //! Disks on a native ring.
 
-use super::queue::{End, Queue, Turn};
+use super::queue::{End, Queue, Step, Turn};
 use crate::block::{BlockError, Completion, Disk, Request, Token};
 use crate::guest_mem::GuestMemory;
 use crate::segment::{Segment, total_bytes};
@@ -47,7 +47,7 @@ impl Block {
         self.pending.clear();
     }
 
-    /// Carries out what a queue has.
+    /// Carries out what a queue has, as far as the disk has room. It is looked at again when a request ends.
     #[inline]
     pub(super) fn serve<M: GuestMemory>(
         &mut self,
@@ -55,17 +55,20 @@ impl Block {
         index: usize,
         queue: &mut Queue,
     ) -> Result<Turn, Fault> {
-        queue.serve(memory, |memory, request, segments| {
+        if !self.disk.has_room() {
+            return queue.settle_silently(memory);
+        }
+        queue.serve_some(memory, |memory, request, segments| {
             self.submitted = self.submitted.wrapping_add(1);
             let token = Token(self.submitted << 24 | (index as u64) << 16 | u64::from(request.id));
             let Some(wanted) = decode(request, segments) else {
-                return Ok(Some((Status::Unsupported, 0)));
+                return Ok(Step::Ended((Status::Unsupported, 0)));
             };
             match self.disk.submit(memory, token, &wanted) {
-                Poll::Ready(completion) => end(completion, moved(&wanted)).map(Some),
+                Poll::Ready(completion) => end(completion, moved(&wanted)).map(Step::Ended),
                 Poll::Pending => {
                     self.pending.push((token, moved(&wanted)));
-                    Ok(None)
+                    Ok(if self.disk.has_room() { Step::Pending } else { Step::Full })
                 }
             }
         })

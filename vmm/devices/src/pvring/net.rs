@@ -148,16 +148,16 @@ impl Net {
         let turn = queue.serve(memory, |memory, request, segments| {
             let bytes = total_bytes(segments);
             if request.op != op::WRITE {
-                return Ok(Some((Status::Unsupported, 0)));
+                return Ok((Status::Unsupported, 0));
             }
             let Some(len) = usize::try_from(bytes).ok().filter(|len| (MIN_FRAME..=MAX_FRAME).contains(len))
             else {
-                return Ok(Some((Status::OutOfRange, 0)));
+                return Ok((Status::OutOfRange, 0));
             };
             let frame = &mut self.outgoing[..len];
             Cursor::new(segments).read(memory, frame).map_err(|_| Fault::Address)?;
             self.link.send(frame, None);
-            Ok(Some((Status::Done, len as u32)))
+            Ok((Status::Done, len as u32))
         });
         self.link.flush();
         turn

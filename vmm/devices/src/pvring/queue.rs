@@ -31,6 +31,17 @@ pub struct Turn {
     pub has_more: bool,
 }
 
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It ended.
+    Ended(End),
+    /// It will end later.
+    Pending,
+    /// It will end later, and until one has ended there is no room for another one.
+    Full,
+}
+
 /// A queue in use.
 pub struct Queue {
     address: u64,
@@ -89,20 +100,33 @@ impl Queue {
         })
     }
 
-    /// Carries out everything that was submitted: `carry_out` gets each request with its buffer and says how it ended, or
-    /// `None` if it will end later ([`Self::complete`]).
+    /// Carries out everything that was submitted: `carry_out` gets each request with its buffer and says how it ended.
     #[inline]
     pub fn serve<M: GuestMemory>(
         &mut self,
         memory: &mut M,
-        mut carry_out: impl FnMut(&mut M, &Request, &[Segment]) -> Result<Option<End>, Fault>,
+        mut carry_out: impl FnMut(&mut M, &Request, &[Segment]) -> Result<End, Fault>,
+    ) -> Result<Turn, Fault> {
+        self.serve_some(memory, |memory, request, segments| {
+            carry_out(memory, request, segments).map(Step::Ended)
+        })
+    }
+
+    /// As [`Self::serve`], but some requests end later ([`Self::complete`]), and after some no other is taken.
+    #[inline]
+    pub fn serve_some<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        mut carry_out: impl FnMut(&mut M, &Request, &[Segment]) -> Result<Step, Fault>,
     ) -> Result<Turn, Fault> {
         self.look(memory)?;
         for _ in 0..ROUNDS {
             while let Some(request) = self.take(memory)? {
                 let segments = self.load_segments(memory, &request)?;
-                if let Some(end) = carry_out(memory, &request, &self.segments[..segments])? {
-                    self.complete(memory, request.id, end)?;
+                match carry_out(memory, &request, &self.segments[..segments])? {
+                    Step::Ended(end) => self.complete(memory, request.id, end)?,
+                    Step::Pending => {}
+                    Step::Full => return self.settle_silently(memory),
                 }
             }
             let turn = self.settle(memory)?;

@@ -121,7 +121,7 @@ pub(super) fn serve_entropy<M: GuestMemory>(
 ) -> Result<Turn, Fault> {
     queue.serve(memory, |memory, request, segments| {
         if request.op != op::READ {
-            return Ok(Some(UNSUPPORTED));
+            return Ok(UNSUPPORTED);
         }
         let (mut cursor, mut bytes) = (Cursor::new(segments), [0; CHUNK]);
         let wanted = cursor.remaining().min(MAX_BYTES);
@@ -136,7 +136,7 @@ pub(super) fn serve_entropy<M: GuestMemory>(
             done += len as u64;
         }
         let status = if done == 0 && wanted > 0 { Status::Io } else { Status::Done };
-        Ok(Some((status, done as u32)))
+        Ok((status, done as u32))
     })
 }
 
@@ -165,14 +165,14 @@ impl Control {
     pub(super) fn serve<M: GuestMemory>(&mut self, memory: &mut M, queue: &mut Queue) -> Result<Turn, Fault> {
         queue.serve(memory, |memory, request, segments| {
             let asked = match request.op {
-                op::WRITE => return self.log(memory, segments).map(Some),
+                op::WRITE => return self.log(memory, segments),
                 op::POWER_OFF => MachineRequest::PowerOff,
                 op::RESET => MachineRequest::Reset,
                 op::EXIT => MachineRequest::Exit(request.argument as u32),
-                _ => return Ok(Some(UNSUPPORTED)),
+                _ => return Ok(UNSUPPORTED),
             };
             self.request = self.request.or(Some(asked));
-            Ok(Some((Status::Done, 0)))
+            Ok((Status::Done, 0))
         })
     }
 

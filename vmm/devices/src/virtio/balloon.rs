@@ -161,6 +161,10 @@ impl Device for BalloonDevice {
         (self.actual, self.held) = (0, None);
     }
 
+    fn queue_stopped(&mut self, index: usize) {
+        self.held.take_if(|_| index == STATISTICS);
+    }
+
     fn process<M: GuestMemory>(
         &mut self,
         memory: &mut M,

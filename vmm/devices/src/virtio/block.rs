@@ -60,6 +60,8 @@ struct InFlight {
     status: u64,
     /// Bytes that were written before the status if it succeeded.
     written: u32,
+    /// It is complete only when a flush behind it is.
+    needs_flush: bool,
 }
 
 /// The front end of a [`Disk`].
@@ -73,6 +75,10 @@ pub struct Block {
     /// By token.
     in_flight: Vec<Option<InFlight>>,
     in_flight_count: usize,
+    /// The driver cannot flush, so that what it wrote must be durable once it sees that it was written (5.2.6.2).
+    is_write_through: bool,
+    /// A queue was left because the disk had no room.
+    is_behind: bool,
 }
 
 impl Block {
@@ -87,6 +93,8 @@ impl Block {
             chain: Chain::new(),
             in_flight: Vec::new(),
             in_flight_count: 0,
+            is_write_through: false,
+            is_behind: false,
         }
     }
 
@@ -101,7 +109,9 @@ impl Block {
         // The other half of the word is reserved.
         let kind = kind as u32;
         let status = self.chain.take_last()?;
-        let mut flight = InFlight { queue: index, head: self.chain.head(), status, written: 0 };
+        let head = self.chain.head();
+        let needs_flush = self.is_write_through && matches!(kind, kind::OUT | kind::WRITE_ZEROES);
+        let mut flight = InFlight { queue: index, head, status, written: 0, needs_flush };
         let completion = match kind {
             kind::IN => {
                 flight.written = u32::try_from(total_bytes(self.chain.writable())).unwrap_or(u32::MAX);
@@ -136,11 +146,27 @@ impl Block {
     ) -> Result<Poll<Completion>, DriverError> {
         let slot = self.free_slot()?;
         let completion = self.disk.submit(memory, Token(slot as u64), &request(&self.chain));
+        Ok(self.follow(memory, slot, flight, completion))
+    }
+
+    /// Notes a request that is pending, or that needs a flush, which is submitted under its token.
+    #[inline]
+    fn follow<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        slot: usize,
+        mut flight: InFlight,
+        mut completion: Poll<Completion>,
+    ) -> Poll<Completion> {
+        if flight.needs_flush && completion == Poll::Ready(Ok(())) {
+            flight.needs_flush = false;
+            completion = self.disk.submit(memory, Token(slot as u64), &Request::Flush);
+        }
         if completion.is_pending() {
             self.in_flight[slot] = Some(flight);
             self.in_flight_count += 1;
         }
-        Ok(completion)
+        completion
     }
 
     /// A slot for a request. A driver that offers a descriptor again before it got it back could fill any number of them.
@@ -221,10 +247,24 @@ impl Device for Block {
         read_config_bytes(&self.config, offset, into);
     }
 
+    fn set_features(&mut self, features: u64) {
+        self.is_write_through = features & feature::FLUSH == 0 && self.disk.geometry().has_cache;
+    }
+
     fn reset(&mut self) {
         self.disk.abandon();
         self.in_flight.clear();
         self.in_flight_count = 0;
+        (self.is_write_through, self.is_behind) = (false, false);
+    }
+
+    fn queue_stopped(&mut self, index: usize) {
+        for (slot, flight) in self.in_flight.iter_mut().enumerate() {
+            if flight.take_if(|flight| usize::from(flight.queue) == index).is_some() {
+                self.in_flight_count -= 1;
+                self.disk.abandon_one(Token(slot as u64));
+            }
+        }
     }
 
     fn process<M: GuestMemory>(
@@ -237,34 +277,41 @@ impl Device for Block {
             return Ok(Turn::NOTHING);
         };
         let mut left = queue.size();
-        while left > 0 && queue.pop_or_arm(memory, &mut self.chain)? {
+        while left > 0 && self.disk.has_room() && queue.pop_or_arm(memory, &mut self.chain)? {
             self.begin(memory, queue, index as u16)?;
             left -= 1;
         }
+        self.is_behind |= !self.disk.has_room();
         queue.publish(memory)?;
         queue.end_turn(memory, left == 0)
     }
 
     fn poll<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {
-        if self.in_flight_count == 0 {
-            return Ok(Turn::NOTHING);
-        }
-        while let Some((token, completion)) = self.disk.take_completed(memory) {
-            let slot = usize::try_from(token.0).ok().and_then(|slot| self.in_flight.get_mut(slot));
-            let Some(flight) = slot.and_then(Option::take) else {
+        let mut has_news = false;
+        // Asked even if nothing is in flight: so the disk notices that its driver process is another one.
+        while let Some((Token(slot), completion)) = self.disk.take_completed(memory) {
+            let slot = slot as usize;
+            let Some(flight) = self.in_flight.get_mut(slot).and_then(Option::take) else {
                 continue;
             };
             self.in_flight_count -= 1;
-            if let Some(queue) = queues.get_mut(usize::from(flight.queue)) {
+            if let Poll::Ready(completion) = self.follow(memory, slot, flight, Poll::Ready(completion))
+                && let Some(queue) = queues.get_mut(usize::from(flight.queue))
+            {
                 end(memory, queue, &flight, completion)?;
+                has_news = true;
             }
+        }
+        let again = self.disk.has_room() && core::mem::take(&mut self.is_behind);
+        if !has_news {
+            return Ok(Turn { interrupt: false, again });
         }
         let mut interrupt = false;
         for queue in queues {
             queue.publish(memory)?;
             interrupt |= queue.wants_interrupt(memory)?;
         }
-        Ok(Turn { interrupt, again: false })
+        Ok(Turn { interrupt, again })
     }
 }
 

@@ -229,6 +229,7 @@ impl<D: Device> Transport<D> {
         if offset == register::QUEUE_READY {
             if value & 1 == 0 {
                 queue.disable();
+                self.device.queue_stopped(self.queue_sel as usize);
             } else if self.status.contains(Status::FEATURES_OK)
                 && !queue.is_ready()
                 && let Err(error) = queue.enable(self.driver_features)

@@ -160,6 +160,10 @@ pub trait Device {
     /// Back to the state after power-on: nothing that was begun touches guest memory any more.
     fn reset(&mut self);
 
+    /// The driver took this queue back: nothing that was begun for it touches guest memory any more (4.2.2.2, QueueReady), and none of
+    /// its chains is given back.
+    fn queue_stopped(&mut self, _index: usize) {}
+
     /// The driver put buffers into this queue. At most as many chains as the queue has descriptors are served in a turn:
     /// a driver can offer new ones, even by what the device writes into memory, as fast as they are served.
     fn process<M: GuestMemory>(

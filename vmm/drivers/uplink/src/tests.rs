@@ -87,10 +87,10 @@ fn a_frame_waits_for_the_card_and_is_not_lost() {
 fn what_is_no_frame_is_passed_over_and_a_checksum_is_filled_in() {
     let (mut pump, mut switch) = pump();
     switch.send(&[9; 13], None);
-    switch.send(&[0; 60], Some(Checksum { start: 0, offset: 2 }));
+    switch.send(&[0; 60], Some(Checksum { start: 14, offset: 2 }));
     assert_eq!(pump.turn(), Ok(false));
     let mut expected = [0; 60];
-    expected[2..4].fill(0xff);
+    expected[16..18].fill(0xff);
     assert_eq!(pump.card().sent, [expected]);
 }
 

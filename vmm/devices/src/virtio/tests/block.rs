@@ -4,7 +4,7 @@ use super::*;
 use crate::block::{Backend, BlockError, Completion, Geometry, Request, Token};
 use alloc::collections::VecDeque;
 use alloc::rc::Rc;
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::task::Poll;
 use proptest::prelude::*;
 
@@ -81,9 +81,23 @@ fn requests_that_the_disk_cannot_do_fail_and_the_device_goes_on() {
     assert!(!driver.needs_reset());
 }
 
-/// A disk that takes its time.
-#[derive(Clone, Default)]
-struct Slow(Rc<RefCell<VecDeque<(Token, Completion)>>>);
+const FLUSH: u64 = 1 << 9;
+
+/// A disk that takes its time, and cannot flush.
+#[derive(Clone)]
+struct Slow {
+    pending: Rc<RefCell<VecDeque<(Token, Completion)>>>,
+    /// How many requests it holds.
+    room: usize,
+    /// How often it was asked what it has completed.
+    asked: Rc<Cell<u32>>,
+}
+
+impl Default for Slow {
+    fn default() -> Self {
+        Slow { pending: Rc::default(), room: usize::MAX, asked: Rc::default() }
+    }
+}
 
 impl Backend for Slow {
     fn geometry(&self) -> Geometry {
@@ -92,21 +106,30 @@ impl Backend for Slow {
 
     fn submit(&mut self, _: &mut dyn GuestMemory, token: Token, request: &Request<'_>) -> Poll<Completion> {
         let completion = if *request == Request::Flush { Err(BlockError::Io) } else { Ok(()) };
-        self.0.borrow_mut().push_back((token, completion));
+        self.pending.borrow_mut().push_back((token, completion));
         Poll::Pending
     }
 
+    fn has_room(&self) -> bool {
+        self.pending.borrow().len() < self.room
+    }
+
     fn take_completed(&mut self, _: &mut dyn GuestMemory) -> Option<(Token, Completion)> {
-        self.0.borrow_mut().pop_back()
+        self.asked.set(self.asked.get() + 1);
+        self.pending.borrow_mut().pop_back()
     }
 
     fn abandon(&mut self) {
-        self.0.borrow_mut().clear();
+        self.pending.borrow_mut().clear();
+    }
+
+    fn abandon_one(&mut self, token: Token) {
+        self.pending.borrow_mut().retain(|pending| pending.0 != token);
     }
 }
 
 fn slow_block(slow: &Slow, features: u64) -> Driver<Block> {
-    Driver::new(Block::new(Disk::new(Box::new(slow.clone())), ID, 1), features, 8)
+    Driver::new(Block::new(Disk::new(Box::new(slow.clone())), ID, 1), features | FLUSH, 8)
 }
 
 #[test]
@@ -132,7 +155,8 @@ fn requests_come_back_in_the_order_in_which_the_disk_completes_them() {
 fn a_request_is_given_back_to_the_queue_that_it_came_by() {
     const MQ: u64 = 1 << 12;
     let slow = Slow::default();
-    let mut driver = Driver::new(Block::new(Disk::new(Box::new(slow.clone())), ID, 3), MQ | EVENT_IDX, 8);
+    let mut driver =
+        Driver::new(Block::new(Disk::new(Box::new(slow.clone())), ID, 3), MQ | FLUSH | EVENT_IDX, 8);
     assert_eq!(driver.device.read(0x100 + 34, 2), 3);
     for queue in [2, 0, 1] {
         driver.header(if queue == 0 { 4 } else { 1 }, 0);
@@ -159,14 +183,91 @@ fn after_a_reset_nothing_of_the_time_before_comes_back() {
     driver.header(1, 0);
     driver.offer(&[Buffer::Read(HEADER, 16), Buffer::Write(STATUS, 1)]);
     driver.notify();
-    let late = slow.0.borrow()[0];
+    let late = slow.pending.borrow()[0];
     driver.start(0, 8);
-    assert!(slow.0.borrow().is_empty());
+    assert!(slow.pending.borrow().is_empty());
     // Even if a backend does not obey.
-    slow.0.borrow_mut().push_back(late);
+    slow.pending.borrow_mut().push_back(late);
     driver.poll();
     assert!(driver.take_used().is_empty());
     assert_eq!(driver.bytes(STATUS, 1), [0xaa]);
+}
+
+#[test]
+fn a_queue_that_its_driver_takes_back_is_left_alone() {
+    const MQ: u64 = 1 << 12;
+    let slow = Slow::default();
+    let block = Block::new(Disk::new(Box::new(slow.clone())), ID, 2);
+    let mut driver = Driver::new(block, MQ | FLUSH, 8);
+    for queue in 0..2 {
+        driver.header(1, 0);
+        driver.memory.write_u8(STATUS + queue, 0xaa).unwrap();
+        driver.select(queue as usize);
+        driver.offer(&[Buffer::Read(HEADER, 16), Buffer::Write(STATUS + queue, 1)]);
+        driver.notify();
+    }
+    // QueueReady of queue 0.
+    driver.write(0x030, 0);
+    driver.write(0x044, 0);
+    assert_eq!(slow.pending.borrow().len(), 1);
+    driver.write(0x044, 1);
+    driver.poll();
+    assert_eq!(driver.bytes(STATUS, 2), [0xaa, OK]);
+    driver.select(0);
+    assert!(driver.take_used().is_empty());
+    driver.select(1);
+    assert_eq!(driver.take_used(), [(0, 1)]);
+}
+
+#[test]
+fn what_a_driver_that_cannot_flush_has_written_is_flushed_before_it_is_done() {
+    // The disk fails what flushes, which shows in the status.
+    for (kind, without, with) in [(1, IOERR, OK), (13, IOERR, OK), (0, OK, OK), (4, IOERR, IOERR)] {
+        for (features, expected) in [(0, without), (FLUSH, with)] {
+            let slow = Slow::default();
+            let block = Block::new(Disk::new(Box::new(slow.clone())), ID, 1);
+            let mut driver = Driver::new(block, features, 8);
+            driver.header(kind, 0);
+            driver.memory.write(DATA, &[0; 16]).unwrap();
+            let data = [Buffer::Read(DATA, 16)];
+            let data = if kind == 13 { &data[..] } else { &[] };
+            driver.offer(&[&[Buffer::Read(HEADER, 16)], data, &[Buffer::Write(STATUS, 1)]].concat());
+            driver.notify();
+            assert!(driver.take_used().is_empty());
+            driver.poll();
+            assert_eq!(driver.bytes(STATUS, 1), [expected], "request {kind} with features {features:#x}");
+            assert_eq!(driver.take_used().len(), 1);
+        }
+    }
+}
+
+#[test]
+fn requests_stay_in_the_ring_while_the_disk_has_no_room() {
+    let slow = Slow { room: 2, ..Slow::default() };
+    let mut driver = slow_block(&slow, INDIRECT_DESC | EVENT_IDX);
+    driver.header(1, 0);
+    for _ in 0..5 {
+        driver.offer(&[Buffer::Read(HEADER, 16), Buffer::Write(STATUS, 1)]);
+        driver.notify();
+        assert!(slow.pending.borrow().len() <= 2);
+    }
+    for done in [2, 2, 1, 0] {
+        driver.poll();
+        driver.run();
+        assert_eq!(driver.take_used().len(), done);
+    }
+    // The next one is asked for as usual.
+    let old = driver.available_index();
+    driver.offer(&[Buffer::Read(HEADER, 16), Buffer::Write(STATUS, 1)]);
+    assert!(driver.must_notify(old));
+}
+
+#[test]
+fn a_disk_is_asked_for_news_though_nothing_is_in_flight() {
+    let slow = Slow::default();
+    let mut driver = slow_block(&slow, 0);
+    driver.poll();
+    assert_eq!((slow.asked.get(), driver.interrupts), (1, 0));
 }
 
 #[test]
@@ -178,7 +279,7 @@ fn a_chain_that_is_offered_again_and_again_fills_no_memory() {
     while !driver.needs_reset() {
         driver.put_available(head);
         driver.notify();
-        assert!(slow.0.borrow().len() <= 256);
+        assert!(slow.pending.borrow().len() <= 256);
     }
     assert_eq!(driver.device.take_error(), Some(DriverError::InFlight));
 }

@@ -61,6 +61,10 @@ fn a_checksum_that_the_driver_leaves_out_travels_as_a_note() {
     driver.memory.write_u8(DATA + 8, 25).unwrap();
     driver.transfer(&[Buffer::Read(DATA, 72)]);
     assert_eq!(arrived(&mut far), None);
+    // Nor is one in the sender's address.
+    driver.memory.write(DATA + 6, &[10, 0, 0, 0]).unwrap();
+    driver.transfer(&[Buffer::Read(DATA, 72)]);
+    assert_eq!(arrived(&mut far), None);
 }
 
 /// A frame of TCP over IPv4 with so much payload.
