@@ -6,6 +6,9 @@ use alloc::vec::Vec;
 /// Bytes for the guest that wait until its driver has room. More stays where it comes from.
 pub const INPUT_BYTES: usize = 4 << 10;
 
+/// Bytes from the guest that wait for the host. A front end leaves more in the guest's memory.
+pub const OUTPUT_BYTES: usize = 8 << 10;
+
 /// A console.
 #[derive(Clone, Debug, Default)]
 pub struct Console {
@@ -40,7 +43,12 @@ impl Console {
         len
     }
 
-    /// Takes bytes from the guest in.
+    /// How many bytes from the guest there is room for.
+    pub fn room(&self) -> usize {
+        OUTPUT_BYTES.saturating_sub(self.output.len())
+    }
+
+    /// Takes bytes from the guest in. That there is [`Self::room`] for them is the front end's to see.
     pub fn put_output(&mut self, bytes: &[u8]) {
         self.output.extend_from_slice(bytes);
     }

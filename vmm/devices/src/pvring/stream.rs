@@ -2,7 +2,7 @@
 
 use super::queue::{End, Queue, Turn};
 use crate::Request as MachineRequest;
-use crate::console::Console;
+use crate::console::{Console, OUTPUT_BYTES};
 use crate::entropy::Entropy;
 use crate::guest_mem::GuestMemory;
 use crate::segment::{Cursor, Segment, total_bytes};
@@ -14,8 +14,6 @@ use hypercall_abi::guest::ring::Request;
 
 /// Bytes that one request may show, log or fill with random numbers at most.
 const MAX_BYTES: u64 = op::MAX_WRITE as u64;
-/// Bytes of output that wait for the host at most, beyond which a console serves no more requests.
-const MAX_OUTPUT: usize = 8 << 10;
 /// Lines of the log that wait for the host at most; more are lost.
 const MAX_LINES: usize = 32;
 /// Bytes of a line at most; the rest is lost.
@@ -76,7 +74,7 @@ pub(super) fn serve_output<M: GuestMemory>(
         *waiting = 0;
     }
     queue.look(memory)?;
-    while *waiting < MAX_OUTPUT {
+    while *waiting < OUTPUT_BYTES {
         let Some(request) = queue.take(memory)? else {
             return queue.settle(memory);
         };

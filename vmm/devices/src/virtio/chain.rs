@@ -246,9 +246,7 @@ impl Chain {
         for index in 0..u64::from(table.len) {
             let PackedDescriptor { segment, flags, .. } =
                 PackedDescriptor::read(memory, table.gpa.wrapping_add(index * DESCRIPTOR_BYTES))?;
-            if flags & INDIRECT != 0 {
-                return Err(DriverError::IndirectTable);
-            }
+            // All flags but WRITE are reserved, and mean nothing (2.8.7).
             self.add(segment, flags, size)?;
         }
         Ok(())

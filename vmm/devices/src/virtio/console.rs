@@ -5,15 +5,13 @@ use super::queue::Queue;
 use super::{Device, DeviceType, DriverError, Turn};
 use crate::console::Console;
 use crate::guest_mem::GuestMemory;
-use crate::segment::{Cursor, total_bytes};
+use crate::segment::total_bytes;
 
 /// The queues: bytes for the driver, bytes from it.
 const QUEUE_SIZES: [u16; 2] = [64, 64];
 /// The queue of bytes for the driver.
 pub const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
-/// Most bytes that one buffer carries out: a driver's are pages.
-const MOST_OUTPUT: u64 = 64 << 10;
 /// Bytes that are copied at a time.
 const PIECE: usize = 256;
 
@@ -21,7 +19,12 @@ const PIECE: usize = 256;
 #[derive(Debug, Default)]
 pub struct ConsoleDevice {
     console: Console,
+    /// A buffer for input.
     chain: Chain,
+    /// What is left of the driver's output.
+    outgoing: Chain,
+    /// The chain of [`Self::outgoing`] was not given back yet.
+    is_sending: bool,
 }
 
 impl ConsoleDevice {
@@ -40,19 +43,33 @@ impl ConsoleDevice {
         &mut self.console
     }
 
-    /// Takes what the driver wrote. No driver writes so much at once that it must be cut.
-    fn send<M: GuestMemory>(&mut self, memory: &M) -> Result<(), DriverError> {
-        if total_bytes(self.chain.readable()) > MOST_OUTPUT {
-            return Err(DriverError::Request);
-        }
-        let mut cursor = Cursor::new(self.chain.readable());
+    /// Takes what the driver wrote, as far as there is room; whether that was all of the chain.
+    fn send<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, DriverError> {
         let mut piece = [0; PIECE];
         loop {
-            match cursor.read(memory, &mut piece)? {
-                0 => return Ok(()),
-                len => self.console.put_output(&piece[..len]),
+            let left = total_bytes(self.outgoing.readable());
+            let len = left.min(self.console.room().min(PIECE) as u64) as usize;
+            if len == 0 {
+                return Ok(left == 0);
             }
+            self.outgoing.take(memory, &mut piece[..len])?;
+            self.console.put_output(&piece[..len]);
         }
+    }
+
+    /// Takes what the driver wrote, for one turn, or until somebody has to take it from here.
+    fn transmit<M: GuestMemory>(&mut self, memory: &mut M, queue: &mut Queue) -> Result<Turn, DriverError> {
+        for _ in 0..queue.size() {
+            if !self.is_sending && !queue.pop_or_arm(memory, &mut self.outgoing)? {
+                return queue.end_turn(memory, false);
+            }
+            self.is_sending = !self.send(memory)?;
+            if self.is_sending {
+                break;
+            }
+            queue.push(memory, self.outgoing.head(), 0)?;
+        }
+        queue.end_turn(memory, true)
     }
 
     /// Gives the driver input as far as it has buffers.
@@ -88,7 +105,13 @@ impl Device for ConsoleDevice {
         into.fill(0);
     }
 
-    fn reset(&mut self) {}
+    fn reset(&mut self) {
+        self.is_sending = false;
+    }
+
+    fn queue_stopped(&mut self, index: usize) {
+        self.is_sending &= index != TRANSMIT;
+    }
 
     fn process<M: GuestMemory>(
         &mut self,
@@ -99,17 +122,7 @@ impl Device for ConsoleDevice {
         let Some(queue) = queues.get_mut(index) else {
             return Ok(Turn::NOTHING);
         };
-        if index != TRANSMIT {
-            return self.receive(memory, queue);
-        }
-        for _ in 0..queue.size() {
-            if !queue.pop_or_arm(memory, &mut self.chain)? {
-                return queue.end_turn(memory, false);
-            }
-            self.send(memory)?;
-            queue.push(memory, self.chain.head(), 0)?;
-        }
-        queue.end_turn(memory, true)
+        if index == TRANSMIT { self.transmit(memory, queue) } else { self.receive(memory, queue) }
     }
 
     fn poll<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {

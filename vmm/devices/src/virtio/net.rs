@@ -1,6 +1,6 @@
 //! Network device (5.1).
 
-use super::chain::Chain;
+use super::chain::{Chain, Head};
 use super::queue::Queue;
 use super::{Device, DeviceType, DriverError, Turn, read_config_bytes};
 use crate::guest_mem::GuestMemory;
@@ -49,8 +49,10 @@ pub struct Net {
     config: [u8; 12],
     features: u64,
     chain: Chain,
-    /// Chains that a frame for the driver goes into; made once.
-    chains: Vec<Chain>,
+    /// The first of the chains that a frame for the driver goes into.
+    first: Chain,
+    /// The names of all of them, and what is in each. Only that is kept: a driver's buffers may have any number of pieces.
+    filled: Vec<(Head, u32)>,
     /// A frame of the driver's.
     outgoing: Box<[u8; MAX_FRAME]>,
     /// A frame for the driver, behind its header.
@@ -77,7 +79,8 @@ impl Net {
             config,
             features: 0,
             chain: Chain::new(),
-            chains: Vec::new(),
+            first: Chain::new(),
+            filled: Vec::new(),
             outgoing: Box::new([0; MAX_FRAME]),
             incoming: Box::new([0; HEADER + MAX_FRAME]),
             waiting: 0,
@@ -190,32 +193,38 @@ impl Net {
         queue.end_turn(memory, true)
     }
 
-    /// Gives the driver the frame that waits; `false` if it has no room for it yet.
+    /// Gives the driver the frame that waits; `false` if it has no room for it yet. A frame for which its buffers are too small is lost:
+    /// they need not hold one with a VLAN tag (5.1.6.3.1).
     fn deliver<M: GuestMemory>(&mut self, memory: &mut M, queue: &mut Queue) -> Result<bool, DriverError> {
         let bytes = HEADER + self.waiting;
-        let (mut taken, mut room) = (0, 0);
-        while room < bytes as u64 {
-            if taken == self.chains.len() {
-                self.chains.push(Chain::new());
+        let most = if self.has(feature::MRG_RXBUF) { queue.size() } else { 1 };
+        self.incoming[10..HEADER].copy_from_slice(&1u16.to_le_bytes());
+        self.filled.clear();
+        let mut done = 0;
+        while done < bytes {
+            let is_first = self.filled.is_empty();
+            let is_lost = self.filled.len() == usize::from(most);
+            let chain = if is_first { &mut self.first } else { &mut self.chain };
+            if is_lost || !queue.pop_or_arm(memory, chain)? {
+                queue.unpop(self.filled.iter().map(|filled| filled.0));
+                self.waiting = if is_lost { 0 } else { self.waiting };
+                return Ok(is_lost);
             }
-            let chain = &mut self.chains[taken];
-            if !queue.pop_or_arm(memory, chain)? {
-                queue.unpop(&self.chains[..taken]);
-                return Ok(false);
-            }
-            taken += 1;
-            room += total_bytes(chain.writable());
-            // Without mergeable buffers each is to hold a whole frame (5.1.6.3.1).
-            if room < bytes as u64 && (!self.has(feature::MRG_RXBUF) || taken == usize::from(queue.size())) {
+            // Each holds the header at least (5.1.6.3.1).
+            if total_bytes(chain.writable()) < HEADER as u64 {
                 return Err(DriverError::Request);
             }
+            let written = chain.write(memory, &self.incoming[done..bytes])?;
+            self.filled.push((chain.head(), written as u32));
+            done += written;
         }
-        self.incoming[10..HEADER].copy_from_slice(&(taken as u16).to_le_bytes());
-        let mut rest = &self.incoming[..bytes];
-        for chain in &self.chains[..taken] {
-            let written = chain.write(memory, rest)?;
-            rest = &rest[written..];
-            queue.put(memory, chain.head(), written as u32)?;
+        if self.filled.len() > 1 {
+            let mut count = Cursor::new(self.first.writable());
+            count.skip(10);
+            count.write(memory, &(self.filled.len() as u16).to_le_bytes())?;
+        }
+        for &(head, written) in &self.filled {
+            queue.put(memory, head, written)?;
         }
         // A driver looks for all buffers of a frame once it sees the first.
         queue.publish(memory)?;

@@ -4,7 +4,7 @@
 //! and used when both are the device's. A side's counter, 1 at first, changes whenever it goes round the ring.
 
 use super::DriverError;
-use super::chain::{Chain, DESCRIPTOR_BYTES, Head, NEXT, PackedDescriptor};
+use super::chain::{Chain, DESCRIPTOR_BYTES, Head, NEXT, PackedDescriptor, WRITE};
 use super::queue::{Addresses, is_passed};
 use crate::guest_mem::GuestMemory;
 use core::sync::atomic::{Ordering, fence};
@@ -46,9 +46,10 @@ impl Place {
         }
     }
 
-    /// The flags of a used descriptor here.
-    fn used(self) -> u16 {
-        if self.wrap { AVAIL | USED } else { 0 }
+    /// The flags of a used descriptor here, into whose buffers so many bytes were written (2.8.3).
+    fn used(self, len: u32) -> u16 {
+        let is_written = if len > 0 { WRITE } else { 0 };
+        if self.wrap { AVAIL | USED | is_written } else { is_written }
     }
 
     fn is_available(self, flags: u16) -> bool {
@@ -65,8 +66,8 @@ pub(super) struct Ring {
     used: Place,
     /// Slots between the two: chains that were taken and not given back.
     taken: u16,
-    /// The first of the used descriptors that the driver does not see yet.
-    hidden: Option<Place>,
+    /// The first of the used descriptors that the driver does not see yet, and the flags that show it.
+    hidden: Option<(u16, u16)>,
     /// Slots that were given back since the driver was asked whether it wants an interrupt.
     unsignalled: u16,
 }
@@ -152,11 +153,12 @@ impl Ring {
         let gpa = descriptor(at, self.used.slot);
         memory.write_u32(gpa.wrapping_add(LENGTH), len)?;
         memory.write_u16(gpa.wrapping_add(ID), head.id)?;
+        let flags = self.used.used(len);
         if self.hidden.is_none() {
             // The driver looks at them in order: while it does not see the first, it sees none.
-            self.hidden = Some(self.used);
+            self.hidden = Some((self.used.slot, flags));
         } else {
-            memory.write_u16(gpa.wrapping_add(FLAGS), self.used.used())?;
+            memory.write_u16(gpa.wrapping_add(FLAGS), flags)?;
         }
         self.used = self.used.moved(head.slots, size);
         self.taken = self.taken.saturating_sub(head.slots);
@@ -171,9 +173,7 @@ impl Ring {
         at: &Addresses,
     ) -> Result<(), DriverError> {
         match self.hidden.take() {
-            Some(place) => {
-                Ok(memory.write_u16(descriptor(at, place.slot).wrapping_add(FLAGS), place.used())?)
-            }
+            Some((slot, flags)) => Ok(memory.write_u16(descriptor(at, slot).wrapping_add(FLAGS), flags)?),
             None => Ok(()),
         }
     }

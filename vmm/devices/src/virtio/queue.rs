@@ -199,12 +199,10 @@ impl Queue {
     }
 
     /// Puts back the last chains that were taken: they will be taken again.
-    pub fn unpop(&mut self, chains: &[Chain]) {
+    pub fn unpop(&mut self, chains: impl Iterator<Item = Head>) {
         match &mut self.ring {
-            Ring::Split(ring) => ring.unpop(chains.len() as u16),
-            Ring::Packed(ring) => {
-                ring.unpop(chains.iter().map(|chain| chain.head().slots).sum(), self.size);
-            }
+            Ring::Split(ring) => ring.unpop(chains.count() as u16),
+            Ring::Packed(ring) => ring.unpop(chains.map(|head| head.slots).sum(), self.size),
         }
     }
 

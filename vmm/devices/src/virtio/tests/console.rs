@@ -1,6 +1,7 @@
 //! The console.
 
 use super::*;
+use crate::console::OUTPUT_BYTES;
 use crate::virtio::console::ConsoleDevice;
 
 const RECEIVE: usize = 0;
@@ -46,10 +47,45 @@ fn input_waits_until_the_driver_has_buffers() {
 }
 
 #[test]
-fn a_driver_that_writes_more_than_any_buffer_holds_is_stopped() {
+fn a_driver_writes_any_amount_and_the_device_holds_little_of_it() {
+    for features in [0, INDIRECT_DESC] {
+        let mut driver = Driver::new(ConsoleDevice::new(), features, 8);
+        driver.select(TRANSMIT);
+        let text: Vec<u8> = (0..100_000u32).map(|at| (at / 7) as u8).collect();
+        driver.memory.write(DATA, &text).unwrap();
+        for _ in 0..2 {
+            driver.offer(&[
+                Buffer::Read(DATA, 40_001),
+                Buffer::Read(0, 0),
+                Buffer::Read(DATA + 40_001, 59_999),
+            ]);
+        }
+        driver.write(0x050, TRANSMIT as u32);
+        let mut output = Vec::new();
+        let mut most = 0;
+        while driver.device.is_notified() {
+            let _ = driver.device.run(&mut driver.memory);
+            let before = output.len();
+            output.extend(driver.device.device_mut().console_mut().take_output());
+            most = most.max(output.len() - before);
+        }
+        assert!(output == text.repeat(2), "{} bytes of 200000", output.len());
+        assert_eq!(most, OUTPUT_BYTES);
+        assert_eq!(driver.take_used().len(), 2);
+    }
+}
+
+#[test]
+fn a_reset_forgets_what_waits_to_be_written() {
     let mut driver = console();
     driver.select(TRANSMIT);
-    driver.offer(&[Buffer::Read(DATA, 40_000), Buffer::Read(DATA, 40_000)]);
-    driver.notify();
-    assert_eq!(driver.device.take_error(), Some(DriverError::Request));
+    driver.offer(&[Buffer::Read(DATA, 60_000)]);
+    driver.write(0x050, TRANSMIT as u32);
+    let _ = driver.device.run(&mut driver.memory);
+    driver.start(0, 8);
+    let old = driver.device.device_mut().console_mut().take_output().count();
+    assert_eq!(old, OUTPUT_BYTES);
+    driver.select(TRANSMIT);
+    driver.transfer(&[Buffer::Read(DATA, 3)]);
+    assert_eq!(driver.device.device_mut().console_mut().take_output().count(), 3);
 }

@@ -186,15 +186,31 @@ fn with_mergeable_buffers_a_frame_fills_as_many_as_it_needs() {
 }
 
 #[test]
-fn a_driver_whose_buffers_hold_no_frame_is_stopped() {
-    for (features, len) in [(0, 50), (MRG_RXBUF, 1)] {
+fn a_driver_whose_buffers_hold_no_header_is_stopped() {
+    for features in [0, MRG_RXBUF] {
         let (mut driver, mut far) = card(features, 4);
-        for _ in 0..4 {
-            driver.offer(&[Buffer::Write(DATA, len)]);
-        }
+        driver.offer(&[Buffer::Write(DATA, 11)]);
         far.send(&frame(80), None);
         driver.poll();
         assert_eq!(driver.device.take_error(), Some(DriverError::Request));
+    }
+}
+
+#[test]
+fn a_frame_that_is_longer_than_the_buffers_is_lost_and_the_next_one_comes() {
+    // 1526 bytes hold a header and the longest frame without a VLAN tag. Of mergeable ones, all four are too small.
+    for (features, len) in [(0, 1526), (MRG_RXBUF, 380)] {
+        let (mut driver, mut far) = card(features | EVENT_IDX, 4);
+        for at in 0..4 {
+            driver.offer(&[Buffer::Write(DATA + at * 0x1000, len)]);
+        }
+        far.send(&frame(MAX_FRAME), None);
+        far.send(&frame(300), None);
+        driver.poll();
+        assert!(!driver.needs_reset());
+        assert_eq!(driver.take_used(), [(0, 312)]);
+        assert_eq!(driver.bytes(DATA, 12), [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0]);
+        assert_eq!(driver.bytes(DATA + 12, 300), frame(300));
     }
 }
 

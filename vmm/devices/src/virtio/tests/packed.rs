@@ -89,8 +89,8 @@ impl Packed {
             for at in 0..buffers {
                 let entry = table + 16 * u64::from(at);
                 self.put(entry, 0x8000 + u64::from(id), u32::from(at) + 1, 0);
-                // NEXT is reserved there, and means nothing.
-                let reserved = if at % 2 == 0 { 0 } else { NEXT };
+                // All but WRITE is reserved there, and means nothing.
+                let reserved = if at % 2 == 0 { 0 } else { NEXT | INDIRECT };
                 self.memory.write_u16(entry + 14, flags(at) | reserved).unwrap();
             }
         }
@@ -125,7 +125,9 @@ impl Packed {
             let sent = self.sent[usize::from(id)].take().expect("an id that is in flight");
             self.used = moved(self.used, sent.slots, self.size);
             self.free += sent.slots;
-            all.push((id, self.memory.read_u32(at + 8).unwrap()));
+            let len = self.memory.read_u32(at + 8).unwrap();
+            assert_eq!(flags & WRITE != 0, len > 0, "it says whether something was written");
+            all.push((id, len));
         }
     }
 
@@ -167,7 +169,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (1u16..5, any::<bool>()).prop_map(|(buffers, is_indirect)| Step::Offer(buffers, is_indirect)),
         2 => Just(Step::Pop),
         1 => (1usize..3).prop_map(Step::Unpop),
-        2 => (any::<prop::sample::Index>(), any::<u32>()).prop_map(|(at, len)| Step::Push(at.index(64), len)),
+        2 => (any::<prop::sample::Index>(), prop_oneof![Just(0), any::<u32>()]).prop_map(|(at, len)| Step::Push(at.index(64), len)),
         1 => (1usize..4).prop_map(Step::Batch),
     ]
 }
@@ -197,7 +199,7 @@ proptest! {
                 Step::Unpop(count) => {
                     let offered = driver.offered.clone();
                     let chains: Vec<Chain> = (0..count).map_while(|_| driver.pop()).collect();
-                    driver.queue.unpop(&chains);
+                    driver.queue.unpop(chains.iter().map(Chain::head));
                     driver.offered = offered;
                 }
                 Step::Push(at, len) if !taken.is_empty() => {
