@@ -4,7 +4,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
-use block_channel::Server;
+use block_channel::{Server, Wait};
 use tproto::disk;
 use usys::abi::Selector;
 use usys::cap::{Cap, Ntfn};
@@ -46,7 +46,7 @@ fn serve(mut server: Server<Cap<Ntfn>>, session: u32) -> ! {
             server.complete(request.slot, status);
         }
         server.notify();
-        if server.prepare_to_wait() {
+        if server.prepare_to_wait() == Wait::Sleep {
             let _bits = process::events().wait(FOREVER);
         }
     }

@@ -9,13 +9,15 @@
 extern crate alloc;
 
 mod client;
+mod complaints;
 mod server;
 #[cfg(test)]
 mod tests;
 mod watch;
 
 pub use client::{Client, HEAP_BYTES};
-pub use server::Server;
+pub use complaints::Complaints;
+pub use server::{Server, Wait};
 pub use usys::signal::Signal;
 pub use watch::Watch;
 

@@ -9,6 +9,17 @@ use vmm_protocol::block::{
     SERVED, SLOTS, Served, Status, completion_offset, data_offset, request_offset,
 };
 
+/// What a driver may do that has done everything it knows of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Wait: it is signalled.
+    Sleep,
+    /// Look: there is a request.
+    Serve,
+    /// [`Server::begin`], as soon as nothing is in flight any more.
+    Begin,
+}
+
 /// Serves one user.
 #[derive(Debug)]
 pub struct Server<S> {
@@ -102,15 +113,17 @@ impl<S: Signal> Server<S> {
         }
     }
 
-    /// Asks for a signal. `false` if there is something to do already: then look, and do not wait.
-    pub fn prepare_to_wait(&mut self) -> bool {
+    /// Asks for a signal, if there is not something to do already.
+    pub fn prepare_to_wait(&mut self) -> Wait {
         self.words.store(DRIVER_SLEEPS, 1);
         // Pairs with the fence in `Client::publish`: either this sees the request, or the user sees the word.
         fence(Ordering::SeqCst);
-        let is_idle = !self.has_request() && !self.is_asked_to_begin();
-        if !is_idle {
-            self.words.store(DRIVER_SLEEPS, 0);
-        }
-        is_idle
+        let wait = match (self.has_request(), self.is_asked_to_begin()) {
+            (true, _) => Wait::Serve,
+            (false, true) => Wait::Begin,
+            (false, false) => return Wait::Sleep,
+        };
+        self.words.store(DRIVER_SLEEPS, 0);
+        wait
     }
 }

@@ -1,6 +1,6 @@
 //! Both ends together, and each with a peer that means harm.
 
-use crate::{Client, Server, Signal, Watch};
+use crate::{Client, Server, Signal, Wait, Watch};
 use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -148,9 +148,9 @@ fn a_sleeping_driver_is_signalled_once() {
     let before = fixture.driver_bell.0.get();
     let _ = fixture.submit(0, Request::Flush);
     assert_eq!(fixture.driver_bell.0.get(), before, "it is awake");
-    assert!(!driver.server.prepare_to_wait(), "there is a request");
+    assert_eq!(driver.server.prepare_to_wait(), Wait::Serve);
     driver.run();
-    assert!(driver.server.prepare_to_wait());
+    assert_eq!(driver.server.prepare_to_wait(), Wait::Sleep);
     let _ = fixture.submit(1, Request::Flush);
     let _ = fixture.submit(2, Request::Flush);
     assert_eq!(fixture.driver_bell.0.get(), before + 1);
@@ -207,6 +207,7 @@ fn a_vmm_that_restarts_begins_with_empty_rings() {
     assert!(fixture.submit(1, Request::Write { sector: 0, from: &ONE }).is_pending());
     fixture.client = Client::new(fixture.window, Bell::default()).unwrap();
     assert_eq!(fixture.client.connect(), None, "the driver has not seen it");
+    assert_eq!(driver.server.prepare_to_wait(), Wait::Begin, "it may have to wait for its device first");
     driver.run();
     assert_eq!(fixture.client.connect(), Some(DISK));
     assert!(fixture.submit(9, Request::Read { sector: 0, into: &ONE }).is_pending());
@@ -247,7 +248,7 @@ fn a_device_that_was_reset_with_every_slot_taken_works() {
     fixture.client.abandon();
     // Whoever is signalled for these has nothing in flight, and does not look.
     driver.run();
-    assert!(driver.server.prepare_to_wait());
+    assert_eq!(driver.server.prepare_to_wait(), Wait::Sleep);
     let before = fixture.driver_bell.0.get();
     assert!(fixture.submit(0, Request::Read { sector: 0, into: &ONE }).is_pending());
     assert_eq!(fixture.driver_bell.0.get(), before + 1, "it is at the driver");
@@ -334,7 +335,7 @@ fn a_user_that_floods_the_ring_is_not_served_before_it_begins_again() {
     assert_eq!(driver.server.take(), None);
     fixture.window.atomic_u32(REQUEST_HEAD).unwrap().store(1, Ordering::Release);
     assert_eq!(driver.server.take(), None);
-    assert!(driver.server.prepare_to_wait(), "and does not keep the driver busy");
+    assert_eq!(driver.server.prepare_to_wait(), Wait::Sleep, "and does not keep the driver busy");
     fixture.client = Client::new(fixture.window, Bell::default()).unwrap();
     driver.run();
     assert!(fixture.submit(1, Request::Flush).is_pending());

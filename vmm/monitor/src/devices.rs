@@ -157,18 +157,18 @@ fn connect(info: &'static ProcessInfo, index: usize) -> Result<Client<Cap<Ntfn>>
             Some(disk) if disk.sectors == 0 => return Err("the driver of a disk found none: see the log"),
             Some(_) => return Ok(client),
             None if cpu::now() >= deadline => return Err("the driver of a disk does not answer"),
-            // The console server's bit may be among those taken here; its ring is looked at before the guest runs.
+            // The console server's bit and the balloon's may be among those taken here; both are looked at before the guest runs.
             None => drop(process::events().wait(deadline)),
         }
     }
 }
 
-/// Raises again what stood for disks and network cards among bits that were taken outside the run loop.
+/// Has the run loop look again if bits that were taken outside it stood for disks, network cards or the balloon.
 pub fn give_back(taken: u64) {
     let lines = u64::MAX << FIRST_LINE;
-    if taken & (monitor::DEVICE_BIT | lines) != 0 {
+    if taken & (monitor::DEVICE_BIT | monitor::BALLOON_BIT | lines) != 0 {
         let again: Cap<Ntfn> = Cap::new(Selector(monitor::DEVICE_NTFN));
-        // Without either there is no such capability, and no such bit.
+        // Either bit makes it look at all of them.
         let _ = again.signal();
     }
 }

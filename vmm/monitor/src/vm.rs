@@ -113,6 +113,10 @@ impl<W: Watch> Vm<W> {
             Ok(machine) => machine,
             Err(outcome) => return outcome,
         };
+        // The bit that says so may have been taken while a disk's driver was waited for.
+        if let Some(pieces) = self.ram.pieces() {
+            machine.set_balloon_target(pieces.target());
+        }
         let outcome = if self.config.debug {
             debugged::run(&mut self, &mut machine)
         } else {

@@ -15,6 +15,8 @@ impl<S: Signal> Link for End<S> {
     }
 
     fn flush(&mut self) {
+        // Who only sends follows a switch that began anew here.
+        self.is_up();
         End::flush(self);
     }
 

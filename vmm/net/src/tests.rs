@@ -130,6 +130,19 @@ fn a_frame_is_forwarded_with_the_start_that_was_checked() {
 }
 
 #[test]
+fn a_card_that_only_sends_follows_a_switch_that_began_anew() {
+    let mut fixture = Fixture::connected();
+    fixture.switch = End::new(fixture.window, Side::Switch, fixture.card_bell.clone()).unwrap();
+    // The first frame is the last switch's, and lost with it.
+    for number in 0..3 {
+        Link::send(&mut fixture.card, &frame(number, 60), None);
+        Link::flush(&mut fixture.card);
+        fixture.switch.is_up();
+    }
+    assert_eq!([1, 2].map(|_| receive(&mut fixture.switch)), [1, 2].map(|number| Some(frame(number, 60))));
+}
+
+#[test]
 fn a_full_ring_loses_the_newest_frames_and_no_others() {
     let mut fixture = Fixture::connected();
     for number in 0..SLOTS as u32 {

@@ -246,10 +246,8 @@ impl Vm {
             page_cap.delegate(pd, Selector(to), Narrow::rights(keep))?;
         }
         console.delegate_doorbell(self.index, &instance.process, Selector(monitor::CONSOLE))?;
-        if !(disks.is_empty() && cards.is_empty() && sockets.is_none()) {
-            let again = Narrow::rights(Rights::SIGNAL).badge(monitor::DEVICE_BIT);
-            self.events.delegate(pd, Selector(monitor::DEVICE_NTFN), again)?;
-        }
+        let again = Narrow::rights(Rights::SIGNAL).badge(monitor::DEVICE_BIT);
+        self.events.delegate(pd, Selector(monitor::DEVICE_NTFN), again)?;
         for disk in disks {
             disk.delegate_doorbell(pd)?;
         }

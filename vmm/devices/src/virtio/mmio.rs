@@ -275,7 +275,7 @@ impl<D: Device> Transport<D> {
         if !new.contains(Status::FEATURES_OK) {
             new -= Status::DRIVER_OK;
         }
-        if (new - self.status).contains(Status::DRIVER_OK) {
+        if (new - self.status).contains(Status::DRIVER_OK) && !new.contains(Status::NEEDS_RESET) {
             // Buffers may have been there before; of those there was no notification.
             self.notify_all();
         }

@@ -34,6 +34,16 @@ pub enum Command {
     Flush,
 }
 
+impl Command {
+    /// How long it may take, in ms: a drive may have to spin up, and may need more than 30 s to empty its cache (ATA/ATAPI-6, 8.12).
+    pub const fn patience_ms(self) -> u64 {
+        match self {
+            Command::Flush => 60_000,
+            _ => 10_000,
+        }
+    }
+}
+
 /// Why a command failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {

@@ -4,7 +4,7 @@ use crate::drive::{Command, Drive, Failure, Medium, Next, POLL_MS};
 use crate::identity::Identity;
 use crate::registers::{Bus, Register};
 use alloc::vec;
-use block_channel::Server;
+use block_channel::{Complaints, Server, Wait};
 use usys::abi::Selector;
 use usys::cap::{Cap, Irqs, Ntfn};
 use usys::cpu;
@@ -12,17 +12,16 @@ use usys::object::{FOREVER, Trigger};
 use usys::port::PortRange;
 use usys::process::{self, ProcessInfo};
 use vmm_protocol::block::{DiskInfo, Operation, Request, SECTOR_BYTES, SLOT_BYTES, Status};
+use vmm_protocol::manifest::DEFAULT_TIMEOUT_MS;
 use vmm_protocol::process::driver::{self, ata};
 use vmm_protocol::process::{CHANNEL, DriverConfig};
 
-/// How long a command may take, in ms: a drive may have to spin up.
-const COMMAND_MS: u64 = 10_000;
 /// How long a reset may take, in ms (ATA/ATAPI-6, 9.2: 31 s).
 const RESET_MS: u64 = 31_000;
+// Whoever watches this driver is to wait for longer than the driver does for its drive.
+const _: () = assert!(Command::Flush.patience_ms() + RESET_MS < DEFAULT_TIMEOUT_MS as u64);
 /// How long an interrupt is waited for before the drive is looked at anyway, in ms: one that was lost costs no more.
 const WATCHDOG_MS: u64 = 50;
-/// How many failures are written to the log.
-const MAX_COMPLAINTS: u32 = 20;
 
 /// Runs the driver.
 pub fn main(info: &'static ProcessInfo) -> ! {
@@ -64,7 +63,7 @@ fn run<M: Medium>(info: &'static ProcessInfo, plug_in: fn(Disk, u64) -> M) -> Re
     let user: Cap<Ntfn> = Cap::new(Selector(driver::USER));
     let server =
         Server::new(channel, user, config.session, description).map_err(|_| "the channel is too short")?;
-    Service { medium: plug_in(disk, description.sectors), server, complaints: 0 }.run()
+    Service { medium: plug_in(disk, description.sectors), server, complaints: Complaints::default() }.run()
 }
 
 /// The drive and what it takes to wait for it.
@@ -80,7 +79,7 @@ impl Disk {
     fn start(&mut self) -> Result<Identity, Error> {
         // Whoever was here before may have left it at anything.
         let reset = self.drive.reset();
-        match self.finish(reset, &mut []) {
+        match self.finish(reset, RESET_MS, &mut []) {
             Err(Failure::TimedOut) | Ok(()) => {}
             Err(failure) => return Err(Error::Drive(failure)),
         }
@@ -93,9 +92,9 @@ impl Disk {
         Ok(identity)
     }
 
-    /// Follows a command to its end.
-    fn finish(&mut self, mut next: Next, data: &mut [u8]) -> Result<(), Failure> {
-        let mut deadline = self.deadline_in(COMMAND_MS);
+    /// Follows a command, which may take so many ms, to its end.
+    fn finish(&mut self, mut next: Next, patience_ms: u64, data: &mut [u8]) -> Result<(), Failure> {
+        let mut deadline = self.deadline_in(patience_ms);
         loop {
             let patience = match next {
                 Next::Done(result) => return result,
@@ -134,7 +133,7 @@ impl Disk {
 impl Medium for Disk {
     fn execute(&mut self, command: Command, data: &mut [u8]) -> Result<(), Failure> {
         let next = self.drive.begin(command, data);
-        self.finish(next, data)
+        self.finish(next, command.patience_ms(), data)
     }
 }
 
@@ -142,7 +141,7 @@ impl Medium for Disk {
 struct Service<M> {
     medium: M,
     server: Server<Cap<Ntfn>>,
-    complaints: u32,
+    complaints: Complaints,
 }
 
 impl<M: Medium> Service<M> {
@@ -159,7 +158,7 @@ impl<M: Medium> Service<M> {
                 self.server.notify();
             }
             self.server.notify();
-            if self.server.prepare_to_wait() {
+            if self.server.prepare_to_wait() == Wait::Sleep {
                 let _bits = process::events().wait(FOREVER);
             }
         }
@@ -181,8 +180,7 @@ impl<M: Medium> Service<M> {
             Operation::Flush => self.medium.execute(Command::Flush, buffer),
         };
         let Err(failure) = result else { return Status::Done };
-        if self.complaints < MAX_COMPLAINTS {
-            self.complaints += 1;
+        if self.complaints.take() {
             log::warn!("{operation:?} of {count} sectors from {sector}: {failure}");
         }
         if failure == Failure::NotFound { Status::OutOfRange } else { Status::Io }

@@ -1,7 +1,7 @@
 //! The process: interrupts, deadlines, and the channel to the VMM.
 
 use crate::device::Device;
-use block_channel::Server;
+use block_channel::{Complaints, Server, Wait};
 use usys::abi::Selector;
 use usys::cap::{Cap, Ntfn};
 use usys::cpu;
@@ -49,7 +49,15 @@ fn run(info: &'static ProcessInfo, address: fn(&virtio::PciDevice) -> u64) -> Re
     log::info!("{} sectors{}", disk.sectors, if disk.is_read_only { ", read-only" } else { "" });
     let server = Server::new(channel, user, config.session, disk).map_err(|_| "the channel is too short")?;
     let data = config.pci.as_ref().map_or(0, address);
-    Driver { server, device, data, tsc_hz: info.header.tsc_hz, patience: FOREVER }.serve()
+    Driver {
+        server,
+        device,
+        data,
+        tsc_hz: info.header.tsc_hz,
+        patience: FOREVER,
+        complaints: Complaints::default(),
+    }
+    .serve()
 }
 
 fn open(info: &'static ProcessInfo, pci: &virtio::PciDevice) -> Result<Device<Pci>, &'static str> {
@@ -69,6 +77,7 @@ struct Driver {
     tsc_hz: u64,
     /// Until when the device has to complete something.
     patience: u64,
+    complaints: Complaints,
 }
 
 impl Driver {
@@ -113,7 +122,7 @@ impl Driver {
         loop {
             match device.take_completed() {
                 Ok(Some((slot, status))) => {
-                    if status != Status::Done {
+                    if status != Status::Done && self.complaints.take() {
                         log::warn!("the device failed a request: {status:?}");
                     }
                     self.server.complete(slot, status);
@@ -133,8 +142,12 @@ impl Driver {
         let is_busy = self.device.as_ref().is_some_and(|device| device.in_flight() > 0);
         // A device is quiet where it may be: what its messages stand for is looked at in every turn.
         let deadline = if is_busy { cpu::deadline_in(WATCHDOG_MS, self.tsc_hz) } else { FOREVER };
-        if self.server.prepare_to_wait() || is_busy {
-            let _bits = process::events().wait(deadline);
+        match self.server.prepare_to_wait() {
+            Wait::Serve => return,
+            Wait::Begin if !is_busy => return,
+            // Until the device has done what it has, nothing is begun.
+            Wait::Begin | Wait::Sleep => {}
         }
+        let _bits = process::events().wait(deadline);
     }
 }

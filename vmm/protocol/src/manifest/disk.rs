@@ -45,8 +45,9 @@ const fn one_queue() -> u16 {
     1
 }
 
-/// What [`DiskConfig::timeout_ms`] is by itself: the drivers have given up after 41 s at most, and Linux complains after 120.
-pub const DEFAULT_TIMEOUT_MS: u32 = 45_000;
+/// What [`DiskConfig::timeout_ms`] is by itself: the drivers have given up after 91 s at most, of which an ATA drive may take 60 to empty
+/// its cache.
+pub const DEFAULT_TIMEOUT_MS: u32 = 100_000;
 /// What it can be.
 pub const TIMEOUTS_MS: core::ops::RangeInclusive<u32> = 100..=3_600_000;
 

@@ -49,6 +49,21 @@ fn features_that_were_not_offered_are_not_accepted() {
 }
 
 #[test]
+fn a_device_that_stopped_before_it_was_set_up_serves_no_queue() {
+    let mut driver = Driver::new(block(false), 0, 8);
+    driver.write(0x070, 0);
+    driver.write(0x070, 3);
+    driver.write(0x024, 1);
+    driver.write(0x020, 1);
+    driver.write(0x070, 11);
+    driver.write(0x038, 3);
+    driver.write(0x044, 1);
+    assert_eq!(driver.device.take_error(), Some(DriverError::QueueSize(3)));
+    driver.write(0x070, 15);
+    assert!(!driver.device.is_notified() && driver.needs_reset());
+}
+
+#[test]
 fn what_was_negotiated_stays_until_a_reset() {
     let mut driver = Driver::new(block(false), 0, 8);
     driver.write(0x024, 0);
