@@ -3,9 +3,16 @@
 //! Frames are written and read where they are, in memory that the switch shares. The doorbell is the kernel's, which wakes the
 //! switch; the VMM only passes on the switch's interrupts.
 
+#[cfg(feature = "smoltcp")]
+mod phy;
+
+#[cfg(feature = "smoltcp")]
+pub use phy::{DirectRxToken, DirectTxToken};
+
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::hal::Hal;
+use core::cell::RefCell;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use hypercall_abi::guest::DOORBELL_CALL;
@@ -21,7 +28,8 @@ const RECEIVE: u32 = 0;
 #[derive(Debug)]
 pub struct DirectNet<H: Hal> {
     device: Device<H>,
-    rings: Rings<Channel<H>>,
+    /// Both tokens of `smoltcp` use them, the one inside of the other.
+    rings: RefCell<Rings<Channel<H>>>,
     address: [u8; 6],
     mtu: usize,
 }
@@ -55,7 +63,8 @@ impl<H: Hal + Clone> DirectNet<H> {
         device.start()?;
         let call = DOORBELL_CALL + u64::from(doorbell);
         let channel = Channel { memory: memory.ok_or(Error::BadMemory)?, hal, call };
-        Ok(DirectNet { device, rings: Rings::new(channel, Side::Card), address: [a, b, c, d, e, f], mtu })
+        let rings = RefCell::new(Rings::new(channel, Side::Card));
+        Ok(DirectNet { device, rings, address: [a, b, c, d, e, f], mtu })
     }
 }
 
@@ -75,16 +84,17 @@ impl<H: Hal> DirectNet<H> {
         self.device.set_queue_interrupt(RECEIVE, interrupt);
     }
 
-    /// Hands the next frame that arrived to `take`; `None` if none has. A frame has a checksum that is missing, where the header
-    /// says so: between VMs of one machine nobody needs it.
+    /// Hands the next frame that arrived to `take`; `None` if none has. Its bytes are the driver's until `take` returns. A frame lacks
+    /// a checksum where the header says so: between VMs of one machine nobody needs it. [`checksum::fill_in`] makes it.
+    ///
+    /// [`checksum::fill_in`]: hypercall_abi::guest::channel::checksum::fill_in
     #[inline]
-    pub fn receive<R>(&mut self, take: impl FnOnce(Header, &[u8]) -> R) -> Option<R> {
-        let (slot, header) = self.rings.peek()?;
+    pub fn receive<R>(&mut self, take: impl FnOnce(Header, &mut [u8]) -> R) -> Option<R> {
+        let rings = self.rings.get_mut();
+        let (slot, header) = rings.peek()?;
         // SAFETY: a frame is inside its slot, as the header was checked; the switch does not touch it before it is given back.
-        let bytes =
-            unsafe { core::slice::from_raw_parts(self.rings.wire().at(slot + FRAME), header.len.into()) };
-        let result = take(header, bytes);
-        self.rings.release();
+        let result = take(header, unsafe { rings.wire().frame(slot, header.len.into()) });
+        rings.release();
         Some(result)
     }
 
@@ -97,26 +107,27 @@ impl<H: Hal> DirectNet<H> {
         if !(MIN_FRAME..=MAX_FRAME).contains(&len) {
             return Err(Error::TooScattered);
         }
-        let slot = self.rings.free_slot().ok_or(Error::Full)?;
+        let rings = self.rings.get_mut();
+        let slot = rings.free_slot().ok_or(Error::Full)?;
         // SAFETY: a frame of this length is inside its slot, which is this end's until the frame is shown.
-        let result =
-            fill(unsafe { core::slice::from_raw_parts_mut(self.rings.wire().at(slot + FRAME), len) });
-        self.rings.put(slot, Header { len: len as u16, missing: None });
+        let result = fill(unsafe { rings.wire().frame(slot, len) });
+        rings.put(slot, Header { len: len as u16, missing: None });
         Ok(result)
     }
 
     /// Whether no frame can be sent: the switch is behind, or there is none at the moment.
     #[inline]
     pub fn is_full(&mut self) -> bool {
-        self.rings.free_slot().is_none()
+        self.rings.get_mut().free_slot().is_none()
     }
 
     /// Shows the switch the frames that were submitted, and wakes it if it waits.
     #[inline]
     pub fn flush(&mut self) {
         // Who only sends follows a switch that began anew here.
-        self.rings.is_up();
-        self.rings.flush();
+        let rings = self.rings.get_mut();
+        rings.is_up();
+        rings.flush();
     }
 
     /// Whether the switch has taken all frames that were sent. Those that it has not are lost when this driver goes.
@@ -127,7 +138,7 @@ impl<H: Hal> DirectNet<H> {
     /// Asks for an interrupt with the next frame. `false` if there is one already, and the interrupt may not come.
     #[inline]
     pub fn sleep_is_safe(&mut self) -> bool {
-        self.rings.prepare_to_wait()
+        self.rings.get_mut().prepare_to_wait()
     }
 }
 
@@ -135,6 +146,16 @@ impl<H> Channel<H> {
     #[inline]
     fn at(&self, offset: usize) -> *mut u8 {
         self.memory.as_ptr().wrapping_add(offset)
+    }
+
+    /// The first bytes of the frame in a slot.
+    ///
+    /// # Safety
+    /// They are inside of it, and nobody else uses the slot as long as the slice exists.
+    #[inline]
+    unsafe fn frame<'a>(&self, slot: usize, len: usize) -> &'a mut [u8] {
+        // SAFETY: the channel is mapped for good, and the rest is the caller's promise.
+        unsafe { core::slice::from_raw_parts_mut(self.at(slot + FRAME), len) }
     }
 
     #[inline]

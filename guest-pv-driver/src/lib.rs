@@ -12,7 +12,8 @@
 //! | [`Console`] | terminal (`embedded-io`: `Read`, `Write`) |
 //! | [`Block`] | disk ([`BlockDevice`]) |
 //! | [`Net`] | Ethernet (`smoltcp`: `phy::Device`) |
-//! | [`DirectNet`] | the same, without the VMM between guest and switch |
+//! | [`DirectNet`] | the same (`smoltcp`, too), without the VMM between guest and switch |
+//! | [`Ethernet`] | the second where device and kernel have it, else the first (`smoltcp`, too) |
 //! | [`Entropy`] | random numbers (`rand_core`: `TryCryptoRng`) |
 //! | [`Balloon`] | memory that the guest does without |
 //! | [`Clock`] | time |
@@ -33,6 +34,7 @@ mod device;
 mod direct;
 mod entropy;
 mod error;
+mod ethernet;
 mod hal;
 mod inbox;
 mod machine;
@@ -47,8 +49,13 @@ pub use console::{Console, ConsoleMemory};
 pub use control::Control;
 pub use device::Device;
 pub use direct::DirectNet;
+#[cfg(feature = "smoltcp")]
+pub use direct::{DirectRxToken, DirectTxToken};
 pub use entropy::Entropy;
 pub use error::{Error, Result};
+pub use ethernet::Ethernet;
+#[cfg(feature = "smoltcp")]
+pub use ethernet::{EthernetRxToken, EthernetTxToken};
 pub use hal::{Hal, OneToOne};
 pub use hypercall_abi::guest as abi;
 pub use machine::Machine;

@@ -207,6 +207,66 @@ fn a_switch_that_is_started_again_loses_frames_and_goes_on() {
     assert_eq!(take(&mut end), Some(frame(5, 60)));
 }
 
+#[cfg(feature = "smoltcp")]
+mod phy {
+    use super::*;
+    use guest_pv_driver::Ethernet;
+    use guest_pv_driver::abi::channel::checksum::internet_sum;
+    use smoltcp::phy::{Device, RxToken, TxToken};
+    use smoltcp::time::Instant;
+
+    const START: u16 = 34;
+    const OFFSET: u16 = 16;
+
+    #[test]
+    fn a_stack_answers_while_it_reads_a_frame_whose_checksum_was_missing() {
+        let vm = Vm::new(feature::NET_DIRECT);
+        let mut net = DirectNet::new(&vm, 0).unwrap();
+        let (mut end, _) = switch(&vm);
+        settle(&mut net, &mut end);
+        for number in 0..2 * SLOTS as u32 {
+            let mut sent = frame(number, 60);
+            // No pseudo header.
+            sent[50..52].fill(0);
+            end.put(Header { len: 60, missing: Some((START, OFFSET)) }, &sent);
+            end.flush();
+            let (frame_there, room) = Device::receive(&mut net, Instant::ZERO).unwrap();
+            let sum = frame_there.consume(|bytes| {
+                room.consume(bytes.len(), |answer| answer.copy_from_slice(bytes));
+                internet_sum(&bytes[START.into()..], 0)
+            });
+            assert_eq!(sum, 0xffff);
+            assert_eq!(take(&mut end).map(|answer| answer.len()), Some(60));
+        }
+        assert!(Device::receive(&mut net, Instant::ZERO).is_none());
+    }
+
+    #[test]
+    fn an_answer_without_room_is_lost_and_nothing_is_sent_without_a_switch() {
+        let vm = Vm::new(feature::NET_DIRECT);
+        let mut net = DirectNet::new(&vm, 0).unwrap();
+        assert!(net.transmit(Instant::ZERO).is_none());
+        let (mut end, _) = switch(&vm);
+        settle(&mut net, &mut end);
+        while send(&mut net, 1, 60) {}
+        assert!(put(&mut end, 2, 60));
+        let (frame_there, room) = Device::receive(&mut net, Instant::ZERO).unwrap();
+        frame_there.consume(|bytes| room.consume(bytes.len(), |answer| answer.copy_from_slice(bytes)));
+        assert_eq!(take(&mut end), Some(frame(1, 60)));
+        assert!(net.transmit(Instant::ZERO).is_some());
+    }
+
+    #[test]
+    fn the_channel_is_taken_where_there_is_one() {
+        let vm = Vm::new(feature::NET_DIRECT);
+        let memory = Box::leak(Box::default());
+        assert!(matches!(Ethernet::new(&vm, 0, memory), Ok(Ethernet::Direct(_))));
+        let memory = Box::leak(Box::default());
+        // This one has no queues, either.
+        assert_eq!(Ethernet::new(&Vm::new(0), 0, memory).unwrap_err(), Error::NoQueue);
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Send(usize),

@@ -26,6 +26,8 @@
 //!    other's number. So either end can be replaced by a successor at any moment; what is in the rings then is lost.
 //! 5. Either side may write anything anywhere: each word is read once and checked.
 
+pub mod checksum;
+
 mod rings;
 
 pub use rings::{Rings, Wire};

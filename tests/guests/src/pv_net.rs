@@ -1,4 +1,5 @@
-//! A network card by its driver: two of these guests on one network, of which `role=ping` talks and `role=pong` answers.
+//! A network card by its driver: two of these guests on one network, of which `role=ping` talks and `role=pong` answers. The driver is an
+//! end of the channel to the switch, or, with `by=queues`, has the VMM in between.
 //!
 //! The byte behind the Ethernet header says what a frame is: `ECHO` comes back, `DATA` is counted, `ACK` says how many came,
 //! `END` comes back and ends the guest.
@@ -6,7 +7,7 @@
 use core::cell::UnsafeCell;
 use guest_pv_driver::abi::device::{Interrupt, Kind};
 use guest_pv_driver::call::Instruction;
-use guest_pv_driver::{Machine, Net, NetMemory, OneToOne};
+use guest_pv_driver::{Error, Ethernet, Machine, Net, NetMemory, OneToOne, Result};
 use trt::lapic::Lapic;
 use trt::{check, clock, cpu, irq, pvh};
 
@@ -68,10 +69,17 @@ pub fn run() {
     // SAFETY: this is the only place that uses the memory, once.
     let memory = unsafe { &mut *MEMORY.0.get() };
     let at = Machine::detect(leaf).and_then(|machine| machine.find(&hal, Kind::Net, 0));
-    let Some(Ok(mut net)) = at.map(|at| Net::new(hal, at, memory)) else {
+    let by_queues = pvh::option("by") == Some("queues");
+    let net = match at {
+        Some(at) if by_queues => Net::new(hal, at, memory).map(Ethernet::Queued),
+        Some(at) => Ethernet::new(hal, at, memory),
+        None => Err(Error::NoDevice),
+    };
+    let Ok(mut net) = net else {
         check!(false, "there is a network card");
         return;
     };
+    check!(eq matches!(net, Ethernet::Queued(_)), by_queues, "it offers the channel to the switch");
     check!(eq net.mtu(), 1500, "it carries packets of a usual size");
     check!(net.address()[0] & 3 == 2, "its address is that of a station, locally administered");
     Lapic::enable_best();
@@ -84,7 +92,7 @@ pub fn run() {
 }
 
 /// The next frame, asleep until it comes.
-fn receive(net: &mut Net<OneToOne>, into: &mut Frame) -> bool {
+fn receive(net: &mut Ethernet<OneToOne>, into: &mut Frame) -> bool {
     loop {
         let taken = net.receive(|bytes| {
             into.len = bytes.len().min(LONG);
@@ -102,26 +110,30 @@ fn receive(net: &mut Net<OneToOne>, into: &mut Frame) -> bool {
     }
 }
 
-/// Submits a frame of `len` bytes.
-fn send(net: &mut Net<OneToOne>, to: [u8; 6], kind: u8, number: u32, len: usize) {
+/// Submits a frame of `len` bytes, for which there is room.
+fn send(net: &mut Ethernet<OneToOne>, to: [u8; 6], kind: u8, number: u32, len: usize) {
+    let sent = try_send(net, to, kind, number, len);
+    if sent.is_err() {
+        check!(false, "a frame is sent: {sent:?}");
+    }
+}
+
+fn try_send(net: &mut Ethernet<OneToOne>, to: [u8; 6], kind: u8, number: u32, len: usize) -> Result<()> {
     let from = net.address();
-    let sent = net.send(len, |bytes| {
+    net.send(len, |bytes| {
         bytes[..6].copy_from_slice(&to);
         bytes[6..12].copy_from_slice(&from);
         bytes[12..HEADER].copy_from_slice(&TYPE);
         bytes[HEADER] = kind;
         bytes[HEADER + 1..HEADER + 5].copy_from_slice(&number.to_le_bytes());
-    });
-    if sent.is_err() {
-        check!(false, "a frame is sent: {sent:?}");
-    }
+    })
 }
 
 fn number(frame: &Frame) -> u32 {
     u32::from_le_bytes([1, 2, 3, 4].map(|at| frame.bytes[HEADER + at]))
 }
 
-fn ping(net: &mut Net<OneToOne>) {
+fn ping(net: &mut Ethernet<OneToOne>) {
     let mut frame = Frame { bytes: [0; LONG], len: 0 };
     let Some(peer) = find_peer(net, &mut frame) else {
         check!(false, "somebody answers");
@@ -158,9 +170,13 @@ fn ping(net: &mut Net<OneToOne>) {
 }
 
 /// Asks all, again and again, until one answers: it may not have started yet.
-fn find_peer(net: &mut Net<OneToOne>, frame: &mut Frame) -> Option<[u8; 6]> {
+fn find_peer(net: &mut Ethernet<OneToOne>, frame: &mut Frame) -> Option<[u8; 6]> {
     for _ in 0..1000 {
-        send(net, ALL, ECHO, WHO, SHORT);
+        // There is no room before the switch has started.
+        let sent = try_send(net, ALL, ECHO, WHO, SHORT);
+        if !matches!(sent, Ok(()) | Err(Error::Full)) {
+            check!(false, "a frame is sent: {sent:?}");
+        }
         net.flush();
         let has_answer = clock::wait_until(20, || {
             let taken = net.receive(|bytes| {
@@ -176,7 +192,7 @@ fn find_peer(net: &mut Net<OneToOne>, frame: &mut Frame) -> Option<[u8; 6]> {
     None
 }
 
-fn pong(net: &mut Net<OneToOne>) {
+fn pong(net: &mut Ethernet<OneToOne>) {
     let mut frame = Frame { bytes: [0; LONG], len: 0 };
     let mut count = 0;
     while receive(net, &mut frame) {

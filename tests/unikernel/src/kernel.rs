@@ -5,7 +5,7 @@ use guest_pv_driver::abi::device::{Interrupt, Kind};
 use guest_pv_driver::call::Instruction;
 use guest_pv_driver::detect::Leaf;
 use guest_pv_driver::{
-    Block, Clock, Console, ConsoleMemory, Control, Entropy, Error, Machine, Net, NetMemory, OneToOne,
+    Block, Clock, Console, ConsoleMemory, Control, Entropy, Error, Ethernet, Machine, NetMemory, OneToOne,
     QueueMemory,
 };
 use smoltcp::time::{Duration, Instant};
@@ -18,6 +18,9 @@ use unikernel::server::{self, Identity, Server};
 
 /// Frames and the timer: both only end the CPU's sleep.
 const VECTOR: u8 = 0x40;
+
+/// When to look again for room for a frame, where nobody tells of it.
+const ROOM: Duration = Duration::from_millis(1);
 
 /// What devices share, and what is too large for the stack.
 struct Memory {
@@ -83,7 +86,7 @@ fn serve(machine: &Machine, hal: OneToOne, memory: &'static mut Memory) -> Resul
     let clock = open(machine, hal, Kind::Clock, |page| Clock::new(hal, page))?;
     let mut console = open(machine, hal, Kind::Console, |page| Console::new(hal, page, &mut memory.console))?;
     let disk = open(machine, hal, Kind::Block, |page| Block::new(hal, page, &mut memory.disk))?;
-    let mut net = open(machine, hal, Kind::Net, |page| Net::new(hal, page, &mut memory.net))?;
+    let mut net = open(machine, hal, Kind::Net, |page| Ethernet::new(hal, page, &mut memory.net))?;
     let mut secret = cpu::rdtsc().to_le_bytes();
     let random = open(machine, hal, Kind::Entropy, |page| {
         Entropy::new(hal, page, &mut memory.entropy)?.fill(&mut secret)
@@ -118,7 +121,11 @@ fn serve(machine: &Machine, hal: OneToOne, memory: &'static mut Memory) -> Resul
             };
         }
         // Without room for another frame there is nothing to do before there is.
-        let wait = if net.is_full().map_err(failed)? { None } else { wait };
+        let wait = match net.is_full().map_err(failed)? {
+            true if net.tells_of_room() => None,
+            true => Some(ROOM),
+            false => wait,
+        };
         if wait != Some(Duration::ZERO) && net.sleep_is_safe().map_err(failed)? {
             alarm.sleep(wait.map(|wait| wait.total_micros()));
         }

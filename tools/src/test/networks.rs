@@ -44,8 +44,14 @@ pub fn tests(machine: Machine) -> Vec<Test> {
         Test::on(
             machine,
             name("pv"),
-            "two guests with paravirtual network cards talk through the switch; nothing is lost",
-            move |name| run(machine, name, pv_pair()?, judge_pair),
+            "two guests with paravirtual network cards talk to the switch themselves; nothing is lost",
+            move |name| run(machine, name, pv_pair("channel")?, judge_pair),
+        ),
+        Test::on(
+            machine,
+            name("pv-queues"),
+            "two guests with paravirtual network cards talk through the VMM and the switch; nothing is lost",
+            move |name| run(machine, name, pv_pair("queues")?, judge_pair),
         ),
         Test::on(
             machine,
@@ -65,10 +71,11 @@ fn manifest_of(vms: Vec<VmConfig>) -> Manifest {
     system(vec![lan], vms)
 }
 
-fn pv_pair() -> Result<Plan> {
+/// Two guests that reach the switch by this.
+fn pv_pair(by: &str) -> Result<Plan> {
     let guest = |role: &str| VmConfig {
         cards: vec![card(NetInterface::Pv)],
-        ..vm(role, "pv_net", &format!("role={role}"), 16)
+        ..vm(role, "pv_net", &format!("role={role} by={by}"), 16)
     };
     let args = request::parse(&[])?;
     manifest::resolve(manifest_of(vec![guest("ping"), guest("pong")]), Path::new(""), request::host(&args))

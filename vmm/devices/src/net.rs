@@ -4,6 +4,8 @@
 //! with a note saying where it goes ([`Checksum`]), and whoever needs it in the frame puts it there ([`Checksum::fill_in`]).
 //! Between two VMs of one machine nobody does.
 
+use hypercall_abi::guest::channel::checksum;
+
 /// Longest frame: 1500 bytes of payload behind Ethernet's header and one VLAN tag.
 pub const MAX_FRAME: usize = 1518;
 /// Shortest thing that is a frame: its header.
@@ -27,28 +29,8 @@ impl Checksum {
 
     /// Computes the checksum and writes it into the frame; does nothing if it does not [`Self::fits`].
     pub fn fill_in(self, frame: &mut [u8]) {
-        if !self.fits(frame.len()) {
-            return;
-        }
-        let sum = internet_sum(&frame[usize::from(self.start)..], 0);
-        let at = usize::from(self.start) + usize::from(self.offset);
-        // UDP takes a checksum of zero for none (RFC 768), and for the others both zeroes are the same.
-        let checksum = match !sum {
-            0 => 0xffff,
-            checksum => checksum,
-        };
-        frame[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+        checksum::fill_in(frame, self.start, self.offset);
     }
-}
-
-/// The sum of RFC 1071, of these bytes and of `more`, which is one already or a number of 16 bits to be added.
-pub(crate) fn internet_sum(bytes: &[u8], more: u64) -> u16 {
-    let words = bytes.chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
-    let mut sum = words.map(u64::from).sum::<u64>() + more;
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
 }
 
 /// What a card is connected to.

@@ -3,7 +3,8 @@
 //! Ethernet, one VLAN tag perhaps, IPv4 or IPv6, TCP. Each piece has the headers of the whole, with its own lengths, sequence
 //! number and flags; its TCP checksum stays to be done ([`Checksum`]), as the driver left that of the whole.
 
-use crate::net::{Checksum, MAX_FRAME, internet_sum};
+use crate::net::{Checksum, MAX_FRAME};
+use hypercall_abi::guest::channel::checksum::internet_sum;
 
 /// Most bytes of headers.
 pub const MAX_HEADERS: usize = 256;
