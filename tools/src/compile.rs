@@ -37,6 +37,9 @@ pub const CONFORMANCE: &str = "conformance";
 /// The package, and the program, of the VMM that is watched, or made to crash.
 pub const TEST_MONITOR: &str = "test-monitor";
 
+/// The package, and the program, of the switch that crashes.
+pub const TEST_SWITCH: &str = "test-switch";
+
 /// The package, and the program, of the disk driver that fails or crashes.
 pub const TEST_DRIVER: &str = "test-driver";
 /// The disk driver whose disk loses its power.
@@ -92,7 +95,8 @@ pub fn checked_kernel() -> Result<()> {
 pub fn everything_tested() -> Result<()> {
     let names = guest_names()?;
     let guests = names.iter().map(|guest| (GUESTS, &**guest));
-    let tests = [UNIKERNEL, CONFORMANCE, TEST_MONITOR, TEST_DRIVER, TEST_POWER].map(|name| (name, name));
+    let tests =
+        [UNIKERNEL, CONFORMANCE, TEST_MONITOR, TEST_DRIVER, TEST_POWER, TEST_SWITCH].map(|name| (name, name));
     programs(SYSTEM.into_iter().chain(tests).chain(guests))?;
     checked_kernel()
 }

@@ -3,6 +3,7 @@
 //! `tproto::CASES` says how each is run and how it has to end.
 #![no_std]
 
+mod card;
 pub mod cpuid_msr;
 pub mod debug_regs;
 pub mod echo;
@@ -19,6 +20,7 @@ pub mod ports;
 pub mod poweroff;
 pub mod pv;
 pub mod pv_balloon;
+pub mod pv_hostile;
 pub mod pv_net;
 pub mod reset;
 pub mod spin;

@@ -15,6 +15,7 @@ pub mod line;
 pub mod poison;
 pub mod power;
 pub mod pv;
+pub mod switch;
 pub mod web;
 
 pub use cases::{CASES, Case, Expect, Machine};

@@ -146,11 +146,21 @@ pub(super) fn run_with(
     driver: DiskDriver,
     program: &str,
 ) -> Result<(Report, Options, String)> {
-    let options = Options { timeout: Some(TIME_LIMIT), ..options };
+    let module = driver.module().context("the disk has no driver process")?;
+    run_with_module(plan, Options { timeout: Some(TIME_LIMIT), ..options }, module, program)
+}
+
+/// Runs a plan with another program in place of a module: how it ended, how it was run, and the log.
+pub(super) fn run_with_module(
+    plan: &Plan,
+    options: Options,
+    name: &str,
+    program: &str,
+) -> Result<(Report, Options, String)> {
     let mut boot = BootImage::collect(plan, &options.kernel_cmdline)?;
     let program = image::elf::loadable(&workspace::bare_binary(program))?;
-    let module = boot.modules.iter_mut().find(|module| Some(&*module.name) == driver.module());
-    module.context("the image has no driver")?.bytes = program;
+    let module = boot.modules.iter_mut().find(|module| module.name == name);
+    module.context("the image has no such module")?.bytes = program;
     options.machine.prepare()?;
     let report = run::boot(&boot, plan, &options)?;
     let log = String::from_utf8_lossy(&workspace::read(&options.log)?).into_owned();

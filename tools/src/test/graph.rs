@@ -39,6 +39,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("conformance", &["usys", "tproto", "bench-protocol", "hypercall-abi"]),
     ("test-monitor", &["monitor", "usys", "tproto", "vmm-protocol"]),
     ("test-driver", &["drv-virtio-blk", "block-channel", "usys", "tproto", "hypercall-abi", "vmm-protocol"]),
+    ("test-switch", &["switch", "usys", "tproto", "vmm-protocol"]),
     ("test-power", &["drv-ata", "usys", "tproto", "hypercall-abi", "vmm-protocol"]),
     ("bench-protocol", &[]),
     ("bench-linux", &[]),

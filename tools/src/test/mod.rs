@@ -19,6 +19,7 @@ pub mod power;
 pub mod pv;
 pub mod record;
 pub mod refusals;
+pub mod switches;
 pub mod trace;
 pub mod unikernel;
 pub mod uplinks;
@@ -157,6 +158,7 @@ fn on(machine: Machine) -> Vec<Test> {
         drivers::tests(machine),
         power::tests(machine),
         networks::tests(machine),
+        switches::tests(machine),
         uplinks::tests(machine),
         vsock::tests(machine),
         images::tests(machine),

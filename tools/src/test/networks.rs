@@ -62,12 +62,17 @@ pub fn tests(machine: Machine) -> Vec<Test> {
     ]
 }
 
-fn card(interface: NetInterface) -> CardConfig {
+pub(super) fn card(interface: NetInterface) -> CardConfig {
     CardConfig { network: LAN.into(), interface, mac: None, bridge: false }
 }
 
 fn manifest_of(vms: Vec<VmConfig>) -> Manifest {
-    let lan = NetworkConfig { name: LAN.into(), uplink: Uplink::None, on_crash: OnCrash::Report };
+    manifest_with(OnCrash::Report, vms)
+}
+
+/// These VMs on a network whose switch is, or is not, started again after a crash.
+pub(super) fn manifest_with(on_crash: OnCrash, vms: Vec<VmConfig>) -> Manifest {
+    let lan = NetworkConfig { name: LAN.into(), uplink: Uplink::None, on_crash };
     system(vec![lan], vms)
 }
 
@@ -82,6 +87,11 @@ fn pv_pair(by: &str) -> Result<Plan> {
 }
 
 fn linux_pair(machine: Machine) -> Result<Plan> {
+    linux_guests(machine, OnCrash::Report, &[("listener", LISTEN), ("talker", TALK)])
+}
+
+/// Debian guests on one network, each of which executes its command.
+pub(super) fn linux_guests(machine: Machine, on_crash: OnCrash, guests: &[(&str, &str)]) -> Result<Plan> {
     let linux = debian::fetch()?;
     let cards = vec![card(NetInterface::Virtio)];
     let drivers = linux.drivers(&manifest::drivers(&[], &cards, Default::default(), false, false))?;
@@ -97,9 +107,9 @@ fn linux_pair(machine: Machine) -> Result<Plan> {
             ..vm(name, guest::LINUX, "", LINUX_MIB)
         })
     };
-    let vms = vec![guest("listener", LISTEN)?, guest("talker", TALK)?];
+    let vms = guests.iter().map(|(name, command)| guest(name, command)).collect::<Result<_>>()?;
     let args = request::parse(&["--machine", machine.name()])?;
-    manifest::check_all(&manifest_of(vms), collector, request::host(&args))
+    manifest::check_all(&manifest_with(on_crash, vms), collector, request::host(&args))
 }
 
 fn run(
@@ -118,7 +128,7 @@ fn judge_pair(report: &Report) -> Result<(), String> {
     report.vms.iter().try_for_each(passed)
 }
 
-fn judge_linux(report: &Report) -> Result<(), String> {
+pub(super) fn judge_linux(report: &Report) -> Result<(), String> {
     let [listener, talker] = &report.vms[..] else { return Err("there were not two VMs".into()) };
     for vm in [listener, talker] {
         if vm.outcome != Some(Outcome::PoweredOff) {
@@ -145,6 +155,6 @@ fn stolen_ticks(console: &str) -> Option<u64> {
     line.split_whitespace().nth(7)?.parse().ok()
 }
 
-fn console(vm: &VmReport) -> String {
+pub(super) fn console(vm: &VmReport) -> String {
     String::from_utf8_lossy(&vm.console).into_owned()
 }

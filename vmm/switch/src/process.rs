@@ -23,10 +23,15 @@ struct Parts {
 
 /// Runs the switch.
 pub fn main(info: &'static ProcessInfo) -> ! {
+    run(info, || {})
+}
+
+/// Runs the switch, with somebody who looks before each round: tests of what its crash does.
+pub fn run(info: &'static ProcessInfo, look: impl FnMut()) -> ! {
     usys::logger::to_kernel();
     match open(info) {
-        Ok(Parts { frames, first: None, .. }) => serve(frames),
-        Ok(Parts { frames, packets, first: Some(first) }) => serve_both(frames, packets, first),
+        Ok(Parts { frames, first: None, .. }) => serve(frames, look),
+        Ok(Parts { frames, packets, first: Some(first) }) => serve_both(frames, packets, first, look),
         Err(what) => {
             log::error!("{what}");
             usys::start::fault()
@@ -52,10 +57,11 @@ fn open(info: &'static ProcessInfo) -> Result<Parts, &'static str> {
     Ok(Parts { frames: Switch::new(frames, hz), packets: Relay::new(packets, hz), first })
 }
 
-fn serve(mut switch: Switch<Cap<Ntfn>>) -> ! {
+fn serve(mut switch: Switch<Cap<Ntfn>>, mut look: impl FnMut()) -> ! {
     // A predecessor may have left every port asleep.
     let mut pending = u64::MAX;
     loop {
+        look();
         pending = switch.round(pending, cpu::now());
         let deadline = if pending == 0 { FOREVER } else { 0 };
         pending |= process::events().wait(deadline).unwrap_or(0);
@@ -63,9 +69,15 @@ fn serve(mut switch: Switch<Cap<Ntfn>>) -> ! {
 }
 
 /// As [`serve`], with the ports of socket devices from `first` on.
-fn serve_both(mut frames: Switch<Cap<Ntfn>>, mut packets: Relay<Cap<Ntfn>>, first: u32) -> ! {
+fn serve_both(
+    mut frames: Switch<Cap<Ntfn>>,
+    mut packets: Relay<Cap<Ntfn>>,
+    first: u32,
+    mut look: impl FnMut(),
+) -> ! {
     let mut pending = u64::MAX;
     loop {
+        look();
         let now = cpu::now();
         let rest = packets.round(pending.checked_shr(first).unwrap_or(0), now);
         pending = frames.round(pending, now) | rest << first;
