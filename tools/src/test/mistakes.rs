@@ -101,6 +101,12 @@ const CASES: &[Case] = &[
         "ne2000",
     ),
     case(
+        "vsock-host",
+        "a context id that no VM can have is refused",
+        &["run", "--guest", "hello", "--vsock=2"],
+        "not in 3..=4294967294",
+    ),
+    case(
         "publish-nowhere",
         "a published port without a network is refused",
         &["run", "--guest", "hello", "--net", "none", "--publish", "8080:80"],

@@ -193,7 +193,7 @@ impl VirtioBus {
         {
             let line = device.run(memory);
             self.is_notified |= device.is_notified();
-            self.has_output |= matches!(device.device(), VirtioDevice::Console(_) | VirtioDevice::Vsock(_));
+            self.has_output |= has_output(device.device());
             follow(LineChange { gsi: gsi(index), line }, take_complaint(index, device));
         }
     }
@@ -270,6 +270,15 @@ impl VirtioBus {
             VirtioDevice::Balloon(balloon) => Some(balloon.balloon()),
             _ => None,
         })
+    }
+}
+
+/// Whether somebody should take what a device has.
+fn has_output(device: &VirtioDevice) -> bool {
+    match device {
+        VirtioDevice::Console(console) => console.console().has_output(),
+        VirtioDevice::Vsock(sockets) => sockets.core().host().has_lines(),
+        _ => false,
     }
 }
 

@@ -65,6 +65,11 @@ impl VsockDevice {
     }
 
     /// The sockets.
+    pub fn core(&self) -> &Vsock {
+        &self.core
+    }
+
+    /// The sockets, to take something from.
     pub fn core_mut(&mut self) -> &mut Vsock {
         &mut self.core
     }
@@ -75,32 +80,30 @@ impl VsockDevice {
         self.outgoing.is_none()
     }
 
-    /// Sends what the driver has, piece by piece, for one turn.
-    fn transmit<M: GuestMemory>(&mut self, memory: &mut M, queue: &mut Queue) -> Result<Turn, DriverError> {
+    /// Sends what the driver has, piece by piece, for one turn. Returns whether there may be more that can go.
+    fn transmit<M: GuestMemory>(&mut self, memory: &mut M, queue: &mut Queue) -> Result<bool, DriverError> {
         for _ in 0..queue.size() {
             if self.core.is_congested() {
-                return queue.end_turn(memory, false);
+                return Ok(false);
             }
             let outgoing = match self.outgoing.take() {
                 Some(outgoing) => outgoing,
-                None if !queue.pop_or_arm(memory, &mut self.chain)? => {
-                    return queue.end_turn(memory, false);
-                }
+                None if !pop(memory, queue, &mut self.chain)? => return Ok(false),
                 None => self.begin(memory)?,
             };
             match self.core.room(outgoing.way, &outgoing.header) {
                 Room::Full => {
                     self.outgoing = Some(outgoing);
-                    return queue.end_turn(memory, false);
+                    return Ok(false);
                 }
                 Room::Free => self.outgoing = self.send_piece(memory, outgoing)?,
                 Room::Down => {}
             }
             if self.outgoing.is_none() {
-                queue.push(memory, self.chain.head(), 0)?;
+                push(memory, queue, &self.chain, 0)?;
             }
         }
-        queue.end_turn(memory, true)
+        Ok(true)
     }
 
     /// Reads the header of the packet in the chain, once, and decides where it goes.
@@ -135,14 +138,14 @@ impl VsockDevice {
         Ok((len < left).then_some(Outgoing { done: done + len, ..outgoing }))
     }
 
-    /// Gives the driver packets while there are any and it has buffers, for one turn.
-    fn receive<M: GuestMemory>(&mut self, memory: &mut M, queue: &mut Queue) -> Result<Turn, DriverError> {
+    /// Gives the driver packets while there are any and it has buffers, for one turn. Returns whether there may be more.
+    fn receive<M: GuestMemory>(&mut self, memory: &mut M, queue: &mut Queue) -> Result<bool, DriverError> {
         for _ in 0..queue.size() {
             if self.waiting == 0 && !self.fetch() || !self.deliver(memory, queue)? {
-                return queue.end_turn(memory, false);
+                return Ok(false);
             }
         }
-        queue.end_turn(memory, true)
+        Ok(true)
     }
 
     /// Takes the next packet for the driver, if there is one.
@@ -155,7 +158,7 @@ impl VsockDevice {
 
     /// Gives the driver as much of the packet that waits as its next buffer holds; `false` if it has none.
     fn deliver<M: GuestMemory>(&mut self, memory: &mut M, queue: &mut Queue) -> Result<bool, DriverError> {
-        if !queue.pop_or_arm(memory, &mut self.buffer)? {
+        if !pop(memory, queue, &mut self.buffer)? {
             return Ok(false);
         }
         let left = self.waiting - HEADER - self.delivered;
@@ -169,7 +172,7 @@ impl VsockDevice {
         self.incoming[start..start + HEADER].copy_from_slice(&header.encode());
         let bytes = &self.incoming[start..start + HEADER + len];
         let written = self.buffer.write(memory, bytes)?;
-        queue.push(memory, self.buffer.head(), written as u32)?;
+        push(memory, queue, &self.buffer, written as u32)?;
         self.delivered += len;
         if len == left {
             self.waiting = 0;
@@ -178,20 +181,39 @@ impl VsockDevice {
     }
 
     /// Both directions: what is sent can have an answer, and a driver that fetched its answers is listened to again.
+    #[inline(never)]
     fn serve<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {
         self.core.open();
         let [receive, transmit, ..] = queues else { return Ok(Turn::NOTHING) };
         let sent = self.transmit(memory, transmit);
         self.core.flush();
-        let sent = sent?;
+        let can_send = sent?;
         let was_congested = self.core.is_congested();
-        let received = self.receive(memory, receive)?;
+        let can_receive = self.receive(memory, receive)?;
         let is_free = was_congested && !self.core.is_congested();
-        Ok(Turn {
-            interrupt: sent.interrupt || received.interrupt,
-            again: sent.again || received.again || is_free,
-        })
+        let mut interrupt = false;
+        for queue in [transmit, receive] {
+            interrupt |= queue.wants_interrupt(memory)?;
+        }
+        Ok(Turn { interrupt, again: can_send || can_receive || is_free })
     }
+}
+
+/// [`Queue::pop_or_arm`], once in the program: it is long.
+#[inline(never)]
+fn pop<M: GuestMemory>(memory: &mut M, queue: &mut Queue, chain: &mut Chain) -> Result<bool, DriverError> {
+    queue.pop_or_arm(memory, chain)
+}
+
+/// [`Queue::push`], as [`pop`].
+#[inline(never)]
+fn push<M: GuestMemory>(
+    memory: &mut M,
+    queue: &mut Queue,
+    chain: &Chain,
+    len: u32,
+) -> Result<(), DriverError> {
+    queue.push(memory, chain.head(), len)
 }
 
 impl Device for VsockDevice {

@@ -132,6 +132,11 @@ impl Host {
         Host { cid, streams: VecDeque::new(), lines: Vec::new() }
     }
 
+    /// Whether the guest said something to the log.
+    pub fn has_lines(&self) -> bool {
+        !self.lines.is_empty()
+    }
+
     /// Takes what the guest said to the log: text without control characters.
     pub fn take_lines(&mut self) -> Vec<String> {
         core::mem::take(&mut self.lines)

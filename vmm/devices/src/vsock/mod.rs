@@ -122,6 +122,11 @@ impl Vsock {
     }
 
     /// The services of the VMM.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The services of the VMM, to take something from.
     pub fn host_mut(&mut self) -> &mut Host {
         &mut self.host
     }
