@@ -2,9 +2,9 @@
 //! them.
 
 #[cfg(miri)]
-pub(crate) use interpreted::{copy, read_u64, zero};
+pub(crate) use interpreted::{copy, read_u64, read_words, zero};
 #[cfg(not(miri))]
-pub(crate) use native::{copy, read_u64, zero};
+pub(crate) use native::{copy, read_u64, read_words, zero};
 
 #[cfg(not(miri))]
 mod native {
@@ -23,6 +23,29 @@ mod native {
             asm!("mov {}, qword ptr [{}]", out(reg) value, in(reg) from, options(nostack, preserves_flags, readonly));
         }
         value
+    }
+
+    /// Twice eight bytes, not necessarily aligned, in order.
+    ///
+    /// # Safety
+    ///
+    /// Sixteen bytes are readable at `from`.
+    #[inline]
+    pub(crate) unsafe fn read_words(from: *const u8) -> [u64; 2] {
+        let (first, second);
+        // SAFETY: the caller vouches for the sixteen bytes; MOV needs no alignment. The first register is written before the
+        // address was read for the last time, and is another one.
+        unsafe {
+            asm!(
+                "mov {first}, qword ptr [{from}]",
+                "mov {second}, qword ptr [{from} + 8]",
+                first = out(reg) first,
+                second = lateout(reg) second,
+                from = in(reg) from,
+                options(nostack, preserves_flags, readonly),
+            );
+        }
+        [first, second]
     }
 
     /// Zeroes `len` bytes.
@@ -99,6 +122,12 @@ mod interpreted {
         // SAFETY: the caller vouches for the eight bytes.
         unsafe { copy(bytes.as_mut_ptr(), from, 8) };
         u64::from_ne_bytes(bytes)
+    }
+
+    /// As the native one.
+    pub(crate) unsafe fn read_words(from: *const u8) -> [u64; 2] {
+        // SAFETY: the caller vouches for the sixteen bytes.
+        unsafe { [read_u64(from), read_u64(from.wrapping_add(8))] }
     }
 
     /// As the native one.

@@ -97,7 +97,7 @@ impl Window {
     pub fn read_words(&self, offset: usize) -> Result<[u64; 2], OutOfWindow> {
         let from = self.at(offset, 16)?;
         // SAFETY: the sixteen bytes are inside the window.
-        Ok(unsafe { [shared::read_u64(from), shared::read_u64(from.wrapping_add(8))] })
+        Ok(unsafe { shared::read_words(from) })
     }
 
     /// Its 64-bit values.

@@ -29,37 +29,71 @@ pub struct Head {
 #[derive(Clone, Debug, Default)]
 pub struct Chain {
     head: Head,
-    /// Bytes of all segments, as the driver offered them.
-    bytes: u64,
-    /// Flags of the last descriptor.
-    last: u16,
     segments: Vec<Segment>,
+    sums: Sums,
     /// First of the segments of which something is left to read.
     first: usize,
-    /// First of the segments that the device writes.
-    writable: usize,
 }
 
-/// A descriptor.
+/// What the segments of a chain are together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    /// Bytes of all segments, as the driver offered them.
+    bytes: u64,
+    /// First of the segments that the device writes.
+    writable: usize,
+    /// Flags of the last descriptor.
+    last: u16,
+}
+
+impl Sums {
+    /// Adds a segment of a chain that has at most `size`.
+    #[inline(always)]
+    fn add(
+        &mut self,
+        segments: &mut Vec<Segment>,
+        segment: Segment,
+        flags: u16,
+        size: u16,
+    ) -> Result<(), DriverError> {
+        if segments.len() >= usize::from(size) {
+            return Err(DriverError::ChainLength);
+        }
+        if self.last & !flags & WRITE != 0 {
+            return Err(DriverError::ChainOrder);
+        }
+        self.last = flags;
+        self.writable += usize::from(flags & WRITE == 0);
+        // At most 2^16 segments of less than 2^32 bytes each.
+        self.bytes += u64::from(segment.len);
+        segments.push(segment);
+        Ok(())
+    }
+}
+
+/// A descriptor, as it is in memory: taken apart where a part is needed, so that it stays in registers.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Descriptor {
-    segment: Segment,
-    flags: u16,
-    next: u16,
+struct Descriptor {
+    gpa: u64,
+    /// Length, flags, and the next one's index.
+    rest: u64,
 }
 
 impl Descriptor {
-    pub(super) fn read(memory: &(impl GuestMemory + ?Sized), gpa: u64) -> Result<Self, DriverError> {
-        let [address, rest] = memory.read_words(gpa)?;
-        Ok(Descriptor {
-            segment: Segment { gpa: address, len: rest as u32 },
-            flags: (rest >> 32) as u16,
-            next: (rest >> 48) as u16,
-        })
+    fn segment(self) -> Segment {
+        Segment { gpa: self.gpa, len: self.rest as u32 }
     }
 
-    fn has(&self, flag: u16) -> bool {
-        self.flags & flag != 0
+    fn flags(self) -> u16 {
+        (self.rest >> 32) as u16
+    }
+
+    fn next(self) -> u16 {
+        (self.rest >> 48) as u16
+    }
+
+    fn has(self, flag: u16) -> bool {
+        self.flags() & flag != 0
     }
 }
 
@@ -103,11 +137,13 @@ impl Table {
         Ok(Table { gpa, len: u16::try_from(entries).unwrap_or(u16::MAX) })
     }
 
+    #[inline(always)]
     fn read(&self, memory: &(impl GuestMemory + ?Sized), index: u16) -> Result<Descriptor, DriverError> {
         if index >= self.len {
             return Err(DriverError::Descriptor(index));
         }
-        Descriptor::read(memory, self.gpa.wrapping_add(u64::from(index) * DESCRIPTOR_BYTES))
+        let [gpa, rest] = memory.read_words(self.gpa.wrapping_add(u64::from(index) * DESCRIPTOR_BYTES))?;
+        Ok(Descriptor { gpa, rest })
     }
 }
 
@@ -124,12 +160,12 @@ impl Chain {
 
     /// What the device may read and has not taken yet.
     pub fn readable(&self) -> &[Segment] {
-        &self.segments[self.first..self.writable]
+        &self.segments[self.first..self.sums.writable]
     }
 
     /// What the device may write.
     pub fn writable(&self) -> &[Segment] {
-        &self.segments[self.writable..]
+        &self.segments[self.sums.writable..]
     }
 
     /// Takes two 64-bit words from the front of what is readable: what a request begins with.
@@ -137,7 +173,7 @@ impl Chain {
     pub fn take_words(&mut self, memory: &(impl GuestMemory + ?Sized)) -> Result<[u64; 2], DriverError> {
         // Nearly every driver gives them a descriptor of their own.
         match self.segments.get(self.first) {
-            Some(&Segment { gpa, len: 16 }) if self.first < self.writable => {
+            Some(&Segment { gpa, len: 16 }) if self.first < self.sums.writable => {
                 self.first += 1;
                 Ok(memory.read_words(gpa)?)
             }
@@ -160,7 +196,7 @@ impl Chain {
     pub fn take(&mut self, memory: &(impl GuestMemory + ?Sized), into: &mut [u8]) -> Result<(), DriverError> {
         let mut done = 0;
         while done < into.len() {
-            let Some(segment) = self.segments[self.first..self.writable].first_mut() else {
+            let Some(segment) = self.segments[self.first..self.sums.writable].first_mut() else {
                 return Err(DriverError::Request);
             };
             let len = (into.len() - done).min(segment.len as usize);
@@ -180,7 +216,7 @@ impl Chain {
     /// in fewer steps.
     #[inline]
     pub fn take_last(&mut self) -> Result<u64, DriverError> {
-        while self.segments.len() > self.writable {
+        while self.segments.len() > self.sums.writable {
             let Some(segment) = self.segments.last_mut() else { break };
             let Segment { gpa, len } = *segment;
             segment.len = len.saturating_sub(1);
@@ -217,14 +253,15 @@ impl Chain {
     #[inline]
     pub(super) fn begin(&mut self) {
         self.segments.clear();
-        (self.first, self.writable, self.bytes, self.last) = (0, 0, 0, 0);
+        self.sums = Sums::default();
+        self.first = 0;
     }
 
     /// All descriptors were added.
     #[inline]
     pub(super) fn end(&mut self, head: Head) -> Result<(), DriverError> {
         self.head = head;
-        if self.bytes > 1 << 32 { Err(DriverError::ChainBytes) } else { Ok(()) }
+        if self.sums.bytes > 1 << 32 { Err(DriverError::ChainBytes) } else { Ok(()) }
     }
 
     /// Adds what a descriptor of a packed ring of `size` says. All descriptors of its table belong to the chain, in order (2.8.7).
@@ -262,54 +299,46 @@ impl Chain {
         let size = table.len;
         let mut descriptor = table.read(memory, head)?;
         while !descriptor.has(INDIRECT) {
-            self.add(descriptor.segment, descriptor.flags, size)?;
+            self.add(descriptor.segment(), descriptor.flags(), size)?;
             if !descriptor.has(NEXT) {
                 return Ok(());
             }
-            descriptor = table.read(memory, descriptor.next)?;
+            descriptor = table.read(memory, descriptor.next())?;
         }
         // An indirect table ends the chain (2.7.5.3.1).
         if !allows_indirect || descriptor.has(NEXT) {
             return Err(DriverError::IndirectTable);
         }
-        self.add_table(memory, &descriptor, size)
+        self.add_table(memory, descriptor.segment(), size)
     }
 
     /// Adds the descriptors of an indirect table, of which each is used at most once.
     fn add_table(
         &mut self,
         memory: &(impl GuestMemory + ?Sized),
-        indirect: &Descriptor,
+        table: Segment,
         size: u16,
     ) -> Result<(), DriverError> {
-        let table = Table::new(indirect.segment)?;
+        let table = Table::new(table)?;
+        // Nearly every chain is one table, and is taken apart here.
+        let mut sums = self.sums;
         let mut index = 0;
         loop {
             let descriptor = table.read(memory, index)?;
             if descriptor.has(INDIRECT) {
                 return Err(DriverError::IndirectTable);
             }
-            self.add(descriptor.segment, descriptor.flags, size)?;
+            sums.add(&mut self.segments, descriptor.segment(), descriptor.flags(), size)?;
             if !descriptor.has(NEXT) {
+                self.sums = sums;
                 return Ok(());
             }
-            index = descriptor.next;
+            index = descriptor.next();
         }
     }
 
     #[inline]
     fn add(&mut self, segment: Segment, flags: u16, size: u16) -> Result<(), DriverError> {
-        if self.segments.len() >= usize::from(size) {
-            return Err(DriverError::ChainLength);
-        }
-        if self.last & !flags & WRITE != 0 {
-            return Err(DriverError::ChainOrder);
-        }
-        self.last = flags;
-        self.writable += usize::from(flags & WRITE == 0);
-        // At most 2^16 segments of less than 2^32 bytes each.
-        self.bytes += u64::from(segment.len);
-        self.segments.push(segment);
-        Ok(())
+        self.sums.add(&mut self.segments, segment, flags, size)
     }
 }

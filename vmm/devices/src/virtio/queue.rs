@@ -108,7 +108,7 @@ impl Queue {
     }
 
     /// Takes the next chain that the driver offers; `false` if there is none.
-    #[inline]
+    #[inline(always)]
     pub fn pop(
         &mut self,
         memory: &(impl GuestMemory + ?Sized),
@@ -125,13 +125,22 @@ impl Queue {
     }
 
     /// As [`Self::pop`]; if there is none, asks to be notified of the next.
-    #[inline]
+    #[inline(always)]
     pub fn pop_or_arm(
         &mut self,
         memory: &mut (impl GuestMemory + ?Sized),
         chain: &mut Chain,
     ) -> Result<bool, DriverError> {
-        Ok(self.pop(memory, chain)? || self.arm(memory)? && self.pop(memory, chain)?)
+        Ok(self.pop(memory, chain)? || self.arm_or_pop(memory, chain)?)
+    }
+
+    #[inline(never)]
+    fn arm_or_pop(
+        &mut self,
+        memory: &mut (impl GuestMemory + ?Sized),
+        chain: &mut Chain,
+    ) -> Result<bool, DriverError> {
+        Ok(self.arm(memory)? && self.pop(memory, chain)?)
     }
 
     /// Asks to be notified of the next chain. Returns whether one came meanwhile, of which there may be no notification.
