@@ -6,8 +6,11 @@
 use vdev::guest_mem::GuestMemory;
 use vdev::pvclock::{PvClock, VcpuClock};
 
-/// How often the guest is told at most, in parts of a second.
-const TELLINGS: u64 = 1000;
+/// How often the guest is told at most, in a second. Linux looks at every tick of its own, 4 ms or 10 ms, and accounts for whole
+/// ticks.
+const TELLINGS: u64 = 100;
+/// Less than this part of a second waits until it is more: between two processes of one guest it is nothing.
+const LEAST: u64 = 100_000;
 
 /// What the guest was told.
 #[derive(Clone, Copy, Debug)]
@@ -19,13 +22,14 @@ pub(crate) struct StealTime {
     /// Host TSC at which the guest may be told more.
     due: u64,
     interval: u64,
+    least: u64,
 }
 
 impl StealTime {
     /// Nothing was stolen yet from a guest that begins now. `waited` tells of the TSC ticks for which the vCPU's thread was ready
     /// and did not run.
     pub(crate) fn new(waited: fn() -> u64, tsc_hz: u64) -> Self {
-        StealTime { waited, told: waited(), due: 0, interval: tsc_hz / TELLINGS }
+        StealTime { waited, told: waited(), due: 0, interval: tsc_hz / TELLINGS, least: tsc_hz / LEAST }
     }
 
     /// Tells the guest at host TSC `now`, if it wants to know and was not told just before.
@@ -42,7 +46,7 @@ impl StealTime {
         self.due = now.saturating_add(self.interval);
         let waited = (self.waited)();
         let stolen = waited.saturating_sub(self.told);
-        if stolen > 0 {
+        if stolen > self.least {
             self.told = waited;
             vcpu.add_steal_time(clock.duration_ns(stolen), memory);
         }

@@ -101,9 +101,9 @@ impl PvClock {
         convert(now.wrapping_sub(self.zero_tsc), self.tsc_hz, NANOSECONDS)
     }
 
-    /// Nanoseconds in which the TSC counts `ticks`.
+    /// Nanoseconds in which the TSC counts `ticks`, as the guest computes them.
     pub fn duration_ns(&self, ticks: u64) -> u64 {
-        convert(ticks, self.tsc_hz, NANOSECONDS)
+        self.scale.nanoseconds(ticks)
     }
 
     /// Unix time in nanoseconds at guest TSC `now`.
