@@ -176,5 +176,7 @@ numbers! {
         TraceRing = 8,
         /// DMA space: a device reaches the memory of the space; `extra` is the device, counted in the range.
         Device = 9,
+        /// vCPU: a 32-bit word of memory ends interrupts without an exit; `extra` is its byte offset in the capability.
+        EoiWord = 10,
     }
 }

@@ -382,6 +382,8 @@ pub enum Target {
     VcpuPage(&'static Vcpu),
     /// A vCPU, as its virtual-APIC page.
     VirtualApic(&'static Vcpu),
+    /// A vCPU, as the word that ends its interrupts.
+    EoiWord(&'static Vcpu),
     /// A CPU, as the ring of its trace.
     Trace(&'static Ring),
 }
@@ -389,6 +391,8 @@ pub enum Target {
 impl Target {
     /// In the address of a slot that is bound to a vCPU: as its virtual-APIC page.
     pub const APIC: u64 = 1 << 63;
+    /// The same, as the page with its word for EOI.
+    pub const EOI: u64 = 1 << 62;
 
     /// The header of the object.
     pub fn header(self) -> &'static Header {
@@ -397,7 +401,7 @@ impl Target {
             Target::Guest(space) | Target::Doorbell(space) => space.header(),
             Target::Dma(space) | Target::Device(space) => space.header(),
             Target::Utcb(ec) => ec.header(),
-            Target::VcpuPage(vcpu) | Target::VirtualApic(vcpu) => vcpu.header(),
+            Target::VcpuPage(vcpu) | Target::VirtualApic(vcpu) | Target::EoiWord(vcpu) => vcpu.header(),
             Target::Trace(ring) => &ring.header,
         }
     }
@@ -424,6 +428,9 @@ impl Target {
                 ObjectType::Vcpu if slot.address & Self::APIC != 0 => {
                     Some(Target::VirtualApic(&*(slot.bound as *const Vcpu)))
                 }
+                ObjectType::Vcpu if slot.address & Self::EOI != 0 => {
+                    Some(Target::EoiWord(&*(slot.bound as *const Vcpu)))
+                }
                 ObjectType::Vcpu => Some(Target::VcpuPage(&*(slot.bound as *const Vcpu))),
                 ObjectType::Trace => Some(Target::Trace(&*(slot.bound as *const Ring))),
                 _ => None,
@@ -441,6 +448,7 @@ impl Target {
             Target::Utcb(ec) => &ec.bound,
             Target::VcpuPage(vcpu) => &vcpu.bound,
             Target::VirtualApic(vcpu) => &vcpu.apic.bound,
+            Target::EoiWord(vcpu) => &vcpu.apic.eoi_bound,
             Target::Trace(ring) => &ring.bound,
         }
     }

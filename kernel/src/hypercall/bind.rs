@@ -12,7 +12,7 @@ use crate::{reclaim, trace};
 use core::sync::atomic::Ordering;
 use hypercall_abi::cap::{BindRole, IrqKind};
 use hypercall_abi::doorbell::Doorbell;
-use hypercall_abi::{ObjectType, Rights, Status};
+use hypercall_abi::{ObjectType, PAGE_SIZE, Rights, Status};
 use kcore::cap::Slots;
 use khw::irq::ioapic::Trigger;
 
@@ -46,6 +46,14 @@ pub(super) fn bind(call: &Call) -> Result {
             let vcpu = found.cast::<Vcpu>(Rights::VCPU_RUN)?;
             let frame = bind_page(&mut tree, bound, extra, Target::VirtualApic(vcpu))?;
             vcpu.apic.frame.store(frame, Ordering::Release);
+        }
+        BindRole::EoiWord => {
+            let vcpu = found.cast::<Vcpu>(Rights::VCPU_RUN)?;
+            if !extra.is_multiple_of(4) {
+                return Err(Status::BadArgument.into());
+            }
+            let frame = bind_page(&mut tree, bound, extra / PAGE_SIZE, Target::EoiWord(vcpu))?;
+            vcpu.apic.eoi_word.store(frame + extra % PAGE_SIZE, Ordering::Release);
         }
         BindRole::DoorbellCall | BindRole::DoorbellPort | BindRole::DoorbellPage => {
             let space = found.cast::<GuestSpace>(Rights::GUEST_DOORBELL)?;
@@ -103,6 +111,7 @@ fn bind_page(tree: &mut Tree, memory: Found, page: u64, target: Target) -> core:
     }
     let mark = match target {
         Target::VirtualApic(_) => Target::APIC,
+        Target::EoiWord(_) => Target::EOI,
         _ => 0,
     };
     target.bound_list().bind(tree, memory.slot, target.header() as *const _ as u64, page | mark);

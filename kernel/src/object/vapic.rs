@@ -8,7 +8,7 @@ use super::vcpu::Vcpu;
 use crate::cap::BoundList;
 use core::cell::Cell;
 use core::ptr::{NonNull, addr_of_mut};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use hypercall_abi::Status;
 use hypercall_abi::exit::ExitKind;
 use hypercall_abi::vcpu::gpr::{RAX, RCX, RDX};
@@ -22,6 +22,8 @@ use khw::mem::phys_to_virt;
 use khw::virt::GuestCpu;
 
 const RFLAGS_IF: u64 = 1 << 9;
+/// Bit of the word for EOI: the guest may clear it in place of writing the register.
+const EOI_OFFERED: u32 = 1 << 0;
 /// WRMSR without prefixes.
 const WRMSR: [u8; 2] = [0x0f, 0x30];
 
@@ -32,6 +34,12 @@ pub struct VirtualApic {
     pub frame: AtomicU64,
     /// The memory capability of the page. Under the tree lock.
     pub bound: BoundList,
+    /// Physical address of the word by which the guest ends interrupts without an exit; 0 for none. Written under the tree lock.
+    pub eoi_word: AtomicU64,
+    /// The memory capability of the word. Under the tree lock.
+    pub eoi_bound: BoundList,
+    /// The word was set for the interrupt in service. Touched by the vCPU's CPU only.
+    is_eoi_offered: Cell<bool>,
     /// Vectors that are raised and not yet in the page.
     posted: Posted,
     /// Frame whose page the guest interrupt status comes from. Touched by the vCPU's CPU only.
@@ -46,6 +54,9 @@ impl VirtualApic {
         VirtualApic {
             frame: AtomicU64::new(0),
             bound: BoundList::new(),
+            eoi_word: AtomicU64::new(0),
+            eoi_bound: BoundList::new(),
+            is_eoi_offered: Cell::new(false),
             posted: Posted::new(),
             shown: Cell::new(0),
             status: Cell::new(vapic::Status { requested: 0, in_service: 0 }),
@@ -58,6 +69,31 @@ impl VirtualApic {
         // SAFETY: the frame is bound RAM: it stays until a grace period after it is unbound. Any bytes are a page, whose
         // words are atomics, as the VMM may write them at any time.
         (frame.0 != 0).then(|| (frame, unsafe { &*phys_to_virt(frame).cast() }))
+    }
+
+    fn eoi_word(&self) -> Option<&AtomicU32> {
+        let address = self.eoi_word.load(Ordering::Acquire);
+        // SAFETY: as in `page`; the word is aligned. The guest changes it at any time, which an atomic allows.
+        (address != 0).then(|| unsafe { &*phys_to_virt(PhysAddr(address)).cast() })
+    }
+
+    /// Lets the guest end the interrupt that it is about to be given by its word. Whoever comes meanwhile takes that back.
+    fn offer_eoi(&self) {
+        if let Some(word) = self.eoi_word() {
+            word.fetch_or(EOI_OFFERED, Ordering::SeqCst);
+            self.is_eoi_offered.set(true);
+        }
+    }
+
+    /// Ends the interrupt that the guest ended by its word, or takes the word back.
+    #[inline]
+    fn settle_eoi(&self, apic: &ApicPage, status: &mut vapic::Status) {
+        if self.is_eoi_offered.replace(false)
+            && let Some(word) = self.eoi_word()
+            && word.fetch_and(!EOI_OFFERED, Ordering::SeqCst) & EOI_OFFERED == 0
+        {
+            apic.write(status, vapic::msr::EOI, 0);
+        }
     }
 
     /// Requests what was posted.
@@ -128,6 +164,7 @@ impl Vcpu {
     pub fn collect_interrupts(&self) {
         if let Some((_, apic)) = self.apic.page() {
             let mut status = self.interrupt_status();
+            self.apic.settle_eoi(apic, &mut status);
             self.apic.take_posted(apic, &mut status);
             self.set_interrupt_status(status);
         }
@@ -173,6 +210,7 @@ impl Vcpu {
                 self.backend().set_virtual_apic(frame, eoi_exits);
             }
         }
+        self.apic.settle_eoi(apic, &mut status);
         self.apic.take_posted(apic, &mut status);
         self.set_interrupt_status(status);
         if self.backend().virtualizes_apic() {
@@ -187,8 +225,12 @@ impl Vcpu {
                     && addr_of_mut!((*p).interruptibility).read_volatile() & Interruptibility::SHADOW.bits()
                         == 0;
                 if is_ready {
-                    let event = Event::interrupt(apic.deliver(&mut status));
-                    addr_of_mut!((*p).inject).write_volatile(event);
+                    let vector = apic.deliver(&mut status);
+                    // Others that wait come at the end of this one, which the kernel has to see.
+                    if status.requested == 0 && !has_eoi_exit(page, vector) {
+                        self.apic.offer_eoi();
+                    }
+                    addr_of_mut!((*p).inject).write_volatile(Event::interrupt(vector));
                     addr_of_mut!((*p).activity).write_volatile(ACTIVITY_ACTIVE);
                 } else {
                     flags |= RunFlags::INTERRUPT_WINDOW;
@@ -258,19 +300,19 @@ impl Vcpu {
             return FOR_VMM;
         };
         let mut status = self.apic.status.get();
+        self.apic.settle_eoi(apic, &mut status);
         let written = apic.write(&mut status, msr, value);
+        self.apic.status.set(status);
         if written == Write::Refused {
             return FOR_VMM;
         }
-        self.apic.status.set(status);
         instruction.complete();
         let Write::Eoi(vector) = written else {
             return None;
         };
         // SAFETY: as above.
         unsafe {
-            let exits = addr_of_mut!((*p).eoi_exits[usize::from(vector >> 6)]).read_volatile();
-            if exits >> (vector & 63) & 1 == 0 {
+            if !has_eoi_exit(page, vector) {
                 return None;
             }
             addr_of_mut!((*p).exit_kind).write_volatile(ExitKind::Eoi as u32);
@@ -279,4 +321,14 @@ impl Vcpu {
         }
         Some(ExitKind::Eoi as u32)
     }
+}
+
+/// Whether the VMM wants to know of the end of this interrupt.
+///
+/// # Safety
+/// The page is bound, as in `update_interrupts`.
+unsafe fn has_eoi_exit(page: NonNull<VcpuPage>, vector: u8) -> bool {
+    // SAFETY: the caller's promise; the word is read once.
+    let exits = unsafe { (&raw const (*page.as_ptr()).eoi_exits[usize::from(vector >> 6)]).read_volatile() };
+    exits >> (vector & 63) & 1 != 0
 }

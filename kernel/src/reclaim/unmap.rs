@@ -32,6 +32,7 @@ impl Tree {
                 vcpu.apic.frame.store(0, Ordering::Release);
                 vcpu.kick();
             }
+            Target::EoiWord(vcpu) => vcpu.apic.eoi_word.store(0, Ordering::Release),
             Target::Trace(ring) => ring.set_memory(0, 0),
             Target::VcpuPage(vcpu) => vcpu.lose_page(self.is_ending(vcpu.header())),
         }

@@ -35,7 +35,7 @@ const NOTIFICATION: u64 = BindRole::VcpuNotification as u64;
 
 fn an_unknown_role_is_refused(w: &mut World) -> Check {
     let (ec, sm) = (w.ec(0, 0x1000, 0)?, w.sm(0)?);
-    for role in [10, 255, 256, 1 << 32, u64::MAX] {
+    for role in [11, 255, 256, 1 << 32, u64::MAX] {
         call(Bind, ec, [sm, role]).fails(BadArgument)?;
     }
     Ok(())

@@ -8,6 +8,7 @@ pub mod dirty;
 pub mod dma;
 pub mod doorbells;
 pub mod entry;
+pub mod eoi_word;
 pub mod faults;
 pub mod fuzz;
 pub mod info;
@@ -116,6 +117,7 @@ pub const ALL: &[Group] = &[
     dirty::GROUP,
     doorbells::GROUP,
     virtual_apic::GROUP,
+    eoi_word::GROUP,
     vcpu_rules::GROUP,
     vcpu_smp::GROUP,
     vcpu_fuzz::GROUP,

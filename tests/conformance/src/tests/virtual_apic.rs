@@ -39,17 +39,19 @@ const VECTORS: [u8; 3] = [0x41, 0x52, 0x53];
 const COUNTS: u64 = 0x2000;
 const GDT: u64 = 0x2800;
 const IDT: u64 = 0x3000;
-const HANDLERS: u64 = 0x1800;
+/// The handlers, 64 bytes each.
+pub(super) const HANDLERS: u64 = 0x1800;
 
-struct Apic {
-    guest: Guest,
+/// A guest with a virtual APIC.
+pub(super) struct Apic {
+    pub(super) guest: Guest,
     /// The capability that is bound.
     bound: Sel,
     page: u64,
 }
 
 impl Apic {
-    fn new(w: &mut World) -> Seen<Self> {
+    pub(super) fn new(w: &mut World) -> Seen<Self> {
         Self::on(w, 0)
     }
 
@@ -88,7 +90,7 @@ impl Apic {
     }
 
     /// A capability that raises an interrupt.
-    fn line(&self, w: &mut World, vector: u8) -> Seen<Sel> {
+    pub(super) fn line(&self, w: &mut World, vector: u8) -> Seen<Sel> {
         let line = w.sel();
         let rights = Rights::VCPU_INTERRUPT.bits().into();
         call(Derive, self.guest.vcpu, [0, line, rights, 0, 0, vector.into()]).done()?;
@@ -99,20 +101,20 @@ impl Apic {
         (self.page + offset) as *mut u32
     }
 
-    fn read(&self, offset: u64) -> u32 {
+    pub(super) fn read(&self, offset: u64) -> u32 {
         // SAFETY: the page is mapped.
         unsafe { self.word(offset).read_volatile() }
     }
 
     /// Writes a register, and says so.
-    fn write(&mut self, offset: u64, value: u32) {
+    pub(super) fn write(&mut self, offset: u64, value: u32) {
         // SAFETY: the page is mapped.
         unsafe { self.word(offset).write_volatile(value) };
         self.guest.page().dirty |= Groups::APIC.bits();
     }
 
     /// Counts of the handlers.
-    fn counts(&self) -> [u32; 3] {
+    pub(super) fn counts(&self) -> [u32; 3] {
         let counts = (self.guest.ram + COUNTS) as *const u32;
         // SAFETY: the guest's memory is mapped there.
         [0, 1, 2].map(|index| unsafe { counts.add(index).read_volatile() })
@@ -126,7 +128,7 @@ impl Apic {
 
     /// Nothing is requested or in service.
     #[track_caller]
-    fn is_clean(&self) -> Check {
+    pub(super) fn is_clean(&self) -> Check {
         for offset in (0x100..0x180).step_by(16).chain((0x200..0x280).step_by(16)) {
             equal("ISR and IRR", self.read(offset), 0)?;
         }
@@ -287,7 +289,7 @@ fn the_end_of_an_interrupt_exits_if_the_vmm_asks(w: &mut World) -> Check {
 }
 
 /// Whether the CPU uses the virtual-APIC page itself.
-fn is_in_hardware(w: &World) -> bool {
+pub(super) fn is_in_hardware(w: &World) -> bool {
     w.info.machine & Machine::APIC_VIRTUALIZATION.bits() != 0
 }
 
