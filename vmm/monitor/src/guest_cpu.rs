@@ -1,6 +1,7 @@
 //! The guest's CPU, as the VM's logic wants it.
 
 use usys::abi::vcpu::{Groups, VcpuPage};
+use usys::cap::{self, Cap};
 use usys::vcpu::MappedVcpu;
 use vmm_core::vcpu::Vcpu;
 
@@ -18,6 +19,11 @@ impl GuestCpu {
     #[inline]
     pub fn run(&mut self) -> usys::Result<()> {
         self.0.run().map(drop)
+    }
+
+    /// The vCPU's capability.
+    pub fn cap(&self) -> Cap<cap::Vcpu> {
+        self.0.cap()
     }
 
     /// Puts what is not in the page, the FPU, into the state after reset.

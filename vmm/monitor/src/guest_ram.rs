@@ -1,6 +1,7 @@
 //! The guest's memory: in the VMM's address space, and in the guest's.
 
 use crate::pieces::Pieces;
+use alloc::vec::Vec;
 use usys::abi::cap::MapFlags;
 use usys::abi::{PAGE_SIZE, Rights, Selector};
 use usys::cap::{Cap, GuestSpace, Memory, Narrow};
@@ -20,6 +21,8 @@ pub struct GuestRam {
     /// The 64-bit values of that.
     words: Words,
     layout: Layout,
+    /// Pages of each part of it that the VM keeps, in order.
+    parts: &'static [u64],
     /// Where the guest's memory can go, if it has a balloon.
     pieces: Option<&'static Pieces>,
 }
@@ -27,7 +30,7 @@ pub struct GuestRam {
 impl GuestRam {
     /// Guest memory of this layout in `window`, which is as long as all RAM.
     pub fn new(window: Window, layout: Layout) -> Self {
-        let ram = GuestRam { window, low: window, words: window.words(), layout, pieces: None };
+        let ram = GuestRam { window, low: window, words: window.words(), layout, parts: &[], pieces: None };
         ram.with_low()
     }
 
@@ -48,11 +51,11 @@ impl GuestRam {
         layout: Layout,
     ) -> usys::Result<Self> {
         let pieces = Pieces::map(info, space, layout).transpose()?;
-        if pieces.is_none() {
-            map_parts(config, space, layout)?;
-        }
+        let parts = config.memory.iter().flat_map(|parts| (0..parts.count).map(|_| parts.pages));
+        let parts: &[u64] = if pieces.is_none() { parts.collect::<Vec<_>>().leak() } else { &[] };
+        map_parts(parts, space, layout)?;
         let window = memory::guest_memory(layout.memory_bytes() / PAGE_SIZE);
-        let ram = GuestRam { window, low: window, words: window.words(), layout, pieces };
+        let ram = GuestRam { window, low: window, words: window.words(), layout, parts, pieces };
         Ok(ram.with_low())
     }
 
@@ -74,6 +77,23 @@ impl GuestRam {
     /// Its pieces, if it has a balloon.
     pub fn pieces(&self) -> Option<&'static Pieces> {
         self.pieces
+    }
+
+    /// The capability that the page at guest-physical address `gpa` is of, and which of its pages it is; `None` where there is no memory
+    /// now.
+    pub fn page(&self, gpa: u64) -> Option<(Cap<Memory>, u64)> {
+        let offset = self.layout.offset(gpa, 1)?;
+        let mut page = offset / PAGE_SIZE;
+        if let Some(pieces) = self.pieces {
+            return pieces.page(offset);
+        }
+        for (&pages, number) in self.parts.iter().zip(monitor::GUEST_MEMORY..) {
+            if page < pages {
+                return Some((Cap::new(Selector(number)), page));
+            }
+            page -= pages;
+        }
+        None
     }
 
     /// Where in the window `len` bytes from `gpa` are, if all of them are RAM in one range; there they are then.
@@ -106,12 +126,11 @@ impl GuestRam {
 }
 
 /// Maps memory that the VM keeps.
-fn map_parts(config: &MonitorConfig, space: Cap<GuestSpace>, layout: Layout) -> usys::Result<()> {
+fn map_parts(parts: &[u64], space: Cap<GuestSpace>, layout: Layout) -> usys::Result<()> {
     let rights = Rights::READ | Rights::WRITE | Rights::EXECUTE;
     let flags = MapFlags::READ | MapFlags::WRITE | MapFlags::EXECUTE;
-    let sizes = config.memory.iter().flat_map(|parts| (0..parts.count).map(|_| parts.pages));
     let mut first = 0;
-    for (pages, number) in sizes.zip(monitor::GUEST_MEMORY..) {
+    for (&pages, number) in parts.iter().zip(monitor::GUEST_MEMORY..) {
         let part: Cap<Memory> = Cap::new(Selector(number));
         let end = first + pages;
         let mut before = 0;

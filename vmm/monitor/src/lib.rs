@@ -9,6 +9,7 @@ extern crate alloc;
 
 pub mod console;
 pub mod devices;
+pub mod eoi_word;
 pub mod guest_cpu;
 pub mod guest_ram;
 pub mod images;

@@ -127,6 +127,12 @@ impl Pieces {
         done.is_ok()
     }
 
+    /// The capability that the page at `offset` is of, and which of its pages it is, if the piece is here.
+    pub fn page(&self, offset: u64) -> Option<(Cap<Memory>, u64)> {
+        let page = offset % PIECE_BYTES / PAGE_SIZE;
+        (!self.is_missing(offset, 1)).then(|| (capability((offset / PIECE_BYTES) as usize), page))
+    }
+
     /// Asks for a piece; `None` if the page is not as it should be.
     fn ask(&self, index: usize) -> Option<bool> {
         let (wanted, answer) = (self.page.atomic_u64(WANTED).ok()?, self.page.atomic_u32(ANSWER).ok()?);

@@ -4,6 +4,7 @@ mod debugged;
 
 use crate::console::Channel;
 use crate::devices;
+use crate::eoi_word::EoiWord;
 use crate::guest_cpu::GuestCpu;
 use crate::guest_ram::GuestRam;
 use crate::images::Images;
@@ -57,6 +58,7 @@ pub struct Vm<W> {
     ram: GuestRam,
     vcpu: GuestCpu,
     apic_page: &'static ApicPage,
+    eoi_word: EoiWord,
     statistics: Statistics,
     /// The statistics were written to the log when the guest first wrote to another port than its console.
     is_reported: bool,
@@ -101,6 +103,7 @@ impl<W: Watch> Vm<W> {
             ram,
             vcpu,
             apic_page,
+            eoi_word: EoiWord::default(),
             statistics,
             is_reported: false,
             now: 0,
@@ -187,6 +190,7 @@ impl<W: Watch> Vm<W> {
         let images = BootImages { kernel: &self.images.kernel, modules: &modules };
         self.now = cpu::now();
         self.vcpu.reset_fpu().map_err(refused)?;
+        self.eoi_word.place(self.vcpu.cap(), &self.ram, None);
         machine.reset(&images, &mut self.ram, &mut self.vcpu, self.now).map_err(Outcome::not_started)
     }
 
@@ -247,6 +251,11 @@ impl<W: Watch> Vm<W> {
                 return Some(End::Outcome(Outcome::OutOfMemory));
             }
             machine.poll_devices(&mut self.ram, now);
+        }
+        if kind == ExitKind::MsrWrite as u32
+            && let Some(gpa) = machine.take_eoi_word()
+        {
+            self.eoi_word.place(self.vcpu.cap(), &self.ram, gpa);
         }
         if kind == ExitKind::Hlt as u32 {
             self.output.flush(&mut self.channel);

@@ -343,6 +343,11 @@ impl Cap<Vcpu> {
         bind(self.selector(), page.selector(), BindRole::VirtualApic, 0)
     }
 
+    /// Makes the word at byte `offset` of a memory capability, a multiple of 4, the one that ends interrupts without an exit.
+    pub fn bind_eoi_word(self, memory: Cap<crate::cap::Memory>, offset: u64) -> Result<()> {
+        bind(self.selector(), memory.selector(), BindRole::EoiWord, offset)
+    }
+
     /// Makes a run return while `ntfn` has bits.
     pub fn bind_notification(self, ntfn: Cap<Ntfn>) -> Result<()> {
         bind(self.selector(), ntfn.selector(), BindRole::VcpuNotification, 0)

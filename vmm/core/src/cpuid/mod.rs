@@ -21,6 +21,8 @@ const HYPERVISOR_MAX: u32 = HYPERVISOR + 1;
 /// KVM features (Linux Documentation/virt/kvm/x86/cpuid.rst): NOP_IO_DELAY, CLOCKSOURCE2, STEAL_TIME,
 /// CLOCKSOURCE_STABLE.
 const KVM_FEATURES: u32 = 1 << 1 | 1 << 3 | 1 << 5 | 1 << 24;
+/// KVM feature: PV_EOI. Where the hardware ends interrupts without an exit, the guest needs no other way.
+const KVM_PV_EOI: u32 = 1 << 6;
 
 /// Last basic leaf for Intel guests: the frequency leaves are synthesised.
 const INTEL_MAX: u32 = 0x16;
@@ -74,6 +76,7 @@ pub struct GuestCpu {
     xcr0: u64,
     crystal_hz: u32,
     is_intel: bool,
+    has_pv_eoi: bool,
 }
 
 impl GuestCpu {
@@ -86,7 +89,8 @@ impl GuestCpu {
         let leaf0 = host.cpuid(0, 0);
         let is_intel = leaf0.ebx == u32::from_le_bytes(*b"Genu");
         let crystal_hz = crystal_hz(facts.tsc_hz);
-        let mut cpu = GuestCpu { leaves: Leaves::new(), features, xcr0, crystal_hz, is_intel };
+        let has_pv_eoi = !facts.machine.contains(Machine::APIC_VIRTUALIZATION);
+        let mut cpu = GuestCpu { leaves: Leaves::new(), features, xcr0, crystal_hz, is_intel, has_pv_eoi };
         let max = if is_intel { INTEL_MAX } else { leaf0.eax.min(OTHER_MAX) };
         cpu.set(0, 0, CpuidRegs { eax: max, ..leaf0 });
         cpu.add_basic(host);
@@ -138,6 +142,11 @@ impl GuestCpu {
     /// Whether the local APIC's timer has TSC-deadline mode.
     pub fn has_tsc_deadline(&self) -> bool {
         self.word(word::LEAF1_ECX) & TSC_DEADLINE != 0
+    }
+
+    /// Whether interrupts can be ended by a word of memory, as KVM has it.
+    pub fn has_pv_eoi(&self) -> bool {
+        self.has_pv_eoi
     }
 
     /// Whether there is IA32_TSC_AUX.
@@ -245,7 +254,8 @@ impl GuestCpu {
     fn add_hypervisor(&mut self) {
         let [ebx, ecx, edx] = [*b"KVMK", *b"VMKV", *b"M\0\0\0"].map(u32::from_le_bytes);
         self.set(HYPERVISOR, 0, CpuidRegs::new(HYPERVISOR_MAX, ebx, ecx, edx));
-        self.set(HYPERVISOR_MAX, 0, CpuidRegs::new(KVM_FEATURES, 0, 0, 0));
+        let pv_eoi = if self.has_pv_eoi { KVM_PV_EOI } else { 0 };
+        self.set(HYPERVISOR_MAX, 0, CpuidRegs::new(KVM_FEATURES | pv_eoi, 0, 0, 0));
     }
 
     /// Bytes of an XSAVE area in standard format with these components.

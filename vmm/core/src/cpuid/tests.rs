@@ -55,6 +55,13 @@ fn the_guest_finds_the_hypervisor_its_clock_and_its_timers() {
     let signature = guest.cpuid(0x4000_0000, 0, &state);
     assert_eq!(signature, CpuidRegs::new(0x4000_0001, 0x4b4d_564b, 0x564b_4d56, 0x4d));
     assert_eq!(guest.cpuid(0x4000_0001, 0, &state).eax, 0x0100_002a);
+    let facts = HostFacts { machine: FACTS.machine - Machine::APIC_VIRTUALIZATION, ..FACTS };
+    let guest = cpu(&intel, &facts);
+    assert_eq!(
+        guest.cpuid(0x4000_0001, 0, &state).eax,
+        0x0100_006a,
+        "by a word, where only that spares an exit"
+    );
 }
 
 #[test]

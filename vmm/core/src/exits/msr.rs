@@ -4,7 +4,7 @@ use alloc::format;
 use hypercall_abi::exit::ExitKind;
 use hypercall_abi::vcpu::{Groups, gpr};
 use vdev::guest_mem::GuestMemory;
-use vdev::lapic::{IA32_APIC_BASE, IA32_TSC_DEADLINE, Lapic};
+use vdev::lapic::{IA32_APIC_BASE, IA32_TSC_DEADLINE, Lapic, MSR_PV_EOI, X2APIC_FIRST};
 use vdev::pvclock::VcpuClock;
 
 use super::{Exit, Handled};
@@ -14,6 +14,10 @@ use crate::vcpu::{Vcpu, complete_instruction, read_edx_eax, write_edx_eax};
 
 /// IA32_APIC_BASE: x2APIC mode.
 const APIC_BASE_X2APIC: u64 = 1 << 10;
+/// x2APIC MSRs: the spurious-interrupt vector, whose register switches the local APIC off; TPR, and the last word of IRR.
+const X2APIC_SVR: u32 = X2APIC_FIRST + 0x0f;
+const X2APIC_TPR: u32 = X2APIC_FIRST + 0x08;
+const X2APIC_LAST_IRR: u32 = X2APIC_FIRST + 0x27;
 
 impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
     pub(super) fn msr_read(&mut self) -> Result<Handled, Trouble> {
@@ -51,7 +55,13 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
             msr::TSC => Some(self.now.guest),
             msr::TSC_ADJUST => Some(self.msrs.tsc_adjust),
             IA32_TSC_DEADLINE if !self.cpu.has_tsc_deadline() => None,
-            _ if Lapic::owns_msr(index) => self.board.lapic.msr_read(index, self.now.guest),
+            MSR_PV_EOI if !self.cpu.has_pv_eoi() => None,
+            _ if Lapic::owns_msr(index) => {
+                if (X2APIC_TPR..=X2APIC_LAST_IRR).contains(&index) {
+                    self.fetch_apic();
+                }
+                self.board.lapic.msr_read(index, self.now.guest)
+            }
             _ if VcpuClock::owns_msr(index) => self.board.vcpu_clock.msr_read(index),
             _ => self.msrs.read(index, self.vcpu, self.cpu),
         }
@@ -62,7 +72,11 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
             msr::TSC => self.shift_tsc(value.wrapping_sub(self.now.guest)),
             msr::TSC_ADJUST => self.shift_tsc(value.wrapping_sub(self.msrs.tsc_adjust)),
             IA32_TSC_DEADLINE if !self.cpu.has_tsc_deadline() => return None,
+            MSR_PV_EOI if !self.cpu.has_pv_eoi() => return None,
             _ if Lapic::owns_msr(index) => {
+                if matches!(index, IA32_APIC_BASE | X2APIC_SVR | MSR_PV_EOI) {
+                    self.fetch_apic();
+                }
                 if index == IA32_APIC_BASE && value & APIC_BASE_X2APIC != 0 && !self.cpu.has_x2apic() {
                     return None;
                 }
@@ -75,6 +89,13 @@ impl<V: Vcpu, M: GuestMemory> Exit<'_, V, M> {
             _ => return self.msrs.write(index, value, self.vcpu, self.cpu),
         }
         Some(())
+    }
+
+    /// Has in the local APIC's page what the kernel, which may have it, knows: what it holds back to be read or taken from it.
+    fn fetch_apic(&mut self) {
+        if self.board.lapic.is_virtual() {
+            self.vcpu.require(Groups::APIC);
+        }
     }
 
     /// The guest's TSC jumps by `delta`, IA32_TSC_ADJUST with it (SDM 3B 18.17.3), and the clocks that count it are told.

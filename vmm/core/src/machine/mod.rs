@@ -295,6 +295,12 @@ impl Machine {
         }
     }
 
+    /// Where the guest now wants the word by which it ends interrupts (`vdev::lapic::MSR_PV_EOI`), if it has said so since this was last
+    /// asked. Asked after writes to MSRs.
+    pub fn take_eoi_word(&mut self) -> Option<Option<u64>> {
+        self.board.lapic.take_eoi_word()
+    }
+
     /// Has the balloons say how many pages of 4096 bytes the owner of the guest's memory would like to have.
     /// [`Self::poll_devices`] is due afterwards.
     pub fn set_balloon_target(&mut self, pages: u64) {

@@ -10,6 +10,7 @@
 //! with [`Lapic::init`].
 
 mod ipi;
+mod pv_eoi;
 mod register;
 #[cfg(test)]
 mod tests;
@@ -17,10 +18,12 @@ mod timer;
 mod x2apic;
 
 pub use ipi::{IpiRequest, Shorthand};
+pub use pv_eoi::MSR_PV_EOI;
 pub use register::{PAGE_WORDS, PageWords};
 pub use x2apic::{IA32_APIC_BASE, IA32_TSC_DEADLINE, X2APIC_FIRST, X2APIC_LAST};
 
 use crate::interrupt::{FIRST_LEGAL_VECTOR, destination_from_8_bits};
+use pv_eoi::PvEoi;
 use register::{Esr, LVT_MASK, Lvt, Register, RegisterPage, Svr, VectorSet};
 use timer::Timer;
 use x2apic::{BASE_BSP, BASE_ENABLE, BASE_EXTD};
@@ -98,6 +101,7 @@ pub struct Lapic {
     timer: Timer,
     /// Errors since ESR was last written; the register shows those before.
     errors: Esr,
+    pv_eoi: PvEoi,
 }
 
 impl Lapic {
@@ -112,6 +116,7 @@ impl Lapic {
             page: RegisterPage::new(),
             timer: Timer::new(timer_hz, tsc_hz),
             errors: Esr::empty(),
+            pv_eoi: PvEoi::default(),
         };
         lapic.reset_registers();
         lapic
@@ -120,6 +125,7 @@ impl Lapic {
     /// INIT: registers as after power-up, in the present mode (SDM 3A 10.4.7.3, 10.12.5.1).
     pub fn init(&mut self) {
         self.reset_registers();
+        self.write_pv_eoi(0);
     }
 
     /// The APIC ID, 32 bits wide.

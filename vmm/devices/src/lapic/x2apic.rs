@@ -1,7 +1,7 @@
 //! The local APIC's MSRs: IA32_APIC_BASE, IA32_TSC_DEADLINE and the registers in x2APIC mode (SDM 3A 10.12).
 
 use super::{
-    Effect, Lapic, Mode, NOWHERE,
+    Effect, Lapic, MSR_PV_EOI, Mode, NOWHERE,
     ipi::ICR_WRITABLE,
     register::{Register, Svr},
 };
@@ -30,7 +30,7 @@ const ICR_IGNORED: u32 = 1 << 12;
 impl Lapic {
     /// The MSR belongs to the local APIC.
     pub fn owns_msr(index: u32) -> bool {
-        matches!(index, IA32_APIC_BASE | IA32_TSC_DEADLINE | X2APIC_FIRST..=X2APIC_LAST)
+        matches!(index, IA32_APIC_BASE | IA32_TSC_DEADLINE | MSR_PV_EOI | X2APIC_FIRST..=X2APIC_LAST)
     }
 
     /// RDMSR; `None` means #GP.
@@ -38,6 +38,7 @@ impl Lapic {
         match index {
             IA32_APIC_BASE => Some(self.base),
             IA32_TSC_DEADLINE => Some(self.timer.deadline(now)),
+            MSR_PV_EOI => Some(self.pv_eoi()),
             X2APIC_FIRST..=X2APIC_LAST if self.mode() == Mode::X2Apic => self.read_x2apic(index, now),
             _ => None,
         }
@@ -53,6 +54,7 @@ impl Lapic {
                 self.advance(now);
                 Some(Effect::None)
             }
+            MSR_PV_EOI => self.write_pv_eoi(value).then_some(Effect::None),
             X2APIC_FIRST..=X2APIC_LAST if self.mode() == Mode::X2Apic => {
                 self.advance(now);
                 self.write_x2apic(index, value, now)

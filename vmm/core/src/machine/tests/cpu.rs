@@ -19,14 +19,34 @@ fn a_guest_is_told_what_time_others_took_when_its_timer_is_due() {
     WAITED.fetch_add(TSC_HZ, Ordering::Relaxed);
     vm.exit(ExitKind::Deadline, [0, 0]);
     assert_eq!(vm.memory.read_u64(AREA), Ok(1_000_000_000), "that was just before");
-    vm.now += TSC_HZ / 1000;
+    vm.now += TSC_HZ / 100;
     vm.exit(ExitKind::Deadline, [0, 0]);
     assert_eq!(vm.memory.read_u64(AREA), Ok(2_000_000_000));
+    for told in [2_000_000_000, 2_000_015_000] {
+        WAITED.fetch_add(TSC_HZ * 75 / 10_000_000, Ordering::Relaxed);
+        vm.now += TSC_HZ / 100;
+        vm.exit(ExitKind::Deadline, [0, 0]);
+        assert_eq!(vm.memory.read_u64(AREA), Ok(told), "7.5 us are not worth telling, twice as much is");
+    }
     assert!(vm.write_msr(STEAL_TIME, 0));
     WAITED.fetch_add(TSC_HZ, Ordering::Relaxed);
     vm.now += TSC_HZ;
     vm.exit(ExitKind::Deadline, [0, 0]);
-    assert_eq!(vm.memory.read_u64(AREA), Ok(2_000_000_000));
+    assert_eq!(vm.memory.read_u64(AREA), Ok(2_000_015_000));
+}
+
+#[test]
+fn a_guest_says_where_the_word_is_by_which_it_ends_interrupts() {
+    const PV_EOI: u32 = 0x4b56_4d04;
+    let machine = MachineBits::all() - MachineBits::APIC_VIRTUALIZATION;
+    let facts = HostFacts { machine, ..host().facts };
+    let mut vm = Vm::on(&Host { facts, ..host() }, &config(), Devices::default());
+    assert!(vm.write_msr(PV_EOI, 0x3_0005));
+    assert_eq!(vm.machine.take_eoi_word(), Some(Some(0x3_0004)));
+    assert!(!vm.write_msr(PV_EOI, 0x3_0003), "a reserved bit is a fault");
+    assert_eq!((vm.read_msr(PV_EOI), vm.machine.take_eoi_word()), (Some(0x3_0005), None));
+    let mut vm = Vm::new();
+    assert!(!vm.write_msr(PV_EOI, 0x3_0005), "the hardware spares the exit, and CPUID says nothing of it");
 }
 
 #[test]
