@@ -65,14 +65,22 @@ impl Instruction {
     }
 }
 
-/// The guest's memory, by its nested tables. Page tables and code are often in one large page: the last one is remembered.
-struct Ram {
-    root: PhysAddr,
-    /// Guest-physical address, physical address and bytes of a page.
-    last: Cell<(u64, u64, u64)>,
+/// A page of a guest's memory that was looked up in its nested tables. Touched by the vCPU's CPU only.
+#[derive(Debug, Default)]
+pub struct LastPage {
+    /// Guest-physical address, physical address and bytes.
+    page: Cell<(u64, u64, u64)>,
+    /// The space's generation then: the page goes as a translation in the TLB does.
+    generation: Cell<u64>,
 }
 
-impl GuestRam for Ram {
+/// The guest's memory, by its nested tables. Page tables and code are often in one large page: the last one is remembered.
+struct Ram<'a> {
+    root: PhysAddr,
+    last: &'a Cell<(u64, u64, u64)>,
+}
+
+impl GuestRam for Ram<'_> {
     fn frame(&self, address: u64) -> Option<PhysAddr> {
         let (mut first, mut frame, bytes) = self.last.get();
         if address.wrapping_sub(first) >= bytes {
@@ -121,7 +129,11 @@ impl Vcpu {
             (rip, self.backend().code_root())
         };
         let expected = expected(rip);
-        let ram = Ram { root: self.space.root, last: Cell::new((0, 0, 0)) };
+        let (last, generation) = (&self.last_page, self.space.generation());
+        if last.generation.replace(generation) != generation {
+            last.page.set((0, 0, 0));
+        }
+        let ram = Ram { root: self.space.root, last: &last.page };
         match cr3 {
             Some(cr3) if fetch::is_at(&ram, cr3, rip, &expected) => expected.length as u32,
             _ => 0,

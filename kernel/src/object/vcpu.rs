@@ -6,6 +6,7 @@
 
 use super::ec::{Ec, WaitResult};
 use super::guest_space::GuestSpace;
+use super::instruction::LastPage;
 use super::pool::Pool;
 use super::signal::Signal;
 use super::vapic::VirtualApic;
@@ -57,6 +58,8 @@ pub struct Vcpu {
     pub bound: BoundList,
     /// Interrupts that come without the VMM.
     pub apic: VirtualApic,
+    /// Where the guest's code was last read.
+    pub(super) last_page: LastPage,
     backend: UnsafeCell<Backend>,
 }
 
@@ -131,6 +134,7 @@ impl Vcpu {
             frames,
             bound: BoundList::new(),
             apic: VirtualApic::new(),
+            last_page: LastPage::default(),
             backend: UnsafeCell::new(backend),
         }
     }

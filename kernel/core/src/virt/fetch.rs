@@ -27,13 +27,19 @@ pub fn is_at(ram: &impl GuestRam, cr3: u64, rip: u64, store: &Store) -> bool {
     if store.rip != rip || !is_length {
         return false;
     }
+    let Some(frame) = translate(ram, cr3, rip).and_then(|address| ram.frame(address)) else {
+        return false;
+    };
+    let offset = rip & PAGE_MASK;
+    if offset % 8 + length <= 8 {
+        // Nearly every one that is short.
+        let word = ram.read(frame, (offset / 8) as usize) >> (offset % 8 * 8);
+        let [expected, ..] = store.code.as_chunks().0 else { return false };
+        return (word ^ u64::from_le_bytes(*expected)) << (64 - 8 * length) == 0;
+    }
     let mut expected = [0; 16];
     expected[..15].copy_from_slice(&store.code);
-    let difference = match translate(ram, cr3, rip).and_then(|address| ram.frame(address)) {
-        Some(frame) => bytes(ram, frame, rip & PAGE_MASK) ^ u128::from_le_bytes(expected),
-        None => return false,
-    };
-    difference << (128 - 8 * length) == 0
+    (bytes(ram, frame, offset) ^ u128::from_le_bytes(expected)) << (128 - 8 * length) == 0
 }
 
 /// The guest-physical address that `linear` leads to.
