@@ -4,7 +4,7 @@ use super::{Group, Needs, group};
 use crate::call::syscall;
 use crate::child::{Child, own};
 use crate::guest::Guest;
-use crate::layout::{CHILD_STACKS, DEVICES, IRQS, PORTS};
+use crate::layout::{CHILD_STACKS, DEVICES, IRQS, PORTS, TRACE};
 use crate::prelude::*;
 use crate::threads;
 use crate::world::board;
@@ -108,7 +108,7 @@ fn subject(random: &mut Random, number: Hypercall) -> u64 {
         VcpuRun | VcpuPoke | VcpuRead | VcpuFpu => &[ObjectType::Vcpu],
         Map => &[ObjectType::Memory, ObjectType::Memory, ObjectType::Ports],
         Unmap => &[ObjectType::Memory, ObjectType::Memory, ObjectType::Ports, ObjectType::Devices],
-        Bind => &[ObjectType::Ec, ObjectType::Vcpu, ObjectType::DmaSpace],
+        Bind => &[ObjectType::Ec, ObjectType::Vcpu, ObjectType::DmaSpace, ObjectType::Trace],
         CollectDirty => &[ObjectType::GuestSpace],
         EcInfo => &[ObjectType::Ec],
         ScInfo => &[ObjectType::Sc],
@@ -149,7 +149,7 @@ fn arguments(random: &mut Random, number: Hypercall) -> [u64; 8] {
         // A thread that waits for ever makes no calls.
         Wait => words[0] = usys::cpu::now() + random.below(2000),
         Bind => {
-            words[1] = [0, 1, 2, 3, 9][random.below(5) as usize];
+            words[1] = [0, 1, 2, 3, 7, 8, 9, 10][random.below(8) as usize];
             let what: &[ObjectType] = match words[1] {
                 1 => &[ObjectType::Sm, ObjectType::Ntfn],
                 3 => &[ObjectType::Ntfn],
@@ -239,6 +239,7 @@ fn hostile(w: &mut World, threads: u64) -> Seen<Child> {
     grant(irqs)?;
     let devices = w.part(DEVICES, 0xfff8, 4)?;
     grant(devices)?;
+    grant(TRACE)?;
     for object in [w.sm(5)?, w.ntfn()?] {
         grant(object)?;
     }
