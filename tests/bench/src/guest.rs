@@ -30,6 +30,7 @@ pub const DEMAND: u64 = 0x4000_0000;
 
 #[cfg(target_os = "none")]
 core::arch::global_asm!(
+    include_str!("../guest/src/interrupt.S"),
     include_str!("guest.S"),
     results = const RESULTS,
     total = const Samples::TOTAL,

@@ -27,6 +27,7 @@ pub fn measure(report: &Report, memory: &mut FreeMemory, overhead: u64) {
     report.measure("sm.wait", || wait(overhead));
     report.measure("sm.create", || create(overhead));
     if report.wants("map.4k") || report.wants("unmap.4k") {
+        Report::begin("map.4k");
         let [map, unmap] = match map_and_unmap(memory, overhead) {
             Ok([map, unmap]) => [Ok(map), Ok(unmap)],
             Err(failure) => [Err(failure.clone()), Err(failure)],

@@ -50,8 +50,14 @@ impl Report {
     /// Measures an operation, if it was asked for, and says what came of it.
     pub fn measure(&self, op: &str, work: impl FnOnce() -> Result<Summary>) {
         if self.wants(op) {
+            Self::begin(op);
             self.say(op, work());
         }
+    }
+
+    /// Says what is measured from here on, for whoever waits for it.
+    pub fn begin(op: &str) {
+        log::info!("{}", Line::Begin { op });
     }
 
     /// Says that the next two markers, of which nothing was said yet, enclose this operation.

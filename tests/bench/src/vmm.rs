@@ -186,6 +186,7 @@ impl Vmm {
 
     fn measure_all(&mut self, report: &Report) -> Result<()> {
         if report.wants("exit.cpuid_real") {
+            Report::begin("exit.cpuid_real");
             let result = self.measure_real_mode();
             report.say("exit.cpuid_real", result);
         }

@@ -52,6 +52,7 @@ pub fn measure(report: &Report, system: &mut System) {
         Ok(console) => console,
         Err(error) => return report.say(CREATE, Err(error.into())),
     };
+    Report::begin(CREATE);
     match create(system, &console) {
         Ok(created) => {
             report.say(CREATE, Ok(Summary::single(created.ticks)));
@@ -60,8 +61,14 @@ pub fn measure(report: &Report, system: &mut System) {
         }
         Err(failure) => [CREATE, ZEROED, BYTES].iter().for_each(|op| report.say(op, Err(failure.clone()))),
     }
+    if wants_guest {
+        Report::begin(GUEST_OPS[0]);
+    }
     if wants_guest && let Err(failure) = run_guest(report, system, &console) {
         report.say(GUEST_OPS[0], Err(failure));
+    }
+    if wants_network {
+        Report::begin(networks::OPS[0]);
     }
     if wants_network && let Err(failure) = networks::run(report, system, &console) {
         networks::OPS.iter().for_each(|op| report.say(op, Err(failure.clone())));
@@ -173,7 +180,7 @@ pub fn relay(report: &Report, output: &mut Consumer) {
             Some(Line::Result { op, summary }) => report.say(op, Ok(summary)),
             Some(Line::Failed { op, why }) => report.say(op, Err(Failure::new(why))),
             Some(Line::Window { op }) => Report::announce(op),
-            Some(Line::Stretch { .. } | Line::End) | None => {}
+            Some(Line::Begin { .. } | Line::Stretch { .. } | Line::End) | None => {}
         }
     }
 }

@@ -8,6 +8,8 @@ use crate::workspace;
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 
+/// How long a boot may take, in seconds.
+const TIME_LIMIT_S: u64 = 600;
 /// The operations, in the order of the numbers in [`Boot`].
 pub const OPERATIONS: [&str; 2] = ["linux.outside_guest", "boot.to_shell"];
 
@@ -38,11 +40,14 @@ pub fn statistics(
     let log = workspace::own_dir("log")?.join(format!("bench-{name}-{}.log", machine.name()));
     let log_name = log.display().to_string();
     let cmdline = format!("loglevel=error mitigations={mitigations}");
+    let limit = TIME_LIMIT_S.to_string();
     let common = [
         "--machine",
         machine.name(),
         "--deterministic",
         "--statistics",
+        "--timeout",
+        &limit,
         "--cmdline",
         "quiet",
         "--kernel-cmdline",

@@ -24,6 +24,8 @@ use vmm_protocol::manifest::{MONITOR_MODULE, ROOT_MODULE, SWITCH_MODULE};
 pub const MEMORY_MIB: u32 = 2048;
 /// How long a run may take.
 const TIME_LIMIT: Duration = Duration::from_secs(900);
+/// How long the benchmark may say nothing: an operation's samples take seconds, on a loaded machine minutes.
+const PATIENCE: Duration = Duration::from_secs(300);
 const TICK: Duration = Duration::from_millis(50);
 
 /// What a run is for.
@@ -168,6 +170,8 @@ struct Session {
     /// Operations that were announced, in order.
     windows: Vec<String>,
     trace: Trace,
+    /// What is measured now, as far as it is known, and when the benchmark last said something.
+    current: (String, Instant),
     is_complete: bool,
 }
 
@@ -184,19 +188,21 @@ impl Session {
             measurements: Measurements::default(),
             windows: Vec::new(),
             trace: Trace::default(),
+            current: ("the boot".to_owned(), Instant::now()),
             is_complete: false,
         })
     }
 
     fn collect(mut self, folder: &Path, purpose: Purpose) -> Result<Measurements> {
         let is_qemu_trace = purpose == Purpose::Trace && !self.emulator.machine().is_bochs();
-        let windows = if is_qemu_trace { qemu_trace::trace(folder, &Code::read()?)? } else { Vec::new() };
+        let windows = if is_qemu_trace { self.trace_qemu(folder)? } else { Vec::new() };
         self.wait()?;
         if !self.is_complete {
             let said = self.emulator.last_words().unwrap_or_default();
             let last: Vec<&str> = self.log.tail().collect();
             bail!(
-                "the benchmark ended early; the log {} ends with:\n{}\n{said}",
+                "the benchmark ended early, with `{}`; the log {} ends with:\n{}\n{said}",
+                self.current.0,
                 self.log.path().display(),
                 last[last.len().saturating_sub(8)..].join("\n"),
             );
@@ -204,6 +210,19 @@ impl Session {
         let windows = if is_qemu_trace { windows } else { self.trace.into_windows() };
         self.measurements.heavy = self.windows.into_iter().zip(windows).collect();
         Ok(self.measurements)
+    }
+
+    /// Steps through the operations by QEMU's gdb server.
+    fn trace_qemu(&mut self, folder: &Path) -> Result<Vec<Counts>> {
+        qemu_trace::trace(folder, &Code::read()?).map_err(|error| {
+            // What the benchmark said meanwhile.
+            while let Some(event) = self.events.next(TICK) {
+                if let Event::Stdout(line) = event {
+                    self.line(&line);
+                }
+            }
+            error.context(format!("the trace ended early, with `{}`", self.current.0))
+        })
     }
 
     /// Reads until the machine is off.
@@ -221,9 +240,13 @@ impl Session {
             if self.emulator.ended().is_some() {
                 break;
             }
-            if Instant::now() > deadline {
+            let (op, since) = &self.current;
+            if Instant::now() > deadline.min(*since + PATIENCE) {
+                let said = since.elapsed().as_secs();
+                progress::step(format_args!(
+                    "the time is up: the last that was heard of `{op}` was {said} s ago"
+                ));
                 self.emulator.stop();
-                progress::step("the time is up");
                 break;
             }
         }
@@ -245,7 +268,12 @@ impl Session {
         }
         self.log.raw(line);
         let results = &mut self.measurements.results;
-        match Line::parse(line) {
+        let said = Line::parse(line);
+        if said.is_some() {
+            self.current.1 = Instant::now();
+        }
+        match said {
+            Some(Line::Begin { op }) => op.clone_into(&mut self.current.0),
             Some(Line::Result { op, summary }) => {
                 results.insert(op.to_owned(), Ok(summary));
             }

@@ -224,18 +224,16 @@ fn measure(machine: Machine, only: &[String]) -> Result<Vec<Row>> {
     }
     if wants(irqoff::OPERATION) {
         // What Bochs does with APIC virtualization ([`Machine::kernel_cmdline`]) keeps the recorded benchmark from its end.
-        let plan = Plan { only: irqoff_request(machine), cmdline: NO_APICV_LINE, ..plan };
+        let plan = Plan { only: irqoff_request(), cmdline: NO_APICV_LINE, ..plan };
         off.merge(irqoff::measure(&plan));
     }
     wanted.into_iter().map(|op| row(op, &off, &auto)).collect()
 }
 
-/// What is recorded for the longest stretch: all that the benchmark does on one CPU. On svm without the timer, as that one does not
-/// come to its end while every event is recorded.
-fn irqoff_request(machine: Machine) -> Vec<String> {
-    let is_left_out = |name: &str| machine == Machine::Svm && name.starts_with("timer.");
+/// What is recorded for the longest stretch: all that the benchmark does on one CPU.
+fn irqoff_request() -> Vec<String> {
     let names = OPERATIONS.iter().map(|op| op.name);
-    names.filter(|name| !growth::is_growth(name) && !is_left_out(name)).map(str::to_owned).collect()
+    names.filter(|name| !growth::is_growth(name)).map(str::to_owned).collect()
 }
 
 fn boot_linux(machine: Machine, mitigations: &str) -> Measurements {

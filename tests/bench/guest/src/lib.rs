@@ -12,7 +12,11 @@ use core::arch::asm;
 use trt::lapic::{Lapic, Mode, has_x2apic};
 use trt::{cpu, println, pvh};
 
-core::arch::global_asm!(include_str!("ops.S"), total = const Samples::TOTAL);
+core::arch::global_asm!(
+    include_str!("interrupt.S"),
+    include_str!("ops.S"),
+    total = const Samples::TOTAL,
+);
 
 /// A loop of `ops.S`.
 type Loop = unsafe extern "C" fn(results: *mut u32, count: u32, argument: u64);

@@ -104,24 +104,9 @@ once_each mmio_read_first, "mov eax, [r15]"
         cli
         leave_now
 
-# EOI, with all registers as they were.
-.macro end_interrupt
-        push    rax
-        push    rcx
-        push    rdx
-        mov     ecx, 0x80b
-        xor     eax, eax
-        xor     edx, edx
-        wrmsr
-        pop     rdx
-        pop     rcx
-        pop     rax
-.endm
         .global bench_self_ipi_handler
 bench_self_ipi_handler:
-        end_interrupt
-        mov     ebx, 1
-        iretq
+        handle_interrupt
 
 # The end of an interrupt that only wakes.
         .global bench_wake_handler

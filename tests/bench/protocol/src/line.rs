@@ -9,6 +9,11 @@ const WORD: &str = "bench";
 /// A line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line<'a> {
+    /// The next lines are about this operation, which is measured now: `bench begin OP`.
+    Begin {
+        /// Its name.
+        op: &'a str,
+    },
     /// An operation was measured: `bench result OP MIN MEDIAN MAX N`.
     Result {
         /// Its name.
@@ -47,6 +52,7 @@ impl Display for Line<'_> {
                 write!(f, "{WORD} result {op} {min} {median} {max} {n}")
             }
             Line::Failed { op, why } => write!(f, "{WORD} failed {op} {why}"),
+            Line::Begin { op } => write!(f, "{WORD} begin {op}"),
             Line::Window { op } => write!(f, "{WORD} window {op}"),
             Line::Stretch { event, ticks } => write!(f, "{WORD} stretch {event} {ticks}"),
             Line::End => write!(f, "{WORD} end"),
@@ -68,6 +74,7 @@ impl<'a> Line<'a> {
                 Some(Line::Result { op, summary })
             }
             "failed" => Some(Line::Failed { op: words.next()?, why: words.next().unwrap_or_default() }),
+            "begin" => Some(Line::Begin { op: words.next()? }),
             "window" => Some(Line::Window { op: words.next()? }),
             "stretch" => {
                 let (event, ticks) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
@@ -89,6 +96,7 @@ mod tests {
     fn every_line_survives_the_way_and_what_others_put_before_it() {
         let summary = Summary { min: 1, median: 20, max: 300, n: 256 };
         for line in [
+            Line::Begin { op: "ipc.call_same" },
             Line::Result { op: "ipc.call_same", summary },
             Line::Failed { op: "sm.create", why: "the pool is empty" },
             Line::Window { op: "ipc.call_same" },
