@@ -132,7 +132,7 @@ impl<H: Hal> DirectNet<H> {
 
     /// Whether the switch has taken all frames that were sent. Those that it has not are lost when this driver goes.
     pub fn is_drained(&mut self) -> bool {
-        self.rings.is_drained()
+        self.rings.borrow_mut().is_drained()
     }
 
     /// Asks for an interrupt with the next frame. `false` if there is one already, and the interrupt may not come.
