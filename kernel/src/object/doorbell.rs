@@ -87,7 +87,7 @@ impl Vcpu {
         let is_quiet = unsafe { &*(bell.signal as *const Signal) }.signal(bell.badge);
         let interrupts = local.interrupts.get();
         khw::cpu::interrupt_window();
-        Some(is_quiet && local.attention.is_none() && local.interrupts.get() == interrupts)
+        Some(is_quiet && local.interrupts.get() == interrupts)
     }
 
     /// Rings the doorbell that the exit is for, and completes the instruction; false if the exit is for the VMM.

@@ -80,16 +80,26 @@ struct Ram<'a> {
     last: &'a Cell<(u64, u64, u64)>,
 }
 
+impl Ram<'_> {
+    /// Remembers the page that the address is in; `None` if that is no RAM.
+    #[inline(never)]
+    fn look_up(&self, address: u64) -> Option<()> {
+        // SAFETY: tables of a guest space stay tables until a grace period after its end.
+        let found = nested::ram_at(&unsafe { Tables::new(()) }, self.root, address)?;
+        let inside = address & (found.size.bytes() - 1);
+        self.last.set((address - inside, found.pa.0 - inside, found.size.bytes()));
+        Some(())
+    }
+}
+
 impl GuestRam for Ram<'_> {
+    #[inline(always)]
     fn frame(&self, address: u64) -> Option<PhysAddr> {
-        let (mut first, mut frame, bytes) = self.last.get();
+        let (first, _, bytes) = self.last.get();
         if address.wrapping_sub(first) >= bytes {
-            // SAFETY: tables of a guest space stay tables until a grace period after its end.
-            let found = nested::ram_at(&unsafe { Tables::new(()) }, self.root, address)?;
-            let inside = address & (found.size.bytes() - 1);
-            (first, frame) = (address - inside, found.pa.0 - inside);
-            self.last.set((first, frame, found.size.bytes()));
+            self.look_up(address)?;
         }
+        let (first, frame, _) = self.last.get();
         Some(PhysAddr((frame + (address - first)) & !0xfff))
     }
 

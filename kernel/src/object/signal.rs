@@ -5,7 +5,7 @@
 use super::ec::{Ec, WaitResult};
 use super::vcpu::Vcpu;
 use super::{Header, Linked, List, ListLink, Object};
-use crate::sched;
+use crate::{cpu, sched};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use hypercall_abi::{ObjectType, Status};
@@ -86,7 +86,8 @@ impl Signal {
         self.header.kind == ObjectType::Ntfn
     }
 
-    /// Adds one (semaphore) or ORs `badge` (notification), and wakes who waits for it. False if a vCPU's run has to look for it.
+    /// Adds one (semaphore) or ORs `badge` (notification), and wakes who waits for it. False if a run must not go on
+    /// without a look: there is something for a vCPU's run, or somebody more urgent is ready.
     #[inline]
     pub fn signal(&self, badge: u64) -> bool {
         let inner = self.inner.lock();
@@ -111,7 +112,7 @@ impl Signal {
             ec.waits_on.set(None);
             // Under the lock: who finds `ec` out of the queue (`cancel`) knows that it was woken, and that its next wait is its own.
             sched::wake(ec, WaitResult::Done(added));
-            return true;
+            return cpu::local().attention.is_none();
         }
         // Against `Vcpu::halt`, which says that it halts and then looks here: one of the two sees the other.
         self.value.store(added, Ordering::SeqCst);

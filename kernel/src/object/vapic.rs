@@ -119,21 +119,23 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Raises the interrupts that the VMM has bound to bits of its notification. The bits that are left for it.
-    #[inline]
+    /// Raises the interrupts that the VMM has bound to bits of its notification, some of which may be set. The bits that are left for it.
+    #[inline(never)]
     pub fn raise_lines(&self, page: NonNull<VcpuPage>, bits: u64) -> u64 {
-        let mut rest = bits;
         let p = page.as_ptr();
         // SAFETY: as in `update_interrupts`.
-        let flags = || RunFlags::from_bits_retain(unsafe { addr_of_mut!((*p).run_flags).read_volatile() });
-        if bits >> FIRST_LINE != 0 && flags().contains(RunFlags::VIRTUAL_APIC) {
-            for line in 0..LINES {
-                let bit = 1 << (FIRST_LINE as usize + line);
-                // SAFETY: as above.
-                let vector = || unsafe { addr_of_mut!((*p).lines[line]).read_volatile() };
-                if bits & bit != 0 && self.raise(vector().into()).is_ok() {
-                    rest &= !bit;
-                }
+        let flags = unsafe { addr_of_mut!((*p).run_flags).read_volatile() };
+        if !RunFlags::from_bits_retain(flags).contains(RunFlags::VIRTUAL_APIC) {
+            return bits;
+        }
+        let (mut rest, mut lines) = (bits, bits >> FIRST_LINE);
+        while lines != 0 {
+            let line = lines.trailing_zeros() as usize % LINES;
+            lines &= lines - 1;
+            // SAFETY: as above.
+            let vector = unsafe { addr_of_mut!((*p).lines[line]).read_volatile() };
+            if self.raise(vector.into()).is_ok() {
+                rest &= !(1 << (FIRST_LINE as usize + line));
             }
         }
         rest

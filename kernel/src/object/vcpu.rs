@@ -19,7 +19,7 @@ use core::ptr::{NonNull, addr_of_mut};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hypercall_abi::exit::{EntryRule, ExitKind};
 use hypercall_abi::trace::Kind;
-use hypercall_abi::vcpu::{ACTIVITY_HALTED, FpuOperation, Groups, RunFlags, VcpuPage};
+use hypercall_abi::vcpu::{ACTIVITY_HALTED, FIRST_LINE, FpuOperation, Groups, RunFlags, VcpuPage};
 use hypercall_abi::{ObjectType, Status};
 use kcore::addr::PhysAddr;
 use kcore::sync::halt::{Halted, Kick};
@@ -349,9 +349,12 @@ impl Vcpu {
         if self.poked.load(Ordering::SeqCst) && self.poked.swap(false, Ordering::SeqCst) {
             return Some(ExitKind::Poked);
         }
-        let bits = self.raise_lines(page, self.signal.get()?.try_take()?);
-        if bits == 0 {
-            return None;
+        let mut bits = self.signal.get()?.try_take()?;
+        if bits >> FIRST_LINE != 0 {
+            bits = self.raise_lines(page, bits);
+            if bits == 0 {
+                return None;
+            }
         }
         // SAFETY: as in `finish`.
         unsafe { addr_of_mut!((*page.as_ptr()).notified).write_volatile(bits) };

@@ -194,6 +194,12 @@ pub fn is_call(vmcb: &Vmcb) -> bool {
     vmcb.control.exit_code == code::VMMCALL
 }
 
+/// Whether it is HLT, of which the hardware does not say the length.
+#[inline]
+pub fn is_bare_halt(vmcb: &Vmcb, processor: &Processor) -> bool {
+    vmcb.control.exit_code == code::HLT && !processor.has_next_rip()
+}
+
 /// Instructions whose exit code says it all.
 const fn instruction_kind(exit_code: u64) -> Option<ExitKind> {
     Some(match exit_code {

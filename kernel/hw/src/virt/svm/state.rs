@@ -289,7 +289,7 @@ fn give_msrs(page: Page, groups: Groups, save: &SaveArea, extra: &Extra) {
 
 /// SVM has one shadow for STI and MOV SS. With IF set it is reported as STI's; with IF clear only MOV SS can have
 /// caused it, and that is what VMX accepts.
-fn interruptibility(vmcb: &Vmcb, extra: &Extra) -> Interruptibility {
+pub(super) fn interruptibility(vmcb: &Vmcb, extra: &Extra) -> Interruptibility {
     let mut bits = Interruptibility::empty();
     if vmcb.control.interrupt_shadow & INTERRUPT_SHADOW != 0 {
         let interrupt_flag = vmcb.save.rflags & RFLAGS_IF != 0;

@@ -140,11 +140,24 @@ impl Vcpu {
                 put!(page, word => exit_info[index]);
             }
         }
+        Some(self.report_instruction(page, kind, length, 0))
+    }
+
+    /// Reports an exit on an instruction with this interruptibility, of which what is particular to its kind is in the page.
+    #[inline(always)]
+    fn report_instruction(
+        &mut self,
+        page: Page,
+        kind: ExitKind,
+        length: u32,
+        interruptibility: u32,
+    ) -> Returned {
+        let vmcb = vmcb_at(self.vmcb);
         put!(page, vmcb.save.rax => gpr[RAX]);
         put!(page, vmcb.save.cr2 => cr2);
         put!(page, vmcb.save.rip => rip);
         put!(page, vmcb.save.rflags => rflags);
-        put!(page, 0 => interruptibility);
+        put!(page, interruptibility => interruptibility);
         put!(page, ACTIVITY_ACTIVE => activity);
         put!(page, kind as u32 => exit_kind);
         put!(page, length => exit_length);
@@ -153,7 +166,7 @@ impl Vcpu {
             state::give(page, groups, vmcb, &self.extra);
         }
         put!(page, groups.bits() => filled);
-        Some(Returned::Exit(kind as u32))
+        Returned::Exit(kind as u32)
     }
 
     /// As [`Self::report_quick`], after a run with this plan, which must have left nothing.
@@ -173,6 +186,15 @@ impl Vcpu {
     /// After an exit of a plain run that is not quick ([`exit::quick`]).
     #[inline(never)]
     fn after_plain(&mut self, page: Page, flags: RunFlags) -> Returned {
+        let vmcb = vmcb_at(self.vmcb);
+        if exit::is_bare_halt(vmcb, &self.processor) && !event::is_delivering(vmcb.control.exit_int_info) {
+            if crate::CHECKERS {
+                entry_checker::after_exit(self.vmcb, vmcb);
+            }
+            // Mostly of the STI before it.
+            let shadow = state::interruptibility(vmcb, &self.extra).bits();
+            return self.report_instruction(page, ExitKind::Hlt, 0, shadow);
+        }
         self.is_settled = false;
         let reason = self.after_exit(page, Plan::Nothing, 0);
         self.conclude(page, flags, reason).unwrap_or_else(|| self.interrupted(page))
