@@ -4,13 +4,14 @@ mod hostile;
 
 use super::*;
 use crate::Request as MachineRequest;
-use crate::block::{Disk, MemoryDisk};
+use crate::block::{Backend, Completion as Ended, Disk, Geometry, MemoryDisk, Token};
 use crate::entropy::Words;
 use crate::guest_mem::{GuestMemory, VecMemory};
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::task::Poll;
 use hypercall_abi::guest::device::{Fault, Interrupt, Kind, State, feature, reg};
 use hypercall_abi::guest::op::{self, Status};
 use hypercall_abi::guest::ring::{self, Completion, INDIRECT, Request, Segment, Word};
@@ -186,6 +187,53 @@ fn a_disk_reads_and_writes_also_scattered() {
     assert_eq!(rig.run(0, request(op::READ, 0, DATA, 100)), (Status::OutOfRange, 0));
     assert_eq!(rig.run(0, request(op::POWER_OFF, 0, DATA, 512)), (Status::Unsupported, 0));
     assert_eq!(rig.wires.faults, []);
+}
+
+/// A disk that holds one request, and completes it when it is asked.
+#[derive(Default)]
+struct Slow(Option<Token>);
+
+impl Backend for Slow {
+    fn geometry(&self) -> Geometry {
+        Geometry { sectors: 64, is_read_only: false, can_discard: false, has_cache: true }
+    }
+
+    fn submit(
+        &mut self,
+        _: &mut dyn GuestMemory,
+        token: Token,
+        _: &crate::block::Request<'_>,
+    ) -> Poll<Ended> {
+        assert_eq!(self.0.replace(token), None, "there was no room");
+        Poll::Pending
+    }
+
+    fn has_room(&self) -> bool {
+        self.0.is_none()
+    }
+
+    fn take_completed(&mut self, _: &mut dyn GuestMemory) -> Option<(Token, Ended)> {
+        self.0.take().map(|token| (token, Ok(())))
+    }
+}
+
+#[test]
+fn requests_stay_in_the_ring_while_the_disk_has_no_room() {
+    let mut rig = Rig::new(Core::Block(Block::new(Disk::new(Box::new(Slow::default())))));
+    let requests = [7, 8, 9].map(|id| Request { id, ..request(op::READ, 0, DATA, 512) });
+    rig.submit(0, &requests, 0);
+    rig.ring(0);
+    rig.ring(0);
+    assert_eq!(rig.collect(0), []);
+    for id in [7, 8, 9] {
+        rig.device.collect(&mut rig.memory, &mut rig.wires);
+        let ids: Vec<_> = rig.collect(0).iter().map(|completion| completion.id).collect();
+        assert_eq!(ids, [id]);
+    }
+    rig.submit(0, &requests[..1], 0);
+    rig.ring(0);
+    rig.device.collect(&mut rig.memory, &mut rig.wires);
+    assert_eq!(rig.collect(0).len(), 1);
 }
 
 #[test]
