@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use vmm_protocol::manifest::{
     CIDS, CardConfig, ConsoleInterface, ConsoleMode, DEFAULT_TIMEOUT_MS, DiskConfig, DiskDriver,
-    DiskInterface, MONITOR_MODULE, Manifest, NetInterface, NetworkConfig, OnCrash, OnReset, TraceConfig,
-    Uplink, VmConfig, VsockConfig, WhenDone,
+    DiskInterface, MAX_QUEUES, MONITOR_MODULE, Manifest, NetInterface, NetworkConfig, OnCrash, OnReset,
+    TraceConfig, Uplink, VmConfig, VsockConfig, WhenDone,
 };
 
 /// Memory for Linux in MiB.
@@ -48,7 +48,7 @@ pub struct RunArgs {
     pub disk: Vec<DiskArg>,
     /// The guest's network. `user`: it gets an address by DHCP, reaches the world through this computer, and this computer's own
     /// loopback as 10.0.2.2. DRIVER is `ne2000`, with QEMU also `virtio-net`. `pv`: for guests with paravirtual drivers
-    #[arg(long, value_name = "none|user[,DRIVER][,pv]", value_parser = parse_net, conflicts_with = "manifest")]
+    #[arg(long, value_name = "none|user[,DRIVER][,pv][,queues=N]", value_parser = parse_net, conflicts_with = "manifest")]
     pub net: Option<NetArg>,
     /// Pass a TCP port of this computer's loopback on to one of the guest's; goes with `--net user` (may be repeated)
     #[arg(long, value_name = "HOST:GUEST", value_parser = Publish::parse)]
@@ -141,16 +141,18 @@ pub enum NetArg {
         driver: Option<Uplink>,
         /// How the guest reaches its own.
         interface: NetInterface,
+        /// Pairs of queues of its own.
+        queues: u16,
     },
 }
 
 impl NetArg {
     /// What a published port asks for.
-    const USER: NetArg = NetArg::User { driver: None, interface: NetInterface::Virtio };
+    const USER: NetArg = NetArg::User { driver: None, interface: NetInterface::Virtio, queues: 1 };
 }
 
 fn parse_net(text: &str) -> Result<NetArg, String> {
-    let (mut driver, mut interface) = (None, NetInterface::default());
+    let (mut driver, mut interface, mut queues) = (None, NetInterface::default(), 1);
     let mut words = text.split(',');
     match words.next() {
         Some("none") if text == "none" => return Ok(NetArg::None),
@@ -161,10 +163,18 @@ fn parse_net(text: &str) -> Result<NetArg, String> {
         match Uplink::PROCESSES.into_iter().find(|driver| driver.name() == word) {
             Some(uplink) => driver = Some(uplink),
             None if word == "pv" => interface = NetInterface::Pv,
-            None => return Err(format!("`{word}` is neither a driver (virtio-net, ne2000) nor `pv`")),
+            None => match word.strip_prefix("queues=").map(str::parse) {
+                Some(Ok(count)) if (1..=MAX_QUEUES).contains(&count) => queues = count,
+                Some(_) => return Err(format!("`queues=` is 1 to {MAX_QUEUES}")),
+                None => {
+                    return Err(format!(
+                        "`{word}` is neither a driver (virtio-net, ne2000), nor `pv`, nor `queues=N`"
+                    ));
+                }
+            },
         }
     }
-    Ok(NetArg::User { driver, interface })
+    Ok(NetArg::User { driver, interface, queues })
 }
 
 fn parse_console(text: &str) -> Result<ConsoleInterface, String> {
@@ -453,7 +463,7 @@ fn check_publish(args: &RunArgs, manifest: &Manifest) -> Result<()> {
 
 /// The network that the options ask for, with the guest's card on it.
 fn network(args: &RunArgs, for_whom: ForWhom) -> Result<Option<(NetworkConfig, CardConfig)>> {
-    let NetArg::User { driver, interface } = args.net()? else { return Ok(None) };
+    let NetArg::User { driver, interface, queues } = args.net()? else { return Ok(None) };
     let uplink = match driver {
         Some(driver) => driver,
         None if for_whom == ForWhom::Person => {
@@ -468,7 +478,7 @@ fn network(args: &RunArgs, for_whom: ForWhom) -> Result<Option<(NetworkConfig, C
         network::check(&args.publish)?;
     }
     let name = "user".to_owned();
-    let card = CardConfig { network: name.clone(), interface, mac: None, bridge: false };
+    let card = CardConfig { network: name.clone(), interface, mac: None, bridge: false, queues };
     Ok(Some((NetworkConfig { name, uplink, on_crash: OnCrash::Restart }, card)))
 }
 

@@ -38,8 +38,13 @@ pub fn run(report: &Report, system: &mut System, console: &Console) -> Result<()
 }
 
 fn manifest() -> Manifest {
-    let card =
-        || CardConfig { network: NETWORK.into(), interface: NetInterface::Pv, mac: None, bridge: false };
+    let card = || CardConfig {
+        network: NETWORK.into(),
+        interface: NetInterface::Pv,
+        mac: None,
+        bridge: false,
+        queues: 1,
+    };
     let vm = |role: &str| VmConfig {
         name: role.into(),
         cmdline: alloc::format!("role={role}"),

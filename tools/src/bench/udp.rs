@@ -55,8 +55,13 @@ pub fn measure(machine: Machine, mitigations: &str) -> Result<[u64; 2]> {
 fn plan(args: &RunArgs) -> Result<Plan> {
     let linux = debian::fetch()?;
     let program = compile::linux_program(PACKAGE, PROGRAM)?;
-    let cards =
-        vec![CardConfig { network: LAN.into(), interface: NetInterface::Virtio, mac: None, bridge: false }];
+    let cards = vec![CardConfig {
+        network: LAN.into(),
+        interface: NetInterface::Virtio,
+        mac: None,
+        bridge: false,
+        queues: 1,
+    }];
     let drivers = linux.drivers(&manifest::drivers(&[], &cards, ConsoleInterface::Serial, false, false))?;
     let mut collector = Collector::default();
     let mut guest = |role: &str, address: &str| -> Result<VmConfig> {

@@ -83,7 +83,13 @@ fn fetch_in_time(port: u16) -> Vec<u8> {
 
 fn between_vms(machine: Machine, name: &str) -> Result<Verdict> {
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let card = CardConfig { network: "lan".into(), interface: NetInterface::Pv, mac: None, bridge: false };
+    let card = CardConfig {
+        network: "lan".into(),
+        interface: NetInterface::Pv,
+        mac: None,
+        bridge: false,
+        queues: 1,
+    };
     let disk = DiskConfig {
         image: site(folder.path())?.display().to_string(),
         read_only: true,

@@ -59,7 +59,9 @@ pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices,
         let link = Box::new(plug_in(info, &format!("{CARD}{index}"), monitor::CARDS + index as u32)?);
         let address = card.address(0, index).0;
         match card.interface {
-            NetInterface::Virtio => devices.virtio.push(VirtioDevice::Net(Net::new(link, address))),
+            NetInterface::Virtio => {
+                devices.virtio.push(VirtioDevice::Net(Net::new(link, address, card.queues)))
+            }
             NetInterface::Pv => {
                 let net = pvring::Net::new(link, address);
                 let line = monitor::line(index, card.interface);

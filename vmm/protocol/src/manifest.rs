@@ -245,6 +245,8 @@ pub enum ManifestError {
     DiskTimeout(String),
     /// A disk of this VM has no queue, or more than [`MAX_QUEUES`].
     DiskQueues(String),
+    /// A network card of this VM has no pair of queues, or more than [`MAX_QUEUES`].
+    CardQueues(String),
     /// There are more disks with this driver than it can serve.
     DriverDisks(DiskDriver),
     /// It lists more networks than [`MAX_NETWORKS`].
@@ -336,6 +338,9 @@ impl fmt::Display for ManifestError {
             }
             ManifestError::DiskQueues(name) => {
                 write!(f, "VM {name:?}: a disk has 1 to {MAX_QUEUES} queues")
+            }
+            ManifestError::CardQueues(name) => {
+                write!(f, "VM {name:?}: a network card has 1 to {MAX_QUEUES} pairs of queues")
             }
             ManifestError::DriverDisks(driver) => {
                 write!(f, "driver {:?} serves at most {} disks", driver.name(), driver.max_disks())

@@ -1,5 +1,8 @@
 //! Network device (5.1).
 
+mod control;
+mod steering;
+
 use super::chain::{Chain, Head};
 use super::queue::Queue;
 use super::{Device, DeviceType, DriverError, Turn, read_config_bytes};
@@ -10,11 +13,15 @@ use crate::tso::{self, Cut, MAX_HEADERS, MAX_LONG, Version};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
+use steering::Steering;
 
-/// The queues: frames for the driver, frames from it.
-const QUEUE_SIZES: [u16; 2] = [256, 256];
+/// Most pairs of queues.
+pub const MAX_PAIRS: u16 = 16;
+/// Descriptors of the queues of a pair: frames for the driver, frames from it.
+const QUEUE_SIZE: u16 = 256;
 const RECEIVE: usize = 0;
-const TRANSMIT: usize = 1;
+/// Descriptors of the control queue.
+const CONTROL_SIZE: u16 = 64;
 
 /// Features (5.1.3).
 mod feature {
@@ -26,6 +33,8 @@ mod feature {
     pub(super) const HOST_TSO6: u64 = 1 << 12;
     pub(super) const MRG_RXBUF: u64 = 1 << 15;
     pub(super) const STATUS: u64 = 1 << 16;
+    pub(super) const CTRL_VQ: u64 = 1 << 17;
+    pub(super) const MQ: u64 = 1 << 22;
 }
 
 /// Bytes of the header before each frame (5.1.6).
@@ -48,6 +57,11 @@ pub struct Net {
     link: Box<dyn Link>,
     config: [u8; 12],
     features: u64,
+    /// Pairs of queues that there are.
+    pairs: u16,
+    /// Of all pairs; then the control queue, where there are several.
+    queue_sizes: Vec<u16>,
+    steering: Steering,
     chain: Chain,
     /// The first of the chains that a frame for the driver goes into.
     first: Chain,
@@ -59,6 +73,8 @@ pub struct Net {
     incoming: Box<[u8; HEADER + MAX_FRAME]>,
     /// Bytes of the frame that came and waits for a buffer; 0 if there is none.
     waiting: usize,
+    /// The pair that it goes to.
+    pair: usize,
 }
 
 impl fmt::Debug for Net {
@@ -68,22 +84,32 @@ impl fmt::Debug for Net {
 }
 
 impl Net {
-    /// A card with this address on a link.
-    pub fn new(link: Box<dyn Link>, mac: [u8; 6]) -> Self {
+    /// A card with this address on a link, and with so many pairs of queues: 1 to [`MAX_PAIRS`].
+    pub fn new(link: Box<dyn Link>, mac: [u8; 6], pairs: u16) -> Self {
+        let pairs = pairs.clamp(1, MAX_PAIRS);
+        let mut queue_sizes = alloc::vec![QUEUE_SIZE; 2 * usize::from(pairs)];
+        if pairs > 1 {
+            queue_sizes.push(CONTROL_SIZE);
+        }
         let mut config = [0; 12];
         config[..6].copy_from_slice(&mac);
         config[6..8].copy_from_slice(&LINK_UP.to_le_bytes());
+        config[8..10].copy_from_slice(&pairs.to_le_bytes());
         config[10..].copy_from_slice(&MTU.to_le_bytes());
         Net {
             link,
             config,
             features: 0,
+            pairs,
+            queue_sizes,
+            steering: Steering::new(),
             chain: Chain::new(),
             first: Chain::new(),
             filled: Vec::new(),
             outgoing: Box::new([0; MAX_FRAME]),
             incoming: Box::new([0; HEADER + MAX_FRAME]),
             waiting: 0,
+            pair: 0,
         }
     }
 
@@ -91,8 +117,8 @@ impl Net {
         self.features & feature != 0
     }
 
-    /// Sends the frame in the chain. One of a length that no frame has is lost.
-    fn send<M: GuestMemory>(&mut self, memory: &M) -> Result<(), DriverError> {
+    /// Sends the frame in the chain, of a pair. One of a length that no frame has is lost.
+    fn send<M: GuestMemory>(&mut self, memory: &M, pair: usize) -> Result<(), DriverError> {
         let mut header = [0; HEADER];
         self.chain.take(memory, &mut header)?;
         let [flags, kind, _, _, size_low, size_high, start_low, start_high, offset_low, offset_high, ..] =
@@ -106,7 +132,7 @@ impl Net {
         };
         if let Some(version) = version {
             let payload = u16::from_le_bytes([size_low, size_high]);
-            return self.send_pieces(memory, tso::Request { version, payload, tcp: start });
+            return self.send_pieces(memory, pair, tso::Request { version, payload, tcp: start });
         }
         let len = total_bytes(self.chain.readable());
         let Some(len) = usize::try_from(len).ok().filter(|len| (MIN_FRAME..=MAX_FRAME).contains(len)) else {
@@ -114,6 +140,7 @@ impl Net {
         };
         let frame = &mut self.outgoing[..len];
         Cursor::new(self.chain.readable()).read(memory, frame)?;
+        self.steering.sent(frame, pair);
         let missing = Checksum { start, offset: u16::from_le_bytes([offset_low, offset_high]) };
         let missing = (flags & NEEDS_CSUM != 0).then_some(missing);
         if missing.is_none_or(|missing| self.features & feature::CSUM != 0 && missing.fits(len)) {
@@ -122,14 +149,20 @@ impl Net {
         Ok(())
     }
 
-    /// Sends the long frame in the chain, in pieces. One that cannot be cut is lost.
-    fn send_pieces<M: GuestMemory>(&mut self, memory: &M, request: tso::Request) -> Result<(), DriverError> {
+    /// Sends the long frame in the chain, of a pair, in pieces. One that cannot be cut is lost.
+    fn send_pieces<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        pair: usize,
+        request: tso::Request,
+    ) -> Result<(), DriverError> {
         let total = total_bytes(self.chain.readable());
         let Some(total) = usize::try_from(total).ok().filter(|total| *total <= MAX_LONG) else {
             return Ok(());
         };
         let start = &mut self.outgoing[..total.min(MAX_HEADERS)];
         Cursor::new(self.chain.readable()).read(memory, start)?;
+        self.steering.sent(start, pair);
         let Some(cut) = Cut::new(start, request) else {
             return Ok(());
         };
@@ -148,13 +181,18 @@ impl Net {
         Ok(())
     }
 
-    /// Sends what the driver has, for one turn.
-    fn transmit<M: GuestMemory>(&mut self, memory: &mut M, queue: &mut Queue) -> Result<Turn, DriverError> {
+    /// Sends what the driver has in the queue of a pair, for one turn.
+    fn transmit<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        queue: &mut Queue,
+        pair: usize,
+    ) -> Result<Turn, DriverError> {
         for _ in 0..queue.size() {
             if !queue.pop_or_arm(memory, &mut self.chain)? {
                 return queue.end_turn(memory, false);
             }
-            self.send(memory)?;
+            self.send(memory, pair)?;
             queue.push(memory, self.chain.head(), 0)?;
         }
         queue.end_turn(memory, true)
@@ -178,19 +216,40 @@ impl Net {
                 }
             }
             self.waiting = len;
+            self.pair = self.steering.pair(&frame[..len]);
             return true;
         }
         false
     }
 
     /// Gives the driver frames while there are any and it has buffers, for one turn.
-    fn receive<M: GuestMemory>(&mut self, memory: &mut M, queue: &mut Queue) -> Result<Turn, DriverError> {
-        for _ in 0..queue.size() {
-            if self.waiting == 0 && !self.fetch() || !self.deliver(memory, queue)? {
-                return queue.end_turn(memory, false);
+    fn receive<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {
+        let mut turn = Turn { interrupt: false, again: true };
+        for _ in 0..QUEUE_SIZE {
+            if self.waiting == 0 && !self.fetch() || !self.deliver_to_pair(memory, queues)? {
+                turn.again = false;
+                break;
             }
         }
-        queue.end_turn(memory, true)
+        for queue in queues.iter_mut().step_by(2).take(self.steering.pairs().into()) {
+            turn.interrupt |= queue.wants_interrupt(memory)?;
+        }
+        Ok(turn)
+    }
+
+    /// Gives the driver the frame that waits in the queue of its pair, or, where the driver does not use that, in the first; `false` if it
+    /// has no room for it yet.
+    fn deliver_to_pair<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        queues: &mut [Queue],
+    ) -> Result<bool, DriverError> {
+        let own = 2 * self.pair + RECEIVE;
+        let index = if queues.get(own).is_some_and(Queue::is_ready) { own } else { RECEIVE };
+        match queues.get_mut(index) {
+            Some(queue) => self.deliver(memory, queue),
+            None => Ok(false),
+        }
     }
 
     /// Gives the driver the frame that waits; `false` if it has no room for it yet. A frame for which its buffers are too small is lost:
@@ -239,7 +298,9 @@ impl Device for Net {
     }
 
     fn features(&self) -> u64 {
-        feature::CSUM
+        let of_several = if self.pairs > 1 { feature::CTRL_VQ | feature::MQ } else { 0 };
+        of_several
+            | feature::CSUM
             | feature::GUEST_CSUM
             | feature::MTU
             | feature::MAC
@@ -250,7 +311,7 @@ impl Device for Net {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &QUEUE_SIZES
+        &self.queue_sizes
     }
 
     fn read_config(&self, offset: u64, into: &mut [u8]) {
@@ -264,6 +325,7 @@ impl Device for Net {
     fn reset(&mut self) {
         self.features = 0;
         self.waiting = 0;
+        self.steering.set_pairs(1);
     }
 
     fn process<M: GuestMemory>(
@@ -272,21 +334,22 @@ impl Device for Net {
         queues: &mut [Queue],
         index: usize,
     ) -> Result<Turn, DriverError> {
+        let control = self.control_queue();
+        if control != Some(index) && index % 2 == RECEIVE {
+            return self.receive(memory, queues);
+        }
         let Some(queue) = queues.get_mut(index) else {
             return Ok(Turn::NOTHING);
         };
-        if index != TRANSMIT {
-            return self.receive(memory, queue);
+        if control == Some(index) {
+            return self.control(memory, queue);
         }
-        let turn = self.transmit(memory, queue);
+        let turn = self.transmit(memory, queue, index / 2);
         self.link.flush();
         turn
     }
 
     fn poll<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {
-        match queues.get_mut(RECEIVE) {
-            Some(queue) => self.receive(memory, queue),
-            None => Ok(Turn::NOTHING),
-        }
+        self.receive(memory, queues)
     }
 }

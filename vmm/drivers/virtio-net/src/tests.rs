@@ -23,7 +23,7 @@ impl Test {
     fn new() -> Self {
         let (end, wire) = Cable::new();
         let memory = memory(MEMORY_BYTES);
-        let fake = FakeDevice::new(Net::new(Box::new(end), MAC), memory);
+        let fake = FakeDevice::new(Net::new(Box::new(end), MAC, 1), memory);
         Test { device: Device::new(fake, memory).unwrap(), wire, window: memory.window }
     }
 
@@ -147,6 +147,6 @@ fn a_length_that_no_frame_has_is_passed_over() {
 fn memory_that_is_too_short_is_refused() {
     let (end, _wire) = Cable::new();
     let memory = memory(MEMORY_BYTES - 8);
-    let fake = FakeDevice::new(Net::new(Box::new(end), MAC), memory);
+    let fake = FakeDevice::new(Net::new(Box::new(end), MAC, 1), memory);
     assert_eq!(Device::new(fake, memory).map(drop).unwrap_err(), SetupError::Memory);
 }

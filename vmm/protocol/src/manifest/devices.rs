@@ -31,10 +31,13 @@ impl VmConfig {
     /// Checks that there is room for its devices.
     ///
     /// # Errors
-    /// [`ManifestError::TooManyVirtioDevices`], [`ManifestError::DiskQueues`].
+    /// [`ManifestError::TooManyVirtioDevices`], [`ManifestError::DiskQueues`], [`ManifestError::CardQueues`].
     pub fn check_devices(&self) -> Result<(), ManifestError> {
         if self.disks.iter().any(|disk| !(1..=MAX_QUEUES).contains(&disk.queues)) {
             return Err(ManifestError::DiskQueues(self.name.clone()));
+        }
+        if self.cards.iter().any(|card| !(1..=MAX_QUEUES).contains(&card.queues)) {
+            return Err(ManifestError::CardQueues(self.name.clone()));
         }
         let count = self.virtio_devices();
         if count > MAX_VIRTIO_DEVICES {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// Most disks of a VM.
 pub const MAX_DISKS: usize = 6;
 
-/// Most queues of a virtio disk.
+/// Most queues of a virtio disk, and pairs of queues of a virtio network card.
 pub const MAX_QUEUES: u16 = 16;
 
 /// A disk of a VM.
@@ -41,7 +41,7 @@ pub struct DiskConfig {
     pub queues: u16,
 }
 
-const fn one_queue() -> u16 {
+pub(super) const fn one_queue() -> u16 {
     1
 }
 

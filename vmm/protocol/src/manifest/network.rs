@@ -1,5 +1,6 @@
 //! Networks, and the cards of VMs on them.
 
+use super::disk::one_queue;
 use super::{Manifest, ManifestError, OnCrash, is_name};
 use crate::process::{driver, switch};
 use alloc::string::{String, ToString};
@@ -89,6 +90,10 @@ pub struct CardConfig {
     /// The guest may send from other addresses too, as a bridge does. Else the switch drops such frames.
     #[serde(default)]
     pub bridge: bool,
+    /// Pairs of queues of a virtio card: 1 to [`MAX_QUEUES`](super::MAX_QUEUES). Linux uses one for each of its CPUs, and more where
+    /// `ethtool -L` says so.
+    #[serde(default = "one_queue")]
+    pub queues: u16,
 }
 
 impl CardConfig {
@@ -243,7 +248,13 @@ mod tests {
     }
 
     fn card(network: &str) -> CardConfig {
-        CardConfig { network: network.into(), interface: NetInterface::Virtio, mac: None, bridge: false }
+        CardConfig {
+            network: network.into(),
+            interface: NetInterface::Virtio,
+            mac: None,
+            bridge: false,
+            queues: 1,
+        }
     }
 
     fn with(name: &str, cards: &[CardConfig]) -> VmConfig {

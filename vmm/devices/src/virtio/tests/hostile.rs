@@ -280,10 +280,10 @@ proptest! {
         starts in any::<bool>(),
         is_packed in any::<bool>(),
     ) {
-        const ALL: u64 = 1 << 0 | 1 << 1 | 1 << 11 | 1 << 12 | 1 << 15;
+        const ALL: u64 = 1 << 0 | 1 << 1 | 1 << 11 | 1 << 12 | 1 << 15 | 1 << 17 | 1 << 22;
         let (near, mut far) = Cable::new();
         let features = ALL | ring(is_packed);
-        let mut driver = begun(Net::new(Box::new(near), [2; 6]), features, starts);
+        let mut driver = begun(Net::new(Box::new(near), [2; 6], 2), features, starts);
         let mut frame = [0; MAX_FRAME];
         torment(&mut driver, features, steps, |_| {
             far.send(&[7; 100], Some(Checksum { start: 14, offset: 6 }));

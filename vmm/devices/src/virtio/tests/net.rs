@@ -15,7 +15,7 @@ const MRG_RXBUF: u64 = 1 << 15;
 
 fn card(features: u64, size: u16) -> (Driver<Net>, Cable) {
     let (near, far) = Cable::new();
-    (Driver::new(Net::new(Box::new(near), MAC), features, size), far)
+    (Driver::new(Net::new(Box::new(near), MAC, 1), features, size), far)
 }
 
 /// What arrived at the other end.
@@ -325,4 +325,96 @@ proptest! {
         prop_assert!(taken == came.len() || !waits, "who has room gets what came");
         prop_assert!(!driver.needs_reset());
     }
+}
+
+const CTRL_VQ: u64 = 1 << 17;
+const MQ: u64 = 1 << 22;
+
+/// A card with several pairs of queues, of which the driver knows.
+fn card_with_pairs(pairs: u16) -> (Driver<Net>, Cable) {
+    let (near, far) = Cable::new();
+    (Driver::new(Net::new(Box::new(near), MAC, pairs), CTRL_VQ | MQ | MRG_RXBUF, 8), far)
+}
+
+/// The answer to a command on the control queue.
+fn command(driver: &mut Driver<Net>, queue: usize, command: &[u8]) -> u8 {
+    driver.select(queue);
+    driver.memory.write(DATA, command).unwrap();
+    driver.memory.write_u8(DATA + 100, 0xee).unwrap();
+    let written = driver.transfer(&[Buffer::Read(DATA, command.len() as u32), Buffer::Write(DATA + 100, 1)]);
+    assert_eq!(written, 1);
+    driver.memory.read_u8(DATA + 100).unwrap()
+}
+
+#[test]
+fn a_driver_says_how_many_pairs_it_uses_and_frames_come_where_it_sent() {
+    let (mut driver, mut far) = card_with_pairs(3);
+    assert_eq!(driver.device.read(0x108, 2), 3);
+    let mut there = long_frame(100);
+    let mut back = there.clone();
+    back[26..34].rotate_left(4);
+    back[34..38].rotate_left(2);
+    for (pairs, used) in [(1, 0), (3, 1), (3, 2), (1, 0), (2, 1)] {
+        assert_eq!(command(&mut driver, 6, &[4, 0, pairs, 0]), 0);
+        driver.select(2 * used + TRANSMIT);
+        driver.memory.write(DATA, &[0; 12]).unwrap();
+        there[0] = used as u8;
+        driver.memory.write(DATA + 12, &there).unwrap();
+        driver.transfer(&[Buffer::Read(DATA, 12 + there.len() as u32)]);
+        assert_eq!(arrived(&mut far), Some((there.clone(), None)));
+        driver.select(2 * used + RECEIVE);
+        driver.offer(&[Buffer::Write(DATA, 2000)]);
+        driver.take_interrupt();
+        let before = driver.interrupts;
+        far.send(&back, None);
+        driver.poll();
+        assert_eq!(driver.take_used().len(), 1, "{pairs} pairs, sent on {used}");
+        assert!(driver.interrupts > before);
+    }
+}
+
+#[test]
+fn a_frame_for_a_queue_without_buffers_waits_for_one() {
+    let (mut driver, mut far) = card_with_pairs(2);
+    assert_eq!(command(&mut driver, 4, &[4, 0, 2, 0]), 0);
+    let frames = (0..20u8).map(|port| {
+        let mut frame = long_frame(10);
+        frame[35] = port;
+        frame
+    });
+    frames.for_each(|frame| far.send(&frame, None));
+    let mut came = 0;
+    for _ in 0..20 {
+        for queue in [0, 2] {
+            driver.select(queue);
+            driver.offer(&[Buffer::Write(DATA, 2000)]);
+            driver.notify();
+            came += driver.take_used().len();
+        }
+    }
+    assert_eq!(came, 20);
+}
+
+#[test]
+fn a_command_that_was_not_offered_is_an_error_and_changes_nothing() {
+    let (mut driver, _) = card_with_pairs(2);
+    for wrong in [&[4, 0, 0, 0], &[4, 0, 3, 0], &[4, 1, 2, 0], &[0, 0, 1, 0], &[1, 1, 0, 0]] {
+        assert_eq!(command(&mut driver, 4, wrong), 1, "{wrong:?}");
+    }
+    // Who does not know of several pairs has the queue behind the first.
+    let (near, _) = Cable::new();
+    let mut driver = Driver::new(Net::new(Box::new(near), MAC, 2), CTRL_VQ, 8);
+    assert_eq!(command(&mut driver, 2, &[4, 0, 2, 0]), 1);
+    let (near, _) = Cable::new();
+    assert_eq!(Driver::new(Net::new(Box::new(near), MAC, 1), 0, 8).device.device().queue_sizes().len(), 2);
+}
+
+#[test]
+fn a_command_without_room_for_its_answer_stops_the_device() {
+    let (mut driver, _) = card_with_pairs(2);
+    driver.select(4);
+    driver.memory.write(DATA, &[4, 0, 2, 0]).unwrap();
+    driver.offer(&[Buffer::Read(DATA, 4)]);
+    driver.notify();
+    assert!(driver.needs_reset());
 }
