@@ -337,10 +337,10 @@ impl fmt::Display for ManifestError {
                 write!(f, "VM {name:?}: a disk's timeout_ms must be {least} to {most}")
             }
             ManifestError::DiskQueues(name) => {
-                write!(f, "VM {name:?}: a disk has 1 to {MAX_QUEUES} queues")
+                write!(f, "VM {name:?}: a virtio disk has 1 to {MAX_QUEUES} queues, another one 1")
             }
             ManifestError::CardQueues(name) => {
-                write!(f, "VM {name:?}: a network card has 1 to {MAX_QUEUES} pairs of queues")
+                write!(f, "VM {name:?}: a virtio card has 1 to {MAX_QUEUES} pairs of queues, another one 1")
             }
             ManifestError::DriverDisks(driver) => {
                 write!(f, "driver {:?} serves at most {} disks", driver.name(), driver.max_disks())

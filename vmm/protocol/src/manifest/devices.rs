@@ -33,10 +33,13 @@ impl VmConfig {
     /// # Errors
     /// [`ManifestError::TooManyVirtioDevices`], [`ManifestError::DiskQueues`], [`ManifestError::CardQueues`].
     pub fn check_devices(&self) -> Result<(), ManifestError> {
-        if self.disks.iter().any(|disk| !(1..=MAX_QUEUES).contains(&disk.queues)) {
+        // Paravirtual devices have the queues that their contract says.
+        let can_be =
+            |queues: u16, is_virtio: bool| (1..=if is_virtio { MAX_QUEUES } else { 1 }).contains(&queues);
+        if self.disks.iter().any(|disk| !can_be(disk.queues, disk.interface == DiskInterface::Virtio)) {
             return Err(ManifestError::DiskQueues(self.name.clone()));
         }
-        if self.cards.iter().any(|card| !(1..=MAX_QUEUES).contains(&card.queues)) {
+        if self.cards.iter().any(|card| !can_be(card.queues, card.interface == NetInterface::Virtio)) {
             return Err(ManifestError::CardQueues(self.name.clone()));
         }
         let count = self.virtio_devices();
@@ -67,5 +70,9 @@ mod tests {
             config.disks[1].queues = queues;
             assert_eq!(config.check_devices(), Err(ManifestError::DiskQueues("a".into())));
         }
+        config.disks[1].queues = 2;
+        assert_eq!(config.check_devices(), Ok(()));
+        config.disks[1].interface = DiskInterface::Pv;
+        assert_eq!(config.check_devices(), Err(ManifestError::DiskQueues("a".into())));
     }
 }
