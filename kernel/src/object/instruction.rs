@@ -132,6 +132,8 @@ impl Vcpu {
     }
 
     /// Whether the guest is in 64-bit mode, and has the instruction of `expected(rip)` at RIP: its length, else 0. Within a run.
+    /// Apart from the loop that enters guests, which has registers for little else.
+    #[inline(never)]
     pub fn length_if(&self, page: NonNull<VcpuPage>, expected: impl FnOnce(u64) -> Store) -> u32 {
         // SAFETY: as in `Instruction::new`; this is the vCPU's CPU.
         let (rip, cr3) = unsafe {
