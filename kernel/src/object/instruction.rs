@@ -4,8 +4,7 @@
 use super::vcpu::Vcpu;
 use core::cell::Cell;
 use core::ptr::NonNull;
-use hypercall_abi::exit::ExitKind;
-use hypercall_abi::vcpu::{ACTIVITY_HALTED, Groups, Interruptibility, RunFlags, Store, VcpuPage};
+use hypercall_abi::vcpu::{ACTIVITY_HALTED, Groups, Interruptibility, Store, VcpuPage};
 use kcore::addr::PhysAddr;
 use kcore::virt::fetch::{self, GuestRam};
 use khw::mem::{Tables, phys_to_virt};
@@ -111,15 +110,9 @@ impl GuestRam for Ram<'_> {
 }
 
 impl Vcpu {
-    /// Halts the guest behind the HLT of the exit, if that is to block and the backend did not know its length; false if the exit is for
-    /// the VMM.
-    #[inline]
-    pub fn halts(&self, page: NonNull<VcpuPage>, kind: u32, flags: RunFlags) -> bool {
-        kind == ExitKind::Hlt as u32 && flags.contains(RunFlags::HLT_BLOCKS) && self.halts_behind(page)
-    }
-
+    /// Halts the guest behind the HLT of the exit, whose length the backend did not know; false if that is not known here either.
     #[inline(never)]
-    fn halts_behind(&self, page: NonNull<VcpuPage>) -> bool {
+    pub(super) fn halts_behind(&self, page: NonNull<VcpuPage>) -> bool {
         let length = self.length_if(page, |rip| Store::new(rip, &HLT));
         // SAFETY: as in `Instruction::new`.
         let Some(instruction) = (unsafe { Instruction::new(page, length) }) else {

@@ -263,22 +263,8 @@ impl Vcpu {
         wakes
     }
 
-    /// Answers an exit that is the virtual APIC's; otherwise, or after it, the kind of the exit for the VMM. `flags` are the VMM's.
-    #[inline]
-    pub fn answers_apic(&self, page: NonNull<VcpuPage>, kind: u32, flags: RunFlags) -> Option<u32> {
-        if !flags.contains(RunFlags::VIRTUAL_APIC) {
-            return Some(kind);
-        }
-        if kind == ExitKind::MsrWrite as u32 {
-            return self.write_apic(page);
-        }
-        let is_own_window =
-            kind == ExitKind::InterruptWindow as u32 && !flags.contains(RunFlags::INTERRUPT_WINDOW);
-        (!is_own_window).then_some(kind)
-    }
-
-    /// WRMSR.
-    fn write_apic(&self, page: NonNull<VcpuPage>) -> Option<u32> {
+    /// Answers WRMSR of the virtual APIC; otherwise, or after it, the kind of the exit for the VMM.
+    pub(super) fn write_apic(&self, page: NonNull<VcpuPage>) -> Option<u32> {
         const FOR_VMM: Option<u32> = Some(ExitKind::MsrWrite as u32);
         let p = page.as_ptr();
         // SAFETY: as in `update_interrupts`.

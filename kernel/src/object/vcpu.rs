@@ -301,9 +301,7 @@ impl Vcpu {
         let mut answered = 0;
         match returned {
             Returned::Exit(kind) => {
-                if !(self.rings(page, kind) || self.halts(page, kind, asked))
-                    && let Some(kind) = self.answers_apic(page, kind, asked)
-                {
+                if let Some(kind) = self.for_vmm(page, kind, asked) {
                     return Some(Next::complete(Status::Success, kind));
                 }
                 // What the kernel answers in the VMM's place goes on from here.
@@ -323,6 +321,28 @@ impl Vcpu {
             trace::record(local, Kind::Enter, answered, Some(ec));
         }
         sched::is_stopped(local).then_some(Next::RESCHEDULE)
+    }
+
+    /// Answers an exit in the VMM's place; otherwise, or after it, the kind of the exit for the VMM. `flags` are the VMM's.
+    #[inline(always)]
+    fn for_vmm(&self, page: NonNull<VcpuPage>, kind: u32, flags: RunFlags) -> Option<u32> {
+        const PORT_IO: u32 = ExitKind::PortIo as u32;
+        const HYPERCALL: u32 = ExitKind::Hypercall as u32;
+        const NESTED_FAULT: u32 = ExitKind::NestedFault as u32;
+        const HLT: u32 = ExitKind::Hlt as u32;
+        const MSR_WRITE: u32 = ExitKind::MsrWrite as u32;
+        const INTERRUPT_WINDOW: u32 = ExitKind::InterruptWindow as u32;
+        let is_answered = match kind {
+            PORT_IO | HYPERCALL | NESTED_FAULT => self.rings(page, kind),
+            HLT => flags.contains(RunFlags::HLT_BLOCKS) && self.halts_behind(page),
+            MSR_WRITE if flags.contains(RunFlags::VIRTUAL_APIC) => return self.write_apic(page),
+            // The kernel's own.
+            INTERRUPT_WINDOW => {
+                flags.contains(RunFlags::VIRTUAL_APIC) && !flags.contains(RunFlags::INTERRUPT_WINDOW)
+            }
+            _ => false,
+        };
+        (!is_answered).then_some(kind)
     }
 
     /// Completes the call without entering the guest.

@@ -1,5 +1,7 @@
 //! The Internet checksum (RFC 1071), which a frame may lack.
 
+use super::MIN_FRAME;
+
 /// The sum of RFC 1071, of these bytes and of `more`, which is one already or a number of 16 bits to be added.
 pub fn internet_sum(bytes: &[u8], more: u64) -> u16 {
     let words = bytes.chunks(2).map(|pair| u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
@@ -11,10 +13,10 @@ pub fn internet_sum(bytes: &[u8], more: u64) -> u16 {
 }
 
 /// Computes the checksum of all bytes from `start` on and writes it `offset` bytes behind that, where the sum of the pseudo header is
-/// already; does nothing if that is not in the frame.
+/// already; does nothing if that is not in the frame, or begins in Ethernet's header.
 pub fn fill_in(frame: &mut [u8], start: u16, offset: u16) {
     let (start, at) = (usize::from(start), usize::from(start) + usize::from(offset));
-    if at + 2 > frame.len() {
+    if start < MIN_FRAME || at + 2 > frame.len() {
         return;
     }
     // UDP takes a checksum of zero for none (RFC 768), and for the others both zeroes are the same.
