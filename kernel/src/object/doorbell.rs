@@ -12,7 +12,7 @@ use crate::cpu::Local;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use hypercall_abi::doorbell::Doorbell;
-use hypercall_abi::exit::{ExitKind, NestedFault, PortIo};
+use hypercall_abi::exit::{NestedFault, PortIo};
 use hypercall_abi::guest::{DOORBELL_CALL, DOORBELL_CALL_LENGTH, DOORBELL_CALLS};
 use hypercall_abi::vcpu::gpr::RAX;
 use hypercall_abi::vcpu::{Store, VcpuPage};
@@ -83,22 +83,16 @@ impl Vcpu {
         if !local.attention.is_none() {
             return None;
         }
-        // SAFETY: as in `rings`.
+        // SAFETY: the table holds signals that are alive, or whose grace period is not over.
         let is_quiet = unsafe { &*(bell.signal as *const Signal) }.signal(bell.badge);
         let interrupts = local.interrupts.get();
         khw::cpu::interrupt_window();
         Some(is_quiet && local.interrupts.get() == interrupts)
     }
 
-    /// Rings the doorbell that the exit is for, and completes the instruction; false if the exit is for the VMM.
-    #[inline]
-    pub fn rings(&self, page: NonNull<VcpuPage>, kind: u32) -> bool {
-        let Some(table) = self.space.table() else {
-            return false;
-        };
-        const PORT_IO: u32 = ExitKind::PortIo as u32;
-        const HYPERCALL: u32 = ExitKind::Hypercall as u32;
-        const NESTED_FAULT: u32 = ExitKind::NestedFault as u32;
+    /// Rings the doorbell of a port: an OUT without prefixes. False if the exit is for the VMM, as below.
+    #[inline(always)]
+    pub(super) fn rings_port(&self, page: NonNull<VcpuPage>) -> bool {
         let p = page.as_ptr();
         // SAFETY: the page is bound: its frame stays until a grace period after it is unbound. The VMM may write it at
         // any time, so each word is read once; whatever it holds, a doorbell of this guest is the worst that rings.
@@ -109,30 +103,41 @@ impl Vcpu {
                 (&raw const (*p).exit_length).read_volatile(),
             )
         };
-        let (event, length) = match kind {
-            PORT_IO if PortIo::is_plain_out(info) => (Event::out(info as u32, rax), length),
-            // The privilege level must be 0: what user code of a guest may ring is its kernel's to say.
-            HYPERCALL if info == 0 && rax & !0xffff == DOORBELL_CALL => {
-                (Event::call(rax as u16), DOORBELL_CALL_LENGTH)
-            }
-            // SAFETY: as above.
-            NESTED_FAULT if is_store(unsafe { (&raw const (*p).exit_info[1]).read_volatile() }) => {
-                (Event::write(info >> 12), 0)
-            }
-            _ => return false,
+        PortIo::is_plain_out(info) && self.rings(page, Event::out(info as u32, rax), || length)
+    }
+
+    /// Rings the doorbell of a call that the backend did not ring in the middle of the run.
+    #[inline(always)]
+    pub(super) fn rings_hypercall(&self, page: NonNull<VcpuPage>) -> bool {
+        let p = page.as_ptr();
+        // SAFETY: as above.
+        let (level, rax) = unsafe {
+            ((&raw const (*p).exit_info[0]).read_volatile(), (&raw const (*p).gpr[RAX]).read_volatile())
         };
-        let Some(bell) = table.find(event) else {
+        // The privilege level must be 0: what user code of a guest may ring is its kernel's to say.
+        let is_doorbell = level == 0 && rax & !0xffff == DOORBELL_CALL;
+        is_doorbell && self.rings(page, Event::call(rax as u16), || DOORBELL_CALL_LENGTH)
+    }
+
+    /// Rings the doorbell of a page that the guest wrote to by an instruction that the VMM named.
+    #[inline(always)]
+    pub(super) fn rings_page(&self, page: NonNull<VcpuPage>) -> bool {
+        let p = page.as_ptr();
+        // SAFETY: as above.
+        let [address, access] =
+            [0, 1].map(|index| unsafe { (&raw const (*p).exit_info[index]).read_volatile() });
+        // SAFETY: as above.
+        let store = |rip| unsafe { (&raw const (*p).stores[Store::place(rip)]).read_volatile() };
+        is_store(access) && self.rings(page, Event::write(address >> 12), || self.length_if(page, store))
+    }
+
+    #[inline(always)]
+    fn rings(&self, page: NonNull<VcpuPage>, event: Event, length: impl FnOnce() -> u32) -> bool {
+        let Some(bell) = self.space.table().and_then(|table| table.find(event)) else {
             return false;
         };
-        let length = match length {
-            // SAFETY: as above.
-            0 if kind == NESTED_FAULT => self.length_if(page, |rip| unsafe {
-                (&raw const (*p).stores[Store::place(rip)]).read_volatile()
-            }),
-            length => length,
-        };
         // SAFETY: as above.
-        let Some(instruction) = (unsafe { Instruction::new(page, length) }) else {
+        let Some(instruction) = (unsafe { Instruction::new(page, length()) }) else {
             return false;
         };
         instruction.complete();

@@ -333,7 +333,9 @@ impl Vcpu {
         const MSR_WRITE: u32 = ExitKind::MsrWrite as u32;
         const INTERRUPT_WINDOW: u32 = ExitKind::InterruptWindow as u32;
         let is_answered = match kind {
-            PORT_IO | HYPERCALL | NESTED_FAULT => self.rings(page, kind),
+            PORT_IO => self.rings_port(page),
+            HYPERCALL => self.rings_hypercall(page),
+            NESTED_FAULT => self.rings_page(page),
             HLT => flags.contains(RunFlags::HLT_BLOCKS) && self.halts_behind(page),
             MSR_WRITE if flags.contains(RunFlags::VIRTUAL_APIC) => return self.write_apic(page),
             // The kernel's own.
