@@ -20,7 +20,9 @@ pub trait GuestRam {
     fn read(&self, frame: PhysAddr, index: usize) -> u64;
 }
 
-/// Whether the instruction at `rip` is this one. It must end in the page that it begins in.
+/// Whether the instruction at `rip` is this one. It must end in the page that it begins in. Inlined, as most callers know the
+/// instruction when they are compiled.
+#[inline(always)]
 pub fn is_at(ram: &impl GuestRam, cr3: u64, rip: u64, store: &Store) -> bool {
     let length = store.length as u64;
     let is_length = (1..=15).contains(&length) && (rip & PAGE_MASK) + length <= PAGE_MASK + 1;
@@ -43,6 +45,7 @@ pub fn is_at(ram: &impl GuestRam, cr3: u64, rip: u64, store: &Store) -> bool {
 }
 
 /// The guest-physical address that `linear` leads to.
+#[inline(always)]
 fn translate(ram: &impl GuestRam, cr3: u64, linear: u64) -> Option<u64> {
     let mut entry = cr3;
     for shift in [39, 30, 21, 12] {
