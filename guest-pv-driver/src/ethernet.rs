@@ -98,6 +98,15 @@ impl<H: Hal> Ethernet<H> {
         }
     }
 
+    /// Whether all frames that were sent are out of the guest's hands. Those that are not are lost when this driver, or the guest, goes.
+    pub fn is_drained(&mut self) -> bool {
+        match self {
+            Ethernet::Direct(net) => net.is_drained(),
+            // The VMM takes them as it is told of them.
+            Ethernet::Queued(_) => true,
+        }
+    }
+
     /// Whether [`Self::sleep_is_safe`] asks for an interrupt with room for a frame, too. Nobody tells of room in a channel.
     pub fn tells_of_room(&self) -> bool {
         matches!(self, Ethernet::Queued(_))

@@ -13,6 +13,8 @@ const PINGS: u32 = 64;
 /// Frames that are sent together, and how often.
 const BURST: u32 = 16;
 const BURSTS: u32 = 16;
+/// For how long to wait for the switch in the end. There may be none any more.
+const GOODBYE_MS: u64 = 100;
 /// More frames than a channel holds.
 const MANY: u32 = 300;
 
@@ -29,6 +31,8 @@ pub fn run() {
         Some("last") => last(&mut card),
         _ => pong(&mut card),
     }
+    // What the switch has not taken is lost with this guest.
+    clock::wait_until(GOODBYE_MS, || card.0.is_drained());
 }
 
 fn crashes() -> bool {

@@ -21,6 +21,8 @@ const VECTOR: u8 = 0x40;
 
 /// When to look again for room for a frame, where nobody tells of it.
 const ROOM: Duration = Duration::from_millis(1);
+/// How often to look whether the network has taken everything, before the end.
+const DRAINING: u32 = 1000;
 
 /// What devices share, and what is too large for the stack.
 struct Memory {
@@ -111,6 +113,13 @@ fn serve(machine: &Machine, hal: OneToOne, memory: &'static mut Memory) -> Resul
     loop {
         let wait = server.poll(&mut net, now());
         if server.clients() >= most_clients {
+            // The last acknowledgements are still to go. A switch that is away does not keep this from ending.
+            for _ in 0..DRAINING {
+                if net.is_drained() {
+                    break;
+                }
+                alarm.sleep(Some(ROOM.total_micros()));
+            }
             return Ok(());
         }
         if server.address() != shown {

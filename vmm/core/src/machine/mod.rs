@@ -82,6 +82,8 @@ pub struct Machine {
     waited: fn() -> u64,
     /// Host ticks after which a guest that waits for nothing in particular is looked at.
     patience: u64,
+    /// What becomes of HLT: a debugger may have breakpoints that are one, which have to exit.
+    halting: RunFlags,
 }
 
 impl Machine {
@@ -124,6 +126,7 @@ impl Machine {
             apic_page: host.apic_page,
             waited: host.waited,
             patience: host.facts.tsc_hz.max(MIN_PATIENCE),
+            halting: if config.debug { RunFlags::empty() } else { RunFlags::HLT_BLOCKS },
         };
         machine.load(images, memory, vcpu, now)?;
         Ok(machine)
@@ -181,7 +184,7 @@ impl Machine {
         let time = time(vcpu, now);
         self.board.advance(time);
         let page = vcpu.page();
-        let mut flags = self.choose_event(page);
+        let flags = self.choose_event(page);
         page.deadline = match self.board.lapic.next_event(time.guest) {
             // A device has more to do than it did at once.
             _ if self.board.virtio.is_notified() || self.board.pv.is_behind() => now,
@@ -189,8 +192,7 @@ impl Machine {
             // A guest that halts with interrupts off is stuck, and is found at the deadline.
             None => now.saturating_add(self.patience),
         };
-        flags |= RunFlags::HLT_BLOCKS;
-        page.run_flags = flags.bits();
+        page.run_flags = (flags | self.halting).bits();
     }
 
     /// Injects the most urgent event if the guest can take it; else says which window to wait for.
