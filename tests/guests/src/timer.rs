@@ -27,12 +27,29 @@ pub fn run() {
     }
 }
 
+/// Whether a timer shows what it should while it runs. Another VM may have the CPU until it has ended: then it is started again.
+fn shows(mut start: impl FnMut() -> bool) -> bool {
+    (0..5).any(|_| {
+        let is_right = start();
+        if !is_right {
+            cpu::sti();
+            clock::wait(1);
+            cpu::cli();
+            irq::reset(VECTOR);
+        }
+        is_right
+    })
+}
+
 fn one_shot(apic: &Lapic, ticks: u32) {
     irq::count(VECTOR);
-    let start = rdtsc();
-    apic.start_timer(VECTOR, 0, ticks * 5);
-    let first = apic.read(reg::CURRENT_COUNT);
-    let falls = apic.read(reg::CURRENT_COUNT) < first && first <= ticks * 5;
+    let mut start = 0;
+    let falls = shows(|| {
+        start = rdtsc();
+        apic.start_timer(VECTOR, 0, ticks * 5);
+        let first = apic.read(reg::CURRENT_COUNT);
+        apic.read(reg::CURRENT_COUNT) < first && first <= ticks * 5
+    });
     check!(falls, "the timer's current count falls");
     while irq::seen(VECTOR) == 0 {
         cpu::sti_hlt_cli();
@@ -101,12 +118,13 @@ fn tsc_deadline(apic: &Lapic) {
         // SAFETY: the runtime counts the vector.
         unsafe { wrmsr(msr::TSC_DEADLINE, deadline) };
     };
-    let deadline = rdtsc() + clock::tsc_hz() / 1000 * 3;
-    arm(deadline);
-    check!(
-        eq rdmsr(msr::TSC_DEADLINE), deadline,
-        "IA32_TSC_DEADLINE holds what was written while it is ahead",
-    );
+    let mut deadline = 0;
+    let holds = shows(|| {
+        deadline = rdtsc() + clock::tsc_hz() / 1000 * 3;
+        arm(deadline);
+        rdmsr(msr::TSC_DEADLINE) == deadline
+    });
+    check!(holds, "IA32_TSC_DEADLINE holds what was written while it is ahead");
     while irq::seen(VECTOR) == 0 {
         cpu::sti_hlt_cli();
     }
