@@ -36,10 +36,8 @@ impl<S: Signal> Sockets<S> {
             self.is_interrupted = true;
         }
         if is_up && self.is_open && !self.is_announced {
-            let [kind, _] = Notice::Open.encode();
-            let mut notice = [0; NOTICE_BYTES];
-            notice[..8].copy_from_slice(&kind.to_le_bytes());
-            self.is_announced = self.end.put(Header { len: NOTICE_BYTES as u16, missing: None }, &notice);
+            let header = Header { len: NOTICE_BYTES as u16, missing: None };
+            self.is_announced = self.end.put(header, &Notice::Open.encode());
             self.end.flush();
         }
         is_up

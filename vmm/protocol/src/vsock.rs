@@ -30,15 +30,19 @@ pub enum Notice {
 }
 
 impl Notice {
-    /// As two words, the first one first.
-    pub const fn encode(self) -> [u64; 2] {
-        match self {
+    /// As a frame.
+    pub fn encode(self) -> [u8; NOTICE_BYTES] {
+        let [kind, cid]: [u64; 2] = match self {
             Notice::Open => [1, 0],
-            Notice::Gone(cid) => [2, cid as u64],
-        }
+            Notice::Gone(cid) => [2, cid.into()],
+        };
+        let mut bytes = [0; NOTICE_BYTES];
+        bytes[..8].copy_from_slice(&kind.to_le_bytes());
+        bytes[8..].copy_from_slice(&cid.to_le_bytes());
+        bytes
     }
 
-    /// From two words, if they are a notice.
+    /// From the two words of a frame, if they are a notice.
     pub const fn decode(words: [u64; 2]) -> Option<Self> {
         match words {
             [1, _] => Some(Notice::Open),

@@ -197,13 +197,8 @@ impl<S: Signal> Relay<S> {
 impl<S: Signal> Port<S> {
     /// Says that a context id is gone, if there is room.
     fn say_gone(&mut self, cid: u32) -> bool {
-        let words = Notice::Gone(cid).encode();
-        let mut notice = [0; NOTICE_BYTES];
-        for (place, word) in notice.chunks_exact_mut(8).zip(words) {
-            place.copy_from_slice(&word.to_le_bytes());
-        }
         self.is_owed_flush = true;
-        self.end.put(Header { len: NOTICE_BYTES as u16, missing: None }, &notice)
+        self.end.put(Header { len: NOTICE_BYTES as u16, missing: None }, &Notice::Gone(cid).encode())
     }
 
     /// Answers a packet for a VM that is not there.
