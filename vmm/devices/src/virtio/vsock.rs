@@ -11,6 +11,7 @@ use alloc::boxed::Box;
 
 /// The queues: packets for the driver, packets from it, events. Of those there are none: what ends is reset, connection by connection.
 const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
+const TRANSMIT: usize = 1;
 const EVENT: usize = 2;
 
 /// Features (5.10.3).
@@ -237,6 +238,10 @@ impl Device for VsockDevice {
         self.core.reset();
         self.outgoing = None;
         self.waiting = 0;
+    }
+
+    fn queue_stopped(&mut self, index: usize) {
+        self.outgoing.take_if(|_| index == TRANSMIT);
     }
 
     fn process<M: GuestMemory>(

@@ -296,6 +296,22 @@ fn a_link_without_room_holds_packets_back_and_the_services_go_on_afterwards() {
 }
 
 #[test]
+fn a_packet_in_a_queue_that_its_driver_takes_back_goes_no_further() {
+    let (mut guests, wires) = Guest::pair(4096);
+    connect(&mut guests);
+    let [one, other] = &mut guests;
+    wires[0].limit(2);
+    one.send_data(PEER.into(), PORT, &numbers(5 * MAX_DATA));
+    assert!(!one.driver.device.device().is_idle());
+    // QueueReady.
+    one.driver.write(0x030, TRANSMIT as u32);
+    one.driver.write(0x044, 0);
+    assert_eq!(other.receive().len(), 2);
+    assert!(one.receive().is_empty());
+    assert!(other.receive().is_empty());
+}
+
+#[test]
 fn what_ends_at_the_other_end_is_reset_here() {
     for arrival in [Arrival::Gone(PEER), Arrival::Interrupted] {
         let (mut guests, wires) = Guest::pair(4096);
