@@ -168,10 +168,11 @@ impl Header {
             return Some(Header { len, missing: None });
         }
         let (start, offset) = ((word >> 32) as u16, (word >> 48) as u16);
-        if (start as usize) < MIN_FRAME || start as usize + offset as usize + 2 > len as usize {
-            return None;
+        if checksum::fits(start, offset, len as usize) {
+            Some(Header { len, missing: Some((start, offset)) })
+        } else {
+            None
         }
-        Some(Header { len, missing: Some((start, offset)) })
     }
 }
 

@@ -22,9 +22,9 @@ pub struct Checksum {
 }
 
 impl Checksum {
-    /// Whether it lies in a frame of this many bytes, behind Ethernet's header: a switch looks at that before somebody fills it in.
+    /// Whether it lies in a frame of this many bytes, behind Ethernet's header.
     pub fn fits(self, len: usize) -> bool {
-        usize::from(self.start) >= MIN_FRAME && usize::from(self.start) + usize::from(self.offset) + 2 <= len
+        checksum::fits(self.start, self.offset, len)
     }
 
     /// Computes the checksum and writes it into the frame; does nothing if it does not [`Self::fits`].

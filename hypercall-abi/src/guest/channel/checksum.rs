@@ -12,13 +12,20 @@ pub fn internet_sum(bytes: &[u8], more: u64) -> u16 {
     sum as u16
 }
 
+/// Whether a checksum of all bytes from `start` on, `offset` bytes behind that, lies in a frame of `len` bytes and behind Ethernet's
+/// header: a switch looks at that before somebody fills it in.
+#[inline]
+pub const fn fits(start: u16, offset: u16, len: usize) -> bool {
+    start as usize >= MIN_FRAME && start as usize + offset as usize + 2 <= len
+}
+
 /// Computes the checksum of all bytes from `start` on and writes it `offset` bytes behind that, where the sum of the pseudo header is
-/// already; does nothing if that is not in the frame, or begins in Ethernet's header.
+/// already; does nothing unless it [`fits`].
 pub fn fill_in(frame: &mut [u8], start: u16, offset: u16) {
-    let (start, at) = (usize::from(start), usize::from(start) + usize::from(offset));
-    if start < MIN_FRAME || at + 2 > frame.len() {
+    if !fits(start, offset, frame.len()) {
         return;
     }
+    let (start, at) = (usize::from(start), usize::from(start) + usize::from(offset));
     // UDP takes a checksum of zero for none (RFC 768), and for the others both zeroes are the same.
     let checksum = match !internet_sum(&frame[start..], 0) {
         0 => 0xffff,
