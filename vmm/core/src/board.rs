@@ -14,19 +14,18 @@ use vdev::bus::Bus;
 use vdev::debug::{self, DebugEvent, DebugPorts};
 use vdev::guest_mem::GuestMemory;
 use vdev::i8042::{self, I8042};
-use vdev::interrupt::{DeliveryMode, Message};
 use vdev::ioapic::{self, IoApic};
 use vdev::lapic::{self, Effect, Lapic};
 use vdev::rtc::{self, Rtc};
 use vdev::uart16550::{self, Uart};
-use vdev::virtio::mmio::Line;
 use vdev::{Request, pvclock::PvClock, pvclock::VcpuClock};
 
 use crate::acpi::SERIAL_PORTS;
+use crate::interrupt_path::InterruptPath;
 use crate::layout::{self, Layout};
 use crate::pv::{PvBus, Wires};
 use crate::steal::StealTime;
-use crate::virtio::{LineChange, VirtioBus};
+use crate::virtio::VirtioBus;
 
 /// System control port A of the PS/2: fast reset and address line 20.
 const CONTROL_PORT_A: u16 = 0x92;
@@ -36,6 +35,8 @@ const CONTROL_A20: u8 = 1 << 1;
 const CONSOLE_PORT: usize = 0;
 /// Console input of a port that waits for the guest's FIFO, in bytes. More waits in the ring that it comes from.
 const INPUT_MAX: usize = 4 << 10;
+/// What can wait, as that frames were sent, waits for 2 ms after the last of it: an answer is there by then, and with it an interrupt.
+const SETTLES_PER_SECOND: u64 = 500;
 
 /// A moment on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,6 +219,20 @@ impl Board {
         selects
     }
 
+    /// The virtio device that is behind this address with nothing but the end of an interrupt.
+    #[inline]
+    pub(crate) fn acknowledged_at(&self, address: u64) -> Option<usize> {
+        self.virtio.acknowledged_at(address).filter(|_| !self.lapic.is_at(address))
+    }
+
+    /// Ends an interrupt of that device, if nothing follows from that; says whether it was so.
+    #[inline]
+    pub(crate) fn acknowledge_quietly(&mut self, device: usize, value: u32) -> bool {
+        let change = self.virtio.acknowledge_quietly(device, value);
+        change.into_iter().for_each(|change| self.interrupt_path().follow(change));
+        change.is_some()
+    }
+
     /// Reads 1 to 8 bytes of device memory.
     pub(crate) fn read_memory(&mut self, address: u64, size: u8, now: Time) -> u64 {
         let Some((is_lapic, offset)) = self.find_memory(address) else {
@@ -250,7 +265,7 @@ impl Board {
     pub(crate) fn write_memory(&mut self, address: u64, size: u8, value: u64, now: Time) {
         let Some((is_lapic, offset)) = self.find_memory(address).filter(|(_, offset)| offset % 4 == 0) else {
             if let Some(change) = self.virtio.write(address, size, value) {
-                self.follow_virtio(change);
+                self.interrupt_path().follow(change);
             } else {
                 self.pv.write(address, size, value);
                 // A line may have another vector.
@@ -273,20 +288,47 @@ impl Board {
             self.apply(effect);
         } else {
             let messages = self.ioapic.mmio_write(offset, value);
-            messages.iter().for_each(|message| self.deliver(message));
+            messages.iter().for_each(|message| self.interrupt_path().deliver(message));
         }
     }
 
     /// Lets virtio devices that were notified look at their queues; `log` gets what is to be said about their drivers.
     #[inline(never)]
-    pub(crate) fn run_virtio<M: GuestMemory>(&mut self, memory: &mut M, mut log: impl FnMut(String)) {
-        let mut virtio = core::mem::take(&mut self.virtio);
-        virtio.run(memory, |change, complaint| {
-            self.follow_virtio(change);
+    pub(crate) fn run_virtio<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        now: u64,
+        mut log: impl FnMut(String),
+    ) {
+        let settle_at = now + self.tsc_hz / SETTLES_PER_SECOND;
+        let (virtio, mut path) = self.virtio_and_path();
+        virtio.run(memory, settle_at, |change, complaint| {
+            path.follow(change);
             complaint.into_iter().for_each(&mut log);
         });
-        self.has_output |= virtio.take_has_output();
-        self.virtio = virtio;
+        self.has_output |= self.virtio.take_has_output();
+    }
+
+    /// Tells drivers of virtio devices what could wait, if it has waited long enough at `now`; `log` is as in [`Self::run_virtio`].
+    #[inline]
+    pub(crate) fn settle_virtio<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        now: u64,
+        log: impl FnMut(String),
+    ) {
+        if now >= self.virtio.settle_at() {
+            self.settle_due_virtio(memory, log);
+        }
+    }
+
+    #[cold]
+    fn settle_due_virtio<M: GuestMemory>(&mut self, memory: &mut M, mut log: impl FnMut(String)) {
+        let (virtio, mut path) = self.virtio_and_path();
+        virtio.settle(memory, |change, complaint| {
+            path.follow(change);
+            complaint.into_iter().for_each(&mut log);
+        });
     }
 
     /// Lets virtio devices look for what came from behind them; `log` is as in [`Self::run_virtio`].
@@ -299,12 +341,11 @@ impl Board {
 
     #[inline(never)]
     fn poll_driven_virtio<M: GuestMemory>(&mut self, memory: &mut M, mut log: impl FnMut(String)) {
-        let mut virtio = core::mem::take(&mut self.virtio);
+        let (virtio, mut path) = self.virtio_and_path();
         virtio.poll(memory, |change, complaint| {
-            self.follow_virtio(change);
+            path.follow(change);
             complaint.into_iter().for_each(&mut log);
         });
-        self.virtio = virtio;
     }
 
     /// The guest rang the doorbell of a paravirtual device; returns what is to be said about its driver.
@@ -332,9 +373,8 @@ impl Board {
 
     /// Has balloons say how many pages the owner of the memory would like to have.
     pub(crate) fn set_balloon_target(&mut self, pages: u64) {
-        let mut virtio = core::mem::take(&mut self.virtio);
-        virtio.set_balloon_target(pages, |change| self.follow_virtio(change));
-        self.virtio = virtio;
+        let (virtio, mut path) = self.virtio_and_path();
+        virtio.set_balloon_target(pages, |change| path.follow(change));
         let mut wires = Wires { lapic: &mut self.lapic, request: &mut self.request, complaint: None };
         self.pv.set_balloon_target(pages, &mut wires);
     }
@@ -346,19 +386,15 @@ impl Board {
         self.clock.unix_nanoseconds(now.guest).wrapping_sub(since as u64)
     }
 
-    fn follow_virtio(&mut self, change: LineChange) {
-        let (falls, rises) = match change.line {
-            Line::Same => return,
-            Line::Raised => (false, true),
-            Line::Lowered => (true, false),
-            Line::Pulsed => (true, true),
-        };
-        if falls {
-            self.ioapic.set_line(change.gsi, false);
-        }
-        if rises && let Some(message) = self.ioapic.set_line(change.gsi, true) {
-            self.deliver(&message);
-        }
+    /// The virtio devices, and the way of their interrupts.
+    #[inline]
+    fn virtio_and_path(&mut self) -> (&mut VirtioBus, InterruptPath<'_>) {
+        let Board { virtio, ioapic, lapic, is_nmi_pending, request, .. } = self;
+        (virtio, InterruptPath { ioapic, lapic, is_nmi_pending, request })
+    }
+
+    fn interrupt_path(&mut self) -> InterruptPath<'_> {
+        self.virtio_and_path().1
     }
 
     /// Which device has this address: the local APIC if true, else the I/O APIC; and the offset in it.
@@ -374,29 +410,12 @@ impl Board {
     pub(crate) fn apply(&mut self, effect: Effect) {
         if let Some(vector) = effect.eoi_broadcast() {
             let messages = self.ioapic.eoi(vector);
-            messages.iter().for_each(|message| self.deliver(message));
+            messages.iter().for_each(|message| self.interrupt_path().deliver(message));
         }
         if let Some(ipi) = effect.ipi()
             && self.lapic.is_addressed_by(ipi, self.lapic.apic_id())
         {
-            self.interrupt(ipi.mode, ipi.vector, false);
-        }
-    }
-
-    fn deliver(&mut self, message: &Message) {
-        if self.lapic.is_destination(message.destination, message.logical) {
-            self.interrupt(message.mode, message.vector, message.level);
-        }
-    }
-
-    fn interrupt(&mut self, mode: DeliveryMode, vector: u8, level: bool) {
-        match mode {
-            DeliveryMode::Nmi => self.raise_nmi(),
-            // INIT lets the bootstrap processor begin anew with the firmware (SDM 3A 9.1), and the only CPU is that one.
-            DeliveryMode::Init => self.request = self.request.or(Some(Request::Reset)),
-            mode if mode.has_vector() => _ = self.lapic.accept(vector, level),
-            // No firmware handles SMIs, no PIC gives a vector, and the only CPU does not wait for a start-up message.
-            _ => {}
+            self.interrupt_path().interrupt(ipi.mode, ipi.vector, false);
         }
     }
 
@@ -427,9 +446,7 @@ impl Board {
             return;
         };
         let level = self.uarts[index].irq_level();
-        if let Some(message) = self.ioapic.set_line(SERIAL_PORTS[index].gsi.into(), level) {
-            self.deliver(&message);
-        }
+        self.interrupt_path().set_line(SERIAL_PORTS[index].gsi.into(), level);
     }
 
     /// Tells the guest how long its CPU was kept from running.

@@ -31,6 +31,7 @@ pub mod facts;
 pub mod fault;
 pub mod gdb;
 pub mod image;
+mod interrupt_path;
 pub mod layout;
 pub mod loader;
 pub mod log;

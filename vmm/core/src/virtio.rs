@@ -5,6 +5,7 @@
 //! remembered until the exit is handled; then the devices look at their queues.
 
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -16,7 +17,8 @@ use vdev::virtio::balloon::BalloonDevice;
 use vdev::virtio::block::Block;
 use vdev::virtio::console::{self, ConsoleDevice};
 use vdev::virtio::entropy::EntropyDevice;
-use vdev::virtio::mmio::{Line, MMIO_BYTES, Transport};
+use vdev::virtio::mirror::Mirror;
+use vdev::virtio::mmio::{INTERRUPT_ACK, Line, MMIO_BYTES, Transport};
 use vdev::virtio::net::Net;
 use vdev::virtio::queue::Queue;
 use vdev::virtio::vsock::VsockDevice;
@@ -100,6 +102,10 @@ impl Device for VirtioDevice {
         each!(self, device => device.process(memory, queues, index))
     }
 
+    fn settle<M: GuestMemory>(&mut self, memory: &M, queues: &mut [Queue]) -> Result<bool, DriverError> {
+        each!(self, device => device.settle(memory, queues))
+    }
+
     fn poll<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {
         each!(self, device => device.poll(memory, queues))
     }
@@ -114,15 +120,31 @@ pub(crate) struct LineChange {
     pub(crate) line: Line,
 }
 
+/// No moment.
+const NEVER: u64 = u64::MAX;
+
 /// The devices of a VM.
-#[derive(Default)]
 pub(crate) struct VirtioBus {
     bus: Bus<usize>,
     devices: Vec<Transport<VirtioDevice>>,
     /// Some device was notified and has not looked.
     is_notified: bool,
+    /// Host TSC at which drivers are told what could wait; [`NEVER`] if there is nothing.
+    settle_at: u64,
     /// A console, or a service of the VMM, may have output that nobody took.
     has_output: bool,
+}
+
+impl Default for VirtioBus {
+    fn default() -> Self {
+        VirtioBus {
+            bus: Bus::default(),
+            devices: Vec::new(),
+            is_notified: false,
+            settle_at: NEVER,
+            has_output: false,
+        }
+    }
 }
 
 impl fmt::Debug for VirtioBus {
@@ -132,20 +154,23 @@ impl fmt::Debug for VirtioBus {
 }
 
 impl VirtioBus {
-    /// These devices, as far as there is room for them; with packed queues if that is wanted.
-    pub(crate) fn new(devices: Vec<VirtioDevice>, has_packed: bool) -> Self {
-        let transport = |device| {
+    /// These devices, as far as there is room for them; with packed queues if that is wanted. The guest reads their registers in the
+    /// mirror, if there is one.
+    pub(crate) fn new(devices: Vec<VirtioDevice>, has_packed: bool, mirror: Option<Rc<dyn Mirror>>) -> Self {
+        let transport = |(index, device)| {
             let transport = Transport::new(device);
-            if has_packed { transport.with_packed_queues() } else { transport }
+            let mut transport = if has_packed { transport.with_packed_queues() } else { transport };
+            mirror.iter().for_each(|mirror| transport.show_in(mirror.clone(), index));
+            transport
         };
-        let devices: Vec<_> = devices.into_iter().take(MAX_DEVICES).map(transport).collect();
+        let devices: Vec<_> = devices.into_iter().take(MAX_DEVICES).enumerate().map(transport).collect();
         let mut bus = Bus::new();
         for index in 0..devices.len() {
             let base = layout::VIRTIO + index as u64 * MMIO_BYTES;
             let inserted = bus.insert(base..base + MMIO_BYTES, index);
             debug_assert!(inserted.is_ok(), "each device has a page of its own");
         }
-        VirtioBus { bus, devices, is_notified: false, has_output: false }
+        VirtioBus { bus, devices, ..VirtioBus::default() }
     }
 
     /// How many there are.
@@ -159,6 +184,7 @@ impl VirtioBus {
             let _ = device.reset();
         }
         self.is_notified = false;
+        self.settle_at = NEVER;
     }
 
     /// Reads 1 to 8 bytes; `None` if no device is there.
@@ -176,16 +202,52 @@ impl VirtioBus {
         Some(LineChange { gsi: gsi(index), line })
     }
 
+    /// The device whose driver ends interrupts at this address.
+    #[inline]
+    pub(crate) fn acknowledged_at(&self, address: u64) -> Option<usize> {
+        let offset = address.wrapping_sub(layout::VIRTIO + INTERRUPT_ACK);
+        let index = (offset / MMIO_BYTES) as usize;
+        (offset.is_multiple_of(MMIO_BYTES) && index < self.devices.len()).then_some(index)
+    }
+
+    /// The driver of device `index` ends an interrupt, as [`Transport::acknowledge_quietly`] says.
+    #[inline]
+    pub(crate) fn acknowledge_quietly(&mut self, index: usize, value: u32) -> Option<LineChange> {
+        let line = self.devices.get_mut(index)?.acknowledge_quietly(value)?;
+        Some(LineChange { gsi: gsi(index), line })
+    }
+
     /// Whether [`Self::run`] has something to do.
     pub(crate) fn is_notified(&self) -> bool {
         self.is_notified
     }
 
+    /// Host TSC at which [`Self::settle`] is due; `u64::MAX` if it is not.
+    #[inline]
+    pub(crate) fn settle_at(&self) -> u64 {
+        self.settle_at
+    }
+
+    /// Tells drivers what could wait until now. `follow` is as in [`Self::run`].
+    #[cold]
+    pub(crate) fn settle<M: GuestMemory>(
+        &mut self,
+        memory: &mut M,
+        mut follow: impl FnMut(LineChange, Option<String>),
+    ) {
+        self.settle_at = NEVER;
+        for (index, device) in self.devices.iter_mut().enumerate() {
+            let line = device.settle(memory);
+            follow(LineChange { gsi: gsi(index), line }, take_complaint(index, device));
+        }
+    }
+
     /// Lets the devices that were notified look at their queues. `follow` gets every change of a line, and what is to be
-    /// said about a driver that broke the rules.
+    /// said about a driver that broke the rules. What their drivers are told can wait until `settle_at`.
     pub(crate) fn run<M: GuestMemory>(
         &mut self,
         memory: &mut M,
+        settle_at: u64,
         mut follow: impl FnMut(LineChange, Option<String>),
     ) {
         self.is_notified = false;
@@ -194,6 +256,9 @@ impl VirtioBus {
             let line = device.run(memory);
             self.is_notified |= device.is_notified();
             self.has_output |= has_output(device.device());
+            if device.is_owing() {
+                self.settle_at = settle_at;
+            }
             follow(LineChange { gsi: gsi(index), line }, take_complaint(index, device));
         }
     }
@@ -214,6 +279,9 @@ impl VirtioBus {
             let line = device.poll(memory);
             self.is_notified |= device.is_notified();
             follow(LineChange { gsi: gsi(index), line }, take_complaint(index, device));
+        }
+        if !self.devices.iter().any(Transport::is_owing) {
+            self.settle_at = NEVER;
         }
     }
 

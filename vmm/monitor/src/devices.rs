@@ -44,7 +44,7 @@ const CONNECT_MS: u64 = 60_000;
 pub fn devices(info: &'static ProcessInfo, config: &VmConfig) -> Result<Devices, &'static str> {
     let clock = Core::Clock(info.header.tsc_hz);
     let common: [_; COMMON] = [Core::console(), clock, Core::Control(pvring::Control::default())];
-    let mut devices = Devices { virtio: alloc::vec![], pv: common.into() };
+    let mut devices = Devices { pv: common.into(), ..Devices::default() };
     for (index, config) in config.disks.iter().enumerate() {
         let disk = open(info, index, config)?;
         match config.interface {

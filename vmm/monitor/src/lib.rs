@@ -1,7 +1,7 @@
 //! The VMM process: one for each VM, with that VM's memory, vCPU and devices, and nothing of another's.
 //!
 //! What a virtual machine is, is in `vmm-core`. Here is what needs the kernel: memory ([`guest_ram`]), the vCPU
-//! ([`guest_cpu`]), what is behind its devices ([`devices`]), the console server ([`console`]), the root task ([`report`]), counting exits ([`statistics`]), and the loop that connects them ([`vm`]).
+//! ([`guest_cpu`]), what is behind its devices ([`devices`]), registers that the guest reads by itself ([`registers`]), the console server ([`console`]), the root task ([`report`]), counting exits ([`statistics`]), and the loop that connects them ([`vm`]).
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ pub mod guest_ram;
 pub mod images;
 pub mod output;
 pub mod pieces;
+pub mod registers;
 pub mod report;
 pub mod statistics;
 pub mod vm;

@@ -10,6 +10,7 @@ use crate::guest_ram::GuestRam;
 use crate::images::Images;
 use crate::output::{DEBUG_PORT, Output, SERIAL_PORTS};
 use crate::pieces::Pieces;
+use crate::registers::Registers;
 use crate::statistics::Statistics;
 use core::mem;
 use usys::abi::Selector;
@@ -84,10 +85,10 @@ impl<W: Watch> Vm<W> {
     ) -> Result<Self, &'static str> {
         let config = &monitor.vm;
         let statistics = Statistics::new(cpu::now(), config.statistics);
-        let devices = devices::devices(info, config)?;
+        let mut devices = devices::devices(info, config)?;
         let images = Images::new(info, config)?;
         let header = &info.header;
-        let (ram, vcpu, apic_page) = create(info, &monitor).map_err(|error| {
+        let (ram, vcpu, apic_page) = create(info, &monitor, &mut devices).map_err(|error| {
             log::error!("{error}");
             "the kernel refused to make the VM"
         })?;
@@ -306,9 +307,11 @@ fn refused(error: usys::Error) -> Outcome {
 fn create(
     info: &'static ProcessInfo,
     config: &MonitorConfig,
+    devices: &mut Devices,
 ) -> usys::Result<(GuestRam, GuestCpu, &'static ApicPage)> {
     let space = process::pool().create_guest_space(selector::allocate()?)?;
     devices::share_channels(space, &config.vm)?;
+    devices.mirror = Registers::share(space, devices.virtio.len() as u64)?;
     let ram = GuestRam::map(info, config, space, Machine::layout(&config.vm))?;
     let page = Cap::new(Selector(monitor::VCPU_PAGE));
     let vcpu = MappedVcpu::create(space, info.header.cpu as u16, page)?;

@@ -78,6 +78,10 @@ pub mod monitor {
     pub const SC: u32 = 21;
     /// Selector: the notification of the switch of its socket device.
     pub const VSOCK: u32 = 22;
+    /// Selector: memory for the registers of its virtio devices, a page each ([`VmConfig::virtio_devices`]).
+    ///
+    /// [`VmConfig::virtio_devices`]: crate::manifest::VmConfig::virtio_devices
+    pub const REGISTER_PAGES: u32 = 23;
     /// First selector of the notifications of its disks' driver processes; disk n's is n further.
     pub const DISKS: u32 = 32;
     /// First selector of the notifications of its network cards' switches; card n's is n further.

@@ -39,8 +39,8 @@ const DISK_HEAP_PAGES: u64 = (block_channel::HEAP_BYTES as u64).div_ceil(PAGE_SI
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
 /// Frames of kernel memory for a vCPU and a guest space, without page tables for the guest's memory.
 const VCPU_FRAMES: u64 = 16;
-/// Frames for the page tables of a network card's channel in the guest space, which may begin a table at each level.
-const CHANNEL_FRAMES: u64 = 4;
+/// Frames for the page tables of memory that is no RAM in the guest space, as a network card's channel: it may begin a table at each level.
+const RANGE_FRAMES: u64 = 4;
 /// Pages of a superpage: guest memory begins at one.
 const SUPERPAGE: u64 = 512;
 
@@ -211,13 +211,17 @@ impl Vm {
         let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;
         let disk_heap = disks.len() as u64 * DISK_HEAP_PAGES;
         let vsock_heap = if self.config.vsock.is_some() { VSOCK_HEAP_PAGES } else { 0 };
-        let channels = cards.iter().filter(|card| card.is_direct()).count() as u64 * CHANNEL_FRAMES;
+        // One more for the registers of the virtio devices.
+        let ranges = 1 + cards.iter().filter(|card| card.is_direct()).count() as u64;
         let plan = Blueprint {
             name: &self.config.name,
             program: &self.config.vmm,
             cpu: self.config.cpu,
             schedule: Schedule::whole(self.config.priority),
-            extra_frames: VCPU_FRAMES + guest_tables(self.config.memory_mib) + part_frames(memory) + channels,
+            extra_frames: VCPU_FRAMES
+                + guest_tables(self.config.memory_mib)
+                + part_frames(memory)
+                + ranges * RANGE_FRAMES,
             heap_pages: HEAP_PAGES + balloon_heap(memory) + disk_heap + vsock_heap,
             config: &config,
             events: self.events,
@@ -239,8 +243,11 @@ impl Vm {
         let pd = instance.process.pd();
         instance.memory.delegate(pd)?;
         let keep = Rights::READ | Rights::WRITE | Rights::DERIVE;
-        for to in [monitor::VCPU_PAGE, monitor::APIC_PAGE] {
-            let page = system.memory.allocate(1, 1)?;
+        let registers = self.config.virtio_devices() as u64;
+        for (to, pages) in
+            [(monitor::VCPU_PAGE, 1), (monitor::APIC_PAGE, 1), (monitor::REGISTER_PAGES, registers)]
+        {
+            let page = system.memory.allocate(pages, 1)?;
             let page_cap = page.memory();
             instance.pages.push(page);
             page_cap.delegate(pd, Selector(to), Narrow::rights(keep))?;

@@ -2,9 +2,9 @@
 //! them.
 
 #[cfg(miri)]
-pub(crate) use interpreted::{copy, read_u64, read_words, zero};
+pub(crate) use interpreted::{copy, flush_line, read_u64, read_words, zero};
 #[cfg(not(miri))]
-pub(crate) use native::{copy, read_u64, read_words, zero};
+pub(crate) use native::{copy, flush_line, read_u64, read_words, zero};
 
 #[cfg(not(miri))]
 mod native {
@@ -46,6 +46,17 @@ mod native {
             );
         }
         [first, second]
+    }
+
+    /// Writes the cache line of an address back to memory, behind all older stores to it (SDM 2A, CLFLUSH).
+    ///
+    /// # Safety
+    ///
+    /// The byte is readable at `at`.
+    #[inline]
+    pub(crate) unsafe fn flush_line(at: *mut u8) {
+        // SAFETY: the caller vouches for the byte; no byte changes.
+        unsafe { asm!("clflush [{}]", in(reg) at, options(nostack, preserves_flags)) };
     }
 
     /// Zeroes `len` bytes.
@@ -116,6 +127,9 @@ mod native {
 /// The same for Miri, which runs no assembly: volatile accesses, a byte each.
 #[cfg(miri)]
 mod interpreted {
+    /// As the native one: there is no cache.
+    pub(crate) unsafe fn flush_line(_: *mut u8) {}
+
     /// As the native one.
     pub(crate) unsafe fn read_u64(from: *const u8) -> u64 {
         let mut bytes = [0; 8];

@@ -2,7 +2,7 @@
 
 use crate::shared;
 use core::fmt;
-use core::sync::atomic::{AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// An access would leave the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,6 +140,15 @@ impl Window {
         // SAFETY: inside the window and aligned, since windows begin at multiples of 8. Others change the word, which an
         // atomic allows.
         Ok(unsafe { AtomicU32::from_ptr(word.cast()) })
+    }
+
+    /// Stores a 32-bit value at `offset`, a multiple of 4, for readers who have this memory uncached: the line is written back, as two
+    /// types of the same memory want it (SDM 3A 12.12.4).
+    pub fn store_uncached(&self, offset: usize, value: u32) -> Result<(), OutOfWindow> {
+        self.atomic_u32(offset)?.store(value, Ordering::Release);
+        // SAFETY: the address is inside the window.
+        unsafe { shared::flush_line(self.at(offset, 4)?) };
+        Ok(())
     }
 
     /// The 64-bit word at `offset`, a multiple of 8.

@@ -2,6 +2,7 @@
 //!
 //! The run loop of a monitor is: [`Machine::prepare_entry`], run the vCPU, [`Machine::handle_exit`], take output, again.
 
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 use hypercall_abi::vcpu::{
@@ -11,6 +12,7 @@ use vdev::Request;
 use vdev::balloon::Balloon;
 use vdev::guest_mem::GuestMemory;
 use vdev::lapic::PageWords;
+use vdev::virtio::mirror::Mirror;
 use vmm_protocol::manifest::VmConfig;
 use vmm_protocol::outcome::Outcome;
 
@@ -65,6 +67,8 @@ pub struct Devices {
     pub virtio: Vec<VirtioDevice>,
     /// Paravirtual devices of the guest contract.
     pub pv: Vec<vdev::pvring::Core>,
+    /// Where the guest reads the registers of the virtio devices by itself, if it can: a page each from [`layout::VIRTIO`] on.
+    pub mirror: Option<Rc<dyn Mirror>>,
 }
 
 /// A virtual machine, without its memory and its vCPU.
@@ -108,7 +112,7 @@ impl Machine {
         let mut cpu = GuestCpu::new(host.cpuid, &host.facts, &config.hide_features)
             .map_err(|error| LoadError::UnknownFeature { name: error.0 })?;
         let layout = Self::layout(config);
-        let virtio = VirtioBus::new(devices.virtio, config.packed_queues);
+        let virtio = VirtioBus::new(devices.virtio, config.packed_queues, devices.mirror);
         let pv = PvBus::new(devices.pv);
         cpu.add_devices(layout::PV, pv.len() as u32);
         let mut board = new_board(layout, virtio, pv, &cpu, &host.facts, (host.unix_ns, host.waited), now);
@@ -191,7 +195,8 @@ impl Machine {
             Some(event) => now.saturating_add(event.saturating_sub(time.guest)),
             // A guest that halts with interrupts off is stuck, and is found at the deadline.
             None => now.saturating_add(self.patience),
-        };
+        }
+        .min(self.board.virtio.settle_at());
         page.run_flags = (flags | self.halting).bits();
     }
 
@@ -255,8 +260,9 @@ impl Machine {
         }
         .handle();
         if self.board.virtio.is_notified() {
-            self.board.run_virtio(memory, |line| self.log.add(now.host, || line));
+            self.board.run_virtio(memory, now.host, |line| self.log.add(now.host, || line));
         }
+        self.board.settle_virtio(memory, now.host, |line| self.log.add(now.host, || line));
         if self.board.pv.is_behind()
             && let Some(line) = self.board.catch_up_pv(memory)
         {

@@ -304,14 +304,14 @@ impl Device for Block {
         }
         let again = self.disk.has_room() && core::mem::take(&mut self.is_behind);
         if !has_news {
-            return Ok(Turn { interrupt: false, again });
+            return Ok(Turn { again, ..Turn::NOTHING });
         }
         let mut interrupt = false;
         for queue in queues {
             queue.publish(memory)?;
             interrupt |= queue.wants_interrupt(memory)?;
         }
-        Ok(Turn { interrupt, again })
+        Ok(Turn { interrupt, again, later: false })
     }
 }
 

@@ -1,10 +1,14 @@
 //! A driver for tests: what virtio's specification asks of one, and, on request, what it forbids.
 
-use super::mmio::{Line, Transport};
+use super::mirror::Mirror;
+use super::mmio::{Line, MMIO_BYTES, Transport};
 use super::{Device, EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use crate::guest_mem::{GuestMemory, VecMemory};
 use crate::segment::Segment;
+use alloc::boxed::Box;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::cell::Cell;
 
 pub(super) const MEMORY_BYTES: usize = 1 << 20;
 /// Queue 0 lies here, queue n `n * QUEUE_STRIDE` further.
@@ -34,6 +38,17 @@ impl Buffer {
     }
 }
 
+/// The registers of the device as the guest reads them.
+#[derive(Debug)]
+struct Registers(Box<[Cell<u32>; MMIO_BYTES as usize / 4]>);
+
+impl Mirror for Registers {
+    fn store(&self, device: usize, at: u64, value: u32) {
+        assert_eq!((device, at % 4), (0, 0));
+        self.0[at as usize / 4].set(value);
+    }
+}
+
 /// What a driver knows of a queue.
 #[derive(Clone, Default)]
 struct Ring {
@@ -46,6 +61,7 @@ struct Ring {
 pub(super) struct Driver<D> {
     pub(super) device: Transport<D>,
     pub(super) memory: VecMemory,
+    registers: Rc<Registers>,
     features: u64,
     size: u16,
     /// The queue that everything is about.
@@ -67,9 +83,13 @@ impl<D: Device> Driver<D> {
 
     /// A device that nobody has touched.
     pub(super) fn raw(device: D) -> Self {
+        let registers = Rc::new(Registers(Box::new([const { Cell::new(0) }; MMIO_BYTES as usize / 4])));
+        let mut device = Transport::new(device).with_packed_queues();
+        device.show_in(registers.clone(), 0);
         Driver {
-            device: Transport::new(device).with_packed_queues(),
+            device,
             memory: VecMemory::new(MEMORY_BYTES),
+            registers,
             features: 0,
             size: 0,
             queue: 0,
@@ -123,13 +143,24 @@ impl<D: Device> Driver<D> {
         &mut self.rings[self.queue]
     }
 
+    /// Reads a register, which is the same by an exit and without one.
     pub(super) fn read(&mut self, offset: u64) -> u32 {
-        self.device.read(offset, 4) as u32
+        let value = self.device.read(offset, 4) as u32;
+        assert_eq!(self.registers.0[offset as usize / 4].get(), value, "register {offset:#x}");
+        value
+    }
+
+    /// Reads all registers.
+    fn read_all(&mut self) {
+        for offset in (0..0x200).step_by(4) {
+            self.read(offset);
+        }
     }
 
     pub(super) fn write(&mut self, offset: u64, value: u32) {
         let line = self.device.write(offset, 4, value.into());
         self.follow(line);
+        self.read_all();
     }
 
     pub(super) fn run(&mut self) {
@@ -144,6 +175,20 @@ impl<D: Device> Driver<D> {
         self.follow(line);
     }
 
+    /// What the driver was to be told some time is due.
+    pub(super) fn settle(&mut self) {
+        let line = self.device.settle(&mut self.memory);
+        self.follow(line);
+    }
+
+    /// Acknowledges as if nothing followed from that; whether it was so.
+    pub(super) fn acknowledge_quietly(&mut self, reasons: u32) -> bool {
+        let line = self.device.acknowledge_quietly(reasons);
+        line.into_iter().for_each(|line| self.follow(line));
+        self.read_all();
+        line.is_some()
+    }
+
     fn follow(&mut self, line: Line) {
         match line {
             Line::Same => return,
@@ -152,6 +197,7 @@ impl<D: Device> Driver<D> {
         }
         self.line = line != Line::Lowered;
         self.interrupts += usize::from(self.line);
+        self.read_all();
     }
 
     /// Offers a chain, through a table of its own if that was negotiated; returns its name. Nothing is notified yet.

@@ -1,8 +1,10 @@
 //! The MMIO transport (4.2): registers, feature negotiation, device status.
 
+use super::mirror::{Mirror, Page};
 use super::queue::Queue;
 use super::{COMMON_FEATURES, Device, DriverError, RING_PACKED, VERSION_1};
 use crate::guest_mem::GuestMemory;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
 use bitflags::bitflags;
 
@@ -10,6 +12,10 @@ use bitflags::bitflags;
 pub const MMIO_BYTES: u64 = 0x1000;
 /// Most queues of a device.
 pub const MAX_QUEUES: usize = 64;
+/// Offset of the register by which a driver ends an interrupt (4.2.2, InterruptACK).
+pub const INTERRUPT_ACK: u64 = register::INTERRUPT_ACK;
+/// One past the last byte of a configuration space.
+const CONFIG_END: u64 = 0x200;
 
 /// "virt".
 const MAGIC: u32 = 0x7472_6976;
@@ -101,6 +107,10 @@ pub struct Transport<D> {
     config_generation: u32,
     /// Queues that the driver notified, one bit each.
     notified: u64,
+    /// The driver may want an interrupt that waits for [`Self::settle`].
+    is_owing: bool,
+    /// Where the guest reads the registers, if not here.
+    page: Option<Page>,
     /// Why the device stopped, until somebody asks.
     error: Option<DriverError>,
 }
@@ -122,8 +132,16 @@ impl<D: Device> Transport<D> {
             queue_sel: 0,
             config_generation: 0,
             notified: 0,
+            is_owing: false,
+            page: None,
             error: None,
         }
+    }
+
+    /// Has the guest read the registers in the page of device `index`: from now on, that has what [`Self::read`] would give.
+    pub fn show_in(&mut self, mirror: Rc<dyn Mirror>, index: usize) {
+        self.page = Some(Page::new(mirror, index));
+        self.show_all();
     }
 
     /// Offers packed queues, too. They cost a device that is software 50 instructions in a request more than split ones.
@@ -149,6 +167,12 @@ impl<D: Device> Transport<D> {
     /// Whether [`Self::run`] has something to do.
     pub fn is_notified(&self) -> bool {
         self.notified != 0
+    }
+
+    /// Whether [`Self::settle`] may have something to do.
+    #[inline]
+    pub fn is_owing(&self) -> bool {
+        self.is_owing
     }
 
     /// Reads 1 to 8 bytes at byte `offset`.
@@ -185,6 +209,7 @@ impl<D: Device> Transport<D> {
     pub fn write(&mut self, offset: u64, size: u8, value: u64) -> Line {
         if let Some(at) = offset.checked_sub(register::CONFIG) {
             self.device.write_config(at, &value.to_le_bytes()[..usize::from(size.min(8))]);
+            self.show_all();
             return Line::Same;
         }
         if size != 4 {
@@ -192,8 +217,22 @@ impl<D: Device> Transport<D> {
         }
         let value = value as u32;
         match offset {
-            register::QUEUE_NOTIFY => self.notify(value),
-            register::INTERRUPT_ACK => return self.acknowledge(value),
+            register::QUEUE_NOTIFY => {
+                self.notify(value);
+                Line::Same
+            }
+            register::INTERRUPT_ACK => self.acknowledge(value),
+            _ => {
+                let line = self.write_other(offset, value);
+                self.show_changing();
+                line
+            }
+        }
+    }
+
+    /// Writes a register that is not of every interrupt or notification.
+    fn write_other(&mut self, offset: u64, value: u32) -> Line {
+        match offset {
             register::STATUS => return self.write_status(value),
             register::DEVICE_FEATURES_SEL => self.device_features_sel = value,
             register::DRIVER_FEATURES_SEL => self.driver_features_sel = value,
@@ -202,6 +241,41 @@ impl<D: Device> Transport<D> {
             _ => return self.write_queue(offset, value),
         }
         Line::Same
+    }
+
+    /// Lets the guest see the registers that writes to others change.
+    fn show_changing(&self) {
+        let Some(page) = &self.page else { return };
+        for register in [
+            register::DEVICE_FEATURES,
+            register::QUEUE_NUM_MAX,
+            register::QUEUE_READY,
+            register::INTERRUPT_STATUS,
+            register::STATUS,
+            register::CONFIG_GENERATION,
+        ] {
+            page.store(register, self.read_register(register));
+        }
+    }
+
+    /// Lets the guest see all registers, and the configuration space.
+    fn show_all(&self) {
+        let Some(page) = &self.page else { return };
+        for register in (0..register::CONFIG).step_by(4) {
+            page.store(register, self.read_register(register));
+        }
+        for at in (register::CONFIG..CONFIG_END).step_by(4) {
+            let mut bytes = [0; 4];
+            self.device.read_config(at - register::CONFIG, &mut bytes);
+            page.store(at, u32::from_le_bytes(bytes));
+        }
+    }
+
+    /// Lets the guest see why it is interrupted.
+    fn show_reasons(&self) {
+        if let Some(page) = &self.page {
+            page.store(register::INTERRUPT_STATUS, self.reasons.bits());
+        }
     }
 
     fn offered(&self) -> u64 {
@@ -268,6 +342,7 @@ impl<D: Device> Transport<D> {
                 self.driver_features & !self.offered() == 0 && self.driver_features & VERSION_1 != 0;
             if is_good {
                 self.device.set_features(self.driver_features);
+                self.show_all();
             } else {
                 new -= Status::FEATURES_OK;
             }
@@ -293,7 +368,10 @@ impl<D: Device> Transport<D> {
         self.driver_features = 0;
         (self.device_features_sel, self.driver_features_sel, self.queue_sel) = (0, 0, 0);
         self.notified = 0;
-        self.acknowledge(u32::MAX)
+        self.is_owing = false;
+        let line = self.acknowledge(u32::MAX);
+        self.show_all();
+        line
     }
 
     /// Has queue `value` looked at by the next [`Self::run`], as the driver does by a notification.
@@ -307,9 +385,18 @@ impl<D: Device> Transport<D> {
         self.notified = u64::MAX >> (64 - self.queues.len().max(1));
     }
 
+    /// The driver ends an interrupt, as by a write of [`INTERRUPT_ACK`], if nothing comes of that but that the line falls or is as it
+    /// was; `None` if it does not, and then nothing was done.
+    #[inline]
+    pub fn acknowledge_quietly(&mut self, value: u32) -> Option<Line> {
+        let rest = self.reasons - Reasons::from_bits_truncate(value);
+        (rest.is_empty() || rest == self.reasons).then(|| self.acknowledge(value))
+    }
+
     fn acknowledge(&mut self, value: u32) -> Line {
         let before = self.reasons;
         self.reasons -= Reasons::from_bits_truncate(value);
+        self.show_reasons();
         match (before.is_empty(), self.reasons.is_empty()) {
             (false, true) => Line::Lowered,
             (false, false) if before != self.reasons => Line::Pulsed,
@@ -332,6 +419,7 @@ impl<D: Device> Transport<D> {
             match self.device.process(memory, &mut self.queues, index as usize) {
                 Ok(turn) => {
                     wants_interrupt |= turn.interrupt;
+                    self.is_owing |= turn.later;
                     self.notified |= u64::from(turn.again) << index;
                 }
                 Err(error) => return self.fail(error),
@@ -356,9 +444,22 @@ impl<D: Device> Transport<D> {
         }
     }
 
+    /// Interrupts the driver for what it was to be told some time, if it has not found that by itself.
+    pub fn settle<M: GuestMemory>(&mut self, memory: &mut M) -> Line {
+        if !core::mem::take(&mut self.is_owing) || !self.is_running() {
+            return Line::Same;
+        }
+        match self.device.settle(memory, &mut self.queues) {
+            Ok(true) => self.raise(Reasons::USED_BUFFER),
+            Ok(false) => Line::Same,
+            Err(error) => self.fail(error),
+        }
+    }
+
     /// Tells the driver that the configuration space has changed.
     pub fn config_changed(&mut self) -> Line {
         self.config_generation = self.config_generation.wrapping_add(1);
+        self.show_all();
         if self.status.contains(Status::DRIVER_OK) { self.raise(Reasons::CONFIG_CHANGE) } else { Line::Same }
     }
 
@@ -367,6 +468,7 @@ impl<D: Device> Transport<D> {
         self.device.reset();
         self.queues.iter_mut().for_each(Queue::disable);
         self.notified = 0;
+        self.is_owing = false;
         self.error = Some(error);
         self.status |= Status::NEEDS_RESET;
         self.config_changed()
@@ -375,6 +477,9 @@ impl<D: Device> Transport<D> {
     fn raise(&mut self, reason: Reasons) -> Line {
         let was_asserted = !self.reasons.is_empty();
         self.reasons |= reason;
+        // One interrupt is for all queues (4.2.2, InterruptStatus).
+        self.is_owing &= reason != Reasons::USED_BUFFER;
+        self.show_reasons();
         if was_asserted { Line::Same } else { Line::Raised }
     }
 }

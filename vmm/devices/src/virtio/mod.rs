@@ -19,6 +19,7 @@ pub mod block;
 pub mod chain;
 pub mod console;
 pub mod entropy;
+pub mod mirror;
 pub mod mmio;
 pub mod net;
 pub mod queue;
@@ -127,11 +128,13 @@ pub struct Turn {
     pub interrupt: bool,
     /// There may be more: the queue is to be looked at again, after others had their turn.
     pub again: bool,
+    /// The driver may want an interrupt that can wait: [`Device::settle`] is due some time.
+    pub later: bool,
 }
 
 impl Turn {
     /// There was nothing to do.
-    pub const NOTHING: Turn = Turn { interrupt: false, again: false };
+    pub const NOTHING: Turn = Turn { interrupt: false, again: false, later: false };
 }
 
 /// A device behind a transport.
@@ -172,6 +175,12 @@ pub trait Device {
         queues: &mut [Queue],
         index: usize,
     ) -> Result<Turn, DriverError>;
+
+    /// Whether the driver wants an interrupt for what was given back in turns that said so ([`Turn::later`]), and has not found that
+    /// by itself since.
+    fn settle<M: GuestMemory>(&mut self, _memory: &M, _queues: &mut [Queue]) -> Result<bool, DriverError> {
+        Ok(false)
+    }
 
     /// Something may have come from behind the device: completions, input.
     fn poll<M: GuestMemory>(&mut self, _memory: &mut M, _queues: &mut [Queue]) -> Result<Turn, DriverError> {

@@ -20,6 +20,10 @@ pub const MAX_PAIRS: u16 = 16;
 /// Descriptors of the queues of a pair: frames for the driver, frames from it.
 const QUEUE_SIZE: u16 = 256;
 const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+/// Pieces of frames that the driver gets back without an interrupt while it sends ([`Turn::later`]). More are half of a queue, of
+/// which it may have no more.
+const MOST_UNTOLD: usize = QUEUE_SIZE as usize / 2;
 /// Descriptors of the control queue.
 const CONTROL_SIZE: u16 = 64;
 
@@ -75,6 +79,8 @@ pub struct Net {
     waiting: usize,
     /// The pair that it goes to.
     pair: usize,
+    /// Pieces of the frames that the driver got back and may have to be told of.
+    untold: usize,
 }
 
 impl fmt::Debug for Net {
@@ -110,6 +116,7 @@ impl Net {
             incoming: Box::new([0; HEADER + MAX_FRAME]),
             waiting: 0,
             pair: 0,
+            untold: 0,
         }
     }
 
@@ -181,21 +188,30 @@ impl Net {
         Ok(())
     }
 
-    /// Sends what the driver has in the queue of a pair, for one turn.
+    /// Sends what the driver has in the queue of a pair, for one turn. A driver takes back what was sent when it sends again, or when it
+    /// gets frames, so that an interrupt for that alone can wait.
     fn transmit<M: GuestMemory>(
         &mut self,
         memory: &mut M,
         queue: &mut Queue,
         pair: usize,
     ) -> Result<Turn, DriverError> {
+        let mut turn = Turn { again: true, ..Turn::NOTHING };
         for _ in 0..queue.size() {
             if !queue.pop_or_arm(memory, &mut self.chain)? {
-                return queue.end_turn(memory, false);
+                turn.again = false;
+                break;
             }
+            self.untold += self.chain.readable().len();
             self.send(memory, pair)?;
             queue.push(memory, self.chain.head(), 0)?;
         }
-        queue.end_turn(memory, true)
+        if self.untold > MOST_UNTOLD {
+            self.untold = 0;
+            turn.interrupt = queue.wants_interrupt(memory)?;
+        }
+        turn.later = self.untold > 0;
+        Ok(turn)
     }
 
     /// Takes a frame from the link, with the header that the driver wants before it. What is no frame is dropped.
@@ -224,7 +240,7 @@ impl Net {
 
     /// Gives the driver frames while there are any and it has buffers, for one turn.
     fn receive<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {
-        let mut turn = Turn { interrupt: false, again: true };
+        let mut turn = Turn { again: true, ..Turn::NOTHING };
         for _ in 0..QUEUE_SIZE {
             if self.waiting == 0 && !self.fetch() || !self.deliver_to_pair(memory, queues)? {
                 turn.again = false;
@@ -233,6 +249,10 @@ impl Net {
         }
         for queue in queues.iter_mut().step_by(2).take(self.steering.pairs().into()) {
             turn.interrupt |= queue.wants_interrupt(memory)?;
+        }
+        if turn.interrupt && self.untold > 0 {
+            // By the same interrupt the driver looks at what it sent.
+            let _ = self.settle(memory, queues)?;
         }
         Ok(turn)
     }
@@ -325,6 +345,7 @@ impl Device for Net {
     fn reset(&mut self) {
         self.features = 0;
         self.waiting = 0;
+        self.untold = 0;
         self.steering.set_pairs(1);
     }
 
@@ -347,6 +368,16 @@ impl Device for Net {
         let turn = self.transmit(memory, queue, index / 2);
         self.link.flush();
         turn
+    }
+
+    fn settle<M: GuestMemory>(&mut self, memory: &M, queues: &mut [Queue]) -> Result<bool, DriverError> {
+        self.untold = 0;
+        let mut interrupt = false;
+        // Those of pairs that the driver no longer uses, too. Behind them is the control queue, whose number is even.
+        for queue in queues.iter_mut().skip(TRANSMIT).step_by(2) {
+            interrupt |= queue.wants_interrupt(memory)?;
+        }
+        Ok(interrupt)
     }
 
     fn poll<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {

@@ -235,7 +235,7 @@ impl Queue {
         memory: &(impl GuestMemory + ?Sized),
         again: bool,
     ) -> Result<Turn, DriverError> {
-        Ok(Turn { interrupt: self.wants_interrupt(memory)?, again })
+        Ok(Turn { interrupt: self.wants_interrupt(memory)?, again, later: false })
     }
 }
 

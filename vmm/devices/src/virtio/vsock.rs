@@ -196,7 +196,7 @@ impl VsockDevice {
         for queue in [transmit, receive] {
             interrupt |= queue.wants_interrupt(memory)?;
         }
-        Ok(Turn { interrupt, again: can_send || can_receive || is_free })
+        Ok(Turn { interrupt, again: can_send || can_receive || is_free, later: false })
     }
 }
 

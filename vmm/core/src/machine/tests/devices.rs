@@ -64,21 +64,26 @@ fn the_local_apic_answers_in_memory_until_it_is_in_x2apic_mode() {
     assert_eq!(vm.vcpu.page.gpr[gpr::RAX], 0xffff_ffff);
 }
 
-/// A guest in 64-bit code at `ENTRY` with tables at 0x1000 that map the first 2 MiB pages where they are.
+/// A guest in 64-bit code, as [`Vm::enter_long_mode`].
 fn long_mode() -> Vm {
     let mut vm = Vm::new();
-    vm.vcpu = FakeVcpu::long_mode(ENTRY, 0x1000);
-    for (address, entry) in [(0x1000, 0x2007), (0x2000, 0x3007), (0x3008, 0x20_0087)] {
-        vm.memory.write_u64(address, entry).unwrap();
-    }
-    let page = &mut vm.vcpu.page;
-    (page.code_root, page.exit_kind) = (0x1000, ExitKind::NestedFault as u32);
+    vm.enter_long_mode();
     vm
 }
 
 impl Vm {
+    /// Lets the guest be in 64-bit code at `ENTRY`, with tables at 0x1000 that map the first 2 MiB pages where they are.
+    pub(super) fn enter_long_mode(&mut self) {
+        self.vcpu = FakeVcpu::long_mode(ENTRY, 0x1000);
+        for (address, entry) in [(0x1000, 0x2007), (0x2000, 0x3007), (0x3008, 0x20_0087)] {
+            self.memory.write_u64(address, entry).unwrap();
+        }
+        let page = &mut self.vcpu.page;
+        (page.code_root, page.exit_kind) = (0x1000, ExitKind::NestedFault as u32);
+    }
+
     /// What the straight path makes of a store to `address`, which the CPU has translated, by the code at `ENTRY`.
-    fn store(&mut self, address: u64) -> bool {
+    pub(super) fn store(&mut self, address: u64) -> bool {
         let page = &mut self.vcpu.page;
         page.rip = ENTRY;
         let flags = NestedFault::WRITE | NestedFault::LINEAR_VALID;

@@ -3,11 +3,16 @@
 use super::*;
 use crate::virtio::VirtioDevice;
 use alloc::boxed::Box;
+use alloc::rc::Rc;
+use core::cell::Cell;
 use core::task::Poll;
 use vdev::block::{Backend, Completion, Disk, Geometry, MemoryDisk, Request, Token};
 use vdev::guest_mem::GuestMemory;
+use vdev::net::Cable;
 use vdev::virtio::block::Block;
 use vdev::virtio::console::ConsoleDevice;
+use vdev::virtio::mirror::Mirror;
+use vdev::virtio::net::Net;
 
 const DESCRIPTORS: u64 = 0x30_0000;
 const AVAILABLE: u64 = 0x30_1000;
@@ -81,6 +86,74 @@ fn a_guest_reads_a_disk_and_is_interrupted() {
         assert!(!vm.enter().0.is_valid());
     }
     assert_eq!(vm.peek(layout::VIRTIO + DEVICE_STATUS), 0, "the other disk is as it was");
+}
+
+/// The interrupt status of two devices, as a guest reads it.
+#[derive(Debug, Default)]
+struct Statuses([Cell<u32>; 2]);
+
+impl Mirror for Statuses {
+    fn store(&self, device: usize, at: u64, value: u32) {
+        if at == INTERRUPT_STATUS {
+            self.0[device].set(value);
+        }
+    }
+}
+
+#[test]
+fn an_interrupt_s_reason_is_read_where_it_is_shown_and_its_end_is_a_quiet_access() {
+    let statuses = Rc::new(Statuses::default());
+    let mut vm = Vm::with_devices(&config(), Devices { mirror: Some(statuses.clone()), ..disks(2) });
+    let base = layout::VIRTIO + 0x1000;
+    vm.start_device(base, 17);
+    vm.offer_read(1);
+    vm.poke(base + NOTIFY, 0);
+    assert_eq!(statuses.0.each_ref().map(Cell::get), [0, 1]);
+
+    vm.enter_long_mode();
+    // mov [rbx], eax
+    vm.memory.write(ENTRY, &[0x89, 0x03]).unwrap();
+    vm.vcpu.page.gpr[gpr::RAX] = 1;
+    assert!(!vm.store(base + NOTIFY), "there may be something to be done");
+    assert!(!vm.store(base + 0x1000 + INTERRUPT_ACK), "there is no such device");
+    assert_eq!(vm.vcpu.page.rip, ENTRY);
+    assert!(vm.store(base + INTERRUPT_ACK));
+    assert_eq!(vm.vcpu.page.rip, ENTRY + 2);
+    assert_eq!(statuses.0.each_ref().map(Cell::get), [0, 0]);
+}
+
+#[test]
+fn a_card_tells_that_it_sent_a_frame_two_milliseconds_after_the_last() {
+    const TRANSMIT: u32 = 1;
+    let (near, _far) = Cable::new();
+    let virtio = vec![VirtioDevice::Net(Net::new(Box::new(near), [2; 6], 1))];
+    let mut vm = Vm::with_devices(&config(), Devices { virtio, ..Devices::default() });
+    vm.enable_interrupts();
+    vm.set_if(true);
+    vm.start_device(layout::VIRTIO, 16);
+    vm.poke(layout::VIRTIO + 0x30, TRANSMIT);
+    vm.poke(layout::VIRTIO + 0x38, 4);
+    for (register, address) in [(0x80, 0x1000), (0x90, 0x1100), (0xa0, 0x1200)] {
+        vm.poke(layout::VIRTIO + register, (DATA + address) as u32);
+    }
+    vm.poke(layout::VIRTIO + 0x44, 1);
+    vm.memory.write_u64(DATA + 0x1000, DATA).unwrap();
+    vm.memory.write_u64(DATA + 0x1008, 72).unwrap();
+    let wait = host().facts.tsc_hz / 500;
+    for count in 1..3 {
+        vm.memory.write_u16(DATA + 0x1102, count).unwrap();
+        vm.poke(layout::VIRTIO + NOTIFY, TRANSMIT);
+        assert_eq!(vm.memory.read_u16(DATA + 0x1202), Ok(count));
+        assert!(!vm.enter().0.is_valid());
+        assert_eq!(vm.vcpu.page.deadline, vm.now + wait);
+        vm.now += wait - 1;
+        vm.exit(ExitKind::Poked, [0, 0]);
+        assert!(!vm.enter().0.is_valid());
+    }
+    vm.now += 1;
+    vm.exit(ExitKind::Deadline, [0, 0]);
+    assert_eq!(vm.enter().0, Event::interrupt(VECTOR as u8));
+    assert!(vm.vcpu.page.deadline > vm.now);
 }
 
 #[test]

@@ -74,6 +74,7 @@ fn statistics_come_when_they_are_asked_for() {
     driver.poll();
     assert!(driver.take_used().is_empty());
     driver.device.device_mut().set_target(1);
+    assert_eq!(driver.device.config_changed(), super::super::mmio::Line::Raised);
     driver.poll();
     assert_eq!(driver.take_used(), [(0, 0)]);
 }

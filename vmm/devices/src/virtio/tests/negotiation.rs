@@ -111,7 +111,19 @@ fn a_second_reason_interrupts_again_when_the_first_is_acknowledged() {
     let generation = driver.read(0x0fc);
     assert_eq!(driver.device.config_changed(), mmio::Line::Same);
     assert_ne!(driver.read(0x0fc), generation);
+    assert!(!driver.acknowledge_quietly(reasons), "the guest has to be interrupted again");
+    assert_eq!(driver.read(0x060), reasons | 2);
     driver.write(0x064, reasons);
     assert_eq!((driver.line, driver.interrupts), (true, 2));
     assert_eq!(driver.take_interrupt(), 2);
+}
+
+#[test]
+fn an_acknowledgement_that_lowers_the_line_is_quiet() {
+    let mut driver = Driver::new(block(false), 0, 8);
+    driver.request(0, 0, &[Buffer::Write(DATA, 512)]);
+    assert!(driver.acknowledge_quietly(2), "of another reason");
+    assert!(driver.line);
+    assert!(driver.acknowledge_quietly(1));
+    assert_eq!((driver.line, driver.read(0x060)), (false, 0));
 }

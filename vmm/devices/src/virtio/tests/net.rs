@@ -49,6 +49,66 @@ fn frames_go_out_however_the_driver_cuts_them() {
     assert_eq!(arrived(&mut far), None);
 }
 
+/// A driver that has sent a frame, for which it wants an interrupt, as Linux does.
+fn with_a_sent_frame() -> (Driver<Net>, Cable) {
+    let (mut driver, far) = card(EVENT_IDX, 256);
+    driver.select(TRANSMIT);
+    driver.set_used_event(0);
+    driver.memory.write(DATA, &[0; 12]).unwrap();
+    driver.transfer(&[Buffer::Read(DATA, 72)]);
+    (driver, far)
+}
+
+#[test]
+fn that_a_frame_was_sent_is_told_later() {
+    let (mut driver, _far) = with_a_sent_frame();
+    assert_eq!((driver.interrupts, driver.device.is_owing()), (0, true));
+    driver.settle();
+    assert_eq!((driver.take_interrupt(), driver.device.is_owing()), (1, false));
+    driver.settle();
+    assert_eq!(driver.interrupts, 1);
+}
+
+#[test]
+fn a_driver_that_found_by_itself_what_was_sent_is_not_told() {
+    let (mut driver, _far) = with_a_sent_frame();
+    driver.set_used_event(1);
+    driver.settle();
+    assert_eq!((driver.interrupts, driver.device.is_owing()), (0, false));
+}
+
+#[test]
+fn what_was_sent_is_told_with_a_frame_that_comes() {
+    let (mut driver, mut far) = with_a_sent_frame();
+    driver.select(RECEIVE);
+    driver.set_used_event(0);
+    driver.offer(&[Buffer::Write(DATA, 2000)]);
+    far.send(&frame(60), None);
+    driver.poll();
+    assert_eq!((driver.take_interrupt(), driver.device.is_owing()), (1, false));
+    driver.settle();
+    assert_eq!(driver.interrupts, 1, "one interrupt is for both");
+}
+
+#[test]
+fn a_driver_that_has_half_a_queue_to_take_back_is_told_at_once() {
+    let (mut driver, _far) = with_a_sent_frame();
+    for _ in 0..127 {
+        driver.transfer(&[Buffer::Read(DATA, 72)]);
+    }
+    assert_eq!((driver.interrupts, driver.device.is_owing()), (0, true));
+    driver.transfer(&[Buffer::Read(DATA, 72)]);
+    assert_eq!((driver.interrupts, driver.device.is_owing()), (1, false));
+}
+
+#[test]
+fn a_reset_forgets_what_was_to_be_told() {
+    let (mut driver, _far) = with_a_sent_frame();
+    driver.start(EVENT_IDX, 256);
+    driver.settle();
+    assert_eq!((driver.interrupts, driver.device.is_owing()), (0, false));
+}
+
 #[test]
 fn a_checksum_that_the_driver_leaves_out_travels_as_a_note() {
     let (mut driver, mut far) = card(CSUM, 8);
