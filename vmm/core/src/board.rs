@@ -196,6 +196,12 @@ impl Board {
         self.update_line(device);
     }
 
+    /// Whether a device has more to do than it did at once.
+    #[inline]
+    pub(crate) fn is_behind(&self) -> bool {
+        self.virtio.is_notified() || self.pv.is_behind()
+    }
+
     /// Whether [`Self::read_quietly`] or [`Self::write_quietly`] may have an answer for this address.
     #[inline(always)]
     pub(crate) fn may_be_quiet(&self, address: u64) -> bool {

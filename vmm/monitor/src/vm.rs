@@ -204,16 +204,23 @@ impl<W: Watch> Vm<W> {
         }
     }
 
-    /// One entry and the exit after it, or several where nothing but registers changed.
+    /// One entry and the exit after it, or several where nothing but registers and the deadline changed.
     #[inline(always)]
     fn step(&mut self, machine: &mut Machine) -> usys::Result<Option<End>> {
         self.channel.receive(|port, bytes| machine.input(port, bytes));
         // The time of the last exit will do: deadlines are absolute.
         machine.prepare_entry(&mut self.vcpu, self.now);
         let mut now = self.enter()?;
-        while machine.access_quietly(&mut self.vcpu, &self.ram) {
+        loop {
+            while machine.access_quietly(&mut self.vcpu, &self.ram) {
+                self.output.flush_if_due(now, &mut self.channel);
+                now = self.enter_again()?;
+            }
+            if !machine.arm_timer_quietly(&mut self.vcpu, &mut self.ram, now) {
+                break;
+            }
             self.output.flush_if_due(now, &mut self.channel);
-            now = self.enter_again()?;
+            now = self.enter()?;
         }
         self.now = now;
         Ok(self.handle(machine))

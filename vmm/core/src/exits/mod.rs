@@ -8,7 +8,7 @@ mod io;
 mod msr;
 mod straight;
 
-pub(crate) use straight::access_quietly;
+pub(crate) use straight::{access_quietly, arm_timer_quietly};
 
 use alloc::boxed::Box;
 use alloc::format;

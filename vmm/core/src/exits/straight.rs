@@ -1,11 +1,14 @@
-//! The straight path of accesses to registers by plain moves.
+//! The straight path of exits of which next to nothing follows: accesses to registers by plain moves, and arming the timer.
 
 use hypercall_abi::exit::ExitKind;
+use hypercall_abi::vcpu::gpr;
 use vdev::guest_mem::GuestMemory;
+use vdev::lapic::IA32_TSC_DEADLINE;
 
-use crate::board::Board;
-use crate::emulate::{DecodeCache, Registers, move_to};
-use crate::vcpu::Vcpu;
+use crate::board::{Board, Time};
+use crate::cpuid::GuestCpu;
+use crate::emulate::{DecodeCache, Registers, move_to, verify_length};
+use crate::vcpu::{Vcpu, complete_instruction, read_edx_eax};
 
 /// The registers of which an access has no other effect: no interrupt, no deadline, and nothing is to be done.
 struct Quiet<'a>(&'a mut Board);
@@ -69,4 +72,31 @@ fn acknowledge(
 ) -> bool {
     let device = board.acknowledged_at(vcpu.page().exit_info[0]);
     device.is_some_and(|device| move_to(vcpu, memory, &mut Acknowledge { board, device }, decoded))
+}
+
+/// Does what the exit in the page, a write of an MSR, asks for if that arms the timer for a time to come. Says whether it was so; else
+/// nothing was done.
+#[inline(never)]
+pub(crate) fn arm_timer_quietly(
+    vcpu: &mut impl Vcpu,
+    memory: &mut impl GuestMemory,
+    board: &mut Board,
+    cpu: &GuestCpu,
+    decoded: &mut DecodeCache,
+    now: u64,
+) -> bool {
+    let page = vcpu.page();
+    let is_it = page.gpr[gpr::RCX] as u32 == IA32_TSC_DEADLINE && cpu.has_tsc_deadline();
+    if !is_it || page.inject.is_valid() {
+        return false;
+    }
+    let (deadline, now) = (read_edx_eax(page), Time::at(now, page));
+    let Ok(length) = verify_length(vcpu, memory, decoded, ExitKind::MsrWrite) else {
+        return false;
+    };
+    let is_armed = board.lapic.arm_quietly(deadline, now.guest);
+    if is_armed {
+        complete_instruction(vcpu, length);
+    }
+    is_armed
 }

@@ -5,6 +5,7 @@
 use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
+use hypercall_abi::exit::ExitKind;
 use hypercall_abi::vcpu::{
     ACTIVITY_ACTIVE, ACTIVITY_HALTED, Event, Groups, Interruptibility, RunFlags, VcpuPage,
 };
@@ -189,15 +190,20 @@ impl Machine {
         self.board.advance(time);
         let page = vcpu.page();
         let flags = self.choose_event(page);
-        page.deadline = match self.board.lapic.next_event(time.guest) {
-            // A device has more to do than it did at once.
-            _ if self.board.virtio.is_notified() || self.board.pv.is_behind() => now,
-            Some(event) => now.saturating_add(event.saturating_sub(time.guest)),
-            // A guest that halts with interrupts off is stuck, and is found at the deadline.
-            None => now.saturating_add(self.patience),
-        }
-        .min(self.board.virtio.settle_at());
+        page.deadline = self.deadline(time);
         page.run_flags = (flags | self.halting).bits();
+    }
+
+    /// Host TSC at which the guest has to stop, if it runs from `time` on.
+    fn deadline(&self, time: Time) -> u64 {
+        let deadline = match self.board.lapic.next_event(time.guest) {
+            // A device has more to do than it did at once.
+            _ if self.board.is_behind() => time.host,
+            Some(event) => time.host.saturating_add(event.saturating_sub(time.guest)),
+            // A guest that halts with interrupts off is stuck, and is found at the deadline.
+            None => time.host.saturating_add(self.patience),
+        };
+        deadline.min(self.board.virtio.settle_at())
     }
 
     /// Injects the most urgent event if the guest can take it; else says which window to wait for.
@@ -242,6 +248,26 @@ impl Machine {
     #[inline(always)]
     pub fn access_quietly(&mut self, vcpu: &mut impl Vcpu, memory: &impl GuestMemory) -> bool {
         exits::access_quietly(vcpu, memory, &mut self.board, &mut self.decoded)
+    }
+
+    /// Handles the exit that the page describes if it arms the timer for a time to come, as guests do after each tick: then the guest can
+    /// be entered with nothing changed in the page but the deadline. Says whether it was so; else nothing was done, and the exit is for
+    /// [`Self::handle_exit`]. `now` is the host's TSC.
+    #[inline(always)]
+    pub fn arm_timer_quietly(
+        &mut self,
+        vcpu: &mut impl Vcpu,
+        memory: &mut impl GuestMemory,
+        now: u64,
+    ) -> bool {
+        vcpu.page().exit_kind == ExitKind::MsrWrite as u32
+            && !self.board.is_behind()
+            && exits::arm_timer_quietly(vcpu, memory, &mut self.board, &self.cpu, &mut self.decoded, now)
+            && {
+                let time = time(vcpu, now);
+                vcpu.page().deadline = self.deadline(time);
+                true
+            }
     }
 
     /// Handles the exit that the page describes. `now` is the host's TSC.

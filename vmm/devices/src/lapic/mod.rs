@@ -313,6 +313,13 @@ impl Lapic {
         self.timer.rebase(old, new);
     }
 
+    /// Has the timer expire at `deadline` in place of whatever it was armed for, if it counts in that mode, is not due and may interrupt
+    /// then: nothing else follows now. Says whether it was so; else nothing was done.
+    #[inline]
+    pub fn arm_quietly(&mut self, deadline: u64, now: u64) -> bool {
+        self.lvt(Lvt::Timer) & LVT_MASK == 0 && self.timer.arm_quietly(deadline, now)
+    }
+
     /// Lets the timer expire if it is due.
     #[inline]
     pub fn advance(&mut self, now: u64) {

@@ -136,6 +136,18 @@ impl Timer {
         }
     }
 
+    /// Arms for a deadline to come, if what it was armed for is not due either; says whether it was so.
+    #[inline]
+    pub(super) fn arm_quietly(&mut self, deadline_tsc: u64, now: u64) -> bool {
+        // Disarmed is 0, and so never due.
+        let is_due = self.deadline_tsc.wrapping_sub(1) < now;
+        let is_quiet = self.mode == Mode::TscDeadline && !is_due && deadline_tsc > now;
+        if is_quiet {
+            self.deadline_tsc = deadline_tsc;
+        }
+        is_quiet
+    }
+
     /// The armed deadline, or 0: expired, disarmed or in another mode.
     pub(super) fn deadline(&self, now: u64) -> u64 {
         if self.deadline_tsc > now { self.deadline_tsc } else { 0 }

@@ -51,6 +51,42 @@ fn the_task_priority_holds_interrupts_back() {
     assert!(!vm.write_control(8, 0x10));
 }
 
+impl Vm {
+    /// Whether the straight path arms the timer for guest TSC `deadline`.
+    fn arms_quietly(&mut self, deadline: u64) -> bool {
+        self.vcpu.page.gpr[gpr::RCX] = MSR_TSC_DEADLINE.into();
+        crate::vcpu::write_edx_eax(&mut self.vcpu.page, deadline);
+        self.vcpu.page.exit_kind = ExitKind::MsrWrite as u32;
+        self.vcpu.page.exit_length = 2;
+        self.machine.arm_timer_quietly(&mut self.vcpu, &mut self.memory, self.now)
+    }
+}
+
+#[test]
+fn arming_the_timer_for_a_time_to_come_only_moves_the_deadline() {
+    let mut vm = Vm::new();
+    vm.enable_interrupts();
+    vm.enter();
+    vm.now += 5;
+    assert!(!vm.arms_quietly(3_000_000), "the timer is masked, and counts otherwise");
+    vm.write_msr(MSR_X2APIC_LVT_TIMER, 0x4_0080);
+    let rip = vm.vcpu.page.rip;
+    assert!(vm.arms_quietly(3_000_000));
+    assert_eq!((vm.vcpu.page.deadline, vm.vcpu.page.rip), (BOOT_TSC + 3_000_000, rip + 2));
+    assert!(vm.arms_quietly(2_000_000), "again, before it was due");
+    assert_eq!(vm.vcpu.page.deadline, BOOT_TSC + 2_000_000);
+    assert_eq!(vm.read_msr(MSR_TSC_DEADLINE), Some(2_000_000));
+    for deadline in [0, 1] {
+        assert!(!vm.arms_quietly(deadline), "disarming it, or having it expire at once");
+    }
+    assert_eq!(vm.read_msr(MSR_TSC_DEADLINE), Some(2_000_000));
+    vm.now += 2_000_000;
+    assert!(!vm.arms_quietly(9_000_000), "it is due");
+    vm.set_if(true);
+    assert_eq!(vm.enter().0, Event::interrupt(0x80));
+    assert!(!vm.arms_quietly(9_000_000), "in the middle of a delivery");
+}
+
 #[test]
 fn the_deadline_timer_is_a_deadline_of_the_run_and_wakes_a_halted_guest() {
     let mut vm = Vm::new();
