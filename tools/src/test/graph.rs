@@ -43,6 +43,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("test-power", &["drv-ata", "usys", "tproto", "hypercall-abi", "vmm-protocol"]),
     ("bench-protocol", &[]),
     ("bench-linux", &[]),
+    ("test-linux", &[]),
     ("guest-vsock", &[]),
     ("bench-guest", &["bench-protocol", "trt", "guest-pv-driver"]),
     ("bench", &["bench-protocol", "root-task", "usys", "hypercall-abi", "vmm-protocol"]),

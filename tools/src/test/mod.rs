@@ -17,6 +17,7 @@ pub mod mistakes;
 pub mod networks;
 pub mod power;
 pub mod pv;
+pub mod queues;
 pub mod record;
 pub mod refusals;
 pub mod switches;
@@ -158,6 +159,7 @@ fn on(machine: Machine) -> Vec<Test> {
         drivers::tests(machine),
         power::tests(machine),
         networks::tests(machine),
+        queues::tests(machine),
         switches::tests(machine),
         uplinks::tests(machine),
         vsock::tests(machine),

@@ -1,7 +1,7 @@
 //! Networks between VMs: cards of either kind, and Debian's drivers.
 
 use super::Test;
-use super::guests::{self, passed, system, verdict, vm};
+use super::guests::{self, judge_end, passed, system, verdict, vm};
 use super::record::Outcome as Verdict;
 use crate::guest::{
     self, debian,
@@ -88,18 +88,23 @@ fn pv_pair(by: &str) -> Result<Plan> {
 }
 
 fn linux_pair(machine: Machine) -> Result<Plan> {
-    linux_guests(machine, OnCrash::Report, &[("listener", LISTEN), ("talker", TALK)])
+    linux_guests(machine, OnCrash::Report, &[], &[("listener", LISTEN), ("talker", TALK)])
 }
 
-/// Debian guests on one network, each of which executes its command.
-pub(super) fn linux_guests(machine: Machine, on_crash: OnCrash, guests: &[(&str, &str)]) -> Result<Plan> {
+/// Debian guests on one network, each of which executes its command; these files are in their file systems, too.
+pub(super) fn linux_guests(
+    machine: Machine,
+    on_crash: OnCrash,
+    files: &[u8],
+    guests: &[(&str, &str)],
+) -> Result<Plan> {
     let linux = debian::fetch()?;
     let cards = vec![CardConfig { queues: 2, ..card(NetInterface::Virtio) }];
     let drivers = linux.drivers(&manifest::drivers(&[], &cards, Default::default(), false, false))?;
     let mut collector = Collector::default();
     let mut guest = |name: &str, command: &str| -> Result<VmConfig> {
         let content = Content { modules: &drivers, dhcp: &[], exec: Some(command), is_whole: true };
-        let archive = initramfs::build(&linux.busybox, content)?;
+        let archive = [&initramfs::build(&linux.busybox, content)?, files].concat();
         Ok(VmConfig {
             kernel: collector.add_file(&linux.kernel)?,
             initrd: vec![collector.add_bytes(name, archive)?],
@@ -113,7 +118,7 @@ pub(super) fn linux_guests(machine: Machine, on_crash: OnCrash, guests: &[(&str,
     manifest::check_all(&manifest_with(on_crash, vms), collector, request::host(&args))
 }
 
-fn run(
+pub(super) fn run(
     machine: Machine,
     name: &str,
     plan: Plan,
@@ -132,14 +137,12 @@ fn judge_pair(report: &Report) -> Result<(), String> {
 pub(super) fn judge_linux(report: &Report) -> Result<(), String> {
     let [listener, talker] = &report.vms[..] else { return Err("there were not two VMs".into()) };
     for vm in [listener, talker] {
-        if vm.outcome != Some(Outcome::PoweredOff) {
-            return Err(format!("{} ended so: {:?}", vm.name, vm.outcome));
-        }
+        judge_end(vm, &Outcome::PoweredOff)?;
     }
     if !console(talker).contains("3 packets transmitted, 3 packets received") {
         return Err("a ping was lost".into());
     }
-    // One CPU uses one pair of them, but the driver knows of more.
+    // One CPU uses one pair of them until it is told (`queues.rs`), but the driver knows of more.
     if !console(talker).contains("several queues: 1") {
         return Err("the driver does not take several queues".into());
     }

@@ -84,7 +84,7 @@ fn pv_gone(machine: Machine, name: &str) -> Result<Verdict> {
 }
 
 fn linux_crash(machine: Machine, name: &str) -> Result<Verdict> {
-    let plan = linux_guests(machine, OnCrash::Restart, &[("answer", ANSWER), ("crash", CRASH)])?;
+    let plan = linux_guests(machine, OnCrash::Restart, &[], &[("answer", ANSWER), ("crash", CRASH)])?;
     crash(machine, name, plan, |report, log| {
         let [answer, crash] = &report.vms[..] else { return Err("there were not two VMs".into()) };
         for vm in [answer, crash] {
