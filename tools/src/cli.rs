@@ -136,7 +136,15 @@ fn build() -> Result<()> {
 
 fn set_up() -> Result<()> {
     setup::rust_target()?;
-    setup::packages(&[setup::QEMU, setup::BOCHS, setup::IMAGE, setup::UEFI_IMAGE, setup::OVMF, setup::DISK])?;
+    setup::packages(&[
+        setup::QEMU,
+        setup::BOCHS,
+        setup::IMAGE,
+        setup::UEFI_IMAGE,
+        setup::OVMF,
+        setup::DISK,
+        setup::QCOW2,
+    ])?;
     crate::guest::debian::fetch()?;
     progress::step("everything is there");
     Ok(())

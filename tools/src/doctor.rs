@@ -46,7 +46,8 @@ fn examine() -> Result<Vec<Finding>> {
     findings.extend(virtualization(&cpuinfo));
     findings.extend([kvm(), nested(), iommu()]);
     findings.extend(rust()?);
-    let groups = [setup::QEMU, setup::BOCHS, setup::IMAGE, setup::UEFI_IMAGE, setup::OVMF, setup::DISK];
+    let groups =
+        [setup::QEMU, setup::BOCHS, setup::IMAGE, setup::UEFI_IMAGE, setup::OVMF, setup::DISK, setup::QCOW2];
     findings.extend(groups.iter().flat_map(|group| group.iter()).map(package));
     findings.push(guest_linux()?);
     findings.extend([Machine::Svm, Machine::Vtx, Machine::SvmBochs, Machine::Kvm].map(readiness));

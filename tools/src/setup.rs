@@ -32,6 +32,8 @@ pub const IMAGE: &[Need] = &[
 ];
 /// For testing disks.
 pub const DISK: &[Need] = &[need("e2fsprogs", "/usr/sbin/mke2fs", "testing guests' disks")];
+/// For testing qcow2 disks.
+pub const QCOW2: &[Need] = &[need("qemu-utils", "/usr/bin/qemu-img", "testing qcow2 disks")];
 /// For debugging guests, and testing that.
 pub const GDB: &[Need] = &[need("gdb", "/usr/bin/gdb", "debugging guests")];
 /// For images that boot by UEFI.

@@ -11,7 +11,7 @@ use crate::run::machine::Machine;
 use crate::run::outcome::{Report, Verdict};
 use crate::run::{self, Options};
 use crate::{compile, image, workspace};
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -22,6 +22,8 @@ use vmm_protocol::manifest::DiskDriver;
 const TIME_LIMIT: Duration = Duration::from_secs(600);
 /// How long a driver may complete nothing, in ms.
 const PATIENCE_MS: u32 = 100;
+/// What the names of the tests contain that need `qemu-img`.
+pub const QCOW2: &str = "/linux-disk-qcow2";
 /// Bytes of a file that the guest writes.
 const WRITTEN: u32 = 300_000;
 
@@ -43,6 +45,8 @@ pub fn tests(machine: Machine) -> Vec<Test> {
         tests.push(Test::on(machine, name, shows, move |name| {
             real(machine, DiskDriver::VirtioBlk, &["--iommu", "intel"], name)
         }));
+        let shows = "what Debian writes to a qcow2 image is in it afterwards, and both it and its file system are clean";
+        tests.push(Test::on(machine, format!("{}{QCOW2}", machine.name()), shows, qcow2));
     }
     let name = format!("{}/linux-disk-failures", machine.name());
     let shows = "a disk that fails, or whose driver crashes or hangs, is an I/O error in the guest, and the next driver serves on";
@@ -76,6 +80,31 @@ fn real(machine: Machine, driver: DiskDriver, more: &[&str], name: &str) -> Resu
     let words = ["--machine", machine.name(), "--deterministic", "--disk", &disk, "--exec", &command];
     let (report, options) = boot(&[&words, more].concat(), None, name)?;
     Ok(verdict(&report, &options.log, || judge_real(&report, &image)))
+}
+
+fn qcow2(name: &str) -> Result<Outcome> {
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let [raw, image, after] = ["raw.img", "disk.qcow2", "after.img"].map(|name| folder.path().join(name));
+    make_file_system(folder.path(), &raw)?;
+    convert((&raw, "raw"), (&image, "qcow2")).map_err(Error::msg)?;
+    let (disk, command) = (image.to_string_lossy(), write_and_read());
+    let words = ["--machine", "svm", "--deterministic", "--disk", &*disk, "--exec", &command];
+    let (report, options) = boot(&words, None, name)?;
+    Ok(verdict(&report, &options.log, || {
+        qemu_img(&["check", "-q", "-f", "qcow2"], &[&image])?;
+        convert((&image, "qcow2"), (&after, "raw"))?;
+        judge_real(&report, &after)
+    }))
+}
+
+/// Makes a disk's image in one format of one in another.
+fn convert(from: (&Path, &str), to: (&Path, &str)) -> Result<(), String> {
+    qemu_img(&["convert", "-f", from.1, "-O", to.1], &[from.0, to.0])
+}
+
+fn qemu_img(options: &[&str], files: &[&Path]) -> Result<(), String> {
+    let output = output(Command::new("qemu-img").args(options).args(files))?;
+    check(output.status.success(), &format!("qemu-img: {}", String::from_utf8_lossy(&output.stderr)))
 }
 
 fn judge_real(report: &Report, image: &Path) -> Result<(), String> {

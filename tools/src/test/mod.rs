@@ -206,6 +206,9 @@ fn prepare(tests: &[Test]) -> Result<()> {
     if tests.iter().any(|test| test.name.contains(disks::TOPIC)) {
         needs.push(setup::DISK);
     }
+    if tests.iter().any(|test| test.name.contains(drivers::QCOW2)) {
+        needs.push(setup::QCOW2);
+    }
     setup::packages(&needs)?;
     if tests.iter().any(|test| !test.name.starts_with(checks::GROUP)) {
         progress::timed(
