@@ -2,7 +2,7 @@
 
 use super::gdb;
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 use std::io::Write;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -26,6 +26,8 @@ pub enum Event {
     Gdb(gdb::Event),
     /// The user typed.
     Input(Vec<u8>),
+    /// The user's terminal has another size.
+    Resized,
     /// The tool was asked to end.
     Signal(i32),
 }
@@ -41,12 +43,14 @@ impl Events {
     /// A new queue, into which signals already go.
     pub fn new() -> Result<Self> {
         let (sender, receiver) = mpsc::channel();
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot watch for signals")?;
+        let mut signals =
+            Signals::new([SIGINT, SIGTERM, SIGHUP, SIGWINCH]).context("cannot watch for signals")?;
         let handle = signals.handle();
         let to_queue = sender.clone();
         thread::spawn(move || {
             for signal in signals.forever() {
-                if to_queue.send(Event::Signal(signal)).is_err() {
+                let event = if signal == SIGWINCH { Event::Resized } else { Event::Signal(signal) };
+                if to_queue.send(event).is_err() {
                     break;
                 }
             }

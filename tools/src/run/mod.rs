@@ -13,6 +13,7 @@ pub mod network;
 pub mod outcome;
 pub mod qemu;
 pub mod session;
+pub mod size;
 pub mod symbols;
 pub mod terminal;
 
@@ -27,6 +28,7 @@ use outcome::Report;
 use session::Session;
 use std::path::PathBuf;
 use std::time::Duration;
+use vmm_protocol::link::TerminalSize;
 
 /// What to run, and how.
 #[derive(Clone, Debug)]
@@ -72,8 +74,21 @@ pub struct Options {
 pub struct Script {
     /// When the first VM's console has shown this text, the other is typed there, once.
     pub answer: Option<(String, String)>,
+    /// The terminal that the consoles are shown on.
+    pub terminal: Option<Resize>,
     /// The run ends when this VM has ended, whatever the others do.
     pub until: Option<usize>,
+}
+
+/// A terminal that gets another size.
+#[derive(Clone, Debug)]
+pub struct Resize {
+    /// Its size at first.
+    pub first: TerminalSize,
+    /// When the first VM's console has shown this text, it has another.
+    pub when: String,
+    /// That one.
+    pub then: TerminalSize,
 }
 
 /// What becomes of the guests' output.
@@ -136,6 +151,10 @@ pub fn run_machine(
         bochs::keep_log(folder, &options.log);
     }
     Ok(report)
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len().max(1)).any(|window| window == part)
 }
 
 /// Where a run's log goes if the user does not say.

@@ -8,9 +8,10 @@ use super::keys::{self, Action, Keys};
 use super::log::{Lines, Log};
 use super::multiplex::Multiplexer;
 use super::outcome::{self, Report, Verdict, VmReport};
+use super::size::Size;
 use super::symbols::Symbols;
 use super::terminal::{self, Raw};
-use super::{Options, Output, bochs, link};
+use super::{Options, Output, bochs, contains, link};
 use crate::{progress, workspace};
 use anyhow::Result;
 use std::io::{self, Write};
@@ -49,6 +50,7 @@ pub struct Session<'a> {
     screen: Multiplexer,
     gdb: Option<Gdb>,
     answer: Option<(String, String)>,
+    size: Size,
     typing_to: u8,
     is_up: bool,
     is_done: bool,
@@ -74,6 +76,7 @@ impl<'a> Session<'a> {
     /// A session with VMs of these names.
     pub fn new(names: Vec<String>, options: &'a Options, emulator: Emulator, log: Log) -> Result<Self> {
         let console_lines = names.iter().map(|_| Lines::default()).collect();
+        let size = Size::new(names.len(), options);
         let vms =
             names.into_iter().map(|name| VmReport { name, outcome: None, console: Vec::new() }).collect();
         Ok(Session {
@@ -91,6 +94,7 @@ impl<'a> Session<'a> {
             screen: Multiplexer::default(),
             gdb: None,
             answer: options.script.answer.clone(),
+            size,
             typing_to: 0,
             is_up: false,
             is_done: false,
@@ -188,6 +192,7 @@ impl<'a> Session<'a> {
                     self.act(&action)?;
                 }
             }
+            Event::Resized => self.size.follow_terminal(&mut self.to_guest),
             Event::Gdb(event) => {
                 if let (Some(gdb), Some(writer)) = (&mut self.gdb, &mut self.to_guest) {
                     // A line that is closed ends the run by itself.
@@ -256,6 +261,7 @@ impl<'a> Session<'a> {
             Stream::Agent => self.agent(&frame.payload),
             Stream::Gdb if frame.vm == 0 => self.stub(&frame.payload),
             Stream::Gdb => {}
+            Stream::Size => self.size.ask(frame.vm, &mut self.to_guest),
         }
         Ok(())
     }
@@ -314,6 +320,9 @@ impl<'a> Session<'a> {
         }
         let log = &mut self.log;
         self.console_lines[number].push(&frame.payload, |line| log.line(&vm.name, line));
+        if number == 0 {
+            self.size.follow_script(&vm.console, &mut self.to_guest);
+        }
         if number == 0
             && let Some((prompt, _)) = &self.answer
             && contains(&vm.console, prompt.as_bytes())
@@ -412,10 +421,6 @@ impl<'a> Session<'a> {
             last.unwrap_or_default()
         )
     }
-}
-
-fn contains(text: &[u8], part: &[u8]) -> bool {
-    text.windows(part.len().max(1)).any(|window| window == part)
 }
 
 /// The status in the agent's line `exit N`.

@@ -1,9 +1,10 @@
 //! The user's terminal: raw while a VM has it, as it was afterwards.
 
 use super::event::{Event, Events};
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
-use std::io::{Read, stdin};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use std::io::{Read, stdin, stdout};
 use std::thread;
+use vmm_protocol::link::TerminalSize;
 
 /// A terminal in raw mode; dropping it restores the mode it had.
 pub struct Raw {
@@ -35,6 +36,12 @@ impl Drop for Raw {
 /// Whether a person is at the other end of stdin.
 pub fn is_interactive() -> bool {
     isatty(stdin())
+}
+
+/// The size of the user's terminal, if there is one.
+pub fn size() -> Option<TerminalSize> {
+    let size = tcgetwinsize(stdout()).or_else(|_| tcgetwinsize(stdin())).ok()?;
+    Some(TerminalSize { columns: size.ws_col, rows: size.ws_row })
 }
 
 /// Turns what comes on stdin into events, until its end.

@@ -66,6 +66,7 @@ fn run(machine: Machine, case: &Case, name: &str) -> Result<Verdict> {
         script: Script {
             answer: (!case.input.is_empty()).then(|| (line::READY.to_owned(), case.input.to_owned())),
             until: (is_endless && case.beside.is_some()).then_some(1),
+            terminal: None,
         },
         ..options(&args, name, time)?
     };

@@ -6,9 +6,10 @@ use super::record::Outcome;
 use crate::guest::initramfs;
 use crate::run::machine::Machine;
 use crate::run::outcome::{Report, Verdict};
-use crate::run::{self, Options, Script};
+use crate::run::{self, Options, Resize, Script};
 use anyhow::{Context, Result};
 use std::time::Duration;
+use vmm_protocol::link::TerminalSize;
 
 /// What the names of these tests contain.
 pub const TOPIC: &str = "/linux";
@@ -91,6 +92,9 @@ pub fn tests(machine: Machine) -> Vec<Test> {
             Test::on(machine, name, case.shows, move |name| run(machine, case, name))
         })
         .collect();
+    let name = format!("{}{TOPIC}-hvc-size", machine.name());
+    let shows = "Debian's virtio console has the size of the terminal, and follows it";
+    tests.push(Test::on(machine, name, shows, move |name| follow_size(machine, name)));
     if machine == Machine::Svm {
         let name = format!("{}{TOPIC}-own-initrd", machine.name());
         let shows = "a command runs in a user's own initial file system";
@@ -112,8 +116,11 @@ pub(super) fn boot(
     answer: Option<(String, String)>,
     name: &str,
 ) -> Result<(Report, Options)> {
+    boot_with(words, Script { answer, ..Script::default() }, name)
+}
+
+fn boot_with(words: &[&str], script: Script, name: &str) -> Result<(Report, Options)> {
     let (plan, options) = planned(words, name)?;
-    let script = Script { answer, until: None };
     let options = Options { timeout: Some(TIME_LIMIT), script, ..options };
     Ok((run::run(&plan, &options)?, options))
 }
@@ -137,6 +144,25 @@ fn own_initrd() -> Result<Outcome> {
     Ok(verdict(&report, &options.log, || {
         check(report.stdout == b"mine\n", "the command did not see the user's file")?;
         ended_with(&report, &Verdict::Command(0))
+    }))
+}
+
+/// Shows the terminal's size as soon as it is another than the last one.
+fn follow_size(machine: Machine, name: &str) -> Result<Outcome> {
+    const WATCH: &str =
+        "w() { while [ \"$(stty size)\" = \"$1\" ]; do :; done; stty size; }; w '0 0'; w '30 100'; exit\r";
+    let size = |rows, columns| TerminalSize { columns, rows };
+    let terminal = Resize { first: size(30, 100), when: "\n30 100\r\n".to_owned(), then: size(50, 132) };
+    let answer = Some(("~ # ".to_owned(), WATCH.to_owned()));
+    let script = Script { answer, terminal: Some(terminal), until: None };
+    let words = ["--machine", machine.name(), "--deterministic", "--console", "virtio"];
+    let (report, options) = boot_with(&words, script, name)?;
+    Ok(verdict(&report, &options.log, || {
+        let console = String::from_utf8_lossy(&report.vms[0].console).into_owned();
+        let shows = |size: &str| console.lines().any(|line| line == size);
+        check(shows("30 100"), "the guest does not know the size of its terminal")?;
+        check(shows("50 132"), "the guest does not know that its terminal has another size")?;
+        ended_with(&report, &Verdict::PoweredOff)
     }))
 }
 

@@ -87,7 +87,7 @@ fn run_guest(
     let manifest = system(Vec::new(), vec![vm]);
     let plan = manifest::resolve(manifest, Path::new(""), request::host(&args))?;
     let options = Options {
-        script: Script { answer: Some((line::READY.to_owned(), TYPED.to_owned())), until: None },
+        script: Script { answer: Some((line::READY.to_owned(), TYPED.to_owned())), ..Default::default() },
         ..guests::options(&args, name, TIME_LIMIT)?
     };
     Ok((run::run(&plan, &options)?, options.log))

@@ -3,7 +3,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use usys::ring::{MAX_RECORD, Producer};
-use vmm_protocol::link::{Decoder, Stream};
+use vmm_protocol::link::{Decoder, Stream, TerminalSize};
 use vmm_protocol::manifest::ConsoleMode;
 
 /// In plain mode, the VM that the person at the other end talks to.
@@ -29,12 +29,19 @@ struct Destination {
     /// What is not in the ring yet: runs of bytes of one stream.
     waiting: VecDeque<(Stream, Vec<u8>)>,
     bytes: usize,
+    /// The last size of its terminal that is not in the ring yet: those before it are of no use.
+    size: Option<TerminalSize>,
 }
 
 impl Input {
     /// Input for the VMs with these rings.
     pub fn new(mode: ConsoleMode, rings: Vec<Producer>) -> Self {
-        let vms = rings.into_iter().map(|ring| Destination { ring, waiting: VecDeque::new(), bytes: 0 });
+        let vms = rings.into_iter().map(|ring| Destination {
+            ring,
+            waiting: VecDeque::new(),
+            bytes: 0,
+            size: None,
+        });
         Input { mode, decoder: Decoder::default(), vms: vms.collect() }
     }
 
@@ -44,7 +51,10 @@ impl Input {
             ConsoleMode::Plain => self.add(FOCUS, Stream::Console, &[byte]),
             ConsoleMode::Framed => {
                 if let Some(frame) = self.decoder.push(byte) {
-                    self.add(frame.vm, frame.stream, &frame.payload);
+                    match frame.stream {
+                        Stream::Size => self.set_size(frame.vm, &frame.payload),
+                        stream => self.add(frame.vm, stream, &frame.payload),
+                    }
                 }
             }
         }
@@ -65,10 +75,20 @@ impl Input {
         }
     }
 
+    fn set_size(&mut self, vm: u8, bytes: &[u8]) {
+        if let Some((destination, size)) = self.vms.get_mut(usize::from(vm)).zip(TerminalSize::decode(bytes))
+        {
+            destination.size = Some(size);
+        }
+    }
+
     /// Moves what fits into the rings. Returns the VMs, as bits, that have new input.
     pub fn deliver(&mut self) -> u64 {
         let mut signals = 0;
         for (index, destination) in self.vms.iter_mut().enumerate() {
+            let ring = &mut destination.ring;
+            let push = |size: &mut TerminalSize| ring.push(Stream::Size as u8, index as u8, &size.encode());
+            signals |= u64::from(destination.size.take_if(push).is_some()) << index;
             while let Some((stream, run)) = destination.waiting.front() {
                 if !destination.ring.push(*stream as u8, index as u8, run) {
                     break;
@@ -131,6 +151,29 @@ mod tests {
         let record = rings[1].pop().unwrap();
         assert_eq!((record.stream, record.bytes()), (Stream::Agent as u8, b"hi".as_slice()));
         assert!(rings[0].is_empty());
+    }
+
+    #[test]
+    fn the_last_size_of_a_terminal_arrives_whole_when_there_is_room() {
+        let (mut input, mut rings) = fixture(ConsoleMode::Framed, 1);
+        let mut frame = |stream: Stream, payload: &[u8]| {
+            let header = header(stream, 0, payload.len() as u8);
+            header.iter().chain(payload).for_each(|&byte| input.push(byte));
+            input.deliver()
+        };
+        while frame(Stream::Console, &[b'x'; 125]) != 0 {}
+        for columns in 70..=80 {
+            assert_eq!(frame(Stream::Size, &TerminalSize { columns, rows: 25 }.encode()), 0);
+        }
+        assert_eq!(frame(Stream::Size, b"nonsense"), 0);
+        while rings[0].pop().is_some() {}
+        assert_eq!(input.deliver(), 0b1);
+        let record = rings[0].pop().unwrap();
+        let size = TerminalSize::decode(record.bytes());
+        assert_eq!((record.stream, size), (Stream::Size as u8, Some(TerminalSize { columns: 80, rows: 25 })));
+        while let Some(record) = rings[0].pop() {
+            assert_eq!(record.stream, Stream::Console as u8);
+        }
     }
 
     #[test]

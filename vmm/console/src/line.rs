@@ -59,7 +59,7 @@ impl Line {
                 self.put_line(text.as_bytes(), out);
             }
             // Nothing that a person would read.
-            Stream::Agent | Stream::Gdb | Stream::Hello | Stream::Bye => {}
+            Stream::Agent | Stream::Gdb | Stream::Size | Stream::Hello | Stream::Bye => {}
         }
     }
 

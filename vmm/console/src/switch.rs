@@ -108,7 +108,8 @@ fn put_record(line: &mut Line, index: usize, record: &Record, queue: &mut Queue)
             | Stream::Stderr
             | Stream::Agent
             | Stream::Log
-            | Stream::Gdb),
+            | Stream::Gdb
+            | Stream::Size),
         ) => line.put(stream, index as u8, record.bytes(), queue),
         Some(Stream::Outcome | Stream::Hello | Stream::Bye) | None => {}
     }

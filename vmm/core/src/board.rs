@@ -385,6 +385,12 @@ impl Board {
         self.pv.set_balloon_target(pages, &mut wires);
     }
 
+    /// Has consoles say how large their terminal is.
+    pub(crate) fn set_console_size(&mut self, columns: u16, rows: u16) {
+        let (virtio, mut path) = self.virtio_and_path();
+        virtio.set_console_size(columns, rows, |change| path.follow(change));
+    }
+
     /// Unix time in nanoseconds at guest TSC 0, modulo 2^64.
     fn unix_ns_at_zero(&self, now: Time) -> u64 {
         const NANOSECONDS: u128 = 1_000_000_000;

@@ -296,6 +296,26 @@ impl VirtioBus {
         }
     }
 
+    /// Has consoles say how large their terminal is: columns and rows. `follow` is as in [`Self::run`].
+    pub(crate) fn set_console_size(&mut self, columns: u16, rows: u16, mut follow: impl FnMut(LineChange)) {
+        for (index, device) in self.devices.iter_mut().enumerate() {
+            if let VirtioDevice::Console(console) = device.device_mut()
+                && console.set_size(columns, rows)
+            {
+                follow(LineChange { gsi: gsi(index), line: device.config_changed() });
+            }
+        }
+    }
+
+    /// Whether a driver of a console has begun since this was last asked, which is to be told the size.
+    pub(crate) fn take_wants_console_size(&mut self) -> bool {
+        let take = |device: &mut Transport<VirtioDevice>| match device.device_mut() {
+            VirtioDevice::Console(console) => console.take_wants_size(),
+            _ => false,
+        };
+        self.devices.iter_mut().any(take)
+    }
+
     /// Queues bytes for the guest, if its driver drives the console; returns how many there was room for.
     pub(crate) fn queue_input(&mut self, bytes: &[u8]) -> Option<usize> {
         for device in self.devices.iter_mut().filter(|device| device.is_running()) {
@@ -344,7 +364,7 @@ impl VirtioBus {
 /// Whether somebody should take what a device has.
 fn has_output(device: &VirtioDevice) -> bool {
     match device {
-        VirtioDevice::Console(console) => console.console().has_output(),
+        VirtioDevice::Console(console) => console.console().has_output() || console.wants_size(),
         VirtioDevice::Vsock(sockets) => sockets.core().host().has_lines(),
         _ => false,
     }

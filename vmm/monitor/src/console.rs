@@ -10,7 +10,7 @@ use usys::cpu;
 use usys::lock::Mutex;
 use usys::process::{self, ProcessInfo};
 use usys::ring::{Consumer, Producer};
-use vmm_protocol::link::Stream;
+use vmm_protocol::link::{Stream, TerminalSize};
 use vmm_protocol::process::{INPUT, OUTPUT, monitor};
 
 /// How long the console server may make no room before output is given up, in ms: it, or the line, is dead.
@@ -82,13 +82,17 @@ impl Channel {
     }
 
     /// Takes input: `take` gets the number of the serial port and bytes, and says how many it has room for. What it has no
-    /// room for comes again.
+    /// room for comes again. Returns the size that the console's terminal has now, if that came, too.
     #[inline]
-    pub fn receive(&mut self, take: impl FnMut(usize, &[u8]) -> usize) {
+    pub fn receive(&mut self, take: impl FnMut(usize, &[u8]) -> usize) -> Option<TerminalSize> {
         // Asked after every exit, and mostly in vain.
-        if !self.consumer.is_empty() {
-            self.receive_records(take);
-        }
+        if self.consumer.is_empty() { None } else { self.receive_records(take) }
+    }
+
+    /// Asks for the size of the console's terminal. It comes if there is one.
+    #[cold]
+    pub fn ask_size(&mut self) {
+        self.send(Stream::Size, &[0]);
     }
 
     /// Takes a byte that came from gdb, as [`Self::receive`] has found it.
@@ -101,12 +105,15 @@ impl Channel {
         !self.gdb.is_empty()
     }
 
-    fn receive_records(&mut self, mut take: impl FnMut(usize, &[u8]) -> usize) {
-        let mut is_relieved = false;
+    fn receive_records(&mut self, mut take: impl FnMut(usize, &[u8]) -> usize) -> Option<TerminalSize> {
+        let (mut is_relieved, mut size) = (false, None);
         while let Some(record) = self.consumer.peek() {
             let port = STREAMS.iter().position(|&stream| stream as u8 == record.stream);
             if record.stream == Stream::Gdb as u8 && self.gdb.len() < GDB_BYTES {
                 self.gdb.extend(record.bytes());
+            }
+            if record.stream == Stream::Size as u8 {
+                size = TerminalSize::decode(record.bytes()).or(size);
             }
             // Records of other streams are nobody's.
             if let Some(port) = port.filter(|&port| port < INPUT_PORTS) {
@@ -122,5 +129,6 @@ impl Channel {
         if is_relieved && self.consumer.take_starved() {
             let _ = self.doorbell.signal();
         }
+        size
     }
 }

@@ -24,7 +24,7 @@ use vmm_core::facts::{CpuidRegs, HostFacts};
 use vmm_core::image::BootImages;
 use vmm_core::machine::{Action, Devices, Host, Machine};
 use vmm_core::vcpu::Vcpu;
-use vmm_protocol::manifest::{OnReset, VmConfig};
+use vmm_protocol::manifest::{ConsoleInterface, OnReset, VmConfig};
 use vmm_protocol::outcome::Outcome;
 use vmm_protocol::process::{MonitorConfig, monitor};
 
@@ -121,6 +121,9 @@ impl<W: Watch> Vm<W> {
         if let Some(pieces) = self.ram.pieces() {
             machine.set_balloon_target(pieces.target());
         }
+        if self.config.console == ConsoleInterface::Virtio {
+            self.channel.ask_size();
+        }
         let outcome = if self.config.debug {
             debugged::run(&mut self, &mut machine)
         } else {
@@ -207,7 +210,9 @@ impl<W: Watch> Vm<W> {
     /// One entry and the exit after it, or several where nothing but registers and the deadline changed.
     #[inline(always)]
     fn step(&mut self, machine: &mut Machine) -> usys::Result<Option<End>> {
-        self.channel.receive(|port, bytes| machine.input(port, bytes));
+        if let Some(size) = self.channel.receive(|port, bytes| machine.input(port, bytes)) {
+            machine.set_console_size(size.columns, size.rows);
+        }
         // The time of the last exit will do: deadlines are absolute.
         machine.prepare_entry(&mut self.vcpu, self.now);
         let mut now = self.enter()?;
@@ -293,6 +298,9 @@ impl<W: Watch> Vm<W> {
             }
         }
         self.output.put(DEBUG_PORT, machine.take_debug_output(), now, &mut self.channel);
+        if machine.take_wants_console_size() {
+            self.channel.ask_size();
+        }
         for line in machine.take_log() {
             log::warn!("{line}");
         }

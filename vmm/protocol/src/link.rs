@@ -34,6 +34,9 @@ pub enum Stream {
     Bye = 7,
     /// gdb's remote protocol, both ways. The VM sends an acknowledgement, `+`, first: it waits for gdb from then on.
     Gdb = 8,
+    /// Of the terminal that the VM's console is shown on. The VM asks with any byte; what it gets, then and whenever it changes, is a
+    /// [`TerminalSize`]. Nobody answers where there is no terminal.
+    Size = 9,
 }
 
 /// Version in [`Stream::Hello`].
@@ -52,8 +55,35 @@ impl Stream {
             6 => Stream::Hello,
             7 => Stream::Bye,
             8 => Stream::Gdb,
+            9 => Stream::Size,
             _ => return None,
         })
+    }
+}
+
+/// The size of a terminal in characters; 0 by 0 if nobody knows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Characters of a line.
+    pub columns: u16,
+    /// Lines.
+    pub rows: u16,
+}
+
+impl TerminalSize {
+    /// Bytes that it takes.
+    pub const BYTES: usize = 4;
+
+    /// As it goes over the line.
+    pub const fn encode(self) -> [u8; Self::BYTES] {
+        let ([c0, c1], [r0, r1]) = (self.columns.to_le_bytes(), self.rows.to_le_bytes());
+        [c0, c1, r0, r1]
+    }
+
+    /// What these bytes say; `None` if they are fewer or more.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let &[c0, c1, r0, r1] = bytes else { return None };
+        Some(TerminalSize { columns: u16::from_le_bytes([c0, c1]), rows: u16::from_le_bytes([r0, r1]) })
     }
 }
 
@@ -109,6 +139,15 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_size_is_whole_or_none() {
+        let size = TerminalSize { columns: 132, rows: 0x1234 };
+        let mut bytes = size.encode().to_vec();
+        assert_eq!(TerminalSize::decode(&bytes), Some(size));
+        bytes.push(0);
+        assert_eq!((TerminalSize::decode(&bytes), TerminalSize::decode(&bytes[..3])), (None, None));
+    }
 
     #[test]
     fn a_frame_survives_noise_before_it() {

@@ -341,6 +341,17 @@ impl Machine {
         self.board.set_balloon_target(pages);
     }
 
+    /// The terminal of the guest's console has so many columns and rows; 0 if nobody knows.
+    pub fn set_console_size(&mut self, columns: u16, rows: u16) {
+        self.board.set_console_size(columns, rows);
+    }
+
+    /// Whether a driver of the console has begun that is to be told the size of its terminal, if it has since this was last asked. Asked
+    /// when [`Self::take_has_output`] says so.
+    pub fn take_wants_console_size(&mut self) -> bool {
+        self.board.virtio.take_wants_console_size()
+    }
+
     /// What Linux's driver has given and says about the guest's memory, if there is a balloon.
     pub fn balloon(&self) -> Option<&Balloon> {
         self.board.virtio.balloon()

@@ -2,7 +2,7 @@
 
 use super::chain::Chain;
 use super::queue::Queue;
-use super::{Device, DeviceType, DriverError, Turn};
+use super::{Device, DeviceType, DriverError, Turn, read_config_bytes};
 use crate::console::Console;
 use crate::guest_mem::GuestMemory;
 use crate::segment::total_bytes;
@@ -12,6 +12,8 @@ const QUEUE_SIZES: [u16; 2] = [64, 64];
 /// The queue of bytes for the driver.
 pub const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
+/// The driver may know the size of the terminal (5.3.3).
+const SIZE: u64 = 1 << 0;
 /// Bytes that are copied at a time.
 const PIECE: usize = 256;
 
@@ -25,6 +27,14 @@ pub struct ConsoleDevice {
     outgoing: Chain,
     /// The chain of [`Self::outgoing`] was not given back yet.
     is_sending: bool,
+    /// Columns and rows of the terminal; 0 if nobody knows.
+    size: [u16; 2],
+    /// The driver knows them, too.
+    has_size: bool,
+    /// A driver that knows them has begun, and has no queue looked at yet.
+    is_fresh: bool,
+    /// It has begun since somebody asked.
+    wants_size: bool,
 }
 
 impl ConsoleDevice {
@@ -41,6 +51,23 @@ impl ConsoleDevice {
     /// The console. After it got input, its queue [`RECEIVE`] is to be looked at.
     pub fn console_mut(&mut self) -> &mut Console {
         &mut self.console
+    }
+
+    /// The terminal has so many columns and rows. Returns whether its driver is to be told of that change
+    /// ([`super::mmio::Transport::config_changed`]).
+    pub fn set_size(&mut self, columns: u16, rows: u16) -> bool {
+        self.size = [columns, rows];
+        self.has_size
+    }
+
+    /// Whether a driver has begun that should be told the size, though that may not have changed: Linux's does not look before.
+    pub fn wants_size(&self) -> bool {
+        self.wants_size
+    }
+
+    /// As [`Self::wants_size`], once.
+    pub fn take_wants_size(&mut self) -> bool {
+        core::mem::take(&mut self.wants_size)
     }
 
     /// Takes what the driver wrote, as far as there is room; whether that was all of the chain.
@@ -94,19 +121,26 @@ impl Device for ConsoleDevice {
     }
 
     fn features(&self) -> u64 {
-        0
+        SIZE
     }
 
     fn queue_sizes(&self) -> &[u16] {
         &QUEUE_SIZES
     }
 
-    fn read_config(&self, _offset: u64, into: &mut [u8]) {
-        into.fill(0);
+    /// Columns and rows; the driver knows of no ports and no emergency writes (5.3.4).
+    fn read_config(&self, offset: u64, into: &mut [u8]) {
+        let [columns, rows] = self.size;
+        read_config_bytes(&(u32::from(columns) | u32::from(rows) << 16).to_le_bytes(), offset, into);
+    }
+
+    fn set_features(&mut self, features: u64) {
+        self.has_size = features & SIZE != 0;
+        self.is_fresh = self.has_size;
     }
 
     fn reset(&mut self) {
-        self.is_sending = false;
+        (self.is_sending, self.has_size, self.is_fresh, self.wants_size) = (false, false, false, false);
     }
 
     fn queue_stopped(&mut self, index: usize) {
@@ -122,6 +156,8 @@ impl Device for ConsoleDevice {
         let Some(queue) = queues.get_mut(index) else {
             return Ok(Turn::NOTHING);
         };
+        // Only now would a change of the configuration reach the driver.
+        self.wants_size |= core::mem::take(&mut self.is_fresh);
         if index == TRANSMIT { self.transmit(memory, queue) } else { self.receive(memory, queue) }
     }
 

@@ -95,10 +95,13 @@ impl<W: Watch> Inferior for Debugged<'_, W> {
     fn receive(&mut self) -> Option<u8> {
         // What is typed for a guest that does not run is lost when its UART is full: it must not keep gdb waiting.
         let machine = &mut *self.machine;
-        self.vm.channel.receive(|port, bytes| {
+        let size = self.vm.channel.receive(|port, bytes| {
             machine.input(port, bytes);
             bytes.len()
         });
+        if let Some(size) = size {
+            machine.set_console_size(size.columns, size.rows);
+        }
         self.vm.channel.take_gdb()
     }
 

@@ -36,11 +36,18 @@ fn disks(count: u8) -> Devices {
 impl Vm {
     /// Brings the device at `base` up, and its interrupt at input `gsi` of the I/O APIC, edge-triggered as Linux sets it.
     fn start_device(&mut self, base: u64, gsi: u32) {
+        self.start_device_with(base, gsi, 0);
+    }
+
+    /// The same with some of the device's own features.
+    fn start_device_with(&mut self, base: u64, gsi: u32, features: u32) {
         self.poke(layout::IO_APIC, 0x10 + 2 * gsi);
         self.poke(layout::IO_APIC + 0x10, VECTOR);
         for status in [0, 1, 3] {
             self.poke(base + DEVICE_STATUS, status);
         }
+        self.poke(base + 0x24, 0);
+        self.poke(base + 0x20, features);
         self.poke(base + 0x24, 1);
         self.poke(base + 0x20, 1);
         self.poke(base + DEVICE_STATUS, 11);
@@ -190,6 +197,26 @@ fn a_virtio_console_is_the_console_once_its_driver_is_up() {
     vm.poke(layout::VIRTIO + NOTIFY, TRANSMIT);
     assert!(vm.machine.take_has_output());
     assert_eq!(vm.machine.take_output(0).collect::<Vec<u8>>(), b"said");
+}
+
+#[test]
+fn a_driver_of_a_console_hears_how_large_its_terminal_is() {
+    const SIZE: u32 = 1;
+    let virtio = vec![VirtioDevice::Console(ConsoleDevice::new())];
+    let mut vm = Vm::with_devices(&config(), Devices { virtio, ..Devices::default() });
+    vm.enable_interrupts();
+    vm.set_if(true);
+    vm.machine.set_console_size(80, 25);
+    vm.start_device_with(layout::VIRTIO, 16, SIZE);
+    assert!(vm.machine.take_has_output() && vm.machine.take_wants_console_size());
+    assert!(!vm.enter().0.is_valid());
+    vm.machine.set_console_size(100, 30);
+    assert_eq!(vm.enter().0, Event::interrupt(VECTOR as u8));
+    assert_eq!(
+        (vm.peek(layout::VIRTIO + INTERRUPT_STATUS), vm.peek(layout::VIRTIO + 0x100)),
+        (2, 30 << 16 | 100)
+    );
+    assert!(!vm.machine.take_wants_console_size());
 }
 
 #[test]

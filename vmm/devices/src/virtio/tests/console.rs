@@ -3,6 +3,7 @@
 use super::*;
 use crate::console::OUTPUT_BYTES;
 use crate::virtio::console::ConsoleDevice;
+use crate::virtio::mmio::Line;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -22,6 +23,24 @@ fn what_the_driver_writes_comes_out_in_order() {
     driver.transfer(&[Buffer::Read(DATA, 2)]);
     let output: Vec<u8> = driver.device.device_mut().console_mut().take_output().collect();
     assert_eq!(output, [&text[..], &text[..2]].concat());
+}
+
+#[test]
+fn a_driver_that_begins_is_told_the_size_and_hears_of_another() {
+    const SIZE: u64 = 1;
+    let mut driver = Driver::new(ConsoleDevice::new(), SIZE, 8);
+    assert!(driver.device.device_mut().take_wants_size());
+    assert!(driver.device.device_mut().set_size(132, 50));
+    assert_eq!(driver.device.config_changed(), Line::Raised);
+    assert_eq!((driver.read(0x060), driver.read(0x100)), (2, 50 << 16 | 132));
+    assert!(!driver.device.device_mut().wants_size());
+    assert_eq!(driver.device.write(0x064, 4, 2), Line::Lowered);
+    driver.start(SIZE, 8);
+    assert_eq!(driver.read(0x100), 50 << 16 | 132, "the terminal is the same");
+    assert!(driver.device.device_mut().wants_size());
+    let mut other = console();
+    assert!(!other.device.device_mut().wants_size());
+    assert!(!other.device.device_mut().set_size(80, 25), "it did not ask for that feature");
 }
 
 #[test]
