@@ -26,6 +26,9 @@ use usys::Window;
 use usys::window::OutOfWindow;
 use vmm_protocol::block::CHANNEL_BYTES;
 
+/// How long a driver lets its disk empty its cache, in ms: one may have to spin up, and may need more than 30 s (ATA/ATAPI-6, 8.12).
+pub const FLUSH_PATIENCE_MS: u64 = 60_000;
+
 /// The words of a channel. An offset that is outside reads as 0; there is none, as [`Words::new`] checks the length.
 #[derive(Clone, Copy, Debug)]
 struct Words(Window);

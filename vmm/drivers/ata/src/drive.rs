@@ -6,6 +6,7 @@
 
 use crate::identity::Identity;
 use crate::registers::{Bus, Register, command, control, device, error, status};
+use block_channel::FLUSH_PATIENCE_MS;
 use core::fmt;
 use vmm_protocol::block::SECTOR_BYTES;
 
@@ -35,10 +36,10 @@ pub enum Command {
 }
 
 impl Command {
-    /// How long it may take, in ms: a drive may have to spin up, and may need more than 30 s to empty its cache (ATA/ATAPI-6, 8.12).
+    /// How long it may take, in ms: a drive may have to spin up.
     pub const fn patience_ms(self) -> u64 {
         match self {
-            Command::Flush => 60_000,
+            Command::Flush => FLUSH_PATIENCE_MS,
             _ => 10_000,
         }
     }

@@ -4,6 +4,7 @@
 //! searched for. What the device writes is checked: one that gives back what it was not given is reset, and everything at it
 //! fails.
 
+use block_channel::FLUSH_PATIENCE_MS;
 use usys::window::OutOfWindow;
 use virtio_driver::device::{self, Registers, SetupError};
 use virtio_driver::queue::{Broken, Buffer, DmaWindow, Queue, flag};
@@ -25,6 +26,8 @@ mod layout {
 pub const QUEUE_SIZE: u16 = 128;
 /// Bytes of the memory of the queue.
 pub const QUEUE_BYTES: usize = 8192;
+/// How long the device may complete nothing while it has requests, in ms; unless it flushes.
+const PATIENCE_MS: u64 = 30_000;
 /// Status bytes of a request (5.2.6).
 const OK: u8 = 0;
 const UNSUPPORTED: u8 = 2;
@@ -43,8 +46,8 @@ pub struct Device<R> {
     queue: Queue,
     can_flush: bool,
     disk: DiskInfo,
-    /// Requests at the device, by slot.
-    at_device: [bool; SLOTS],
+    /// What is at the device, by slot.
+    at_device: [Option<Operation>; SLOTS],
 }
 
 impl<R: Registers> Device<R> {
@@ -64,7 +67,7 @@ impl<R: Registers> Device<R> {
             is_read_only: features & feature::READ_ONLY != 0,
             has_cache: can_flush,
         };
-        Ok(Device { registers, memory, queue, can_flush, disk, at_device: [false; SLOTS] })
+        Ok(Device { registers, memory, queue, can_flush, disk, at_device: [None; SLOTS] })
     }
 
     /// What the disk is.
@@ -74,20 +77,26 @@ impl<R: Registers> Device<R> {
 
     /// Requests at the device.
     pub fn in_flight(&self) -> usize {
-        self.at_device.iter().filter(|&&is_there| is_there).count()
+        self.at_device.iter().flatten().count()
+    }
+
+    /// How long the device may complete nothing of what is at it, in ms.
+    pub fn patience_ms(&self) -> u64 {
+        let is_flushing = self.at_device.contains(&Some(Operation::Flush));
+        if is_flushing { FLUSH_PATIENCE_MS } else { PATIENCE_MS }
     }
 
     /// Puts a request into the queue, whose data is at physical address `data`. `Some` if it ended with that.
     pub fn submit(&mut self, request: &Request, data: u64) -> Option<Status> {
         let slot = request.slot;
         match self.at_device.get_mut(usize::from(slot)) {
-            Some(is_there) if !*is_there => *is_there = true,
+            Some(place @ None) => *place = Some(request.operation),
             // The user's own rule, which it broke.
             _ => return Some(Status::Unsupported),
         }
         if request.operation == Operation::Flush && !self.can_flush {
             // Without the feature the device writes through (5.2.6.2).
-            self.at_device[usize::from(slot)] = false;
+            self.at_device[usize::from(slot)] = None;
             return Some(Status::Done);
         }
         // In the window by its layout, whose length `set_up` has seen.
@@ -132,7 +141,7 @@ impl<R: Registers> Device<R> {
         let Some((id, _)) = self.queue.take(&mut self.registers)? else { return Ok(None) };
         let slot = usize::try_from(id / 3).map_err(|_| Broken)?;
         match self.at_device.get_mut(slot) {
-            Some(is_there) if *is_there && id.is_multiple_of(3) => *is_there = false,
+            Some(place @ Some(_)) if id.is_multiple_of(3) => *place = None,
             _ => return Err(Broken),
         }
         let mut result = [0];

@@ -1,7 +1,7 @@
 //! The process: interrupts, deadlines, and the channel to the VMM.
 
 use crate::device::Device;
-use block_channel::{Complaints, Server, Wait};
+use block_channel::{Complaints, FLUSH_PATIENCE_MS, Server, Wait};
 use usys::abi::Selector;
 use usys::cap::{Cap, Ntfn};
 use usys::cpu;
@@ -9,11 +9,12 @@ use usys::object::FOREVER;
 use usys::process::{self, ProcessInfo};
 use virtio_driver::Pci;
 use vmm_protocol::block::{DiskInfo, Status, data_offset};
+use vmm_protocol::manifest::DEFAULT_TIMEOUT_MS;
 use vmm_protocol::process::driver::{self, virtio};
 use vmm_protocol::process::{CHANNEL, DriverConfig};
 
-/// How long the device may complete nothing while it has requests, in ms.
-const PATIENCE_MS: u64 = 30_000;
+// Whoever watches this driver is to wait for longer than the driver does for its device.
+const _: () = assert!(FLUSH_PATIENCE_MS < DEFAULT_TIMEOUT_MS as u64);
 /// How long an interrupt is waited for before the device is looked at anyway, in ms: one that was lost costs no more.
 const WATCHDOG_MS: u64 = 50;
 
@@ -111,7 +112,7 @@ impl Driver {
         }
         if has_new && let Some(device) = device {
             device.publish();
-            self.patience = cpu::deadline_in(PATIENCE_MS, self.tsc_hz);
+            self.patience = cpu::deadline_in(device.patience_ms(), self.tsc_hz);
         }
     }
 
@@ -126,7 +127,7 @@ impl Driver {
                         log::warn!("the device failed a request: {status:?}");
                     }
                     self.server.complete(slot, status);
-                    self.patience = cpu::deadline_in(PATIENCE_MS, self.tsc_hz);
+                    self.patience = cpu::deadline_in(device.patience_ms(), self.tsc_hz);
                 }
                 Ok(None) if !is_broken => return,
                 Ok(None) | Err(_) => break,

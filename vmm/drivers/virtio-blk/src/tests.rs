@@ -3,6 +3,7 @@
 use crate::device::{Device, QUEUE_BYTES, QUEUE_SIZE};
 use alloc::boxed::Box;
 use alloc::vec;
+use block_channel::FLUSH_PATIENCE_MS;
 use usys::Window;
 use vdev::block::{Disk, MemoryDisk};
 use vdev::virtio::block::Block;
@@ -80,6 +81,24 @@ fn every_slot_can_be_at_the_device_at_once_but_none_twice() {
         assert_eq!(device.take_completed(), Ok(Some((slot, Status::Done))));
     }
     assert_eq!((device.take_completed(), device.in_flight()), (Ok(None), 0));
+}
+
+#[test]
+fn a_device_that_flushes_has_as_long_as_a_drive() {
+    let (mut device, _) = device(false);
+    let submit = |device: &mut Device<_>, slot, operation| {
+        assert_eq!(device.submit(&request(slot, operation, 0), ADDRESS + data(slot) as u64), None);
+        device.publish();
+    };
+    submit(&mut device, 0, Operation::Write);
+    let usual = device.patience_ms();
+    assert!(usual < FLUSH_PATIENCE_MS);
+    submit(&mut device, 1, Operation::Flush);
+    submit(&mut device, 2, Operation::Read);
+    for left in [FLUSH_PATIENCE_MS, FLUSH_PATIENCE_MS, usual] {
+        assert_eq!(device.patience_ms(), left);
+        assert!(device.take_completed().unwrap().is_some());
+    }
 }
 
 #[test]
