@@ -126,7 +126,7 @@ fn output(command: &mut Command) -> Result<std::process::Output, String> {
 }
 
 /// Reads good sectors, one that fails, one at which the driver crashes, and one at which the next driver hangs, and good ones again
-/// after each.
+/// after each: those wait for the driver that comes.
 fn read_around() -> String {
     let fails = disk::FAILS * 512 / 4096;
     let crashes = disk::CRASHES * 512 / 4096;
@@ -137,10 +137,8 @@ read_block 0
 read_block {fails}
 read_block 64
 read_block {crashes}
-sleep 1
 read_block 128
 read_block {loops}
-sleep 1
 read_block 192"#
     )
 }

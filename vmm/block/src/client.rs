@@ -78,8 +78,10 @@ struct Part {
 /// The state of the connection with the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Link {
-    /// The epoch is published; no driver has begun it.
-    Waiting,
+    /// There is no driver, or it has another disk: what is asked fails.
+    Down,
+    /// There is a driver that has not begun the epoch yet: what is asked waits for it.
+    Coming(Served),
     /// This driver serves.
     Served(Served),
 }
@@ -118,7 +120,7 @@ impl<S: Signal> Client<S> {
         let mut client = Client {
             words,
             driver,
-            link: Link::Waiting,
+            link: Link::Down,
             epoch: words.load(EPOCH),
             disk: None,
             head: 0,
@@ -138,12 +140,11 @@ impl<S: Signal> Client<S> {
     /// What the disk is, once a driver serves it; `sectors` is 0 if the driver found none.
     pub fn connect(&mut self) -> Option<DiskInfo> {
         self.follow_driver();
-        self.disk.filter(|_| self.link != Link::Waiting)
+        self.disk.filter(|_| self.is_served())
     }
 
     /// Begins a new epoch: whatever a driver does for the last one concerns nobody.
     fn begin(&mut self) {
-        self.link = Link::Waiting;
         // Whatever is there may be served already; 0 means nobody.
         self.epoch = self.epoch.wrapping_add(1).max(1);
         (self.head, self.tail) = (0, 0);
@@ -152,26 +153,67 @@ impl<S: Signal> Client<S> {
         self.driver.signal();
     }
 
+    /// Whether a driver serves the epoch.
+    fn is_served(&self) -> bool {
+        matches!(self.link, Link::Served(_))
+    }
+
     /// Notices that a driver came or went.
     fn follow_driver(&mut self) {
         let served = Served::decode(self.words.load_u64(SERVED));
         match self.link {
-            Link::Served(last) if last == served => {}
-            Link::Served(_) => self.disconnect("its driver is gone"),
-            Link::Waiting => {}
-        }
-        if self.link == Link::Waiting && served.session != 0 && served.epoch == self.epoch {
-            let disk = DiskInfo::new(self.words.load_u64(SECTORS), self.words.load(FLAGS));
-            if *self.disk.get_or_insert(disk) == disk {
-                self.link = Link::Served(served);
-            }
+            Link::Served(last) | Link::Coming(last) if last == served => {}
+            Link::Served(_) => self.disconnect("its driver is gone", served),
+            Link::Coming(_) | Link::Down => self.follow_coming(served),
         }
     }
 
-    /// Everything pending fails, and a new epoch begins.
+    /// Nobody served the epoch: looks whether somebody does now, or will.
     #[cold]
-    fn disconnect(&mut self, why: &str) {
-        log::warn!("disk: {why}; what is pending fails");
+    fn follow_coming(&mut self, served: Served) {
+        let was_coming = matches!(self.link, Link::Coming(last) if last.session == served.session);
+        if served.session != 0 && served.epoch == self.epoch {
+            let disk = DiskInfo::new(self.words.load_u64(SECTORS), self.words.load(FLAGS));
+            if *self.disk.get_or_insert(disk) == disk {
+                self.link = Link::Served(served);
+                return;
+            }
+            self.link = Link::Down;
+        } else {
+            self.link = self.link_to(served);
+        }
+        // What waited for one driver does not wait for the next: a disk of which one after the other dies is no disk.
+        if !was_coming || self.link == Link::Down {
+            self.fail_all();
+        }
+    }
+
+    /// What to expect of a driver that has not begun the epoch.
+    fn link_to(&self, served: Served) -> Link {
+        if served.session == 0 { Link::Down } else { Link::Coming(served) }
+    }
+
+    /// Everything pending fails, and a new epoch begins, which a driver that is there will serve.
+    #[cold]
+    fn disconnect(&mut self, why: &str, served: Served) {
+        match self.job_count {
+            0 => log::info!("disk: {why}; nothing is pending"),
+            count => log::warn!("disk: {why}; {count} pending requests fail"),
+        }
+        self.fail_all();
+        self.begin();
+        self.link = self.link_to(served);
+    }
+
+    /// The driver completes what nobody asked for.
+    #[cold]
+    fn distrust(&mut self) {
+        let served = Served::decode(self.words.load_u64(SERVED));
+        self.disconnect("its driver completes what nobody asked for", served);
+    }
+
+    /// Everything pending fails.
+    fn fail_all(&mut self) {
         self.slots = [None; SLOTS];
         self.queue.clear();
         for index in 0..self.jobs.len() {
@@ -180,7 +222,6 @@ impl<S: Signal> Client<S> {
                 self.finish_if_done(index);
             }
         }
-        self.begin();
     }
 
     fn add_job(&mut self, job: Job) -> usize {
@@ -301,13 +342,13 @@ impl<S: Signal> Client<S> {
     fn collect(&mut self, memory: &mut dyn GuestMemory) {
         let head = self.words.load(COMPLETION_HEAD);
         if head.wrapping_sub(self.tail) as usize > SLOTS {
-            return self.disconnect("its driver completes what nobody asked for");
+            return self.distrust();
         }
         while self.tail != head {
             let completion = block::Completion::decode(self.words.load(completion_offset(self.tail)));
             self.tail = self.tail.wrapping_add(1);
             let Some(part) = self.slots.get_mut(usize::from(completion.slot)).and_then(Option::take) else {
-                return self.disconnect("its driver completes what nobody asked for");
+                return self.distrust();
             };
             self.end_part(memory, completion, part);
         }
@@ -404,11 +445,11 @@ impl<S: Signal> Backend for Client<S> {
             Request::Discard { .. } => return Poll::Ready(Err(BlockError::Unsupported)),
         };
         self.follow_driver();
-        if self.link != Link::Waiting {
+        if self.is_served() {
             // What a reset device asked for may be completed, and its slots be all there are: nobody may signal that again.
             self.collect(memory);
         }
-        if self.link == Link::Waiting {
+        if self.link == Link::Down {
             return Poll::Ready(Err(BlockError::Io));
         }
         if left == 0 {
@@ -428,7 +469,9 @@ impl<S: Signal> Backend for Client<S> {
         };
         let index = self.add_job(job);
         self.queue.push_back(index);
-        self.pump(memory);
+        if self.is_served() {
+            self.pump(memory);
+        }
         // It may have failed before its first part was out.
         match self.completed.iter().position(|&(completed, _)| completed == token) {
             Some(at) => self.completed.remove(at).map_or(Poll::Pending, |(_, result)| Poll::Ready(result)),
@@ -443,7 +486,7 @@ impl<S: Signal> Backend for Client<S> {
     fn take_completed(&mut self, memory: &mut dyn GuestMemory) -> Option<(Token, Completion)> {
         if self.completed.is_empty() {
             self.follow_driver();
-            if self.link != Link::Waiting {
+            if self.is_served() {
                 self.collect(memory);
                 self.pump(memory);
             }

@@ -279,6 +279,41 @@ fn a_driver_that_restarts_while_nothing_is_asked_costs_nothing() {
 }
 
 #[test]
+fn a_driver_that_restarts_while_nobody_looks_costs_nothing_either() {
+    let (mut fixture, _) = connected();
+    let mut driver = Driver::new(fixture.window, 2);
+    driver.run();
+    assert!(fixture.submit(1, Request::Write { sector: 0, from: &ONE }).is_pending());
+    assert_eq!(fixture.settle(&mut driver), [(1, Ok(()))]);
+}
+
+#[test]
+fn what_is_asked_of_a_driver_that_starts_waits_for_it_or_fails_with_it() {
+    let (mut fixture, _) = connected();
+    assert!(fixture.submit(1, Request::Write { sector: 0, from: &ONE }).is_pending());
+    // The root task ends the driver, and says that the next one comes.
+    let announce = |fixture: &Fixture, session| {
+        let served = Served { session, epoch: 0 }.encode();
+        fixture.window.atomic_u64(SERVED).unwrap().store(served, Ordering::Release);
+    };
+    announce(&fixture, 2);
+    assert_eq!(fixture.completed(), [(1, Err(BlockError::Io))], "that one is lost");
+    for token in 2..4 {
+        assert!(fixture.submit(token, Request::Read { sector: 0, into: &ONE }).is_pending());
+    }
+    assert_eq!(fixture.completed(), []);
+    announce(&fixture, 3);
+    assert_eq!(fixture.completed(), [(2, Err(BlockError::Io)), (3, Err(BlockError::Io))]);
+    assert!(fixture.submit(4, Request::Flush).is_pending());
+    let mut driver = Driver::new(fixture.window, 3);
+    assert_eq!(fixture.settle(&mut driver), [(4, Ok(()))]);
+    announce(&fixture, 4);
+    assert_eq!(fixture.submit(5, Request::Flush), Poll::Pending);
+    announce(&fixture, 0);
+    assert_eq!(fixture.completed(), [(5, Err(BlockError::Io))], "none comes any more");
+}
+
+#[test]
 fn requests_the_disk_cannot_do_are_the_users_own_trouble() {
     let (mut fixture, mut driver) = connected();
     let beyond = Request::Read { sector: 1024, into: &ONE };

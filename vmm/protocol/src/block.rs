@@ -2,7 +2,7 @@
 //!
 //! | Offset | Bytes | What | Written by |
 //! |---|---|---|---|
-//! | 0 | 8 | [`SERVED`]: which [`Served`] the driver is at | driver; root task, when the driver died |
+//! | 0 | 8 | [`SERVED`]: which [`Served`] the driver is at | driver; root task, when one died or is to come |
 //! | 8 | 8 | [`SECTORS`] of the disk | driver |
 //! | 16 | 4 | [`FLAGS`]: [`DiskInfo`] | driver |
 //! | 64 | 4 | [`EPOCH`]: changes when the user wants to begin with empty rings; never 0 | user |
@@ -34,7 +34,7 @@ pub const SLOT_SECTORS: u32 = (SLOT_BYTES / SECTOR_BYTES) as u32;
 
 /// Offset of a 64-bit word: [`Served`].
 pub const SERVED: usize = 0;
-/// Offset of a 64-bit word: sectors of the disk. Valid once [`SERVED`] is written; 0 if there is no disk.
+/// Offset of a 64-bit word: sectors of the disk. Valid once [`SERVED`] names the user's epoch; 0 if there is no disk.
 pub const SECTORS: usize = 8;
 /// Offset of a 32-bit word: the rest of [`DiskInfo`].
 pub const FLAGS: usize = 16;
@@ -62,9 +62,9 @@ pub const CHANNEL_BYTES: usize = DATA + SLOTS * SLOT_BYTES;
 /// Which driver serves which user.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Served {
-    /// Number of the driver, from 1; 0 if there is none. Each restart has a new one.
+    /// Number of the driver, which may be starting, from 1; 0 if there is none, and none comes. Each restart has a new one.
     pub session: u32,
-    /// Epoch of the user that it serves.
+    /// Epoch of the user that it serves; 0 if it serves none yet.
     pub epoch: u32,
 }
 

@@ -22,7 +22,7 @@ use usys::memory::Mapping;
 use usys::object::{FOREVER, Fault, Schedule};
 use usys::process::{self, selector as well_known};
 use usys::selector;
-use vmm_protocol::block::{CHANNEL_BYTES, SERVED};
+use vmm_protocol::block::{CHANNEL_BYTES, SERVED, Served};
 use vmm_protocol::manifest::{DiskConfig, DiskDriver, OnCrash};
 use vmm_protocol::process::driver::virtio;
 use vmm_protocol::process::{CHANNEL, DriverConfig, driver, monitor};
@@ -166,10 +166,29 @@ impl Disk {
         self.events.delegate(pd, to, Narrow::rights(Rights::SIGNAL).badge(driver::USER_BIT))
     }
 
-    /// Starts a driver process for it.
+    /// Starts a driver process for it. What its user asks from now on waits for that.
     pub fn start(&mut self, system: &mut System) -> Result<(), StartError> {
         let Some(program) = self.config.driver.module() else { return Ok(()) };
         self.session += 1;
+        self.announce(self.session);
+        self.launch(system, program).inspect_err(|_| self.announce_none())
+    }
+
+    /// No driver comes any more: what its user asks fails.
+    pub fn announce_none(&self) {
+        self.announce(0);
+    }
+
+    /// Tells its user which driver is to come; 0 if there is none. What was at the one before is lost.
+    fn announce(&self, session: u32) {
+        if let Ok(served) = self.view.window().atomic_u64(SERVED) {
+            served.store(Served { session, epoch: 0 }.encode(), Ordering::Release);
+        }
+        // A VM that is gone needs no signal.
+        let _ = self.doorbell.signal();
+    }
+
+    fn launch(&mut self, system: &mut System, program: &str) -> Result<(), StartError> {
         let config = DriverConfig {
             session: self.session,
             device: self.device,
@@ -252,7 +271,7 @@ impl Disk {
         Ok(irqs.delegate(process.pd(), Selector(driver::IRQ), irq)?)
     }
 
-    /// Ends the driver if it crashed, or is stuck, and lets its user know; says what it did.
+    /// Ends the driver if it crashed, or is stuck; says what it did. [`Self::start`] or [`Self::announce_none`] is due then.
     pub fn take_failure(&mut self, system: &mut System) -> Option<Failure> {
         let fault = self.process.as_ref()?.fault().map(Failure::Crash);
         let failure = fault.or_else(|| self.look(system.info.tsc_hz))?;
@@ -263,11 +282,6 @@ impl Disk {
         if let Some(process) = self.process.take() {
             process.destroy(&mut system.memory);
         }
-        if let Ok(served) = self.view.window().atomic_u64(SERVED) {
-            served.store(0, Ordering::Release);
-        }
-        // A VM that is gone needs no signal.
-        let _ = self.doorbell.signal();
         Some(failure)
     }
 

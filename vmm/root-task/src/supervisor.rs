@@ -262,6 +262,8 @@ impl Supervisor {
         if disk.on_crash() == OnCrash::Restart && failures <= MAX_RESTARTS {
             log::warn!("{name}: starting its driver again ({failures} of {MAX_RESTARTS})");
             self.start_driver(index);
+        } else {
+            disk.announce_none();
         }
     }
 
