@@ -10,6 +10,8 @@ pub mod echo;
 pub mod exit_code;
 pub mod fetch;
 pub mod fpu;
+#[cfg(target_os = "none")]
+mod heap;
 pub mod hello;
 pub mod interrupts;
 pub mod memory;
@@ -23,6 +25,7 @@ pub mod pv_balloon;
 pub mod pv_hostile;
 pub mod pv_net;
 pub mod reset;
+mod sockets;
 pub mod spin;
 pub mod steal;
 pub mod stuck;

@@ -34,7 +34,7 @@ static ARENA: Arena = Arena(UnsafeCell::new([0; PAGES * PAGE_SIZE]));
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
 /// Memory as the runtime has it: physical addresses are addresses.
-struct OneToOne;
+pub(crate) struct OneToOne;
 
 // SAFETY: pages are handed out once, zeroed, and never taken back; memory is mapped one to one.
 unsafe impl Hal for OneToOne {
@@ -64,7 +64,7 @@ unsafe impl Hal for OneToOne {
 
 /// The guest.
 pub fn run() {
-    let (mut disks, mut sources) = (0, 0);
+    let (mut disks, mut sources, mut sockets) = (0, 0, 0);
     for index in 0..DEVICES {
         let header = core::ptr::with_exposed_provenance_mut::<VirtIOHeader>(FIRST + index * PAGE_SIZE);
         let Some(header) = NonNull::new(header) else { continue };
@@ -81,10 +81,14 @@ pub fn run() {
                 sources += 1;
                 random(transport);
             }
+            DeviceType::Socket => {
+                sockets += 1;
+                crate::sockets::run(transport);
+            }
             other => check!(false, "a device of type {other:?} is there"),
         }
     }
-    check!(eq disks, 1, "there is one disk");
+    check!(eq(disks, sockets), (1, 1), "there is one disk, and one device for sockets");
     if sources == 0 {
         trt::skip!("the CPU has no random numbers");
     }

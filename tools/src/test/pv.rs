@@ -13,7 +13,9 @@ use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tproto::{line, pv};
-use vmm_protocol::manifest::{DEFAULT_TIMEOUT_MS, DiskConfig, DiskDriver, DiskInterface, OnCrash};
+use vmm_protocol::manifest::{
+    DEFAULT_TIMEOUT_MS, DiskConfig, DiskDriver, DiskInterface, OnCrash, VsockConfig,
+};
 use vmm_protocol::outcome::Outcome;
 
 const TIME_LIMIT: Duration = Duration::from_secs(600);
@@ -52,12 +54,12 @@ fn run(
     judge: fn(&VmReport) -> Result<(), String>,
 ) -> Result<Verdict> {
     let (report, log) = run_guest(machine, "pv", cmdline, name, DiskInterface::Pv)?;
-    Ok(verdict(&report, &log, || judge_log(&report, &log, judge)))
+    Ok(verdict(&report, &log, || judge_log(&report, &log, pv::LOGGED, judge)))
 }
 
 fn run_virtio(machine: Machine, name: &str) -> Result<Verdict> {
     let (report, log) = run_guest(machine, "virtio", "", name, DiskInterface::Virtio)?;
-    Ok(verdict(&report, &log, || report.vms.first().map_or(Err("there was no VM".into()), passed)))
+    Ok(verdict(&report, &log, || judge_log(&report, &log, pv::SAID, passed)))
 }
 
 /// Runs a guest with a disk that says where each word of it is; returns where the log is, too.
@@ -82,6 +84,9 @@ fn run_guest(
         queues: 1,
     };
     let mut vm = vm(guest, guest, cmdline, 16);
+    if interface == DiskInterface::Virtio {
+        vm.vsock = Some(VsockConfig { cid: pv::CID, network: None });
+    }
     vm.disks.push(disk);
     let args = request::parse(&["--machine", machine.name(), "--deterministic"])?;
     let manifest = system(Vec::new(), vec![vm]);
@@ -93,10 +98,15 @@ fn run_guest(
     Ok((run::run(&plan, &options)?, options.log))
 }
 
-fn judge_log(report: &Report, log: &Path, judge: fn(&VmReport) -> Result<(), String>) -> Result<(), String> {
+fn judge_log(
+    report: &Report,
+    log: &Path,
+    said: &str,
+    judge: fn(&VmReport) -> Result<(), String>,
+) -> Result<(), String> {
     judge(report.vms.first().ok_or("there was no VM")?)?;
     let log = std::fs::read_to_string(log).map_err(|error| error.to_string())?;
-    if log.contains(pv::LOGGED) { Ok(()) } else { Err("the guest's line is not in the log".into()) }
+    if log.contains(said) { Ok(()) } else { Err("the guest's line is not in the log".into()) }
 }
 
 fn judge_talk(vm: &VmReport) -> Result<(), String> {
