@@ -3,7 +3,7 @@
 //! A request of the guest becomes one job. A job is done in parts, each as long as a slot at most; as many parts are at the
 //! driver as there are slots, in the order in which the jobs came.
 
-use crate::{Signal, Words};
+use crate::{Signal, Words, copy};
 use alloc::collections::VecDeque;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -64,6 +64,15 @@ struct Job {
     result: Completion,
     /// Nobody wants to know how it ends.
     is_abandoned: bool,
+}
+
+impl Job {
+    /// Where the data at this offset is in guest memory.
+    fn cursor(&self, offset: u64) -> Cursor<'_> {
+        let mut cursor = Cursor::new(&self.segments);
+        cursor.skip(offset as usize);
+        cursor
+    }
 }
 
 /// What a slot is used for.
@@ -298,7 +307,8 @@ impl<S: Signal> Client<S> {
         let to = data_offset(slot as u8);
         match job.action {
             Action::Write => {
-                copy_out(&self.words, to, memory, job, request.bytes(), &mut self.bounce)?;
+                let from = job.cursor(job.offset);
+                copy::to_slot(&self.words, to, memory, from, request.bytes(), &mut self.bounce)?;
             }
             Action::Zero => self.words.0.zero(to, request.bytes()).map_err(|_| BlockError::Io)?,
             Action::Read | Action::Flush => {}
@@ -362,7 +372,8 @@ impl<S: Signal> Client<S> {
         let result = match completion.status {
             Status::Done if job.action == Action::Read && !job.is_abandoned => {
                 let from = data_offset(completion.slot);
-                copy_in(&self.words, from, memory, job, part, &mut self.bounce)
+                let to = job.cursor(part.offset);
+                copy::to_guest(&self.words, from, memory, to, part.bytes, &mut self.bounce)
             }
             Status::Done => Ok(()),
             Status::OutOfRange => Err(BlockError::OutOfRange),
@@ -375,51 +386,6 @@ impl<S: Signal> Client<S> {
             Err(error) => self.fail(part.job, error),
         }
     }
-}
-
-/// Copies the next part of a job from guest memory to a slot.
-fn copy_out(
-    words: &Words,
-    to: usize,
-    memory: &dyn GuestMemory,
-    job: &Job,
-    bytes: usize,
-    bounce: &mut [u8],
-) -> Result<(), BlockError> {
-    let mut cursor = Cursor::new(&job.segments);
-    cursor.skip(job.offset as usize);
-    let mut done = 0;
-    while done < bytes {
-        let piece = (bytes - done).min(bounce.len());
-        let copied = cursor.read(memory, &mut bounce[..piece])?;
-        if copied == 0 {
-            return Err(BlockError::OutOfRange);
-        }
-        words.0.write(to + done, &bounce[..copied]).map_err(|_| BlockError::Io)?;
-        done += copied;
-    }
-    Ok(())
-}
-
-/// Copies a part of a job from its slot to guest memory.
-fn copy_in(
-    words: &Words,
-    from: usize,
-    memory: &mut dyn GuestMemory,
-    job: &Job,
-    part: Part,
-    bounce: &mut [u8],
-) -> Result<(), BlockError> {
-    let mut cursor = Cursor::new(&job.segments);
-    cursor.skip(part.offset as usize);
-    let mut done = 0;
-    while done < part.bytes {
-        let piece = (part.bytes - done).min(bounce.len());
-        words.0.read(from + done, &mut bounce[..piece]).map_err(|_| BlockError::Io)?;
-        cursor.write(memory, &bounce[..piece])?;
-        done += piece;
-    }
-    Ok(())
 }
 
 impl<S: Signal> Backend for Client<S> {

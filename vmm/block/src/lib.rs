@@ -2,7 +2,7 @@
 //! the [`Client`], a backend of `vdev`'s block device, the driver's the [`Server`]. A [`Watch`] sees whether the driver gets anywhere.
 //!
 //! Neither end trusts the other. What a broken peer can cause is that the disk does not work: I/O errors for the client's
-//! guest, an idle driver.
+//! guest, or requests that never end; an idle driver.
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -10,6 +10,7 @@ extern crate alloc;
 
 mod client;
 mod complaints;
+mod copy;
 mod server;
 #[cfg(test)]
 mod tests;
