@@ -75,3 +75,16 @@ impl Drop for Events {
         self.signals.close();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Signal, getpid, kill_process};
+
+    #[test]
+    fn another_size_of_the_terminal_ends_nothing() {
+        let events = Events::new().unwrap();
+        kill_process(getpid(), Signal::WINCH).unwrap();
+        assert!(matches!(events.next(Duration::from_secs(60)), Some(Event::Resized)));
+    }
+}

@@ -69,3 +69,57 @@ impl Size {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::mpsc::{self, Receiver, Sender};
+    use vmm_protocol::link::Decoder;
+
+    struct ToTest(Sender<u8>);
+
+    impl Write for ToTest {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            bytes.iter().try_for_each(|&byte| self.0.send(byte)).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn told(sent: &Receiver<u8>) -> Vec<(u8, Option<TerminalSize>)> {
+        let mut decoder = Decoder::default();
+        let frames = sent.try_iter().filter_map(|byte| decoder.push(byte));
+        frames.map(|frame| (frame.vm, TerminalSize::decode(&frame.payload))).collect()
+    }
+
+    #[test]
+    fn who_asks_is_told_the_size_and_each_other() {
+        let (to, sent) = mpsc::channel();
+        let mut line: Line = Some(Box::new(ToTest(to)));
+        let [first, then] = [80, 132].map(|columns| TerminalSize { columns, rows: 25 });
+        let resize = Some(Resize { first, when: "now".into(), then });
+        let mut size = Size { is_interactive: false, terminal: Some(first), resize, asked: vec![false; 3] };
+        for vm in [2, 0, 3] {
+            size.ask(vm, &mut line);
+        }
+        assert_eq!(told(&sent), [(2, Some(first)), (0, Some(first))]);
+        size.follow_script(b"not yet", &mut line);
+        assert_eq!(told(&sent), []);
+        size.follow_script(b"and now", &mut line);
+        assert_eq!(told(&sent), [(0, Some(then)), (2, Some(then))]);
+    }
+
+    #[test]
+    fn without_a_terminal_nobody_is_told() {
+        let (to, sent) = mpsc::channel();
+        let mut line: Line = Some(Box::new(ToTest(to)));
+        let mut size = Size { is_interactive: false, terminal: None, resize: None, asked: vec![false] };
+        size.ask(0, &mut line);
+        size.follow_terminal(&mut line);
+        assert_eq!(told(&sent), []);
+    }
+}
