@@ -6,15 +6,17 @@
 //! | Offset | Bytes | What | Written by |
 //! |---|---|---|---|
 //! | 0 | 8 | [`Session`] of the card | card |
+//! | 8 | 4 | [`IpVersions`] of which the card takes long frames | card |
 //! | 64 | 8 | [`Session`] of the switch | switch |
-//! | 128 | 4 | frames put into the ring to the switch, modulo 2^32 | card |
+//! | 72 | 4 | [`IpVersions`] of which the switch takes long frames | switch |
+//! | 128 | 4 | slots filled in the ring to the switch, modulo 2^32 | card |
 //! | 192 | 8 | [`Taken`] from the ring to the switch | switch |
-//! | 256 | 4 | frames put into the ring to the card, modulo 2^32 | switch |
+//! | 256 | 4 | slots filled in the ring to the card, modulo 2^32 | switch |
 //! | 320 | 8 | [`Taken`] from the ring to the card | card |
 //! | 4096 | 256 KiB | [`SLOTS`] slots of the ring to the switch | card |
 //! | 266 240 | 256 KiB | [`SLOTS`] slots of the ring to the card | switch |
 //!
-//! 1. Frame n (from 0) of a ring is in slot n modulo [`SLOTS`]: a word of [`Header`], a reserved word, the bytes of the frame. A
+//! 1. Slot n (from 0) of a ring is at n modulo [`SLOTS`]. It has a frame: a word of [`Header`], a reserved word, the bytes. A
 //!    frame that finds the ring full is lost, as on a wire.
 //! 2. Counts are written after what they announce, with release semantics, and read with acquire semantics.
 //! 3. Who puts frames signals the other end if the count passes its [`Taken::threshold`], and decides so behind a full
@@ -25,14 +27,20 @@
 //!    that number as [`Session::seen`]. Each store of a session is followed by a signal. Rings are used while each end has seen the
 //!    other's number. So either end can be replaced by a successor at any moment; what is in the rings then is lost.
 //! 5. Either side may write anything anywhere: each word is read once and checked.
+//! 6. A [`Long`] frame begins as another does, with a header of its own, and goes on in the following slots, of which all bytes are its;
+//!    the slot behind the ring's last is its first. Its slots are shown at once, and given back at once. It goes only to an end that says
+//!    that it takes such frames; whoever puts it looks at what is said for each. An end says [`IpVersions::NONE`] before it begins, more at
+//!    any time, and less only with a new session.
 
 pub mod checksum;
 
+mod long;
 mod rings;
 
+pub use long::{IpVersion, IpVersions, Long, MAX_HEADERS, MAX_LONG, MIN_PAYLOAD, MIN_TCP};
 pub use rings::{Rings, Wire};
 
-/// Frames that a ring holds.
+/// Slots of a ring: frames that it holds, but for long ones.
 pub const SLOTS: usize = 128;
 /// Bytes of a slot.
 pub const SLOT_BYTES: usize = 2048;
@@ -44,8 +52,10 @@ pub const MAX_FRAME: usize = 1518;
 pub const MIN_FRAME: usize = 14;
 /// Offset of the first slot.
 const DATA: usize = 4096;
+/// Bytes of a ring.
+const RING_BYTES: usize = SLOTS * SLOT_BYTES;
 /// Bytes of it all.
-pub const CHANNEL_BYTES: usize = DATA + 2 * SLOTS * SLOT_BYTES;
+pub const CHANNEL_BYTES: usize = DATA + 2 * RING_BYTES;
 
 /// An end of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +80,12 @@ impl Side {
         self as usize * 64
     }
 
-    /// Offset of the 32-bit word that counts the frames this end has put into its ring.
+    /// Offset of the 32-bit word with the [`IpVersions`] of which this end takes long frames.
+    pub const fn takes(self) -> usize {
+        self.session() + 8
+    }
+
+    /// Offset of the 32-bit word that counts the slots this end has filled in its ring.
     pub const fn put(self) -> usize {
         128 + self as usize * 128
     }
@@ -80,10 +95,18 @@ impl Side {
         192 + self as usize * 128
     }
 
-    /// Offset of the slot for this end's frame number `index`.
+    /// Offset of this end's slot number `index`.
     #[inline]
     pub const fn slot(self, index: u32) -> usize {
         DATA + (self as usize * SLOTS + index as usize % SLOTS) * SLOT_BYTES
+    }
+
+    /// Offset of byte `at` of the long frame that begins in the slot at this offset, and how many bytes there are from it to the end of
+    /// the ring, whose beginning is where the frame goes on.
+    pub const fn place(self, slot: usize, at: usize) -> (usize, usize) {
+        let ring = self.slot(0);
+        let offset = (slot - ring + FRAME + at) % RING_BYTES;
+        (ring + offset, RING_BYTES - offset)
     }
 }
 
@@ -111,9 +134,9 @@ impl Session {
 /// How far a ring was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Taken {
-    /// Frames taken, modulo 2^32.
+    /// Slots of frames taken, modulo 2^32.
     pub count: u32,
-    /// Signal when the count of frames passes from this to the next.
+    /// Signal when the count of slots passes from this to the next.
     pub threshold: u32,
 }
 
@@ -128,7 +151,7 @@ impl Taken {
         Taken { count: word as u32, threshold: (word >> 32) as u32 }
     }
 
-    /// Whether who moves the count of frames from `old` to `new` has to signal.
+    /// Whether who moves the count of slots from `old` to `new` has to signal.
     pub const fn wants_signal(self, old: u32, new: u32) -> bool {
         new.wrapping_sub(self.threshold).wrapping_sub(1) < new.wrapping_sub(old)
     }
@@ -184,14 +207,25 @@ mod tests {
     fn nothing_overlaps() {
         for side in [Side::Card, Side::Switch] {
             assert!(side.put() + 64 <= side.taken() && side.taken() + 8 <= DATA);
-            assert!(side.session() + 8 <= Side::Card.put());
+            assert!(side.session() + 8 <= side.takes() && side.takes() + 4 <= Side::Card.put());
             assert!(side.slot(0).is_multiple_of(8));
             assert_eq!(side.slot(SLOTS as u32), side.slot(0));
         }
         assert!(Side::Card.taken() < Side::Switch.put());
         assert_eq!(Side::Card.slot(SLOTS as u32 - 1) + SLOT_BYTES, Side::Switch.slot(0));
         assert_eq!(Side::Switch.slot(u32::MAX) + SLOT_BYTES, CHANNEL_BYTES);
+        assert!(Side::Card.takes() + 4 <= Side::Switch.session());
         const { assert!(FRAME + MAX_FRAME <= SLOT_BYTES) };
+    }
+
+    #[test]
+    fn a_long_frame_goes_on_at_the_beginning_of_its_ring() {
+        for side in [Side::Card, Side::Switch] {
+            let last = side.slot(SLOTS as u32 - 1);
+            assert_eq!(side.place(last, 0), (last + FRAME, SLOT_BYTES - FRAME));
+            assert_eq!(side.place(last, SLOT_BYTES - FRAME), (side.slot(0), RING_BYTES));
+            assert_eq!(side.place(side.slot(3), SLOT_BYTES - FRAME).0, side.slot(4));
+        }
     }
 
     #[test]

@@ -62,6 +62,8 @@ impl Random {
             0 => word & 0xff,
             1 => 60 | 1 << 16 | word << 32,
             2 => word & 0xff | (word >> 8 & 0xff) << 32,
+            // A long frame's, of some length.
+            3 if word & 1 != 0 => 4 | 1000 << 16 | 34 << 32 | word << 48,
             _ => word,
         }
     }
@@ -74,7 +76,8 @@ impl Random {
             1 => Side::Card.put(),
             2 => Side::Switch.taken(),
             3 => Side::Switch.session(),
-            4 | 5 => Side::Card.slot(word as u32),
+            4 => Side::Card.takes(),
+            5 | 6 => Side::Card.slot(word as u32),
             _ => (word % CHANNEL_BYTES) & !7,
         }
     }

@@ -1,6 +1,6 @@
-//! What one end does with a channel: rules 1 to 5 of [`super`], for whoever can reach its words.
+//! What one end does with a channel: rules 1 to 6 of [`super`], for whoever can reach its words.
 
-use super::{Header, SLOTS, Session, Side, Taken};
+use super::{Header, IpVersion, IpVersions, Long, SLOTS, Session, Side, Taken};
 use core::sync::atomic::{Ordering, fence};
 
 /// The words of a channel, by their offsets, and the way to wake the other end. Offsets are those of the layout: inside of the channel,
@@ -29,16 +29,20 @@ pub struct Rings<W> {
     peer_session: u64,
     /// Each end has seen the other.
     is_up: bool,
-    /// Frames put into this end's ring.
+    /// Slots filled in this end's ring.
     put: u32,
     /// How many of them the peer knows of.
     shown: u32,
-    /// Frames that the peer had taken when it was last looked at.
+    /// Slots that the peer had taken when it was last looked at.
     peer_taken: u32,
-    /// Frames taken out of the peer's ring.
+    /// Slots taken out of the peer's ring.
     taken: Taken,
-    /// Frames that were in the peer's ring, from the first one on, when it was last looked at.
+    /// Slots that were filled in the peer's ring, from the first one on, when it was last looked at.
     peer_put: u32,
+    /// Of which long frames this end says that it takes them.
+    takes: IpVersions,
+    /// The oldest frame in the peer's ring, if it is a long one and was looked at.
+    long: Option<(usize, Long)>,
 }
 
 impl<W: Wire> Rings<W> {
@@ -55,6 +59,8 @@ impl<W: Wire> Rings<W> {
             peer_taken: 0,
             taken: Taken::default(),
             peer_put: 0,
+            takes: IpVersions::NONE,
+            long: None,
         };
         rings.begin();
         rings
@@ -80,7 +86,7 @@ impl<W: Wire> Rings<W> {
         SLOTS.saturating_sub(self.put.wrapping_sub(self.peer_taken) as usize)
     }
 
-    /// Frames taken out of the peer's ring, modulo 2^32.
+    /// Slots taken out of the peer's ring, modulo 2^32.
     pub fn taken(&self) -> u32 {
         self.taken.count
     }
@@ -105,6 +111,8 @@ impl<W: Wire> Rings<W> {
     fn show_session(&mut self) {
         self.session.seen = Session::decode(self.peer_session).own;
         (self.put, self.shown, self.peer_taken, self.peer_put) = (0, 0, 0, 0);
+        self.long = None;
+        self.wire.store_u32(self.side.takes(), self.takes.encode());
         self.wire.store_u32(self.side.put(), 0);
         self.set_taken(Taken::default());
         self.wire.store_u64(self.side.session(), self.session.encode());
@@ -187,24 +195,78 @@ impl<W: Wire> Rings<W> {
     }
 
     /// The slot of the oldest frame in the peer's ring, and what is said of the frame: read once, and checked. It is there until
-    /// [`Self::release`].
+    /// [`Self::release`]. `None` also if it is a long one, which [`Self::peek_long`] has then.
     #[inline]
     pub fn peek(&mut self) -> Option<(usize, Header)> {
         if self.peer_put == self.taken.count && !self.look() {
             return None;
         }
         let slot = self.side.peer().slot(self.taken.count);
-        let header = Header::decode(self.wire.load_u64(slot));
+        let word = self.wire.load_u64(slot);
+        let header = Header::decode(word);
         if header.is_none() {
-            self.begin();
+            self.peek_unusual(slot, word);
         }
         Some((slot, header?))
+    }
+
+    /// Looks whether the oldest frame, whose header is this, is a long one that this end takes. A peer that says nonsense has to begin
+    /// again.
+    #[cold]
+    fn peek_unusual(&mut self, slot: usize, word: u64) {
+        let there = self.peer_put.wrapping_sub(self.taken.count);
+        let is_good = |long: &Long| self.takes.has(long.version()) && long.slots() <= there;
+        match Long::decode(word).filter(is_good) {
+            Some(long) => self.long = Some((slot, long)),
+            None => self.begin(),
+        }
     }
 
     /// Gives the slot of the oldest frame back. Only after [`Self::peek`] showed one.
     #[inline]
     pub fn release(&mut self) {
         self.set_taken(Taken { count: self.taken.count.wrapping_add(1), ..self.taken });
+    }
+
+    /// Says of which versions this end takes long frames: at first of none. If they are fewer than before, this end begins anew, and what
+    /// is in the rings is lost.
+    pub fn take_long(&mut self, versions: IpVersions) {
+        let before = core::mem::replace(&mut self.takes, versions);
+        if versions.has_all(before) {
+            self.wire.store_u32(self.side.takes(), versions.encode());
+        } else {
+            self.begin();
+        }
+    }
+
+    /// Whether the peer takes long frames of this version.
+    pub fn peer_takes(&self, version: IpVersion) -> bool {
+        IpVersions::decode(self.wire.load_u32(self.side.peer().takes())).has(version)
+    }
+
+    /// The first of as many slots as this long frame takes, if so many are free. Only for a peer that takes such frames.
+    pub fn free_slots(&mut self, long: Long) -> Option<usize> {
+        (self.room() >= long.slots() as usize).then(|| self.side.slot(self.put))
+    }
+
+    /// As [`Self::put`], after [`Self::free_slots`].
+    pub fn put_long(&mut self, slot: usize, long: Long) {
+        self.wire.store_u64(slot, long.encode());
+        self.put = self.put.wrapping_add(long.slots());
+    }
+
+    /// The first slot of the oldest frame in the peer's ring, if [`Self::peek`] found there that it is a long one: one of a version that
+    /// this end takes, whose slots are all there until [`Self::release_long`].
+    #[inline]
+    pub fn peek_long(&self) -> Option<(usize, Long)> {
+        self.long
+    }
+
+    /// Gives the slots of the long frame back that [`Self::peek_long`] showed.
+    pub fn release_long(&mut self) {
+        if let Some((_, long)) = self.long.take() {
+            self.set_taken(Taken { count: self.taken.count.wrapping_add(long.slots()), ..self.taken });
+        }
     }
 
     /// Looks whether there are more frames.
