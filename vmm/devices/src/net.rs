@@ -2,9 +2,11 @@
 //!
 //! A frame is an Ethernet frame without its check sequence. A driver may leave a checksum to the card; the frame then travels
 //! with a note saying where it goes ([`Checksum`]), and whoever needs it in the frame puts it there ([`Checksum::fill_in`]).
-//! Between two VMs of one machine nobody does.
+//! Between two VMs of one machine nobody does. It may also leave it to the card to cut a TCP segment into frames: such a long frame
+//! ([`Long`]) travels whole to whoever takes it so, and is cut for others by [`crate::tso`].
 
 use hypercall_abi::guest::channel::checksum;
+pub use hypercall_abi::guest::channel::{IpVersion, IpVersions, Long};
 
 /// Longest frame: 1500 bytes of payload behind Ethernet's header and one VLAN tag.
 pub const MAX_FRAME: usize = 1518;
@@ -39,6 +41,10 @@ pub trait Link {
     /// [`Self::flush`].
     fn send(&mut self, frame: &[u8], missing: Option<Checksum>);
 
+    /// As [`Self::send`], a long frame, which is cut if the other end takes none. Its headers were found to be such as it is said
+    /// ([`crate::tso::header_bytes`]).
+    fn send_long(&mut self, frame: &[u8], long: Long);
+
     /// Lets go what was sent.
     fn flush(&mut self) {}
 
@@ -53,6 +59,16 @@ pub trait Link {
     /// Takes the next frame, if there is one: its bytes are the first of `into`, whose length is [`MAX_FRAME`]. Returns how
     /// many, and the checksum that is missing. What comes from a stranger may be anything.
     fn receive(&mut self, into: &mut [u8]) -> Option<(usize, Option<Checksum>)>;
+
+    /// Of which versions [`Self::receive_long`] is asked for long frames from now on: at first of none. If they are fewer than before, the
+    /// link may begin anew.
+    fn take_long(&mut self, _versions: IpVersions) {}
+
+    /// Takes the next frame if it is a long one, for which [`Self::receive`] just had none: its bytes are the first of `into`, whose
+    /// length is [`crate::tso::MAX_LONG`]. What comes from a stranger may be anything.
+    fn receive_long(&mut self, _into: &mut [u8]) -> Option<Long> {
+        None
+    }
 }
 
 #[cfg(any(test, feature = "fake"))]
@@ -60,38 +76,72 @@ pub use fake::Cable;
 
 #[cfg(any(test, feature = "fake"))]
 mod fake {
-    use super::{Checksum, Link};
+    use super::{Checksum, IpVersions, Link, Long};
     use alloc::collections::VecDeque;
     use alloc::rc::Rc;
     use alloc::vec::Vec;
-    use core::cell::RefCell;
+    use core::cell::{Cell, RefCell};
 
-    type Frames = Rc<RefCell<VecDeque<(Vec<u8>, Option<Checksum>)>>>;
+    /// What is said about a frame.
+    #[derive(Clone, Copy, Debug)]
+    enum Note {
+        Missing(Option<Checksum>),
+        Long(Long),
+    }
 
-    /// One end of a cable for tests.
+    type Frames = Rc<RefCell<VecDeque<(Vec<u8>, Note)>>>;
+
+    /// One end of a cable for tests. It carries long frames whether the other end takes them or not.
     #[derive(Clone, Debug)]
     pub struct Cable {
         to: Frames,
         from: Frames,
+        takes: Rc<Cell<IpVersions>>,
+        peer_takes: Rc<Cell<IpVersions>>,
     }
 
     impl Cable {
         /// Both ends of a cable.
         pub fn new() -> (Self, Self) {
-            let (one, other) = (Frames::default(), Frames::default());
-            (Cable { to: one.clone(), from: other.clone() }, Cable { to: other, from: one })
+            let (to, from, takes, peer_takes) = Default::default();
+            let near = Cable { to, from, takes, peer_takes };
+            let Cable { to, from, takes, peer_takes } = near.clone();
+            (near, Cable { to: from, from: to, takes: peer_takes, peer_takes: takes })
+        }
+
+        /// Of which versions the other end takes long frames.
+        pub fn peer_takes(&self) -> IpVersions {
+            self.peer_takes.get()
         }
     }
 
     impl Link for Cable {
         fn send(&mut self, frame: &[u8], missing: Option<Checksum>) {
-            self.to.borrow_mut().push_back((frame.to_vec(), missing));
+            self.to.borrow_mut().push_back((frame.to_vec(), Note::Missing(missing)));
+        }
+
+        fn send_long(&mut self, frame: &[u8], long: Long) {
+            self.to.borrow_mut().push_back((frame.to_vec(), Note::Long(long)));
         }
 
         fn receive(&mut self, into: &mut [u8]) -> Option<(usize, Option<Checksum>)> {
-            let (frame, missing) = self.from.borrow_mut().pop_front()?;
+            let mut frames = self.from.borrow_mut();
+            let &(_, Note::Missing(missing)) = frames.front()? else { return None };
+            let (frame, _) = frames.pop_front()?;
             into[..frame.len()].copy_from_slice(&frame);
             Some((frame.len(), missing))
+        }
+
+        fn take_long(&mut self, versions: IpVersions) {
+            self.takes.set(versions);
+        }
+
+        fn receive_long(&mut self, into: &mut [u8]) -> Option<Long> {
+            let mut frames = self.from.borrow_mut();
+            let &(_, Note::Long(long)) = frames.front()? else { return None };
+            let (frame, _) = frames.pop_front()?;
+            into[..frame.len()].copy_from_slice(&frame);
+            Some(long)
         }
     }
 }

@@ -36,12 +36,13 @@ impl Frame {
 
 /// One end of a channel.
 #[derive(Debug)]
-pub struct End<S>(Rings<Channel<S>>);
+pub struct End<S>(pub(crate) Rings<Channel<S>>);
 
-/// A channel in a window, and whom to wake at its other end.
+/// A channel in a window, which end of it this is, and whom to wake at the other.
 #[derive(Debug)]
-struct Channel<S> {
-    memory: Window,
+pub(crate) struct Channel<S> {
+    pub(crate) memory: Window,
+    pub(crate) side: Side,
     peer: S,
 }
 
@@ -54,7 +55,7 @@ impl<S: Signal> End<S> {
         if memory.len() < CHANNEL_BYTES {
             return Err(OutOfWindow);
         }
-        Ok(End(Rings::new(Channel { memory, peer }, side)))
+        Ok(End(Rings::new(Channel { memory, side, peer }, side)))
     }
 
     /// As [`Rings::begin`].
@@ -111,7 +112,8 @@ impl<S: Signal> End<S> {
         self.0.flush();
     }
 
-    /// The oldest frame in the peer's ring. It is there until [`Self::release`].
+    /// The oldest frame in the peer's ring. It is there until [`Self::release`]. `None` also if it is a long one, which
+    /// [`Self::peek_long`] has then.
     #[inline]
     pub fn peek(&mut self) -> Option<Frame> {
         let (slot, header) = self.0.peek()?;

@@ -1,7 +1,8 @@
 //! A VMM's network card on the channel to its switch.
 
 use crate::{End, Signal};
-use vdev::net::{Checksum, Link};
+use vdev::net::{Checksum, IpVersions, Link, Long};
+use vdev::tso::Cut;
 use vmm_protocol::net::{Header, MAX_FRAME};
 
 const _: () =
@@ -12,6 +13,15 @@ impl<S: Signal> Link for End<S> {
         let missing = missing.map(|Checksum { start, offset }| (start, offset));
         // What is lost is lost, as on a wire.
         let _ = self.put(Header { len: frame.len() as u16, missing }, frame);
+    }
+
+    fn send_long(&mut self, frame: &[u8], long: Long) {
+        if self.peer_takes(long.version()) {
+            let _ = self.put_long(long, frame);
+        } else if let Some(cut) = Cut::new(frame, long) {
+            let read = |at: usize, into: &mut [u8]| into.copy_from_slice(&frame[at..at + into.len()]);
+            cut.pieces(&mut [0; MAX_FRAME], read, |piece, missing| self.send(piece, Some(missing)));
+        }
     }
 
     fn flush(&mut self) {
@@ -31,7 +41,7 @@ impl<S: Signal> Link for End<S> {
     fn receive(&mut self, into: &mut [u8]) -> Option<(usize, Option<Checksum>)> {
         let frame = match self.peek() {
             Some(frame) => frame,
-            None if self.prepare_to_wait() => return None,
+            None if self.peek_long().is_some() || self.prepare_to_wait() => return None,
             // One came meanwhile.
             None => self.peek()?,
         };
@@ -40,5 +50,16 @@ impl<S: Signal> Link for End<S> {
         self.release();
         let missing = header.missing.map(|(start, offset)| Checksum { start, offset });
         Some((header.len.into(), missing))
+    }
+
+    fn take_long(&mut self, versions: IpVersions) {
+        End::take_long(self, versions);
+    }
+
+    fn receive_long(&mut self, into: &mut [u8]) -> Option<Long> {
+        let frame = self.peek_long()?;
+        frame.read(0, into);
+        self.release_long();
+        Some(frame.long)
     }
 }

@@ -12,7 +12,7 @@ use vdev::net::{Checksum, Link};
 use vmm_protocol::net::*;
 
 #[derive(Clone, Debug, Default)]
-struct Bell(Rc<Cell<u32>>);
+pub(crate) struct Bell(Rc<Cell<u32>>);
 
 impl Signal for Bell {
     fn signal(&self) {
@@ -21,18 +21,18 @@ impl Signal for Bell {
 }
 
 impl Bell {
-    fn take(&self) -> u32 {
+    pub(crate) fn take(&self) -> u32 {
         self.0.take()
     }
 }
 
-struct Fixture {
-    window: Window,
-    card: End<Bell>,
-    switch: End<Bell>,
+pub(crate) struct Fixture {
+    pub(crate) window: Window,
+    pub(crate) card: End<Bell>,
+    pub(crate) switch: End<Bell>,
     /// What wakes the card, and the switch.
-    card_bell: Bell,
-    switch_bell: Bell,
+    pub(crate) card_bell: Bell,
+    pub(crate) switch_bell: Bell,
 }
 
 impl Fixture {
@@ -44,7 +44,7 @@ impl Fixture {
         Fixture { window, card, switch, card_bell, switch_bell }
     }
 
-    fn connected() -> Self {
+    pub(crate) fn connected() -> Self {
         let mut fixture = Self::new();
         fixture.settle();
         fixture.card_bell.take();
@@ -53,7 +53,7 @@ impl Fixture {
     }
 
     /// Each end looks as long as it is signalled.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         while self.card_bell.take() + self.switch_bell.take() > 0 {
             self.card.is_up();
             self.switch.is_up();
@@ -61,18 +61,18 @@ impl Fixture {
     }
 }
 
-fn frame(number: u32, len: usize) -> Vec<u8> {
+pub(crate) fn frame(number: u32, len: usize) -> Vec<u8> {
     (0..len).map(|index| (index as u32 * 31 + number * 7) as u8).collect()
 }
 
-fn send(end: &mut End<Bell>, number: u32, len: usize) -> bool {
+pub(crate) fn send(end: &mut End<Bell>, number: u32, len: usize) -> bool {
     let frame = frame(number, len);
     let is_sent = end.put(Header { len: len as u16, missing: None }, &frame);
     end.flush();
     is_sent
 }
 
-fn receive(end: &mut End<Bell>) -> Option<Vec<u8>> {
+pub(crate) fn receive(end: &mut End<Bell>) -> Option<Vec<u8>> {
     let mut bytes = [0; MAX_FRAME];
     Link::receive(end, &mut bytes).map(|(len, _)| bytes[..len].to_vec())
 }

@@ -18,7 +18,8 @@ use usys::cap::{Cap, Narrow, Ntfn};
 use usys::memory::Mapping;
 use usys::object::{Fault, Schedule};
 use usys::{process, selector};
-use vmm_protocol::manifest::{DiskDriver, VmConfig};
+use vmm_protocol::manifest::{DiskDriver, NetInterface, VmConfig};
+use vmm_protocol::net::MAX_LONG;
 use vmm_protocol::outcome::Outcome;
 use vmm_protocol::process::{
     BALLOON, CARD, CHANNEL, DISK, INITRD, INPUT, KERNEL, MonitorConfig, OUTPUT, REPORT, Report, VSOCK,
@@ -35,6 +36,8 @@ const HEAP_PAGES: u64 = 64;
 const VSOCK_HEAP_PAGES: u64 = 40;
 /// Pages of heap for a disk with a driver process: what its guest has in flight.
 const DISK_HEAP_PAGES: u64 = (block_channel::HEAP_BYTES as u64).div_ceil(PAGE_SIZE);
+/// Pages of heap for a virtio network card: a long frame each way, and the header before one.
+const CARD_HEAP_PAGES: u64 = (2 * MAX_LONG as u64).div_ceil(PAGE_SIZE) + 1;
 /// Pages in a MiB.
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
 /// Frames of kernel memory for a vCPU and a guest space, without page tables for the guest's memory.
@@ -210,6 +213,8 @@ impl Vm {
             MonitorConfig { index: self.index as u8, vm: self.config.clone(), memory: memory.parts() };
         let config = postcard::to_allocvec(&config).map_err(|_| StartError::TooMuchConfiguration)?;
         let disk_heap = disks.len() as u64 * DISK_HEAP_PAGES;
+        let virtio_cards = self.config.cards.iter().filter(|card| card.interface == NetInterface::Virtio);
+        let card_heap = virtio_cards.count() as u64 * CARD_HEAP_PAGES;
         let vsock_heap = if self.config.vsock.is_some() { VSOCK_HEAP_PAGES } else { 0 };
         // One more for the registers of the virtio devices.
         let ranges = 1 + cards.iter().filter(|card| card.is_direct()).count() as u64;
@@ -222,7 +227,7 @@ impl Vm {
                 + guest_tables(self.config.memory_mib)
                 + part_frames(memory)
                 + ranges * RANGE_FRAMES,
-            heap_pages: HEAP_PAGES + balloon_heap(memory) + disk_heap + vsock_heap,
+            heap_pages: HEAP_PAGES + balloon_heap(memory) + disk_heap + card_heap + vsock_heap,
             config: &config,
             events: self.events,
             parent_badge: events::report(self.index),

@@ -1,6 +1,7 @@
 //! Network device (5.1).
 
 mod control;
+mod long;
 mod steering;
 
 use super::chain::{Chain, Head};
@@ -9,7 +10,7 @@ use super::{Device, DeviceType, DriverError, Turn, read_config_bytes};
 use crate::guest_mem::GuestMemory;
 use crate::net::{Checksum, Link, MAX_FRAME, MIN_FRAME};
 use crate::segment::{Cursor, total_bytes};
-use crate::tso::{self, Cut, MAX_HEADERS, MAX_LONG, Version};
+use crate::tso::MAX_LONG;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::fmt;
@@ -33,6 +34,8 @@ mod feature {
     pub(super) const GUEST_CSUM: u64 = 1 << 1;
     pub(super) const MTU: u64 = 1 << 3;
     pub(super) const MAC: u64 = 1 << 5;
+    pub(super) const GUEST_TSO4: u64 = 1 << 7;
+    pub(super) const GUEST_TSO6: u64 = 1 << 8;
     pub(super) const HOST_TSO4: u64 = 1 << 11;
     pub(super) const HOST_TSO6: u64 = 1 << 12;
     pub(super) const MRG_RXBUF: u64 = 1 << 15;
@@ -71,10 +74,10 @@ pub struct Net {
     first: Chain,
     /// The names of all of them, and what is in each. Only that is kept: a driver's buffers may have any number of pieces.
     filled: Vec<(Head, u32)>,
-    /// A frame of the driver's.
-    outgoing: Box<[u8; MAX_FRAME]>,
-    /// A frame for the driver, behind its header.
-    incoming: Box<[u8; HEADER + MAX_FRAME]>,
+    /// A frame of the driver's: room for a long one.
+    outgoing: Box<[u8]>,
+    /// A frame for the driver, behind its header: room for a long one.
+    incoming: Box<[u8]>,
     /// Bytes of the frame that came and waits for a buffer; 0 if there is none.
     waiting: usize,
     /// The pair that it goes to.
@@ -112,8 +115,8 @@ impl Net {
             chain: Chain::new(),
             first: Chain::new(),
             filled: Vec::new(),
-            outgoing: Box::new([0; MAX_FRAME]),
-            incoming: Box::new([0; HEADER + MAX_FRAME]),
+            outgoing: alloc::vec![0; MAX_LONG].into(),
+            incoming: alloc::vec![0; HEADER + MAX_LONG].into(),
             waiting: 0,
             pair: 0,
             untold: 0,
@@ -131,15 +134,8 @@ impl Net {
         let [flags, kind, _, _, size_low, size_high, start_low, start_high, offset_low, offset_high, ..] =
             header;
         let start = u16::from_le_bytes([start_low, start_high]);
-        let version = match kind {
-            gso::NONE => None,
-            gso::TCPV4 if self.has(feature::HOST_TSO4) => Some(Version::V4),
-            gso::TCPV6 if self.has(feature::HOST_TSO6) => Some(Version::V6),
-            _ => return Ok(()),
-        };
-        if let Some(version) = version {
-            let payload = u16::from_le_bytes([size_low, size_high]);
-            return self.send_pieces(memory, pair, tso::Request { version, payload, tcp: start });
+        if kind != gso::NONE {
+            return self.send_long(memory, pair, kind, u16::from_le_bytes([size_low, size_high]), start);
         }
         let len = total_bytes(self.chain.readable());
         let Some(len) = usize::try_from(len).ok().filter(|len| (MIN_FRAME..=MAX_FRAME).contains(len)) else {
@@ -153,38 +149,6 @@ impl Net {
         if missing.is_none_or(|missing| self.features & feature::CSUM != 0 && missing.fits(len)) {
             self.link.send(frame, missing);
         }
-        Ok(())
-    }
-
-    /// Sends the long frame in the chain, of a pair, in pieces. One that cannot be cut is lost.
-    fn send_pieces<M: GuestMemory>(
-        &mut self,
-        memory: &M,
-        pair: usize,
-        request: tso::Request,
-    ) -> Result<(), DriverError> {
-        let total = total_bytes(self.chain.readable());
-        let Some(total) = usize::try_from(total).ok().filter(|total| *total <= MAX_LONG) else {
-            return Ok(());
-        };
-        let start = &mut self.outgoing[..total.min(MAX_HEADERS)];
-        Cursor::new(self.chain.readable()).read(memory, start)?;
-        self.steering.sent(start, pair);
-        let Some(cut) = Cut::new(start, request) else {
-            return Ok(());
-        };
-        let headers = cut.headers();
-        let mut cursor = Cursor::new(self.chain.readable());
-        cursor.skip(headers);
-        let payload = total.saturating_sub(headers);
-        for done in (0..payload).step_by(cut.payload()) {
-            let len = cut.payload().min(payload - done);
-            let piece = &mut self.outgoing[..headers + len];
-            cursor.read(memory, &mut piece[headers..])?;
-            cut.write_headers(piece, done, len, payload);
-            self.link.send(piece, Some(cut.missing()));
-        }
-        self.link.flush();
         Ok(())
     }
 
@@ -214,35 +178,37 @@ impl Net {
         Ok(turn)
     }
 
-    /// Takes a frame from the link, with the header that the driver wants before it. What is no frame is dropped.
+    /// Takes a frame from the link, with the header that the driver wants before it. Returns whether there was one: what is no frame
+    /// is dropped.
     fn fetch(&mut self) -> bool {
         let (header, frame) = self.incoming.split_at_mut(HEADER);
-        while let Some((len, missing)) = self.link.receive(frame) {
-            if !(MIN_FRAME..=MAX_FRAME).contains(&len) || missing.is_some_and(|missing| !missing.fits(len)) {
-                continue;
-            }
-            header.fill(0);
-            if let Some(missing) = missing {
-                if self.features & feature::GUEST_CSUM == 0 {
-                    missing.fill_in(&mut frame[..len]);
-                } else {
-                    header[0] = NEEDS_CSUM;
-                    header[6..8].copy_from_slice(&missing.start.to_le_bytes());
-                    header[8..10].copy_from_slice(&missing.offset.to_le_bytes());
-                }
-            }
-            self.waiting = len;
-            self.pair = self.steering.pair(&frame[..len]);
+        let Some((len, missing)) = self.link.receive(&mut frame[..MAX_FRAME]) else {
+            return self.fetch_long();
+        };
+        if !(MIN_FRAME..=MAX_FRAME).contains(&len) || missing.is_some_and(|missing| !missing.fits(len)) {
             return true;
         }
-        false
+        header.fill(0);
+        if let Some(missing) = missing {
+            if self.features & feature::GUEST_CSUM == 0 {
+                missing.fill_in(&mut frame[..len]);
+            } else {
+                header[0] = NEEDS_CSUM;
+                header[6..8].copy_from_slice(&missing.start.to_le_bytes());
+                header[8..10].copy_from_slice(&missing.offset.to_le_bytes());
+            }
+        }
+        self.waiting = len;
+        self.pair = self.steering.pair(&frame[..len]);
+        true
     }
 
     /// Gives the driver frames while there are any and it has buffers, for one turn.
     fn receive<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {
         let mut turn = Turn { again: true, ..Turn::NOTHING };
         for _ in 0..QUEUE_SIZE {
-            if self.waiting == 0 && !self.fetch() || !self.deliver_to_pair(memory, queues)? {
+            let is_there = self.waiting > 0 || self.fetch();
+            if !is_there || self.waiting > 0 && !self.deliver_to_pair(memory, queues)? {
                 turn.again = false;
                 break;
             }
@@ -324,6 +290,8 @@ impl Device for Net {
             | feature::GUEST_CSUM
             | feature::MTU
             | feature::MAC
+            | feature::GUEST_TSO4
+            | feature::GUEST_TSO6
             | feature::HOST_TSO4
             | feature::HOST_TSO6
             | feature::MRG_RXBUF
@@ -340,10 +308,11 @@ impl Device for Net {
 
     fn set_features(&mut self, features: u64) {
         self.features = features;
+        self.link.take_long(self.takes_long());
     }
 
     fn reset(&mut self) {
-        self.features = 0;
+        self.set_features(0);
         self.waiting = 0;
         self.untold = 0;
         self.steering.set_pairs(1);

@@ -6,6 +6,7 @@ mod console;
 mod hostile;
 mod negotiation;
 mod net;
+mod net_long;
 mod packed;
 mod queue;
 mod vsock;

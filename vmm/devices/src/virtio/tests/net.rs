@@ -1,25 +1,25 @@
 //! The network card.
 
 use super::*;
-use crate::net::{Cable, Checksum, Link, MAX_FRAME};
+use crate::net::{Cable, Checksum, IpVersion, Link, MAX_FRAME};
+use crate::tso::fake;
 use crate::virtio::net::Net;
 use proptest::prelude::*;
 
-const RECEIVE: usize = 0;
-const TRANSMIT: usize = 1;
+pub(super) const RECEIVE: usize = 0;
+pub(super) const TRANSMIT: usize = 1;
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
-const CSUM: u64 = 1 << 0;
-const GUEST_CSUM: u64 = 1 << 1;
-const HOST_TSO4: u64 = 1 << 11;
-const MRG_RXBUF: u64 = 1 << 15;
+pub(super) const CSUM: u64 = 1 << 0;
+pub(super) const GUEST_CSUM: u64 = 1 << 1;
+pub(super) const MRG_RXBUF: u64 = 1 << 15;
 
-fn card(features: u64, size: u16) -> (Driver<Net>, Cable) {
+pub(super) fn card(features: u64, size: u16) -> (Driver<Net>, Cable) {
     let (near, far) = Cable::new();
     (Driver::new(Net::new(Box::new(near), MAC, 1), features, size), far)
 }
 
 /// What arrived at the other end.
-fn arrived(far: &mut Cable) -> Option<(Vec<u8>, Option<Checksum>)> {
+pub(super) fn arrived(far: &mut Cable) -> Option<(Vec<u8>, Option<Checksum>)> {
     let mut frame = [0; MAX_FRAME];
     far.receive(&mut frame).map(|(len, missing)| (frame[..len].to_vec(), missing))
 }
@@ -125,57 +125,6 @@ fn a_checksum_that_the_driver_leaves_out_travels_as_a_note() {
     driver.memory.write(DATA + 6, &[10, 0, 0, 0]).unwrap();
     driver.transfer(&[Buffer::Read(DATA, 72)]);
     assert_eq!(arrived(&mut far), None);
-}
-
-/// A frame of TCP over IPv4 with so much payload.
-fn long_frame(payload: usize) -> Vec<u8> {
-    let mut long = vec![2; 12];
-    long.extend([8, 0, 0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
-    long.extend([0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
-    long.extend(frame(payload));
-    long
-}
-
-#[test]
-fn a_long_frame_goes_out_in_pieces_if_that_was_agreed() {
-    let long = long_frame(3000);
-    let header = [1, 1, 54, 0, 0xe8, 3, 34, 0, 16, 0, 0, 0];
-    for features in [CSUM | HOST_TSO4, CSUM] {
-        let (mut driver, mut far) = card(features, 8);
-        driver.select(TRANSMIT);
-        driver.memory.write(DATA, &header).unwrap();
-        driver.memory.write(DATA + 12, &long).unwrap();
-        let rest = 12 + long.len() as u32 - 1300;
-        driver.transfer(&[Buffer::Read(DATA, 1300), Buffer::Read(DATA + 1300, rest)]);
-        if features & HOST_TSO4 != 0 {
-            for (index, part) in long[54..].chunks(1000).enumerate() {
-                let (piece, missing) = arrived(&mut far).unwrap();
-                assert_eq!(missing, Some(Checksum { start: 34, offset: 16 }));
-                assert_eq!((piece[19], &piece[54..]), (1 + index as u8, part));
-            }
-        }
-        assert_eq!(arrived(&mut far), None);
-    }
-}
-
-#[test]
-fn a_long_frame_that_is_none_is_lost() {
-    let (mut driver, mut far) = card(CSUM | HOST_TSO4, 8);
-    driver.select(TRANSMIT);
-    driver.memory.write(DATA + 12, &long_frame(3000)).unwrap();
-    for (header, len) in [
-        ([1, 1, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0], 3066),
-        ([1, 1, 0, 0, 0xff, 0xff, 34, 0, 16, 0, 0, 0], 3066),
-        ([1, 1, 0, 0, 0xe8, 3, 0xff, 0xff, 16, 0, 0, 0], 3066),
-        ([1, 3, 0, 0, 0xe8, 3, 34, 0, 16, 0, 0, 0], 3066),
-        ([1, 1, 0, 0, 0xe8, 3, 34, 0, 16, 0, 0, 0], 40),
-        ([1, 1, 0, 0, 0xe8, 3, 34, 0, 16, 0, 0, 0], 66),
-        ([1, 1, 0, 0, 0xe8, 3, 34, 0, 16, 0, 0, 0], 70_000),
-    ] {
-        driver.memory.write(DATA, &header).unwrap();
-        driver.transfer(&[Buffer::Read(DATA, len)]);
-        assert_eq!(arrived(&mut far), None, "{header:?}, {len} bytes");
-    }
 }
 
 #[test]
@@ -410,7 +359,7 @@ fn command(driver: &mut Driver<Net>, queue: usize, command: &[u8]) -> u8 {
 fn a_driver_says_how_many_pairs_it_uses_and_frames_come_where_it_sent() {
     let (mut driver, mut far) = card_with_pairs(3);
     assert_eq!(driver.device.read(0x108, 2), 3);
-    let mut there = long_frame(100);
+    let mut there = fake::long(IpVersion::V4, 0, 100).0;
     let mut back = there.clone();
     back[26..34].rotate_left(4);
     back[34..38].rotate_left(2);
@@ -438,7 +387,7 @@ fn a_frame_for_a_queue_without_buffers_waits_for_one() {
     let (mut driver, mut far) = card_with_pairs(2);
     assert_eq!(command(&mut driver, 4, &[4, 0, 2, 0]), 0);
     let frames = (0..20u8).map(|port| {
-        let mut frame = long_frame(10);
+        let mut frame = fake::long(IpVersion::V4, 0, 10).0;
         frame[35] = port;
         frame
     });
