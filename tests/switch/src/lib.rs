@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use tproto::switch::CRASH_LEN;
 use usys::Window;
 use usys::process::ProcessInfo;
-use vmm_protocol::net::{SLOTS, Side, Taken};
+use vmm_protocol::net::{Long, SLOTS, Side, Taken};
 use vmm_protocol::process::CHANNEL;
 
 /// Runs it.
@@ -29,5 +29,14 @@ fn has_bad_frame(channel: &Window) -> bool {
     let taken = Taken::decode(word(Side::Card.taken())).count;
     // A card may lie about how many there are.
     let waiting = put.wrapping_sub(taken).min(SLOTS as u32);
-    (0..waiting).any(|index| word(Side::Card.slot(taken.wrapping_add(index))) as u16 == CRASH_LEN)
+    let mut index = 0;
+    while index < waiting {
+        let header = word(Side::Card.slot(taken.wrapping_add(index)));
+        if header as u16 == CRASH_LEN {
+            return true;
+        }
+        // Where a long frame goes on there are no headers.
+        index += Long::decode(header).map_or(1, Long::slots);
+    }
+    false
 }

@@ -9,6 +9,8 @@
 extern crate alloc;
 
 pub mod forward;
+#[cfg(test)]
+mod long_tests;
 pub mod process;
 pub mod relay;
 pub mod table;

@@ -50,6 +50,7 @@ impl Table {
     }
 
     /// The port behind which the address is.
+    #[inline(always)]
     pub fn find(&self, address: Address, now: u64) -> Option<usize> {
         let learned = || self.learned[set(address)].iter().find(|entry| entry.is(address, now));
         self.find_fixed(address).or_else(|| learned().map(|entry| entry.port.into()))
@@ -61,6 +62,7 @@ impl Table {
     }
 
     /// Notes that the address is behind the port. `false` if it is a card's behind another.
+    #[inline(always)]
     pub fn learn(&mut self, address: Address, port: usize, now: u64) -> bool {
         if let Some(owner) = self.find_fixed(address) {
             return owner == port;

@@ -12,25 +12,25 @@ use vmm_protocol::process::PortConfig;
 
 /// Every end is looked at in every round.
 #[derive(Clone, Copy, Debug)]
-struct Silent;
+pub(crate) struct Silent;
 
 impl Signal for Silent {
     fn signal(&self) {}
 }
 
-struct Net {
-    switch: Switch<Silent>,
-    cards: Vec<End<Silent>>,
+pub(crate) struct Net {
+    pub(crate) switch: Switch<Silent>,
+    pub(crate) cards: Vec<End<Silent>>,
 }
 
-fn mac(number: usize) -> [u8; 6] {
+pub(crate) fn mac(number: usize) -> [u8; 6] {
     [2, 0, 0, 0, 0, number as u8]
 }
 
-const ALL: [u8; 6] = [0xff; 6];
+pub(crate) const ALL: [u8; 6] = [0xff; 6];
 const STRANGER: [u8; 6] = [2, 1, 1, 1, 1, 1];
 
-fn card(number: usize) -> PortConfig {
+pub(crate) fn card(number: usize) -> PortConfig {
     PortConfig::Card { address: MacAddress(mac(number)), is_bridge: false }
 }
 
@@ -39,7 +39,7 @@ fn bridge(number: usize) -> PortConfig {
 }
 
 impl Net {
-    fn new(ports: &[PortConfig]) -> Self {
+    pub(crate) fn new(ports: &[PortConfig]) -> Self {
         let windows: Vec<_> = ports.iter().map(|_| Window::leak(CHANNEL_BYTES)).collect();
         let end = |side| move |&window: &Window| End::new(window, side, Silent).unwrap();
         let switches = windows.iter().map(end(Side::Switch));
@@ -50,7 +50,7 @@ impl Net {
         net
     }
 
-    fn run(&mut self, now: u64) {
+    pub(crate) fn run(&mut self, now: u64) {
         let mut pending = u64::MAX;
         for _ in 0..SLOTS {
             pending = self.switch.round(pending, now);
@@ -63,7 +63,7 @@ impl Net {
         End::flush(&mut self.cards[from]);
     }
 
-    fn receive(&mut self, at: usize) -> Option<Vec<u8>> {
+    pub(crate) fn receive(&mut self, at: usize) -> Option<Vec<u8>> {
         let mut bytes = [0; MAX_FRAME];
         let (len, _) = Link::receive(&mut self.cards[at], &mut bytes)?;
         Some(bytes[..len].to_vec())
