@@ -17,6 +17,7 @@ use anyhow::Result;
 use std::path::Path;
 use std::time::Duration;
 use vmm_protocol::manifest::{CardConfig, Manifest, NetInterface, NetworkConfig, OnCrash, Uplink, VmConfig};
+use vmm_protocol::net::MAX_FRAME;
 use vmm_protocol::outcome::Outcome;
 
 const TIME_LIMIT: Duration = Duration::from_secs(600);
@@ -24,16 +25,22 @@ const LAN: &str = "lan";
 /// Memory of a Debian guest that only has its initial file system, in MiB.
 const LINUX_MIB: u32 = 96;
 
-/// Waits for one connection, and shows the sum of what it brought. The console, where nobody types, keeps it from closing its
-/// direction.
-const LISTEN: &str = "ip link set eth0 up; ip addr add 10.9.0.1/24 dev eth0
-nc -l -p 5000 </dev/console | md5sum >/dev/console; sleep 1";
+/// Waits for a connection of each IP, shows the sum of what it brought, and in how many frames. The console, where nobody types, keeps it
+/// from closing its direction.
+const LISTEN: &str = "ip link set eth0 up; ip addr add 10.9.0.1/24 dev eth0; ip addr add fd00::1/64 dev eth0
+cd /sys/class/net/eth0/statistics
+for port in 5000 5001; do
+nc -l -p $port </dev/console | md5sum >/dev/console
+echo \"came: $(cat rx_bytes) bytes in $(cat rx_packets) frames\" >/dev/console
+done
+sleep 1";
 /// Waits for the other, and sends it by TCP, whose checksums it leaves to its card, more than any ring holds; shows the sum.
 /// Stays until the other is gone: what is on its way is the kernel's. Says then what its CPU did.
-const TALK: &str = "ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0
+const TALK: &str = "ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0; ip addr add fd00::2/64 dev eth0
 until ping -c 1 -W 1 10.9.0.1; do :; done >/dev/null
 ping -q -c 3 -s 1400 -A 10.9.0.1 >/dev/console
-seq 100000 >/tmp/numbers; md5sum </tmp/numbers >/dev/console; nc 10.9.0.1 5000 </tmp/numbers
+seq 400000 >/tmp/numbers; md5sum </tmp/numbers >/dev/console; nc 10.9.0.1 5000 </tmp/numbers
+until nc fd00::1 5001 </tmp/numbers; do sleep 0.1; done
 while ping -c 1 -W 1 10.9.0.1; do sleep 0.1; done >/dev/null
 grep '^cpu ' /proc/stat >/dev/console
 echo \"several queues: $(cut -c 23 /sys/class/net/eth0/device/features)\" >/dev/console";
@@ -57,7 +64,7 @@ pub fn tests(machine: Machine) -> Vec<Test> {
         Test::on(
             machine,
             name("linux"),
-            "two Debian guests talk over ICMP and TCP with their own virtio driver, and see what time the other took",
+            "two Debian guests talk over ICMP and TCP with their own virtio driver, which gets long segments uncut, and see what time the other took",
             move |name| run(machine, name, linux_pair(machine)?, judge_linux),
         ),
     ]
@@ -149,12 +156,33 @@ pub(super) fn judge_linux(report: &Report) -> Result<(), String> {
     if stolen_ticks(&console(talker)).is_none_or(|ticks| ticks == 0) {
         return Err("on a CPU that two VMs share nothing was stolen".into());
     }
-    let sum =
-        |vm: &VmReport| console(vm).lines().find_map(|line| line.strip_suffix("  -").map(str::to_owned));
-    match (sum(talker), sum(listener)) {
-        (Some(sent), Some(came)) if sent == came => Ok(()),
-        sums => Err(format!("what was sent did not arrive whole: {sums:?}")),
+    let sums = |vm: &VmReport| -> Vec<String> {
+        console(vm).lines().filter_map(|line| line.strip_suffix("  -")).map(str::to_owned).collect()
+    };
+    match (&sums(talker)[..], &sums(listener)[..]) {
+        ([sent], [four, six]) if sent == four && sent == six => {}
+        sums => return Err(format!("what was sent did not arrive whole: {sums:?}")),
     }
+    // The first one came by IPv4, the other by IPv6.
+    match frame_bytes(&console(listener))[..] {
+        [four, six] if four.min(six) > MAX_FRAME => Ok(()),
+        ref bytes => Err(format!("the listener saw no long segments: frames had {bytes:?} bytes")),
+    }
+}
+
+/// How many bytes the frames had on average that a listener got, up to each time that it says so.
+fn frame_bytes(console: &str) -> Vec<usize> {
+    let totals = console.lines().filter_map(|line| {
+        let (bytes, frames) =
+            line.strip_prefix("came: ")?.strip_suffix(" frames")?.split_once(" bytes in ")?;
+        Some([bytes.parse().ok()?, frames.parse().ok()?])
+    });
+    let totals: Vec<[usize; 2]> = std::iter::once([0, 0]).chain(totals).collect();
+    let steps = totals.windows(2).map(|pair| {
+        let [bytes, frames] = [0, 1].map(|at| pair[1][at].saturating_sub(pair[0][at]));
+        bytes.checked_div(frames).unwrap_or(0)
+    });
+    steps.collect()
 }
 
 /// Steal time in ticks of 10 ms: the eighth number of the line `cpu` of /proc/stat.
