@@ -1,7 +1,9 @@
 //! Ethernet without the VMM: the driver is an end of the channel to the switch (SPEC.md 11.6).
 //!
-//! Frames are written and read where they are, in memory that the switch shares. The doorbell is the kernel's, which wakes the
-//! switch; the VMM only passes on the switch's interrupts.
+//! Frames are written and read where they are, in memory that the switch shares. Of long frames ([`Long`]) it takes none, and the switch
+//! cuts them. The doorbell is the kernel's, which wakes the switch; the VMM only passes on the switch's interrupts.
+//!
+//! [`Long`]: hypercall_abi::guest::channel::Long
 
 #[cfg(feature = "smoltcp")]
 mod phy;
