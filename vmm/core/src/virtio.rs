@@ -2,7 +2,8 @@
 //!
 //! Device n has the page `layout::VIRTIO + n * 0x1000` and the I/O APIC input `layout::VIRTIO_GSI + n`; the DSDT says so
 //! with a node LNRO0005 each ([`crate::acpi`]). An access to registers needs no guest memory, so a notification is only
-//! remembered until the exit is handled; then the devices look at their queues.
+//! remembered until the exit is handled; then the devices look at their queues. Where the VMM has a
+//! [`Mirror`] for the guest, only writes exit.
 
 use alloc::format;
 use alloc::rc::Rc;

@@ -9,6 +9,9 @@ use vdev::virtio::mirror::Mirror;
 use vmm_core::layout;
 use vmm_protocol::process::monitor;
 
+/// Fewest bytes that CLFLUSH writes back on any CPU.
+const LINE_BYTES: usize = 32;
+
 /// A page for each device.
 #[derive(Debug)]
 pub struct Registers(Mapping);
@@ -21,6 +24,11 @@ impl Registers {
         }
         let pages: Cap<Memory> = Cap::new(Selector(monitor::REGISTER_PAGES));
         let registers = Registers(Mapping::new(pages, 0, count, true)?);
+        let window = registers.0.window();
+        // What was in memory before it was zeroed must not be what the guest reads there.
+        for line in (0..window.len()).step_by(LINE_BYTES) {
+            let _ = window.store_uncached(line, 0);
+        }
         pages.map(space, layout::VIRTIO, 0, count, MapFlags::READ)?;
         Ok(Some(Rc::new(registers)))
     }
