@@ -39,7 +39,7 @@ sleep 1";
 const TALK: &str = "ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0; ip addr add fd00::2/64 dev eth0
 until ping -c 1 -W 1 10.9.0.1; do :; done >/dev/null
 ping -q -c 3 -s 1400 -A 10.9.0.1 >/dev/console
-seq 400000 >/tmp/numbers; md5sum </tmp/numbers >/dev/console; nc 10.9.0.1 5000 </tmp/numbers
+seq 200000 >/tmp/numbers; md5sum </tmp/numbers >/dev/console; nc 10.9.0.1 5000 </tmp/numbers
 until nc fd00::1 5001 </tmp/numbers; do sleep 0.1; done
 while ping -c 1 -W 1 10.9.0.1; do sleep 0.1; done >/dev/null
 grep '^cpu ' /proc/stat >/dev/console
