@@ -25,7 +25,7 @@ use crate::interrupt_path::InterruptPath;
 use crate::layout::{self, Layout};
 use crate::pv::{PvBus, Wires};
 use crate::steal::StealTime;
-use crate::virtio::VirtioBus;
+use crate::virtio::{Settling, VirtioBus};
 
 /// System control port A of the PS/2: fast reset and address line 20.
 const CONTROL_PORT_A: u16 = 0x92;
@@ -37,6 +37,8 @@ const CONSOLE_PORT: usize = 0;
 const INPUT_MAX: usize = 4 << 10;
 /// What can wait, as that frames were sent, waits for 2 ms after the last of it: an answer is there by then, and with it an interrupt.
 const SETTLES_PER_SECOND: u64 = 500;
+/// So many times as long at most, from the first of it on.
+const MOST_PUT_OFF: u64 = 8;
 
 /// A moment on both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -306,9 +308,10 @@ impl Board {
         now: u64,
         mut log: impl FnMut(String),
     ) {
-        let settle_at = now + self.tsc_hz / SETTLES_PER_SECOND;
+        let wait = self.tsc_hz / SETTLES_PER_SECOND;
+        let settling = Settling { at: now + wait, by: now + MOST_PUT_OFF * wait };
         let (virtio, mut path) = self.virtio_and_path();
-        virtio.run(memory, settle_at, |change, complaint| {
+        virtio.run(memory, settling, |change, complaint| {
             path.follow(change);
             complaint.into_iter().for_each(&mut log);
         });

@@ -121,8 +121,19 @@ pub(crate) struct LineChange {
     pub(crate) line: Line,
 }
 
-/// No moment.
-const NEVER: u64 = u64::MAX;
+/// Host TSC at which drivers are told what can wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Settling {
+    /// If nothing comes that puts it off.
+    pub(crate) at: u64,
+    /// Whatever comes.
+    pub(crate) by: u64,
+}
+
+impl Settling {
+    /// Nothing waits.
+    const NEVER: Settling = Settling { at: u64::MAX, by: u64::MAX };
+}
 
 /// The devices of a VM.
 pub(crate) struct VirtioBus {
@@ -130,8 +141,8 @@ pub(crate) struct VirtioBus {
     devices: Vec<Transport<VirtioDevice>>,
     /// Some device was notified and has not looked.
     is_notified: bool,
-    /// Host TSC at which drivers are told what could wait; [`NEVER`] if there is nothing.
-    settle_at: u64,
+    /// When drivers are told what could wait.
+    settling: Settling,
     /// A console, or a service of the VMM, may have output that nobody took.
     has_output: bool,
 }
@@ -142,7 +153,7 @@ impl Default for VirtioBus {
             bus: Bus::default(),
             devices: Vec::new(),
             is_notified: false,
-            settle_at: NEVER,
+            settling: Settling::NEVER,
             has_output: false,
         }
     }
@@ -185,7 +196,7 @@ impl VirtioBus {
             let _ = device.reset();
         }
         self.is_notified = false;
-        self.settle_at = NEVER;
+        self.settling = Settling::NEVER;
     }
 
     /// Reads 1 to 8 bytes; `None` if no device is there.
@@ -226,7 +237,7 @@ impl VirtioBus {
     /// Host TSC at which [`Self::settle`] is due; `u64::MAX` if it is not.
     #[inline]
     pub(crate) fn settle_at(&self) -> u64 {
-        self.settle_at
+        self.settling.at
     }
 
     /// Tells drivers what could wait until now. `follow` is as in [`Self::run`].
@@ -236,7 +247,7 @@ impl VirtioBus {
         memory: &mut M,
         mut follow: impl FnMut(LineChange, Option<String>),
     ) {
-        self.settle_at = NEVER;
+        self.settling = Settling::NEVER;
         for (index, device) in self.devices.iter_mut().enumerate() {
             let line = device.settle(memory);
             follow(LineChange { gsi: gsi(index), line }, take_complaint(index, device));
@@ -244,11 +255,12 @@ impl VirtioBus {
     }
 
     /// Lets the devices that were notified look at their queues. `follow` gets every change of a line, and what is to be
-    /// said about a driver that broke the rules. What their drivers are told can wait until `settle_at`.
+    /// said about a driver that broke the rules. What their drivers are told can wait until `settling`, but by no later than for
+    /// what waits already: others of their notifications could put that off for ever.
     pub(crate) fn run<M: GuestMemory>(
         &mut self,
         memory: &mut M,
-        settle_at: u64,
+        settling: Settling,
         mut follow: impl FnMut(LineChange, Option<String>),
     ) {
         self.is_notified = false;
@@ -258,10 +270,12 @@ impl VirtioBus {
             self.is_notified |= device.is_notified();
             self.has_output |= has_output(device.device());
             if device.is_owing() {
-                self.settle_at = settle_at;
+                let by = self.settling.by.min(settling.by);
+                self.settling = Settling { at: settling.at.min(by), by };
             }
             follow(LineChange { gsi: gsi(index), line }, take_complaint(index, device));
         }
+        self.forget_settled();
     }
 
     /// Whether a driver drives some device.
@@ -281,8 +295,14 @@ impl VirtioBus {
             self.is_notified |= device.is_notified();
             follow(LineChange { gsi: gsi(index), line }, take_complaint(index, device));
         }
-        if !self.devices.iter().any(Transport::is_owing) {
-            self.settle_at = NEVER;
+        self.forget_settled();
+    }
+
+    /// Nothing waits of which drivers were told meanwhile.
+    #[inline]
+    fn forget_settled(&mut self) {
+        if self.settling != Settling::NEVER && !self.devices.iter().any(Transport::is_owing) {
+            self.settling = Settling::NEVER;
         }
     }
 
