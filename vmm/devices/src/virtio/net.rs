@@ -22,9 +22,6 @@ pub const MAX_PAIRS: u16 = 16;
 const QUEUE_SIZE: u16 = 256;
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
-/// Pieces of frames that the driver gets back without an interrupt while it sends ([`Turn::later`]). More are half of a queue, of
-/// which it may have no more.
-const MOST_UNTOLD: usize = QUEUE_SIZE as usize / 2;
 /// Descriptors of the control queue.
 const CONTROL_SIZE: u16 = 64;
 
@@ -153,7 +150,7 @@ impl Net {
     }
 
     /// Sends what the driver has in the queue of a pair, for one turn. A driver takes back what was sent when it sends again, or when it
-    /// gets frames, so that an interrupt for that alone can wait.
+    /// gets frames, so that an interrupt for that alone can wait. One for more than half of a queue cannot: of that it may have no more.
     fn transmit<M: GuestMemory>(
         &mut self,
         memory: &mut M,
@@ -170,7 +167,7 @@ impl Net {
             self.send(memory, pair)?;
             queue.push(memory, self.chain.head(), 0)?;
         }
-        if self.untold > MOST_UNTOLD {
+        if self.untold > usize::from(queue.size()) / 2 {
             self.untold = 0;
             turn.interrupt = queue.wants_interrupt(memory)?;
         }

@@ -102,6 +102,17 @@ fn a_driver_that_has_half_a_queue_to_take_back_is_told_at_once() {
 }
 
 #[test]
+fn a_driver_with_few_descriptors_is_told_before_it_has_none() {
+    let (mut driver, _far) = card(0, 8);
+    driver.select(TRANSMIT);
+    driver.memory.write(DATA, &[0; 12]).unwrap();
+    for sent in 1..=8 {
+        driver.transfer(&[Buffer::Read(DATA, 72)]);
+        assert_eq!(driver.interrupts, usize::from(sent > 4), "after {sent} frames");
+    }
+}
+
+#[test]
 fn a_reset_forgets_what_was_to_be_told() {
     let (mut driver, _far) = with_a_sent_frame();
     driver.start(EVENT_IDX, 256);
