@@ -320,10 +320,11 @@ impl VirtioBus {
     /// Has consoles say how large their terminal is: columns and rows. `follow` is as in [`Self::run`].
     pub(crate) fn set_console_size(&mut self, columns: u16, rows: u16, mut follow: impl FnMut(LineChange)) {
         for (index, device) in self.devices.iter_mut().enumerate() {
-            if let VirtioDevice::Console(console) = device.device_mut()
-                && console.set_size(columns, rows)
-            {
+            let VirtioDevice::Console(console) = device.device_mut() else { continue };
+            if console.set_size(columns, rows) {
                 follow(LineChange { gsi: gsi(index), line: device.config_changed() });
+            } else {
+                device.config_changed_untold();
             }
         }
     }

@@ -54,7 +54,7 @@ impl ConsoleDevice {
     }
 
     /// The terminal has so many columns and rows. Returns whether its driver is to be told of that change
-    /// ([`super::mmio::Transport::config_changed`]).
+    /// ([`super::mmio::Transport::config_changed`], and otherwise `config_changed_untold`).
     pub fn set_size(&mut self, columns: u16, rows: u16) -> bool {
         self.size = [columns, rows];
         self.has_size

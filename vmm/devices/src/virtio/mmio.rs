@@ -456,10 +456,15 @@ impl<D: Device> Transport<D> {
         }
     }
 
-    /// Tells the driver that the configuration space has changed.
-    pub fn config_changed(&mut self) -> Line {
+    /// The configuration space has changed where the driver, if there is one, has not agreed to be told of it: it finds that when it looks.
+    pub fn config_changed_untold(&mut self) {
         self.config_generation = self.config_generation.wrapping_add(1);
         self.show_all();
+    }
+
+    /// Tells the driver that the configuration space has changed.
+    pub fn config_changed(&mut self) -> Line {
+        self.config_changed_untold();
         if self.status.contains(Status::DRIVER_OK) { self.raise(Reasons::CONFIG_CHANGE) } else { Line::Same }
     }
 

@@ -3,8 +3,9 @@
 use super::*;
 use crate::virtio::VirtioDevice;
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::rc::Rc;
-use core::cell::Cell;
+use core::cell::RefCell;
 use core::task::Poll;
 use vdev::block::{Backend, Completion, Disk, Geometry, MemoryDisk, Request, Token};
 use vdev::guest_mem::GuestMemory;
@@ -28,6 +29,8 @@ const NOTIFY: u64 = 0x50;
 const INTERRUPT_STATUS: u64 = 0x60;
 const INTERRUPT_ACK: u64 = 0x64;
 const DEVICE_STATUS: u64 = 0x70;
+const CONFIG_GENERATION: u64 = 0xfc;
+const CONFIG: u64 = 0x100;
 
 fn disks(count: u8) -> Devices {
     let disk = |byte: u8| Disk::new(Box::new(MemoryDisk::writable(vec![byte; 0x10_000].leak())));
@@ -97,27 +100,32 @@ fn a_guest_reads_a_disk_and_is_interrupted() {
     assert_eq!(vm.peek(layout::VIRTIO + DEVICE_STATUS), 0, "the other disk is as it was");
 }
 
-/// The interrupt status of two devices, as a guest reads it.
+/// The registers of devices as a guest reads them by itself.
 #[derive(Debug, Default)]
-struct Statuses([Cell<u32>; 2]);
+struct Shown(RefCell<BTreeMap<(usize, u64), u32>>);
 
-impl Mirror for Statuses {
+impl Shown {
+    fn at(&self, device: usize, at: u64) -> u32 {
+        self.0.borrow()[&(device, at)]
+    }
+}
+
+impl Mirror for Shown {
     fn store(&self, device: usize, at: u64, value: u32) {
-        if at == INTERRUPT_STATUS {
-            self.0[device].set(value);
-        }
+        self.0.borrow_mut().insert((device, at), value);
     }
 }
 
 #[test]
 fn an_interrupt_s_reason_is_read_where_it_is_shown_and_its_end_is_a_quiet_access() {
-    let statuses = Rc::new(Statuses::default());
-    let mut vm = Vm::with_devices(&config(), Devices { mirror: Some(statuses.clone()), ..disks(2) });
+    let shown = Rc::new(Shown::default());
+    let reasons = |shown: &Shown| [0, 1].map(|device| shown.at(device, INTERRUPT_STATUS));
+    let mut vm = Vm::with_devices(&config(), Devices { mirror: Some(shown.clone()), ..disks(2) });
     let base = layout::VIRTIO + 0x1000;
     vm.start_device(base, 17);
     vm.offer_read(1);
     vm.poke(base + NOTIFY, 0);
-    assert_eq!(statuses.0.each_ref().map(Cell::get), [0, 1]);
+    assert_eq!(reasons(&shown), [0, 1]);
 
     vm.enter_long_mode();
     // mov [rbx], eax
@@ -128,7 +136,7 @@ fn an_interrupt_s_reason_is_read_where_it_is_shown_and_its_end_is_a_quiet_access
     assert_eq!(vm.vcpu.page.rip, ENTRY);
     assert!(vm.store(base + INTERRUPT_ACK));
     assert_eq!(vm.vcpu.page.rip, ENTRY + 2);
-    assert_eq!(statuses.0.each_ref().map(Cell::get), [0, 0]);
+    assert_eq!(reasons(&shown), [0, 0]);
 }
 
 /// A VM with a network card whose driver has frames to send.
@@ -252,6 +260,23 @@ fn a_driver_of_a_console_hears_how_large_its_terminal_is() {
         (2, 30 << 16 | 100)
     );
     assert!(!vm.machine.take_wants_console_size());
+}
+
+#[test]
+fn the_size_of_the_terminal_is_shown_to_a_driver_that_does_not_want_to_hear_of_it() {
+    let shown = Rc::new(Shown::default());
+    let virtio = vec![VirtioDevice::Console(ConsoleDevice::new())];
+    let mirror = Some(shown.clone() as Rc<dyn Mirror>);
+    let mut vm = Vm::with_devices(&config(), Devices { virtio, mirror, ..Devices::default() });
+    for size in [80, 100] {
+        let generation = shown.at(0, CONFIG_GENERATION);
+        vm.machine.set_console_size(size, 25);
+        assert_eq!(vm.peek(layout::VIRTIO + CONFIG), 25 << 16 | u32::from(size));
+        assert_eq!(shown.at(0, CONFIG), 25 << 16 | u32::from(size));
+        assert_ne!(shown.at(0, CONFIG_GENERATION), generation);
+        assert_eq!(shown.at(0, INTERRUPT_STATUS), 0);
+        vm.start_device(layout::VIRTIO, 16);
+    }
 }
 
 #[test]

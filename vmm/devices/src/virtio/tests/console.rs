@@ -41,6 +41,8 @@ fn a_driver_that_begins_is_told_the_size_and_hears_of_another() {
     let mut other = console();
     assert!(!other.device.device_mut().wants_size());
     assert!(!other.device.device_mut().set_size(80, 25), "it did not ask for that feature");
+    other.device.config_changed_untold();
+    assert_eq!((other.read(0x100), other.read(0x060)), (25 << 16 | 80, 0));
 }
 
 #[test]
