@@ -154,9 +154,12 @@ impl Net {
     fn transmit<M: GuestMemory>(
         &mut self,
         memory: &mut M,
-        queue: &mut Queue,
-        pair: usize,
+        queues: &mut [Queue],
+        index: usize,
     ) -> Result<Turn, DriverError> {
+        let Some(queue) = queues.get_mut(index) else {
+            return Ok(Turn::NOTHING);
+        };
         let mut turn = Turn { again: true, ..Turn::NOTHING };
         for _ in 0..queue.size() {
             if !queue.pop_or_arm(memory, &mut self.chain)? {
@@ -164,12 +167,11 @@ impl Net {
                 break;
             }
             self.untold += self.chain.readable().len();
-            self.send(memory, pair)?;
+            self.send(memory, index / 2)?;
             queue.push(memory, self.chain.head(), 0)?;
         }
         if self.untold > usize::from(queue.size()) / 2 {
-            self.untold = 0;
-            turn.interrupt = queue.wants_interrupt(memory)?;
+            turn.interrupt = self.settle(memory, queues)?;
         }
         turn.later = self.untold > 0;
         Ok(turn)
@@ -325,13 +327,12 @@ impl Device for Net {
         if control != Some(index) && index % 2 == RECEIVE {
             return self.receive(memory, queues);
         }
-        let Some(queue) = queues.get_mut(index) else {
-            return Ok(Turn::NOTHING);
-        };
-        if control == Some(index) {
+        if control == Some(index)
+            && let Some(queue) = queues.get_mut(index)
+        {
             return self.control(memory, queue);
         }
-        let turn = self.transmit(memory, queue, index / 2);
+        let turn = self.transmit(memory, queues, index);
         self.link.flush();
         turn
     }

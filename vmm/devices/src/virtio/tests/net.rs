@@ -350,6 +350,20 @@ proptest! {
 const CTRL_VQ: u64 = 1 << 17;
 const MQ: u64 = 1 << 22;
 
+#[test]
+fn what_one_pair_sends_does_not_silence_what_another_sent() {
+    let (mut driver, _far) = card_with_pairs(2);
+    driver.memory.write(DATA, &[0; 12]).unwrap();
+    driver.select(TRANSMIT + 2);
+    driver.transfer(&[Buffer::Read(DATA, 72)]);
+    driver.select(TRANSMIT);
+    driver.set_available_flags(1);
+    for sent in 1..=4 {
+        driver.transfer(&[Buffer::Read(DATA, 72)]);
+        assert_eq!(driver.interrupts, usize::from(sent == 4), "after {sent} frames");
+    }
+}
+
 /// A card with several pairs of queues, of which the driver knows.
 fn card_with_pairs(pairs: u16) -> (Driver<Net>, Cable) {
     let (near, far) = Cable::new();
