@@ -103,8 +103,13 @@ impl Device for VirtioDevice {
         each!(self, device => device.process(memory, queues, index))
     }
 
-    fn settle<M: GuestMemory>(&mut self, memory: &M, queues: &mut [Queue]) -> Result<bool, DriverError> {
-        each!(self, device => device.settle(memory, queues))
+    fn settle<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        queues: &mut [Queue],
+        is_silent: bool,
+    ) -> Result<bool, DriverError> {
+        each!(self, device => device.settle(memory, queues, is_silent))
     }
 
     fn poll<M: GuestMemory>(&mut self, memory: &mut M, queues: &mut [Queue]) -> Result<Turn, DriverError> {
@@ -247,9 +252,9 @@ impl VirtioBus {
         memory: &mut M,
         mut follow: impl FnMut(LineChange, Option<String>),
     ) {
-        self.settling = Settling::NEVER;
+        let Settling { at, by } = core::mem::replace(&mut self.settling, Settling::NEVER);
         for (index, device) in self.devices.iter_mut().enumerate() {
-            let line = device.settle(memory);
+            let line = device.settle(memory, at < by);
             follow(LineChange { gsi: gsi(index), line }, take_complaint(index, device));
         }
     }

@@ -175,9 +175,9 @@ impl<D: Device> Driver<D> {
         self.follow(line);
     }
 
-    /// What the driver was to be told some time is due.
-    pub(super) fn settle(&mut self) {
-        let line = self.device.settle(&mut self.memory);
+    /// What the driver was to be told some time is due; `is_silent` says whether it notified nothing for long.
+    pub(super) fn settle(&mut self, is_silent: bool) {
+        let line = self.device.settle(&mut self.memory, is_silent);
         self.follow(line);
     }
 

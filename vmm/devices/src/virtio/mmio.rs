@@ -444,12 +444,13 @@ impl<D: Device> Transport<D> {
         }
     }
 
-    /// Interrupts the driver for what it was to be told some time, if it has not found that by itself.
-    pub fn settle<M: GuestMemory>(&mut self, memory: &mut M) -> Line {
+    /// Interrupts the driver for what it was to be told some time, if it has not found that by itself; `is_silent` is as in
+    /// [`Device::settle`].
+    pub fn settle<M: GuestMemory>(&mut self, memory: &mut M, is_silent: bool) -> Line {
         if !core::mem::take(&mut self.is_owing) || !self.is_running() {
             return Line::Same;
         }
-        match self.device.settle(memory, &mut self.queues) {
+        match self.device.settle(memory, &mut self.queues, is_silent) {
             Ok(true) => self.raise(Reasons::USED_BUFFER),
             Ok(false) => Line::Same,
             Err(error) => self.fail(error),

@@ -177,8 +177,13 @@ pub trait Device {
     ) -> Result<Turn, DriverError>;
 
     /// Whether the driver wants an interrupt for what was given back in turns that said so ([`Turn::later`]), and has not found that
-    /// by itself since.
-    fn settle<M: GuestMemory>(&mut self, _memory: &M, _queues: &mut [Queue]) -> Result<bool, DriverError> {
+    /// by itself since. `is_silent`: nor has it had any such turn for long, so that it may be waiting.
+    fn settle<M: GuestMemory>(
+        &mut self,
+        _memory: &M,
+        _queues: &mut [Queue],
+        _is_silent: bool,
+    ) -> Result<bool, DriverError> {
         Ok(false)
     }
 

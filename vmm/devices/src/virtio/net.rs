@@ -81,6 +81,8 @@ pub struct Net {
     pair: usize,
     /// Pieces of the frames that the driver got back and may have to be told of.
     untold: usize,
+    /// The driver seemed to wait for that, and has got no frames since.
+    is_waiting: bool,
 }
 
 impl fmt::Debug for Net {
@@ -117,6 +119,7 @@ impl Net {
             waiting: 0,
             pair: 0,
             untold: 0,
+            is_waiting: false,
         }
     }
 
@@ -149,8 +152,9 @@ impl Net {
         Ok(())
     }
 
-    /// Sends what the driver has in the queue of a pair, for one turn. A driver takes back what was sent when it sends again, or when it
-    /// gets frames, so that an interrupt for that alone can wait. One for more than half of a queue cannot: of that it may have no more.
+    /// Sends what the driver has in the queue of a pair, for one turn. Most drivers take back what was sent when they send again, or when
+    /// they get frames, so that an interrupt for that alone can wait. It cannot for more than half of a queue, of which a driver may have
+    /// no more, or if one seemed to wait for it.
     fn transmit<M: GuestMemory>(
         &mut self,
         memory: &mut M,
@@ -170,8 +174,9 @@ impl Net {
             self.send(memory, index / 2)?;
             queue.push(memory, self.chain.head(), 0)?;
         }
-        if self.untold > usize::from(queue.size()) / 2 {
-            turn.interrupt = self.settle(memory, queues)?;
+        let most = if self.is_waiting { 0 } else { usize::from(queue.size()) / 2 };
+        if self.untold > most {
+            turn.interrupt = self.wants_to_know_sent(memory, queues)?;
         }
         turn.later = self.untold > 0;
         Ok(turn)
@@ -215,11 +220,29 @@ impl Net {
         for queue in queues.iter_mut().step_by(2).take(self.steering.pairs().into()) {
             turn.interrupt |= queue.wants_interrupt(memory)?;
         }
-        if turn.interrupt && self.untold > 0 {
-            // By the same interrupt the driver looks at what it sent.
-            let _ = self.settle(memory, queues)?;
+        if turn.interrupt {
+            self.is_waiting = false;
+            if self.untold > 0 {
+                // By the same interrupt the driver looks at what it sent.
+                let _ = self.wants_to_know_sent(memory, queues)?;
+            }
         }
         Ok(turn)
+    }
+
+    /// Whether the driver wants an interrupt for what it sent.
+    fn wants_to_know_sent<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        queues: &mut [Queue],
+    ) -> Result<bool, DriverError> {
+        self.untold = 0;
+        let mut interrupt = false;
+        // Those of pairs that the driver no longer uses, too. Behind them is the control queue, whose number is even.
+        for queue in queues.iter_mut().skip(TRANSMIT).step_by(2) {
+            interrupt |= queue.wants_interrupt(memory)?;
+        }
+        Ok(interrupt)
     }
 
     /// Gives the driver the frame that waits in the queue of its pair, or, where the driver does not use that, in the first; `false` if it
@@ -313,7 +336,7 @@ impl Device for Net {
     fn reset(&mut self) {
         self.set_features(0);
         self.waiting = 0;
-        self.untold = 0;
+        (self.untold, self.is_waiting) = (0, false);
         self.steering.set_pairs(1);
     }
 
@@ -337,13 +360,15 @@ impl Device for Net {
         turn
     }
 
-    fn settle<M: GuestMemory>(&mut self, memory: &M, queues: &mut [Queue]) -> Result<bool, DriverError> {
-        self.untold = 0;
-        let mut interrupt = false;
-        // Those of pairs that the driver no longer uses, too. Behind them is the control queue, whose number is even.
-        for queue in queues.iter_mut().skip(TRANSMIT).step_by(2) {
-            interrupt |= queue.wants_interrupt(memory)?;
-        }
+    fn settle<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        queues: &mut [Queue],
+        is_silent: bool,
+    ) -> Result<bool, DriverError> {
+        let interrupt = self.wants_to_know_sent(memory, queues)?;
+        // Linux 6.11, with its limits of bytes in a queue, may send nothing more before it knows.
+        self.is_waiting = interrupt && is_silent;
         Ok(interrupt)
     }
 

@@ -63,9 +63,9 @@ fn with_a_sent_frame() -> (Driver<Net>, Cable) {
 fn that_a_frame_was_sent_is_told_later() {
     let (mut driver, _far) = with_a_sent_frame();
     assert_eq!((driver.interrupts, driver.device.is_owing()), (0, true));
-    driver.settle();
+    driver.settle(true);
     assert_eq!((driver.take_interrupt(), driver.device.is_owing()), (1, false));
-    driver.settle();
+    driver.settle(true);
     assert_eq!(driver.interrupts, 1);
 }
 
@@ -73,7 +73,7 @@ fn that_a_frame_was_sent_is_told_later() {
 fn a_driver_that_found_by_itself_what_was_sent_is_not_told() {
     let (mut driver, _far) = with_a_sent_frame();
     driver.set_used_event(1);
-    driver.settle();
+    driver.settle(true);
     assert_eq!((driver.interrupts, driver.device.is_owing()), (0, false));
 }
 
@@ -86,7 +86,7 @@ fn what_was_sent_is_told_with_a_frame_that_comes() {
     far.send(&frame(60), None);
     driver.poll();
     assert_eq!((driver.take_interrupt(), driver.device.is_owing()), (1, false));
-    driver.settle();
+    driver.settle(true);
     assert_eq!(driver.interrupts, 1, "one interrupt is for both");
 }
 
@@ -99,6 +99,34 @@ fn a_driver_that_has_half_a_queue_to_take_back_is_told_at_once() {
     assert_eq!((driver.interrupts, driver.device.is_owing()), (0, true));
     driver.transfer(&[Buffer::Read(DATA, 72)]);
     assert_eq!((driver.interrupts, driver.device.is_owing()), (1, false));
+}
+
+#[test]
+fn a_driver_that_waits_for_what_it_sent_waits_once_until_it_gets_frames() {
+    let (mut driver, mut far) = with_a_sent_frame();
+    driver.set_used_event(0);
+    driver.settle(true);
+    assert_eq!(driver.take_interrupt(), 1);
+    for sent in 1..3 {
+        driver.set_used_event(sent);
+        driver.transfer(&[Buffer::Read(DATA, 72)]);
+        assert_eq!((driver.take_interrupt(), driver.device.is_owing()), (1, false));
+    }
+    driver.select(RECEIVE);
+    driver.set_used_event(0);
+    driver.offer(&[Buffer::Write(DATA + 0x1000, 2000)]);
+    far.send(&frame(60), None);
+    driver.poll();
+    assert_eq!(driver.take_interrupt(), 1);
+    driver.select(TRANSMIT);
+    driver.set_used_event(3);
+    driver.transfer(&[Buffer::Read(DATA, 72)]);
+    assert_eq!((driver.line, driver.device.is_owing()), (false, true));
+    driver.settle(false);
+    assert_eq!(driver.take_interrupt(), 1);
+    driver.set_used_event(4);
+    driver.transfer(&[Buffer::Read(DATA, 72)]);
+    assert_eq!((driver.line, driver.device.is_owing()), (false, true), "it went on sending");
 }
 
 #[test]
@@ -116,7 +144,7 @@ fn a_driver_with_few_descriptors_is_told_before_it_has_none() {
 fn a_reset_forgets_what_was_to_be_told() {
     let (mut driver, _far) = with_a_sent_frame();
     driver.start(EVENT_IDX, 256);
-    driver.settle();
+    driver.settle(true);
     assert_eq!((driver.interrupts, driver.device.is_owing()), (0, false));
 }
 
