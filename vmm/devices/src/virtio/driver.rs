@@ -151,7 +151,7 @@ impl<D: Device> Driver<D> {
     }
 
     /// Reads all registers.
-    fn read_all(&mut self) {
+    pub(super) fn read_all(&mut self) {
         for offset in (0..0x200).step_by(4) {
             self.read(offset);
         }

@@ -242,6 +242,10 @@ fn torment<D: Device>(
         outside(driver);
         let _ = driver.device.run(&mut driver.memory);
         let _ = driver.device.poll(&mut driver.memory);
+        if driver.device.is_owing() {
+            let _ = driver.device.settle(&mut driver.memory, driver.line);
+        }
+        driver.read_all();
         driver.line = driver.read(0x060) != 0;
     }
 }
