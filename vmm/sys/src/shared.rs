@@ -48,7 +48,8 @@ mod native {
         [first, second]
     }
 
-    /// Writes the cache line of an address back to memory, behind all older stores to it (SDM 2A, CLFLUSH).
+    /// Writes the cache line of an address back to memory, behind all older stores to it (SDM 2A, CLFLUSH) and before all that follows (APM
+    /// 3, CLFLUSH: only MFENCE orders it).
     ///
     /// # Safety
     ///
@@ -56,7 +57,7 @@ mod native {
     #[inline]
     pub(crate) unsafe fn flush_line(at: *mut u8) {
         // SAFETY: the caller vouches for the byte; no byte changes.
-        unsafe { asm!("clflush [{}]", in(reg) at, options(nostack, preserves_flags)) };
+        unsafe { asm!("clflush [{}]", "mfence", in(reg) at, options(nostack, preserves_flags)) };
     }
 
     /// Zeroes `len` bytes.
