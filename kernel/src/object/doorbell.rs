@@ -103,7 +103,7 @@ impl Vcpu {
                 (&raw const (*p).exit_length).read_volatile(),
             )
         };
-        PortIo::is_plain_out(info) && self.rings(page, Event::out(info as u32, rax), || length)
+        PortIo::is_plain_out(info) && self.rings(page, Event::out(info as u32, rax), || length.into())
     }
 
     /// Rings the doorbell of a call that the backend did not ring in the middle of the run.
@@ -116,7 +116,7 @@ impl Vcpu {
         };
         // The privilege level must be 0: what user code of a guest may ring is its kernel's to say.
         let is_doorbell = level == 0 && rax & !0xffff == DOORBELL_CALL;
-        is_doorbell && self.rings(page, Event::call(rax as u16), || DOORBELL_CALL_LENGTH)
+        is_doorbell && self.rings(page, Event::call(rax as u16), || DOORBELL_CALL_LENGTH.into())
     }
 
     /// Rings the doorbell of a page that the guest wrote to by an instruction that the VMM named.
@@ -132,7 +132,7 @@ impl Vcpu {
     }
 
     #[inline(always)]
-    fn rings(&self, page: NonNull<VcpuPage>, event: Event, length: impl FnOnce() -> u32) -> bool {
+    fn rings(&self, page: NonNull<VcpuPage>, event: Event, length: impl FnOnce() -> u64) -> bool {
         let Some(bell) = self.space.table().and_then(|table| table.find(event)) else {
             return false;
         };

@@ -30,7 +30,7 @@ impl Instruction {
     /// # Safety
     /// The page is bound, as in `Vcpu::enter_guest`.
     #[inline]
-    pub unsafe fn new(page: NonNull<VcpuPage>, length: u32) -> Option<Self> {
+    pub unsafe fn new(page: NonNull<VcpuPage>, length: u64) -> Option<Self> {
         let p = page.as_ptr();
         // SAFETY: the frame stays until a grace period after the page is unbound. The VMM may write it at any time, so
         // each word is read once.
@@ -41,7 +41,7 @@ impl Instruction {
                 (&raw const (*p).inject).read_volatile(),
             )
         };
-        let next = rip.wrapping_add(length as u64);
+        let next = rip.wrapping_add(length);
         let is_ours =
             length != 0 && !pending.is_valid() && rflags & RFLAGS_TF == 0 && (rip ^ next) >> 32 == 0;
         is_ours.then_some(Instruction { page, rip, rflags, next })
@@ -127,7 +127,7 @@ impl Vcpu {
     /// Whether the guest is in 64-bit mode, and has the instruction of `expected(rip)` at RIP: its length, else 0. Within a run.
     /// Apart from the loop that enters guests, which has registers for little else.
     #[inline(never)]
-    pub fn length_if(&self, page: NonNull<VcpuPage>, expected: impl FnOnce(u64) -> Store) -> u32 {
+    pub fn length_if(&self, page: NonNull<VcpuPage>, expected: impl FnOnce(u64) -> Store) -> u64 {
         // SAFETY: as in `Instruction::new`; this is the vCPU's CPU.
         let (rip, cr3) = unsafe {
             let rip = (&raw const (*page.as_ptr()).rip).read_volatile();
@@ -140,7 +140,7 @@ impl Vcpu {
         }
         let ram = Ram { root: self.space.root, last: &last.page };
         match cr3 {
-            Some(cr3) if fetch::is_at(&ram, cr3, rip, &expected) => expected.length as u32,
+            Some(cr3) if fetch::is_at(&ram, cr3, rip, &expected) => expected.length.into(),
             _ => 0,
         }
     }

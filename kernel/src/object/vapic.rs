@@ -281,7 +281,7 @@ impl Vcpu {
         }
         let length = match length {
             0 => self.length_if(page, |rip| Store::new(rip, &WRMSR)),
-            length => length,
+            length => length.into(),
         };
         // SAFETY: as above.
         let Some(instruction) = (unsafe { Instruction::new(page, length) }) else {
