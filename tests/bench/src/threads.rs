@@ -184,7 +184,9 @@ fn preempt(tsc_hz: u64, is_traceable: bool) -> Result<Summary> {
     let late = (tsc_hz * SLICE_US / 1_000_000 * 19 / 20) as u32;
     let done = new_semaphore()?;
     let body = move || -> Infallible {
+        let mut round = 0u32;
         loop {
+            round = round.wrapping_add(1);
             let (ticks, look) = spin(late);
             if IS_OPEN.load(Ordering::Relaxed) {
                 mark();
@@ -196,8 +198,8 @@ fn preempt(tsc_hz: u64, is_traceable: bool) -> Result<Summary> {
                 LOOK.store(look, Ordering::Relaxed);
                 let _ = done.up();
             }
-            // The next slice is to end at another instruction of the loop.
-            (0..ticks % 13).for_each(|_| core::hint::spin_loop());
+            // The next slice is to end at another instruction of the loop: always the same may be one at which no gap is seen.
+            (0..(ticks ^ round) % 13).for_each(|_| core::hint::spin_loop());
             // What was done here is no gap.
             LAST.store(now() as u32, Ordering::Relaxed);
         }
